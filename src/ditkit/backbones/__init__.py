@@ -1,0 +1,38 @@
+"""Whole networks by name. Adding one: a file with a configuration section, and its line below."""
+
+from ditkit.backbones.dit import DIT_SIZES, SIT_SIZES, Cond, DiT, DiTConfig
+from ditkit.errors import InputError
+
+BackboneConfig = DiTConfig  # a union discriminated by `kind`, once there is a second kind
+
+BACKBONES: dict[str, BackboneConfig] = {"DiT": DiTConfig(), **DIT_SIZES, **SIT_SIZES}
+
+
+def backbone(
+    name: str, *, classes: int = 0, channels: int = 4, learned_variance: bool = False, **overrides
+) -> DiT:
+    """A freshly initialised network by its paper name, for instance "DiT-S/2".
+
+    Args:
+        name: a key of `BACKBONES`.
+        classes: number of labels; 0 for an unconditional network.
+        channels: channels of the state (4 behind Stable Diffusion's autoencoder, 3 or 1 for pixels).
+        learned_variance: twice as many output channels, the second half for the variance (DiT).
+        overrides: any field of the network's configuration, such as width=192 or depth=4.
+
+    Raises:
+        InputError: unknown name, field or value out of range.
+    """
+    if name not in BACKBONES:
+        raise InputError(f"unknown backbone {name!r}; choose one of: {', '.join(BACKBONES)}")
+    config = BACKBONES[name]
+    unknown = set(overrides) - set(type(config).model_fields)
+    if unknown:
+        raise InputError(f"{name} has no field {sorted(unknown)}; it has: {', '.join(type(config).model_fields)}")
+    config = type(config).model_validate(config.model_dump() | overrides)
+    return config.build(
+        channels=channels, classes=classes, out_channels=2 * channels if learned_variance else channels
+    )
+
+
+__all__ = ["BACKBONES", "BackboneConfig", "Cond", "DiT", "DiTConfig", "backbone"]

@@ -1,0 +1,30 @@
+"""Solvers of the probability-flow ODE dx/dt = velocity(x, t), from noise to data."""
+
+from itertools import pairwise
+
+from torch import Tensor
+
+from ditkit.transports import Denoiser
+
+
+def rows(t: Tensor, x: Tensor) -> Tensor:
+    """One grid point, () or (K,), for every row of the state: (B,) or (B, K)."""
+    return t.expand(len(x), *t.shape)
+
+
+def euler(denoise: Denoiser, x: Tensor, grid: Tensor, cond: dict, *, noise=None) -> Tensor:
+    """First order, one evaluation a step. x (B, *S) at grid[0] -> state at grid[-1]."""
+    for t, s in pairwise(grid):
+        step = denoise.expand(rows(s - t, x), x)
+        x = x + step * denoise(x, rows(t, x), cond).velocity
+    return x
+
+
+def heun(denoise: Denoiser, x: Tensor, grid: Tensor, cond: dict, *, noise=None) -> Tensor:
+    """Second order (the explicit trapezoidal rule), two evaluations a step."""
+    for t, s in pairwise(grid):
+        step = denoise.expand(rows(s - t, x), x)
+        velocity = denoise(x, rows(t, x), cond).velocity
+        ahead = denoise(x + step * velocity, rows(s, x), cond).velocity
+        x = x + step * (velocity + ahead) / 2
+    return x

@@ -1,0 +1,79 @@
+"""Interpolants: x_t = alpha(t) · x0 + sigma(t) · eps, with t = 0 data and t = 1 noise.
+
+A path is a function of t that gives alpha, sigma and their derivatives in t, in t's own dtype (use
+float64 where the last bit matters). Networks, losses and samplers live elsewhere.
+
+Sources: linear, GVP and VP from SiT (Ma et al., 2024, section 3), with time reversed against its
+code; the discrete DDPM process from Ho et al. (2020) as DiT uses it.
+"""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DDPM_STEPS = 1000
+
+
+class Coeffs(NamedTuple):
+    """alpha, sigma and d/dt of both, all of the shape of t."""
+
+    alpha: Tensor
+    sigma: Tensor
+    d_alpha: Tensor
+    d_sigma: Tensor
+
+
+Path = Callable[[Tensor], Coeffs]
+
+
+def linear(t: Tensor) -> Coeffs:
+    """alpha = 1 - t, sigma = t: straight lines (rectified flow, flow matching)."""
+    one = torch.ones_like(t)
+    return Coeffs(1 - t, t, -one, one)
+
+
+def gvp(t: Tensor) -> Coeffs:
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2): alpha² + sigma² = 1, constant speed."""
+    quarter = math.pi / 2
+    alpha, sigma = (quarter * (1 - t)).sin(), (quarter * t).sin()  # sin of 1 - t: exactly 0 at t = 1
+    return Coeffs(alpha, sigma, -quarter * sigma, quarter * alpha)
+
+
+def vp(t: Tensor, beta_min: float = 0.1, beta_max: float = 20.0) -> Coeffs:
+    """The continuous variance-preserving process: log alpha = -t² (beta_max - beta_min)/4 - t beta_min/2."""
+    log_alpha = -(t**2) * (beta_max - beta_min) / 4 - t * beta_min / 2
+    d_log_alpha = -t * (beta_max - beta_min) / 2 - beta_min / 2
+    return _variance_preserving(log_alpha, d_log_alpha)
+
+
+def ddpm(t: Tensor) -> Coeffs:
+    """DDPM's 1,000 linear betas: index i is the knot t = (i + 1)/1000; t = 0 is the clean image.
+
+    Between knots log alpha is interpolated linearly. Close to, but not, the continuous `vp`
+    (alpha differs by up to 1e-3).
+    """
+    table = _ddpm_log_alpha().to(t.device, t.dtype)
+    position = (t * DDPM_STEPS).clamp(0, DDPM_STEPS)
+    # A knot belongs to the interval below it (where sampling goes on); 1e-3 absorbs t's rounding.
+    left = (position - 1e-3).ceil().clamp(1, DDPM_STEPS).long() - 1
+    slope = table[left + 1] - table[left]
+    return _variance_preserving(table[left] + (position - left) * slope, slope * DDPM_STEPS)
+
+
+@lru_cache(maxsize=1)
+def _ddpm_log_alpha() -> Tensor:
+    """log alpha at t = 0, 1/1000, ..., 1, float64; alpha² is the cumulative product of 1 - beta."""
+    betas = torch.linspace(1e-4, 2e-2, DDPM_STEPS, dtype=torch.float64)
+    return torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0) / 2])
+
+
+def _variance_preserving(log_alpha: Tensor, d_log_alpha: Tensor) -> Coeffs:
+    alpha, sigma = log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
+    return Coeffs(alpha, sigma, alpha * d_log_alpha, -(alpha**2) * d_log_alpha / sigma)
+
+
+PATHS: dict[str, Path] = {"linear": linear, "gvp": gvp, "vp": vp, "ddpm": ddpm}

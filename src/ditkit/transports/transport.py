@@ -1,0 +1,184 @@
+"""Transport: an interpolant, what the network predicts, and when it is trained.
+
+It owns the loss and turns a network into a denoiser. It knows no network's insides: a network is any
+callable (x_t, t, cond) -> output. Guidance and solvers live in `ditkit.sampling`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from pydantic import model_validator
+from torch import Tensor
+
+from ditkit.config import Section
+from ditkit.transports.interpolants import DDPM_STEPS, PATHS, Coeffs
+from ditkit.transports.layout import Layout
+from ditkit.transports.predictions import PREDICTIONS, Prediction
+from ditkit.transports.variational import Posterior, discretised_nll, gaussian_kl, learned_log_variance, posterior
+
+Cond = dict[str, Tensor]
+Network = Callable[[Tensor, Tensor, Cond], Tensor]
+
+# Time laws: quantile functions, from u uniform in (0, 1) to [0, 1].
+TIME_LAWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "uniform": lambda u: u,
+    "logit_normal": lambda u: torch.special.ndtri(u).sigmoid(),  # Esser et al., 2024, m = 0, s = 1
+}
+
+
+class Transport(Section):
+    """How data becomes noise and what the network learns of it."""
+
+    path: Literal["linear", "gvp", "vp", "ddpm"] = "linear"
+    """x_t = alpha(t) x0 + sigma(t) eps: straight lines, trigonometric, continuous or discrete diffusion."""
+    predict: Literal["velocity", "noise", "data", "score", "v"] = "velocity"
+    """What the network's output means."""
+    variance: Literal["fixed", "learned"] = "fixed"
+    """learned: twice the output channels and DiT's hybrid loss with the variational bound (ddpm only)."""
+    time_law: Literal["uniform", "logit_normal"] = "uniform"
+    """How training times are distributed."""
+
+    @model_validator(mode="after")
+    def _learned_variance_needs_knots(self) -> "Transport":
+        if self.variance == "learned" and self.path != "ddpm":
+            raise ValueError(
+                f"transport.variance learned needs the steps of transport.path ddpm, not {self.path}; "
+                "use variance fixed, or path ddpm"
+            )
+        return self
+
+    def coeffs(self, t: Tensor) -> Coeffs:
+        """alpha, sigma and their derivatives at t, of t's shape and dtype."""
+        return PATHS[self.path](t)
+
+    def interval(self, use: Literal["train", "ode", "sde"]) -> tuple[float, float]:
+        """The (lowest, highest) t at which the network is trained or asked.
+
+        Safe ends depend on the path, the prediction and the use: where alpha or sigma vanishes some
+        decoders divide by zero. SiT's defaults (its `train_eps`, `sample_eps` and last step of 0.04).
+        """
+        if self.path == "ddpm":
+            low, high = 1 / DDPM_STEPS, 1.0
+        elif self.path == "vp":
+            low, high = (1e-5 if use == "train" else 1e-3), 1.0
+        else:
+            low = 0.0 if self.predict in ("velocity", "v") else 1e-3
+            high = 1 - 1e-3 if self.predict in ("noise", "score") else 1.0
+        return (0.04 if use == "sde" else low), high
+
+    def times(self, u: Tensor) -> Tensor:
+        """Training times from uniform u in (0, 1): by the time law, on the knots where the path has them."""
+        t = TIME_LAWS[self.time_law](u)
+        if self.path == "ddpm":
+            return ((t * DDPM_STEPS).floor() + 1).clamp(max=DDPM_STEPS) / DDPM_STEPS
+        low, high = self.interval("train")
+        return low + (high - low) * t
+
+    def loss(
+        self, net: Network, x0: Tensor, cond: Cond, *, t: Tensor, eps: Tensor, layout: Layout | None = None
+    ) -> dict[str, Tensor]:
+        """Per-image losses, each (B,): "loss" to minimise, and the terms it is made of.
+
+        Args:
+            x0, eps: data and noise, (B, *S). t: times, (B,), or (B, K) for a state of K parts.
+
+        The raw output is compared with its target, the mean squared error per part, then summed. A
+        score s is compared as sigma · s with -eps, as in SiT.
+        """
+        layout = layout or Layout(tuple(x0.shape[1:]))
+        c = _expanded(self.coeffs(t), layout, x0)
+        x_t = c.alpha * x0 + c.sigma * eps
+        out, var = self._split(net(x_t, _as_input(t, x0), cond), x0)
+        if self.predict == "score":
+            residual = c.sigma * out + eps
+        else:
+            residual = out - PREDICTIONS[self.predict].view(x0, eps, c)
+        mse = layout.mean(residual**2).sum(1)
+        if var is None:
+            return {"loss": mse, "mse": mse}
+        vb = self._variational_bound(out.detach(), var, x0, x_t, t, layout).sum(1)
+        return {"loss": mse + vb, "mse": mse, "vb": vb}
+
+    def denoiser(self, net: Network, layout: Layout | None = None) -> "Denoiser":
+        """The network as (x_t, t, cond) -> Prediction, decoded in float32 or wider."""
+
+        def predict(x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
+            c = _expanded(self.coeffs(t), layout or Layout(tuple(x_t.shape[1:])), x_t)
+            out, var = self._split(net(x_t, _as_input(t, x_t), cond), x_t)
+            x0, eps = PREDICTIONS[self.predict].decode(out, x_t, c)
+            return Prediction(c, x_t, x0, eps, var)
+
+        return Denoiser(predict, self.coeffs, layout)
+
+    def _split(self, out: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The prediction and, where it is learned, the variance; not narrower than the state."""
+        out = out.to(like.dtype)
+        if self.variance == "fixed":
+            return out, None
+        prediction, var = out.chunk(2, dim=1)
+        return prediction, var
+
+    def _variational_bound(
+        self, out: Tensor, var: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, layout: Layout
+    ) -> Tensor:
+        """The bound's term at t in bits per dimension (B, K); gradients reach the variance only."""
+        a, b = self.coeffs(t), self.coeffs(t - 1 / DDPM_STEPS)
+        step = _expanded(posterior(a, b), layout, x0)
+        x0_hat, _ = PREDICTIONS[self.predict].decode(out, x_t, _expanded(a, layout, x0))
+        mean_hat, log_var_hat = step.mean(x0_hat, x_t), learned_log_variance(var, step, self.log_variance_floor())
+        kl = gaussian_kl(step.mean(x0, x_t), step.log_small.clamp(min=-50), mean_hat, log_var_hat)
+        nll = discretised_nll(x0, mean_hat, log_var_hat)
+        first = layout.expand(t).to(x0.device) < 1.5 / DDPM_STEPS
+        return layout.mean(torch.where(first, nll, kl)) / math.log(2)
+
+    def log_variance_floor(self) -> float:
+        """What stands in for the log variance of the very last step, whose posterior has none: that of
+        the step before it (DiT's process does so)."""
+        knots = torch.tensor([2, 1], dtype=torch.float64) / DDPM_STEPS
+        a, b = (Coeffs(*(value[i] for value in self.coeffs(knots))) for i in (0, 1))
+        return posterior(a, b).log_small.item()
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """What samplers see of a network: (x_t, t (B,) or (B, K), cond) -> Prediction.
+
+    Also the path, for steps that need coefficients at the time they go to. Guidance is a function
+    from denoiser to denoiser: `dataclasses.replace(denoise, predict=...)`.
+    """
+
+    predict: Callable[[Tensor, Tensor, Cond], Prediction]
+    path: Callable[[Tensor], Coeffs]
+    layout: Layout | None = None
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
+        return self.predict(x_t, t, cond)
+
+    def expand(self, values: Tensor, x: Tensor) -> Tensor:
+        """(B,) or (B, K) values to what broadcasts with the state x, in its dtype."""
+        return (self.layout or Layout(tuple(x.shape[1:]))).expand(values).to(x)
+
+    def coeffs(self, t: Tensor, x: Tensor) -> Coeffs:
+        """The path's coefficients at t (B,) or (B, K), broadcasting with the state x."""
+        return _expanded(self.path(t), self.layout or Layout(tuple(x.shape[1:])), x)
+
+    def posterior(self, t: Tensor, s: Tensor, x: Tensor) -> Posterior:
+        """The reverse step from t to the earlier s, broadcasting with the state x."""
+        step = posterior(self.path(t), self.path(s))
+        return _expanded(step, self.layout or Layout(tuple(x.shape[1:])), x)
+
+
+Values = TypeVar("Values", Coeffs, Posterior)
+
+
+def _expanded(values: Values, layout: Layout, x: Tensor) -> Values:
+    """Computed at the times' precision (float64 in samplers: small differences), then as the state's."""
+    return type(values)(*(layout.expand(value).to(x) for value in values))
+
+
+def _as_input(t: Tensor, x: Tensor) -> Tensor:
+    """Times on the network's device; float64 where the device has it, so that t · 1000 stays exact."""
+    return t.to(x.device, torch.float32 if x.device.type == "mps" else t.dtype)

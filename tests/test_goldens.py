@@ -1,0 +1,164 @@
+"""Numbers of the released DiT and SiT code on a model filled by formula: ours must be the same."""
+
+import pytest
+import torch
+from official import LABELS, tiny, wave
+
+from ditkit.nn.embeddings import sincos_positions, sinusoid
+from ditkit.nn.patches import unpatchify
+from ditkit.sampling import SAMPLERS, cfg, respaced
+from ditkit.transports import Transport
+
+DDPM = Transport(path="ddpm", predict="noise", variance="learned")
+FLOW = Transport(path="linear", predict="velocity")
+
+
+def index(*indices):
+    """DiT's index i is t = (i + 1)/1000."""
+    return (torch.tensor(indices, dtype=torch.float64) + 1) / 1000
+
+
+def close(value, expected, rel=1e-5):
+    assert value == pytest.approx(expected, rel=rel, abs=1e-6)
+
+
+def sit_network():
+    """The tiny model as SiT uses it: its own clock, minus its output (its time runs the other way),
+    and the second half of the channels discarded."""
+    net = tiny(time_scale=-1.0, time_shift=1.0)
+    return lambda x, t, cond: -net(x, t, cond)[:, :4]
+
+
+def test_positions_and_time():
+    assert sincos_positions(16, 16, 1152).double().sum().item() == pytest.approx(134598.9478, rel=1e-7)
+    embedded = sinusoid(torch.tensor([999.0], dtype=torch.float64))[0]
+    close(embedded[:3].tolist(), [0.99964982, 0.96378529, -0.39902055])
+    close(embedded[128:131].tolist(), [-0.02646075, -0.26667938, -0.91694200])
+
+
+def test_unpatchify_puts_the_channel_fastest():
+    tokens = torch.zeros(1, 16, 32)
+    tokens[0, 5] = torch.arange(32.0)
+    patch = unpatchify(tokens, (4, 4), 2)[0, 0, 2:4, 2:4]
+    assert patch.tolist() == [[0, 8], [16, 24]]
+
+
+@torch.no_grad()
+def test_dit_forward():
+    net = tiny()
+    assert sum(p.numel() for p in net.parameters()) == 107_456 - 16 * 48  # without pos_embed
+    out = net(wave(), index(3, 250), LABELS)
+    close(out.double().sum().item(), 59.30689)
+    close(out.double().square().sum().item(), 41.12365)
+    close(out[0, 0, 0, :4].tolist(), [0.1954983, 0.0071218, 0.1484265, -0.0265457])
+
+
+@torch.no_grad()
+def test_sit_forward():
+    net = tiny(time_scale=-1.0, time_shift=1.0)
+    out = net(wave(), 1 - torch.tensor([0.3, 0.8], dtype=torch.float64), LABELS)[:, :4]
+    close(out.double().sum().item(), 28.50145)
+    close(out.double().square().sum().item(), 40.94308)
+    close(out[0, 0, 0, :4].tolist(), [0.204871, 0.006569, 0.156389, -0.027973], rel=5e-5)
+
+
+def contiguous_noise(x):
+    return torch.randn(x.shape)  # randn_like would follow the strides of x, not its rows
+
+
+def knots(sections):
+    times = index(*reversed(respaced(sections)))
+    return torch.cat([times, times.new_zeros(1)])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("sections", "total", "square", "first"),
+    [
+        ("10", -4643.160, 6423564.67, [-15.07754, -10.61031, 20.4895, 30.30371]),
+        ("ddim10", -1774.364, 960695.41, [-5.681017, -3.760007, 7.694903, 12.33276]),
+    ],
+)
+def test_ddim_loop(sections, total, square, first):
+    x = SAMPLERS["ddim"].run(DDPM.denoiser(tiny()), wave(), knots(sections), LABELS)
+    close(x.double().sum().item(), total)
+    close(x.double().square().sum().item(), square)
+    close(x[0, 0, 0, :4].tolist(), first)
+
+
+@torch.no_grad()
+def test_ancestral_loop():
+    denoise = DDPM.denoiser(tiny())
+    torch.manual_seed(0)
+    x = SAMPLERS["ancestral"].run(denoise, wave(), knots("10"), LABELS, noise=contiguous_noise)
+    close(x.double().sum().item(), -4869.4656)
+    close(x.double().square().sum().item(), 8292705.70)
+    close(x[0, 0, 0, :4].tolist(), [-103.05913, -89.50472, -22.07021, 11.70837])
+
+
+@torch.no_grad()
+def test_ddpm_hybrid_loss():
+    terms = DDPM.loss(tiny(), wave(), LABELS, t=index(0, 500), eps=wave(torch.cos))
+    close(terms["mse"].tolist(), [0.598978, 0.5150539])
+    close(terms["vb"].tolist(), [2.0274158, 0.0040959], rel=2e-5)
+    torch.testing.assert_close(terms["loss"], terms["mse"] + terms["vb"])
+
+
+@pytest.mark.parametrize(
+    ("sections", "start", "end", "total"),
+    [("250", [0, 4, 8], [995, 999], 124_875), ("50", [0, 20, 41], [979, 999], None), ("ddim50", [0, 20], [980], None)],
+)
+def test_respaced(sections, start, end, total):
+    indices = respaced(sections)
+    assert indices[: len(start)] == start
+    assert indices[-len(end) :] == end
+    assert total is None or sum(indices) == total
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("sampler", "total"), [("euler", 32.331529), ("heun", 32.270981)])
+def test_sit_ode(sampler, total):
+    grid = torch.linspace(1, 0, 11, dtype=torch.float64)
+    x = SAMPLERS[sampler].run(FLOW.denoiser(sit_network()), wave(), grid, LABELS)
+    close(x.double().sum().item(), total)
+
+
+@torch.no_grad()
+def test_sit_sde():
+    grid = torch.cat([torch.linspace(1, 0.04, 11, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+    denoise = FLOW.denoiser(sit_network())
+    torch.manual_seed(0)
+    x = SAMPLERS["euler_maruyama"].run(denoise, wave(), grid, LABELS, noise=contiguous_noise)
+    close(x.double().sum().item(), 20.792861)
+
+
+@torch.no_grad()
+def test_sit_velocity_loss():
+    torch.manual_seed(0)
+    eps, t = torch.randn(2, 4, 8, 8), torch.rand(2)
+    close(t.tolist(), [0.3612727, 0.3136021])
+    terms = FLOW.loss(sit_network(), wave(), LABELS, t=1 - t.double(), eps=eps)
+    close(terms["loss"].tolist(), [1.4322600, 1.8943670])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("predict", "expected"), [("score", [0.92035, 1.31898]), ("noise", [1.03896, 1.25859])])
+def test_sit_unweighted_losses(predict, expected):
+    """The same draw, mapped to SiT's training interval [0.001, 0.999] for these predictions."""
+    torch.manual_seed(0)
+    eps, t = torch.randn(2, 4, 8, 8), torch.rand(2).double()
+    net = tiny(time_scale=-1.0, time_shift=1.0)
+    transport = Transport(path="linear", predict=predict)
+    t = 1 - (t * 0.998 + 0.001)
+    terms = transport.loss(lambda x, t, cond: net(x, t, cond)[:, :4], wave(), LABELS, t=t, eps=eps)
+    close(terms["loss"].tolist(), expected, rel=2e-5)
+
+
+@torch.no_grad()
+def test_guidance_is_linear_in_the_raw_output():
+    """All channels: the guided velocity is null + s (cond - null), one call of twice the rows."""
+    net, x, t = sit_network(), wave(), torch.tensor([0.7, 0.7], dtype=torch.float64)
+    cond, empty = {"label": torch.tensor([1, 2])}, {"label": torch.tensor([10, 10])}
+    guided = cfg(FLOW.denoiser(net), lambda cond: empty, 4.0)(x, t, cond).velocity
+    expected = net(x, t, empty) + 4 * (net(x, t, cond) - net(x, t, empty))
+    torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-5)
