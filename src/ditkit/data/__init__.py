@@ -1,0 +1,48 @@
+"""Images to train on and to score against: four kinds of source, one loader.
+
+`DATA["digits"].open()` gives a source, `batches(source, config, ...)` its training batches,
+`load_all(config, "test")` every image of a part. To add a kind: a section with a `kind` literal and
+`open`, a place in `DataConfig`, a line in `DATA`.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from ditkit.data.arrays import Digits, FashionMNIST
+from ditkit.data.folder import Folder
+from ditkit.data.hub import Hub
+from ditkit.data.loader import Batch, Stream, batches, load_all
+from ditkit.data.sources import Arrays, DataSection, Encoded, Source, Split
+from ditkit.data.transforms import center_crop, prepare, to_array, to_mode
+
+DataConfig = Annotated[Digits | FashionMNIST | Folder | Hub, Field(discriminator="kind")]
+
+DATA: dict[str, Digits | FashionMNIST | Folder | Hub] = {
+    "digits": Digits(),
+    "fashion-mnist": FashionMNIST(),
+    "folder": Folder(),
+    "hub": Hub(),
+}
+
+__all__ = [
+    "DATA",
+    "Arrays",
+    "Batch",
+    "DataConfig",
+    "DataSection",
+    "Digits",
+    "Encoded",
+    "FashionMNIST",
+    "Folder",
+    "Hub",
+    "Source",
+    "Split",
+    "Stream",
+    "batches",
+    "center_crop",
+    "load_all",
+    "prepare",
+    "to_array",
+    "to_mode",
+]
