@@ -14,14 +14,11 @@ from torch import Tensor, nn
 
 from ditkit.config import Section
 from ditkit.errors import InputError
-from ditkit.nn.blocks import AdaLNHead, AdaLNZeroBlock
+from ditkit.nn.blocks import CONDITIONINGS, AdaLNHead
 from ditkit.nn.embeddings import LabelEmbedding, TimeEmbedding, sincos_positions
 from ditkit.nn.patches import PatchEmbed, unpatchify
 
 Cond = dict[str, Tensor]
-
-# A conditioning is a block: the adaptive ones take the sum of the embeddings.
-CONDITIONINGS: dict[str, type[nn.Module]] = {"adaln_zero": AdaLNZeroBlock}
 
 
 class DiTConfig(Section):

@@ -69,3 +69,7 @@ class AdaLNHead(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.modulation(c)
         return self.linear(modulated_norm(x, shift, scale))
+
+
+# A conditioning is a block; the adaptive ones take the sum of the embeddings.
+CONDITIONINGS: dict[str, type[nn.Module]] = {"adaln_zero": AdaLNZeroBlock}

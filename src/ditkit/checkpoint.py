@@ -1,0 +1,119 @@
+"""Checkpoints: the full state of a run, in files that hold tensors and JSON and execute nothing.
+
+    checkpoints/000000512000/   model, ema, optimizer .safetensors, state.json
+
+A checkpoint is written beside its place and renamed into it, so a reader sees all of it or nothing;
+state.json carries the hash of every file, so a checkpoint cut short is recognised and the one before
+it used. Tensors are keyed by parameter name, which survives any change of their order.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ditkit.errors import InputError
+
+log = logging.getLogger(__name__)
+
+Tensors = dict[str, Tensor]
+
+
+def save_checkpoint(folder: Path, images: int, parts: dict[str, Tensors], state: dict, keep: int) -> Path:
+    """Write `parts` (file name -> tensors) and `state` as the checkpoint of `images` images.
+
+    Keeps the newest `keep` checkpoints. InputError when the disk does not take it; the checkpoints
+    that were there stay as they were.
+    """
+    final = folder / f"{images:012d}"
+    unfinished = folder / f"{final.name}.unfinished"
+    try:
+        unfinished.mkdir(parents=True, exist_ok=True)
+        hashes = {}
+        for name, tensors in parts.items():
+            file = unfinished / f"{name}.safetensors"
+            save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, file)
+            hashes[file.name] = _sha256(file)
+        (unfinished / "state.json").write_text(json.dumps({"images": images, **state, "sha256": hashes}, indent=1))
+        if final.exists():
+            shutil.rmtree(final)
+        unfinished.rename(final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        rest = checkpoints(folder)
+        good = f"the last good one is {rest[-1].name}" if rest else "there is none yet"
+        raise InputError(
+            f"{folder}: cannot write the checkpoint of {images} images ({error}); {good}; make room on the "
+            "disk and give the same command again"
+        ) from None
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The finished checkpoints of a run, oldest first."""
+    return sorted(path for path in folder.glob("[0-9]*") if path.name.isdigit())
+
+
+def load_newest(folder: Path, parts: tuple[str, ...]) -> tuple[dict, dict[str, Tensors]] | None:
+    """State and the asked parts of the newest intact checkpoint; None when there is no checkpoint.
+
+    A damaged one is passed over with a warning. InputError when all are damaged.
+    """
+    found = checkpoints(folder)
+    for path in reversed(found):
+        try:
+            return load_checkpoint(path, parts)
+        except InputError as error:
+            log.warning(f"{error}; trying the one before it")
+    if found:
+        raise InputError(f"{folder}: none of the {len(found)} checkpoints is intact; give another --out to start anew")
+    return None
+
+
+def load_checkpoint(path: Path, parts: tuple[str, ...]) -> tuple[dict, dict[str, Tensors]]:
+    """State and the asked parts of one checkpoint; InputError naming the file that is damaged."""
+    try:
+        state = json.loads((path / "state.json").read_text())
+        for name in parts:
+            file = path / f"{name}.safetensors"
+            if _sha256(file) != state["sha256"][file.name]:
+                raise InputError(f"{file} is damaged: it does not match its hash in state.json")
+        return state, {name: load_file(path / f"{name}.safetensors") for name in parts}
+    except (OSError, KeyError, json.JSONDecodeError, SafetensorError) as error:
+        raise InputError(f"{path} is damaged ({error})") from None
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, net: nn.Module) -> Tensors:
+    """The optimiser's state as "parameter name/entry" -> tensor."""
+    return {
+        f"{name}/{entry}": torch.as_tensor(value)
+        for name, parameter in net.named_parameters()
+        for entry, value in optimizer.state[parameter].items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, net: nn.Module, tensors: Tensors) -> None:
+    """The inverse of `optimizer_tensors`, in place."""
+    for name, parameter in net.named_parameters():
+        prefix = f"{name}/"
+        optimizer.state[parameter] = {
+            key.removeprefix(prefix): value.to(parameter.device)
+            for key, value in tensors.items()
+            if key.startswith(prefix)
+        }

@@ -1,0 +1,65 @@
+"""The command line: `ditkit VERB ...`. Each verb is a module here; `main` only picks one.
+
+Wrong input ends with one line on stderr and status 2; anything else that fails is a defect and shows
+its traceback.
+"""
+
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from ditkit.errors import InputError
+
+# verb -> (module, what it does); modules are imported when chosen, so that help is quick.
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "train on real digits, sample, score and draw: everything in a few minutes"),
+    "train": ("train", "train a recipe; the same command again resumes it"),
+    "sample": ("sample", "make images with a run or a snapshot"),
+    "eval": ("evaluate", "score a run, a folder or an .npz file"),
+    "info": ("info", "parameters, multiply-adds and memory of a recipe or a run"),
+    "list": ("listing", "what can be chosen: recipes, backbones, samplers, ..."),
+    "classifier": ("classifier", "make the frozen classifier that scores a data set"),
+    "bench": ("bench", "speed against diffusers on this machine"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "matplotlib", "datasets", "PIL"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(_help())
+            return 0
+        verb, *rest = arguments
+        if verb == "--version":
+            from importlib.metadata import version
+
+            print(f"ditkit {version('ditkit')}")
+            return 0
+        if verb not in VERBS:
+            raise InputError(f"unknown verb {verb!r}; choose one of: {', '.join(VERBS)}")
+        importlib.import_module(f"ditkit.cli.{VERBS[verb][0]}").run(rest)
+    except InputError as error:
+        print(f"ditkit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ditkit: stopped; a training run resumes with the same command", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+def _help() -> str:
+    width = max(len(verb) for verb in VERBS)
+    verbs = "\n".join(f"  {verb:{width}s}  {what}" for verb, (_, what) in VERBS.items())
+    return (
+        "usage: ditkit VERB ...\n\n"
+        "Diffusion transformers from the same small parts, trained, sampled and scored with one tool.\n\n"
+        f"{verbs}\n\n"
+        "ditkit VERB --help explains one. A first look: ditkit demo"
+    )

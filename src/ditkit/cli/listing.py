@@ -1,0 +1,64 @@
+"""`ditkit list`: everything that can be chosen by name."""
+
+from typing import Annotated, Literal
+
+import tyro
+
+from ditkit.cli.parsing import parse
+from ditkit.config import Section
+
+
+def registries() -> dict[str, dict[str, str]]:
+    """Name -> one line, for every registry."""
+    from ditkit.backbones import BACKBONES
+    from ditkit.codecs import CODECS
+    from ditkit.data import DATA
+    from ditkit.nn.blocks import CONDITIONINGS
+    from ditkit.pipeline import SNAPSHOTS
+    from ditkit.recipes import RECIPES
+    from ditkit.sampling import SAMPLERS
+    from ditkit.transports import PATHS, PREDICTIONS, TIME_LAWS
+
+    return {
+        "recipes": {name: _first(build) for name, build in RECIPES.items()},
+        "backbones": {
+            name: f"width {config.width}, depth {config.depth}, {config.heads} heads, patch {config.patch}"
+            for name, config in BACKBONES.items()
+        },
+        "conditionings": {name: _first(block) for name, block in CONDITIONINGS.items()},
+        "codecs": {name: _first(type(config)) for name, config in CODECS.items()},
+        "data": {name: _first(type(config)) for name, config in DATA.items()},
+        "paths": {name: _first(path) for name, path in PATHS.items()},
+        "predictions": {name: _first(meaning.view) for name, meaning in PREDICTIONS.items()},
+        "time-laws": dict.fromkeys(TIME_LAWS, ""),
+        "samplers": {name: _first(entry.run) for name, entry in SAMPLERS.items()},
+        "snapshots": {folder.name: str(folder) for folder in sorted(SNAPSHOTS.glob("*"))},
+    }
+
+
+class ListCommand(Section):
+    """Names for flags: recipes for `train`, samplers for --sampler, paths for --transport.path, ..."""
+
+    what: Annotated[
+        Literal[
+            "all", "recipes", "backbones", "conditionings", "codecs", "data", "paths", "predictions",
+            "time-laws", "samplers", "snapshots",
+        ],
+        tyro.conf.Positional,
+    ] = "all"  # fmt: skip
+    """One kind of name, or all."""
+
+
+def run(argv: list[str]) -> None:
+    command = parse(ListCommand, argv, "list")
+    for title, names in registries().items():
+        if command.what not in ("all", title):
+            continue
+        print(title)
+        width = max((len(name) for name in names), default=0)
+        for name, line in names.items():
+            print(f"  {name:{width}s}  {line}".rstrip())
+
+
+def _first(thing: object) -> str:
+    return (getattr(thing, "__doc__", None) or "").strip().splitlines()[0] if thing.__doc__ else ""

@@ -1,0 +1,103 @@
+"""Flags by tyro, and its framed errors folded to the one line every error of ditkit is."""
+
+import contextlib
+import io
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from ditkit.backbones import BACKBONES
+from ditkit.codecs import CODECS
+from ditkit.config import Section
+from ditkit.data import DATA, DataSection, Folder
+from ditkit.errors import InputError
+from ditkit.recipe import Recipe
+
+# Sections that come in kinds: `--backbone NAME` replaces the section by that name's default.
+KINDS: dict[str, dict[str, Any]] = {"backbone": BACKBONES, "codec": CODECS, "data": DATA}
+
+WIDE = 4000  # characters: boxes so wide that folding them breaks no word
+
+
+def parse(target: Callable | type, argv: list[str], prog: str, default: Any = None) -> Any:
+    """`target` filled from the flags; InputError for anything that is not understood."""
+    options: dict[str, Any] = {"default": default} if default is not None else {}
+    captured = io.StringIO()
+    wants_help = bool({"-h", "--help"} & set(argv))
+    try:
+        with contextlib.redirect_stderr(captured), _columns(100 if wants_help else WIDE):
+            return tyro.cli(
+                target,
+                args=argv,
+                prog=f"ditkit {prog}",
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone),
+                **options,
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise InputError(fold(captured.getvalue())) from None
+
+
+def fold(framed: str) -> str:
+    """tyro's boxed message as one line."""
+    lines = [line.strip("│╭╮╰╯ \t") for line in framed.splitlines()]
+    parts: list[list[str]] = [[]]
+    for line in lines:
+        if not line.strip("─ "):
+            parts.append([])
+        elif "─" not in line:  # the title of the box is in its frame
+            parts[-1].append(line.strip())
+    text = "; ".join(" ".join(part) for part in parts if part)
+    text = re.sub(r"\[type=.*?\]|For further information visit \S+|Value error, |; Argument helptext: .*?(?=;)", "", text)
+    text = re.sub(r"Error parsing (\S+): 1 validation error for \w+ ([a-z_.]+) (?=Input)", r"--\1.\2: ", text)
+    text = re.sub(r"Error parsing \S+: 1 validation error for \w+ |1 validation error for \w+ ", "", text)
+    text = re.sub(r";?\s*For full helptext, (?:run|see) (.*)", r" (see \1)", text)
+    return re.sub(r"\s+", " ", text).replace(":;", ":").strip()
+
+
+@contextlib.contextmanager
+def _columns(width: int):
+    """A terminal of that width, for as long as it is needed."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(width)
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)
+
+
+def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
+    """The recipe with the sections chosen by name replaced, and the flags that are left.
+
+    `--backbone DiT-S/4`, `--codec vae`, `--data fashion-mnist`; `--data DIR` is a folder of images.
+    """
+    sections: dict[str, Section] = {}
+    rest: list[str] = []
+    flags = iter(argv)
+    for flag in flags:
+        name, _, value = flag.removeprefix("--").partition("=")
+        if not flag.startswith("--") or name not in KINDS:
+            rest.append(flag)
+            continue
+        value = value or next(flags, "")
+        if name == "data":
+            sections[name] = data_section(value)
+        elif value in KINDS[name]:
+            sections[name] = KINDS[name][value]
+        else:
+            raise InputError(f"--{name}: unknown {value!r}; choose one of: {', '.join(KINDS[name])}")
+    return recipe.replace(**sections), rest
+
+
+def data_section(name: str) -> DataSection:
+    """The default section of a data set's name, or that of a folder of images."""
+    if name in DATA:
+        return DATA[name]
+    if Path(name).is_dir():
+        return Folder(path=Path(name))
+    raise InputError(f"--data: unknown {name!r}; choose one of: {', '.join(DATA)}, or an existing folder of images")

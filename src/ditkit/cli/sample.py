@@ -1,0 +1,72 @@
+"""`ditkit sample RUN`: images from a run, a snapshot's folder or a bundled snapshot."""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from pydantic import Field
+
+from ditkit.cli.options import SamplingOptions
+from ditkit.cli.parsing import parse
+from ditkit.errors import InputError
+from ditkit.pictures import grid
+from ditkit.pipeline import load
+
+
+class SampleCommand(SamplingOptions):
+    """Make images: a grid, and on request single PNGs or an .npz file in ADM's format."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """A run's folder, a snapshot's folder, or the name of a bundled snapshot."""
+    labels: tuple[int, ...] = ()
+    """Classes to sample, over and over; all of them when not given."""
+    n: Annotated[int, Field(ge=1)] | None = None
+    """Number of images; 8 of each class when not given."""
+    out: Path | None = None
+    """Folder for what is written; samples/NAME when not given."""
+    png: bool = False
+    """Also every image as its own PNG file, named by number and class."""
+    npz: bool = False
+    """Also samples.npz: arr_0 uint8 (N, H, W, C), and the labels; what ADM's evaluator reads."""
+
+
+def run(argv: list[str]) -> None:
+    command = parse(SampleCommand, argv, "sample")
+    pipeline = load(command.run, command.device)
+    if command.labels and not pipeline.classes:
+        raise InputError("--labels: this model was trained without classes; leave it out")
+    classes = command.labels or tuple(range(pipeline.classes)) or (0,)
+    count = command.n or 8 * len(classes)
+    labels = torch.tensor([classes[k % len(classes)] for k in range(count)])
+    out = command.out or Path("samples") / pipeline.recipe.name
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written ({error.strerror})") from None
+
+    images = command.generate(pipeline, labels if pipeline.classes else None, count)
+    by_class = torch.argsort(labels, stable=True)
+    columns = -(-count // len(classes)) if pipeline.classes else 8
+    picture = grid(images[by_class], min(columns, 32))
+    picture.save(out / "grid.png")
+    written = [out / "grid.png"]
+    if command.png:
+        for k, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            suffix = f"-class{label}" if pipeline.classes else ""
+            Image.fromarray(_pixels(image)).save(out / f"{k:06d}{suffix}.png")
+        written.append(out / "000000*.png")
+    if command.npz:
+        arrays = {"arr_0": images.permute(0, 2, 3, 1).numpy()}  # NHWC
+        np.savez(out / "samples.npz", **arrays, **({"labels": labels.numpy()} if pipeline.classes else {}))
+        written.append(out / "samples.npz")
+    facts = command.protocol(pipeline)
+    print(f"{count} images, {facts['sampler']}, {facts['nfe']} evaluations, guidance {facts['guidance']}")
+    print("\n".join(str(path) for path in written))
+
+
+def _pixels(image: torch.Tensor) -> np.ndarray:
+    pixels = image.permute(1, 2, 0).numpy()
+    return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels

@@ -1,0 +1,55 @@
+"""`ditkit train RECIPE`: every field of the recipe is a flag."""
+
+from pathlib import Path
+
+from ditkit.cli.parsing import parse, switch_kinds
+from ditkit.device import DeviceName, pick_device
+from ditkit.errors import InputError
+from ditkit.recipe import Recipe
+from ditkit.recipes import RECIPES, recipe
+
+USAGE = f"""usage: ditkit train RECIPE [--section.field value ...]
+
+Train a recipe: {", ".join(RECIPES)}.
+
+The same command again resumes it: a run that was stopped and resumed equals one that was not.
+Every field of the recipe is a flag; `ditkit train RECIPE --help` lists them with their defaults.
+Whole sections are replaced by name: --backbone DiT-S/4, --codec vae, --data fashion-mnist, or
+--data DIR for your own images, one sub-folder per class.
+The run's folder gets recipe.json, log.jsonl, loss.png, previews/ and checkpoints/."""
+
+
+class TrainCommand(Recipe):
+    """Train a recipe; given again, the same command resumes it. Every field of the recipe is a flag."""
+
+    out: Path | None = None
+    """The run's folder; runs/NAME when not given."""
+    init: str | None = None
+    """Start from another run or snapshot: its classes, size or data may differ; what did not fit is printed."""
+    device: DeviceName = "auto"
+    """Where to train; auto takes the fastest present."""
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe.model_validate({name: getattr(self, name) for name in Recipe.model_fields})
+
+
+def parse_train(argv: list[str]) -> TrainCommand:
+    """The recipe named first, with its sections and fields replaced by the flags after it."""
+    if not argv or argv[0].startswith("-"):
+        raise InputError(f"train: name a recipe first; choose one of: {', '.join(RECIPES)}")
+    name, *flags = argv
+    base, rest = switch_kinds(recipe(name), flags)
+    return parse(TrainCommand, rest, f"train {name}", default=TrainCommand.model_validate(base.model_dump()))
+
+
+def run(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    command = parse_train(argv)
+    from ditkit.training import train
+
+    out = command.out or Path("runs") / command.recipe.name
+    checkpoint = train(command.recipe, out, device=pick_device(command.device), init=command.init)
+    print(f"{checkpoint}\n{out / 'loss.png'}\nnext: ditkit sample {out}   ditkit eval {out}")

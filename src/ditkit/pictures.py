@@ -1,0 +1,87 @@
+"""Pictures people look at: grids of images with gaps and titles, and loss curves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+INK, PAPER = (40, 40, 40), (255, 255, 255)
+
+
+def enlargement(side: int, target: int = 64) -> int:
+    """The whole factor that brings small images to about `target` pixels."""
+    return max(1, round(target / side))
+
+
+def grid(images: Tensor, columns: int, *, gap: int = 2, scale: int | None = None) -> Image.Image:
+    """uint8 (N, C, H, W), C = 1 or 3, as rows of `columns` images, enlarged without smoothing."""
+    images = images.cpu().expand(-1, 3, -1, -1)
+    n, _, height, width = images.shape
+    scale = scale or enlargement(height)
+    rows = -(-n // columns)
+    cell_h, cell_w = height * scale + gap, width * scale + gap
+    canvas = np.full((rows * cell_h - gap, columns * cell_w - gap, 3), 255, dtype=np.uint8)
+    enlarged = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3).permute(0, 2, 3, 1).numpy()
+    for k, image in enumerate(enlarged):
+        top, left = k // columns * cell_h, k % columns * cell_w
+        canvas[top : top + height * scale, left : left + width * scale] = image
+    return Image.fromarray(canvas)
+
+
+def side_by_side(panels: Sequence[tuple[str, Tensor]], row_titles: Sequence[str], path: Path) -> None:
+    """Panels of (title, images (rows · columns, C, H, W)), next to each other, a title at every row."""
+    font = ImageFont.load_default(15)
+    pictures = [grid(images, len(images) // len(row_titles)) for _, images in panels]
+    margin = 16 + max(int(font.getlength(title)) for title in row_titles)
+    between, top = 32, 40
+    height = top + pictures[0].height + 16
+    width = margin + sum(picture.width for picture in pictures) + between * (len(pictures) - 1) + 16
+    canvas = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    left = margin
+    for (title, _), picture in zip(panels, pictures, strict=True):
+        draw.text((left, 12), title, fill=INK, font=font)
+        canvas.paste(picture, (left, top))
+        left += picture.width + between
+    row_height = (pictures[0].height + 2) / len(row_titles)
+    for i, title in enumerate(row_titles):
+        middle = top + row_height * (i + 0.5)
+        draw.text((margin - 8, middle), title, fill=INK, font=font, anchor="rm")
+    canvas.save(path)
+
+
+def loss_curve(rows: Sequence[dict], path: Path, title: str) -> None:
+    """The smoothed training loss over images seen, from the rows of log.jsonl."""
+    from matplotlib.figure import Figure
+
+    if not rows:
+        return
+    images = np.array([row["images"] for row in rows]) / 1000
+    loss = np.array([row["loss"] for row in rows])
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(images, loss, color="0.8", linewidth=0.8, label="mean since the last line")
+    axes.plot(images, _smooth(loss), color="tab:blue", label="moving average")
+    axes.set(xlabel="thousand images seen", ylabel="training loss", title=title)
+    if loss.min() > 0 and loss.max() > 3 * loss.min():
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _smooth(values: np.ndarray, weight: float = 0.9) -> np.ndarray:
+    smooth, total, norm = np.empty_like(values), 0.0, 0.0
+    for i, value in enumerate(values):
+        total, norm = weight * total + value, weight * norm + 1
+        smooth[i] = total / norm
+    return smooth
+
+
+def class_rows(images: Tensor, labels: Tensor, classes: int, columns: int) -> Tensor:
+    """The first `columns` images of each class, class after class: (classes · columns, C, H, W)."""
+    picks = [torch.nonzero(labels == label).flatten()[:columns] for label in range(classes)]
+    return images[torch.cat(picks)]

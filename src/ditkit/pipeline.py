@@ -1,0 +1,186 @@
+"""Pipeline: a backbone, its transport and its codec, loaded, sampled from and saved together.
+
+    pipe = load("runs/digits")
+    images = pipe.generate({"label": [3, 7]}, seeds=[0, 1])      # uint8 (2, C, H, W)
+
+A snapshot is a folder with model.safetensors (the moving average) and recipe.json. A run's folder is
+loaded from its newest intact checkpoint. Some tiny trained snapshots come with the package, by name.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from ditkit.backbones import DiT
+from ditkit.checkpoint import load_newest
+from ditkit.codecs import Codec
+from ditkit.device import DeviceName, Precision, autocast, pick_device
+from ditkit.errors import InputError
+from ditkit.randomness import RowNoise
+from ditkit.recipe import Recipe
+from ditkit.sampling import SAMPLERS, cfg, time_grid
+from ditkit.transports import Denoiser, Transport
+
+SNAPSHOTS = Path(str(files("ditkit"))) / "assets" / "snapshots"
+
+
+@dataclass
+class Pipeline:
+    """A trained network with what it needs to make images."""
+
+    recipe: Recipe
+    backbone: DiT
+    codec: Codec
+    device: torch.device
+    record: dict = field(default_factory=dict)
+    """Where the weights come from: images seen, minutes, file."""
+
+    @property
+    def transport(self) -> Transport:
+        return self.recipe.transport
+
+    @property
+    def classes(self) -> int:
+        return self.recipe.data.classes or 0
+
+    @torch.no_grad()
+    def generate(
+        self,
+        cond: Mapping[str, Sequence[int] | Tensor] | None = None,
+        *,
+        seeds: Sequence[int],
+        steps: int | None = None,
+        sampler: str | None = None,
+        guidance: float | None = None,
+        interval: tuple[float, float] | None = None,
+        batch: int = 64,
+        precision: Precision = "fp32",
+        progress: bool = False,
+    ) -> Tensor:
+        """Images uint8 (N, C, H, W), one per seed; what is not given is as in the recipe.
+
+        Image k depends on seeds[k] and its condition only: in float32, whatever the batch, pixels
+        agree within 1. Guidance other than 1 costs twice the evaluations' rows, in one call.
+
+        Raises:
+            InputError: unknown sampler, steps or label out of range, guidance of an unconditional model.
+        """
+        defaults = self.recipe.sample
+        name = sampler or defaults.sampler
+        if name not in SAMPLERS:
+            raise InputError(f"unknown --sampler {name!r}; choose one of: {', '.join(SAMPLERS)}")
+        run, use = SAMPLERS[name]
+        grid = time_grid(self.transport, use, defaults.steps if steps is None else steps)
+        labels = self._labels(cond or {}, len(seeds))
+        scale = defaults.guidance if guidance is None else guidance
+        if not self.classes and guidance not in (None, 1):
+            raise InputError(f"--guidance {guidance}: this model was trained without classes and cannot be guided")
+        layout = self.codec.layout(self.recipe.data.size, self.recipe.data.size)
+        denoise = self.transport.denoiser(self.backbone, layout)
+        if self.classes:
+            denoise = cfg(denoise, self.backbone.null, scale, interval or defaults.interval)
+        total = nfe(name, len(grid) - 1) * -(-len(seeds) // batch)
+        images = []
+        with tqdm(total=total, desc="sampling", unit="eval", disable=not progress) as bar:
+            for start in range(0, len(seeds), batch):
+                part = slice(start, start + batch)
+                noise = RowNoise(seeds[part])
+                x = noise(torch.empty(len(seeds[part]), *layout.shape, device=self.device))
+                part_cond = {} if labels is None else {"label": labels[part].to(self.device)}
+                with autocast(self.device, precision):
+                    state = run(_counted(denoise, bar), x, grid, part_cond, noise=noise)
+                images.append(self.codec.decode(state).cpu())
+        return torch.cat(images)
+
+    def _labels(self, cond: Mapping[str, Sequence[int] | Tensor], count: int) -> Tensor | None:
+        """The labels checked: present exactly when the model has classes, in range, one per seed."""
+        if not self.classes:
+            if "label" in cond:
+                raise InputError("this model was trained without classes: leave the labels out")
+            return None
+        if "label" not in cond:
+            raise InputError(f"this model has {self.classes} classes: say which, one label per seed")
+        labels = torch.as_tensor(cond["label"])
+        if len(labels) != count:
+            raise InputError(f"{len(labels)} labels for {count} seeds; give one label per seed")
+        wrong = [int(label) for label in labels if not 0 <= label < self.classes]
+        if wrong:
+            raise InputError(f"label {wrong[0]} is out of range; this model has classes 0 to {self.classes - 1}")
+        return labels
+
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+        """Write a snapshot: model.safetensors (in `dtype`) and recipe.json."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: value.to(dtype).contiguous() for name, value in self.backbone.state_dict().items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"record": json.dumps(self.record)})
+        self.recipe.write(folder / "recipe.json")
+        return folder
+
+
+def nfe(sampler: str, steps: int) -> int:
+    """Evaluations of the network for one batch of images."""
+    return steps * (2 if sampler == "heun" else 1)
+
+
+def _counted(denoise: Denoiser, bar: tqdm) -> Denoiser:
+    """The same denoiser, moving the progress bar at each evaluation."""
+
+    def predict(x_t, t, cond):
+        bar.update()
+        return denoise(x_t, t, cond)
+
+    return replace(denoise, predict=predict)
+
+
+def load(path: str | Path, device: DeviceName | torch.device = "auto") -> Pipeline:
+    """A pipeline from a run's folder, a snapshot's folder, or the name of a bundled snapshot.
+
+    Raises InputError: nothing there, a damaged file, or weights that do not fit the recipe.
+    """
+    where = device if isinstance(device, torch.device) else pick_device(device)
+    folder = _find(path)
+    recipe = Recipe.read(folder / "recipe.json")
+    net = recipe.build_backbone()
+    if (folder / "model.safetensors").exists():
+        weights, record = _read_snapshot(folder / "model.safetensors")
+    else:
+        newest = load_newest(folder / "checkpoints", ("ema",))
+        if newest is None:
+            raise InputError(f"{folder}: this run has no checkpoint yet; train it first: ditkit train {recipe.name}")
+        state, parts = newest
+        weights = parts["ema"]
+        record = {"images": state["images"], "minutes": round(state["seconds"] / 60, 2)}
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise InputError(f"{folder}: the weights do not fit recipe.json ({reason})") from None
+    net = net.to(where).eval().requires_grad_(False)
+    return Pipeline(recipe, net, recipe.build_codec(where), where, {"origin": str(path), **record})
+
+
+def _find(path: str | Path) -> Path:
+    """The folder that holds recipe.json: the path itself, or the bundled snapshot of that name."""
+    for folder in (Path(path), SNAPSHOTS / str(path)):
+        if (folder / "recipe.json").exists():
+            return folder
+    bundled = ", ".join(sorted(entry.name for entry in SNAPSHOTS.glob("*"))) or "none"
+    raise InputError(f"{path}: no run or snapshot there (no recipe.json); snapshots that come with ditkit: {bundled}")
+
+
+def _read_snapshot(file: Path) -> tuple[dict[str, Tensor], dict]:
+    try:
+        with safe_open(file, "pt") as reader:
+            record = json.loads((reader.metadata() or {}).get("record", "{}"))
+            return {name: reader.get_tensor(name).float() for name in reader.keys()}, record  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file} is damaged ({error})") from None

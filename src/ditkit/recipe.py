@@ -1,0 +1,135 @@
+"""A recipe: everything that decides a run, composed of the parts' own sections; JSON in and out.
+
+Python functions in `ditkit.recipes` return recipes; every field is a flag of `ditkit train`.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, ValidationError, model_validator
+
+from ditkit.backbones import BackboneConfig, DiT
+from ditkit.codecs import Codec, CodecConfig, IdentityConfig
+from ditkit.config import Section
+from ditkit.data import DataConfig
+from ditkit.device import Precision
+from ditkit.errors import InputError
+from ditkit.sampling.config import SamplingConfig
+from ditkit.transports import Transport
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class TrainConfig(Section):
+    """The training run. Everything is counted in images, so that batch sizes can be compared."""
+
+    images: Count = 1_000_000
+    """Train until this many images have been seen."""
+    batch: Count = 128
+    """Images per optimiser step."""
+    micro_batch: Count | None = None
+    """Images per forward pass, where a whole batch does not fit in memory (gradient accumulation)."""
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    """AdamW's learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's betas."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's weight decay."""
+    warmup_images: Annotated[int, Field(ge=0)] = 0
+    """The learning rate rises linearly from 0 over this many images."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """cosine: the learning rate falls to 0 at the last image."""
+    clip: Annotated[float, Field(gt=0)] | None = None
+    """Clip the gradient's norm to this."""
+    label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of images trained without their label, for classifier-free guidance."""
+    ema_half_life_images: Annotated[float, Field(gt=0)] = 1_774_000
+    """Half-life of the weights' moving average (DiT's decay of 0.9999 at batch 256)."""
+    ema_rampup: Annotated[float, Field(gt=0)] | None = None
+    """The half-life is at most this share of the images seen so far (EDM uses 0.05)."""
+    precision: Precision = "auto"
+    """auto: bf16 autocast over float32 weights where this machine has fast bf16."""
+    compile: bool = False
+    """Compile each block (one compilation for all of them; needs a C++ compiler on a CPU)."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides initial weights, order, augmentation, times, noise and dropout."""
+    log_images: Count = 10_000
+    """A line in log.jsonl every so many images."""
+    preview_images: Count = 250_000
+    """A grid of samples every so many images."""
+    checkpoint_images: Count = 100_000
+    """A checkpoint every so many images, and at the end."""
+    keep: Count = 2
+    """Checkpoints kept; the newest ones."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that read images ahead; useful for folders of large images."""
+
+
+class Recipe(Section):
+    """What is trained on what, how, and how it is sampled."""
+
+    name: str
+    """Also the default name of the run's folder."""
+    data: DataConfig
+    codec: CodecConfig = IdentityConfig()
+    backbone: BackboneConfig
+    transport: Transport = Transport()
+    train: TrainConfig = TrainConfig()
+    sample: SamplingConfig = SamplingConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Recipe":
+        if self.train.micro_batch and self.train.micro_batch > self.train.batch:
+            raise ValueError(
+                f"train.micro_batch {self.train.micro_batch} is larger than train.batch {self.train.batch}"
+            )
+        return self
+
+    def build_codec(self, device: torch.device | str = "cpu") -> Codec:
+        return self.codec.build(self.data.channels, device)
+
+    def build_backbone(self) -> DiT:
+        """The network for this data, codec and transport, freshly initialised from train.seed.
+
+        Raises InputError when the state does not divide into patches, width into heads, or the number
+        of classes is not known yet (a folder that has not been counted).
+        """
+        if self.data.classes is None:
+            raise InputError("--data.classes is not known before the data is opened; give a number (0: unlabelled)")
+        codec = self.build_codec()
+        channels, height, width = codec.layout(self.data.size, self.data.size).shape
+        outputs = 2 * channels if self.transport.variance == "learned" else channels
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.train.seed)
+            net = self.backbone.build(channels=channels, classes=self.data.classes, out_channels=outputs)
+        net.patches.grid(height, width)
+        return net
+
+    def replace(self, **sections) -> "Recipe":
+        """A copy with other sections, or with other fields of them given as dicts."""
+        merged = self.model_dump()
+        for name, value in sections.items():
+            merged[name] = merged[name] | value if isinstance(value, dict) else value
+        return Recipe.model_validate(merged)
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> "Recipe":
+        """InputError when the file is missing or is not a recipe of this version."""
+        try:
+            return cls.model_validate_json(path.read_text())
+        except OSError as error:
+            raise InputError(f"{path}: cannot read this recipe ({error.strerror})") from None
+        except ValidationError as error:
+            raise InputError(f"{path}: {one_line(error)}") from None
+
+
+def one_line(error: ValidationError) -> str:
+    """The first problem pydantic found, as "section.field: message"."""
+    problem = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    return f"{place}: {problem['msg']}" if place else problem["msg"].removeprefix("Value error, ")

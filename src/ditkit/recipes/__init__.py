@@ -1,0 +1,34 @@
+"""Recipes: Python functions that return a `Recipe`; the docstring says source, command, cost, result."""
+
+from collections.abc import Callable
+
+from ditkit.errors import InputError
+from ditkit.recipe import Recipe
+from ditkit.recipes.digits import digits
+from ditkit.recipes.fashion import fashion_dit, fashion_sit
+from ditkit.recipes.imagenet import (
+    imagenet256_dit_xl2,
+    imagenet256_sit_xl2,
+    imagenet512_dit_xl2,
+    imagenet512_sit_xl2,
+)
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "digits": digits,
+    "fashion-dit": fashion_dit,
+    "fashion-sit": fashion_sit,
+    "imagenet256-dit-xl2": imagenet256_dit_xl2,
+    "imagenet256-sit-xl2": imagenet256_sit_xl2,
+    "imagenet512-dit-xl2": imagenet512_dit_xl2,
+    "imagenet512-sit-xl2": imagenet512_sit_xl2,
+}
+
+
+def recipe(name: str) -> Recipe:
+    """A recipe by name; InputError listing the names when there is none."""
+    if name not in RECIPES:
+        raise InputError(f"unknown recipe {name!r}; choose one of: {', '.join(RECIPES)}")
+    return RECIPES[name]()
+
+
+__all__ = ["RECIPES", "recipe"]
