@@ -40,7 +40,9 @@ def save_checkpoint(folder: Path, images: int, parts: dict[str, Tensors], state:
             file = unfinished / f"{name}.safetensors"
             save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, file)
             hashes[file.name] = _sha256(file)
-        (unfinished / "state.json").write_text(json.dumps({"images": images, **state, "sha256": hashes}, indent=1))
+        (unfinished / "state.json").write_text(
+            json.dumps({"images": images, **state, "sha256": hashes}, indent=1)
+        )
         if final.exists():
             shutil.rmtree(final)
         unfinished.rename(final)
@@ -74,7 +76,9 @@ def load_newest(folder: Path, parts: tuple[str, ...]) -> tuple[dict, dict[str, T
         except InputError as error:
             log.warning(f"{error}; trying the one before it")
     if found:
-        raise InputError(f"{folder}: none of the {len(found)} checkpoints is intact; give another --out to start anew")
+        raise InputError(
+            f"{folder}: none of the {len(found)} checkpoints is intact; give another --out to start anew"
+        )
     return None
 
 

@@ -24,6 +24,7 @@ from ditkit.checkpoint import load_newest
 from ditkit.codecs import Codec
 from ditkit.device import DeviceName, Precision, autocast, pick_device
 from ditkit.errors import InputError
+from ditkit.progress import progress_bar
 from ditkit.randomness import RowNoise
 from ditkit.recipe import Recipe
 from ditkit.sampling import SAMPLERS, cfg, time_grid
@@ -82,14 +83,16 @@ class Pipeline:
         labels = self._labels(cond or {}, len(seeds))
         scale = defaults.guidance if guidance is None else guidance
         if not self.classes and guidance not in (None, 1):
-            raise InputError(f"--guidance {guidance}: this model was trained without classes and cannot be guided")
+            raise InputError(
+                f"--guidance {guidance}: this model was trained without classes and cannot be guided"
+            )
         layout = self.codec.layout(self.recipe.data.size, self.recipe.data.size)
         denoise = self.transport.denoiser(self.backbone, layout)
         if self.classes:
             denoise = cfg(denoise, self.backbone.null, scale, interval or defaults.interval)
         total = nfe(name, len(grid) - 1) * -(-len(seeds) // batch)
         images = []
-        with tqdm(total=total, desc="sampling", unit="eval", disable=not progress) as bar:
+        with progress_bar(total, "sampling", "eval", shown=progress) as bar:
             for start in range(0, len(seeds), batch):
                 part = slice(start, start + batch)
                 noise = RowNoise(seeds[part])
@@ -113,7 +116,9 @@ class Pipeline:
             raise InputError(f"{len(labels)} labels for {count} seeds; give one label per seed")
         wrong = [int(label) for label in labels if not 0 <= label < self.classes]
         if wrong:
-            raise InputError(f"label {wrong[0]} is out of range; this model has classes 0 to {self.classes - 1}")
+            raise InputError(
+                f"label {wrong[0]} is out of range; this model has classes 0 to {self.classes - 1}"
+            )
         return labels
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
@@ -155,7 +160,9 @@ def load(path: str | Path, device: DeviceName | torch.device = "auto") -> Pipeli
     else:
         newest = load_newest(folder / "checkpoints", ("ema",))
         if newest is None:
-            raise InputError(f"{folder}: this run has no checkpoint yet; train it first: ditkit train {recipe.name}")
+            raise InputError(
+                f"{folder}: this run has no checkpoint yet; train it first: ditkit train {recipe.name}"
+            )
         state, parts = newest
         weights = parts["ema"]
         record = {"images": state["images"], "minutes": round(state["seconds"] / 60, 2)}
@@ -174,7 +181,9 @@ def _find(path: str | Path) -> Path:
         if (folder / "recipe.json").exists():
             return folder
     bundled = ", ".join(sorted(entry.name for entry in SNAPSHOTS.glob("*"))) or "none"
-    raise InputError(f"{path}: no run or snapshot there (no recipe.json); snapshots that come with ditkit: {bundled}")
+    raise InputError(
+        f"{path}: no run or snapshot there (no recipe.json); snapshots that come with ditkit: {bundled}"
+    )
 
 
 def _read_snapshot(file: Path) -> tuple[dict[str, Tensor], dict]:

@@ -97,7 +97,9 @@ class Recipe(Section):
         of classes is not known yet (a folder that has not been counted).
         """
         if self.data.classes is None:
-            raise InputError("--data.classes is not known before the data is opened; give a number (0: unlabelled)")
+            raise InputError(
+                "--data.classes is not known before the data is opened; give a number (0: unlabelled)"
+            )
         codec = self.build_codec()
         channels, height, width = codec.layout(self.data.size, self.data.size).shape
         outputs = 2 * channels if self.transport.variance == "learned" else channels

@@ -28,7 +28,9 @@ def backbone(
     config = BACKBONES[name]
     unknown = set(overrides) - set(type(config).model_fields)
     if unknown:
-        raise InputError(f"{name} has no field {sorted(unknown)}; it has: {', '.join(type(config).model_fields)}")
+        raise InputError(
+            f"{name} has no field {sorted(unknown)}; it has: {', '.join(type(config).model_fields)}"
+        )
     config = type(config).model_validate(config.model_dump() | overrides)
     return config.build(
         channels=channels, classes=classes, out_channels=2 * channels if learned_variance else channels

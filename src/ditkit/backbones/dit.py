@@ -72,7 +72,9 @@ class DiT(nn.Module):
         c = self.time(t)
         if self.label is not None:
             if cond is None or "label" not in cond:
-                raise InputError(f"this network has {self.classes} classes: give cond a 'label' of shape (B,)")
+                raise InputError(
+                    f"this network has {self.classes} classes: give cond a 'label' of shape (B,)"
+                )
             label = self.label(cond["label"])
             c = c + (label if c.ndim == 2 else label[:, None])
         return tokens, c
@@ -91,7 +93,12 @@ class DiT(nn.Module):
 
 
 def _paper_sizes(prefix: str, time_scale: float, time_shift: float) -> dict[str, DiTConfig]:
-    sizes: dict[str, Sequence[int]] = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+    sizes: dict[str, Sequence[int]] = {
+        "S": (384, 12, 6),
+        "B": (768, 12, 12),
+        "L": (1024, 24, 16),
+        "XL": (1152, 28, 16),
+    }
     return {
         f"{prefix}-{size}/{patch}": DiTConfig(
             width=width, depth=depth, heads=heads, patch=patch, time_scale=time_scale, time_shift=time_shift

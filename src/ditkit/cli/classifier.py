@@ -63,4 +63,6 @@ def run(argv: list[str]) -> None:
     out = command.out or Path(f"{command.data.kind}.safetensors")
     save_classifier(out, classifier)
     card = classifier.card
-    print(f"{out}\nheld-out accuracy {card.accuracy:.4f} on {len(test_images)} images, hash {classifier.hash[:12]}")
+    print(
+        f"{out}\nheld-out accuracy {card.accuracy:.4f} on {len(test_images)} images, hash {classifier.hash[:12]}"
+    )

@@ -51,7 +51,9 @@ def run(argv: list[str]) -> None:
     if measure.floor is not None:
         rows.append(("held-out real images", measure.floor))
     print(table(rows))
-    print(f"features: {report.classifier} classifier {report.classifier_hash[:12]}, {measure.reference.count} real images")
+    print(
+        f"features: {report.classifier} classifier {report.classifier_hash[:12]}, {measure.reference.count} real images"
+    )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -78,7 +80,9 @@ def _from_model(command: EvalCommand) -> Loaded:
 
 def _from_files(command: EvalCommand, path: Path) -> Loaded:
     if command.data is None:
-        raise InputError(f"--data: say which data set {path} is compared with: {', '.join(DATA)}, or a folder")
+        raise InputError(
+            f"--data: say which data set {path} is compared with: {', '.join(DATA)}, or a folder"
+        )
     data = data_section(command.data)
     if path.is_dir():
         images, labels = load_all(Folder(path=path, size=data.size, channels=data.channels))
@@ -90,4 +94,3 @@ def _from_files(command: EvalCommand, path: Path) -> Loaded:
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise InputError(f"{path}: not an .npz file with arr_0 of shape (N, H, W, C) ({error})") from None
     return images, labels, {"files": str(path)}, data, data.kind
-

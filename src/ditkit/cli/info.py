@@ -30,7 +30,9 @@ def run(argv: list[str]) -> None:
     state = recipe.build_codec().layout(size, size).shape
     cost = count_cost(net, state, bool(recipe.data.classes))
     weights = 4 * cost.params / 1e6  # float32, in MB
-    print(f"{recipe.name}: {recipe.backbone.kind}, {recipe.transport.path} path, predicts {recipe.transport.predict}")
+    print(
+        f"{recipe.name}: {recipe.backbone.kind}, {recipe.transport.path} path, predicts {recipe.transport.predict}"
+    )
     print(f"  images      {size} x {size}, {recipe.data.channels} channels, {recipe.data.classes} classes")
     print(f"  state       {' x '.join(map(str, state))} ({recipe.codec.kind})")
     print(f"  parameters  {cost.params:,} ({weights:,.0f} MB in float32)")

@@ -59,4 +59,3 @@ class SamplingOptions(Section):
             "precision": self.precision,
             "device": str(pipeline.device),
         }
-

@@ -53,7 +53,11 @@ def fold(framed: str) -> str:
         elif "─" not in line:  # the title of the box is in its frame
             parts[-1].append(line.strip())
     text = "; ".join(" ".join(part) for part in parts if part)
-    text = re.sub(r"\[type=.*?\]|For further information visit \S+|Value error, |; Argument helptext: .*?(?=;)", "", text)
+    text = re.sub(
+        r"\[type=.*?\]|For further information visit \S+|Value error, |; Argument helptext: .*?(?=;)",
+        "",
+        text,
+    )
     text = re.sub(r"Error parsing (\S+): 1 validation error for \w+ ([a-z_.]+) (?=Input)", r"--\1.\2: ", text)
     text = re.sub(r"Error parsing \S+: 1 validation error for \w+ |1 validation error for \w+ ", "", text)
     text = re.sub(r";?\s*For full helptext, (?:run|see) (.*)", r" (see \1)", text)
@@ -100,4 +104,6 @@ def data_section(name: str) -> DataSection:
         return DATA[name]
     if Path(name).is_dir():
         return Folder(path=Path(name))
-    raise InputError(f"--data: unknown {name!r}; choose one of: {', '.join(DATA)}, or an existing folder of images")
+    raise InputError(
+        f"--data: unknown {name!r}; choose one of: {', '.join(DATA)}, or an existing folder of images"
+    )

@@ -63,8 +63,13 @@ def _recipe(
         backbone=backbone,
         transport=transport,
         train=TrainConfig(
-            images=256 * steps, batch=256, precision="fp32", preview_images=2_560_000, checkpoint_images=2_560_000,
-            log_images=25_600, workers=8,
+            images=256 * steps,
+            batch=256,
+            precision="fp32",
+            preview_images=2_560_000,
+            checkpoint_images=2_560_000,
+            log_images=25_600,
+            workers=8,
         ),
         sample=sample,
     )

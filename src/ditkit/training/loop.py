@@ -15,17 +15,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from ditkit.checkpoint import load_newest, optimizer_tensors, restore_optimizer, save_checkpoint
 from ditkit.codecs import Codec
 from ditkit.data import Batch, batches
 from ditkit.device import autocast, can_compile
 from ditkit.errors import InputError
 from ditkit.pictures import loss_curve
 from ditkit.pipeline import Pipeline
+from ditkit.progress import progress_bar
 from ditkit.randomness import generator
 from ditkit.recipe import Recipe, TrainConfig
-from ditkit.checkpoint import load_newest, optimizer_tensors, restore_optimizer, save_checkpoint
 from ditkit.training.ema import Ema
 from ditkit.training.initial import load_initial
 from ditkit.training.preview import save_preview
@@ -61,10 +61,8 @@ def train(
         load_initial(net, init)
     net = net.to(device).train()
     ema = Ema(net, config.ema_half_life_images, config.ema_rampup)
-    optimizer = torch.optim.AdamW(
-        net.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
-    )
-    state = {"seconds": 0.0, "skipped": 0, "nfe": 0}
+    optimizer = make_optimizer(net, config)
+    state = {"seconds": 0.0, "skipped": 0}
     seen = 0
     if newest is not None:
         state, tensors = newest
@@ -75,20 +73,24 @@ def train(
         _truncate_log(out / "log.jsonl", seen)
         log.info(f"{out}: resuming after {seen} images")
     if config.compile:
-        for block in net.blocks:
-            block.compile()
-
+        compile_blocks(net)
     log_rows = _Log(out / "log.jsonl", seen, state["seconds"])
-    bar = tqdm(total=config.images, initial=seen, unit="img", unit_scale=True, disable=not progress, desc=recipe.name)
+    bar = progress_bar(config.images, recipe.name, "img", initial=seen, shown=progress)
     skipped_in_a_row = 0
     stream = batches(
-        source, recipe.data, seed=config.seed, start=seen, stop=config.images, batch=config.batch, workers=config.workers
+        source,
+        recipe.data,
+        seed=config.seed,
+        start=seen,
+        stop=config.images,
+        batch=config.batch,
+        workers=config.workers,
     )
     path = out / "checkpoints" / f"{seen:012d}"
     for batch in stream:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, seen)
-        terms = _backward(recipe, net, codec, batch, device)
+        terms = backward(recipe, net, codec, batch, device)
         norm = nn.utils.clip_grad_norm_(net.parameters(), config.clip or math.inf)
         finite = bool(norm.isfinite())
         if finite:
@@ -130,6 +132,19 @@ def train(
     return path
 
 
+def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW in one fused call over all parameters."""
+    return torch.optim.AdamW(
+        net.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def compile_blocks(net: nn.Module) -> None:
+    """Compile the blocks, all of one kind, once for all of them; weights keep their names."""
+    for block in net.blocks:
+        block.compile()
+
+
 def learning_rate(config: TrainConfig, seen: int) -> float:
     """The rate for the step after `seen` images: linear warm-up, then the schedule."""
     rate = config.lr
@@ -164,7 +179,9 @@ def draws(seed: int, index: Tensor, shape: tuple[int, ...], random_codec: bool) 
     return Draws(torch.tensor(u, dtype=torch.float64), torch.tensor(drop, dtype=torch.float64), noise, second)
 
 
-def _backward(recipe: Recipe, net: nn.Module, codec: Codec, batch: Batch, device: torch.device) -> dict[str, Tensor]:
+def backward(
+    recipe: Recipe, net: nn.Module, codec: Codec, batch: Batch, device: torch.device
+) -> dict[str, Tensor]:
     """Accumulate the gradient of the batch's mean loss; the batch's mean of every term of the loss."""
     config, total = recipe.train, len(batch.index)
     means: dict[str, Tensor] = {}
@@ -219,7 +236,11 @@ class _Log:
         now = self.seconds
         row = {"images": images, "minutes": round(now / 60, 4)}
         row |= {name: float(value) / self._steps for name, value in self._sums.items()} or {"loss": math.nan}
-        row |= {"lr": lr, "skipped": skipped, "images_per_second": (images - self._images) / (now - self._last)}
+        row |= {
+            "lr": lr,
+            "skipped": skipped,
+            "images_per_second": (images - self._images) / (now - self._last),
+        }
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         self._sums, self._steps, self._images, self._last = {}, 0, images, now

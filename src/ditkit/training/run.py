@@ -7,7 +7,16 @@ from ditkit.recipe import Recipe
 
 # What may change between two sittings of one run: it decides how far and how, not what is learned.
 MAY_CHANGE = {
-    "train": {"images", "log_images", "preview_images", "checkpoint_images", "keep", "workers", "micro_batch", "compile"},
+    "train": {
+        "images",
+        "log_images",
+        "preview_images",
+        "checkpoint_images",
+        "keep",
+        "workers",
+        "micro_batch",
+        "compile",
+    },
     "sample": {"sampler", "steps", "guidance", "interval"},
 }
 

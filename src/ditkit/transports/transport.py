@@ -17,7 +17,13 @@ from ditkit.config import Section
 from ditkit.transports.interpolants import DDPM_STEPS, PATHS, Coeffs
 from ditkit.transports.layout import Layout
 from ditkit.transports.predictions import PREDICTIONS, Prediction
-from ditkit.transports.variational import Posterior, discretised_nll, gaussian_kl, learned_log_variance, posterior
+from ditkit.transports.variational import (
+    Posterior,
+    discretised_nll,
+    gaussian_kl,
+    learned_log_variance,
+    posterior,
+)
 
 Cond = dict[str, Tensor]
 Network = Callable[[Tensor, Tensor, Cond], Tensor]
@@ -128,7 +134,10 @@ class Transport(Section):
         a, b = self.coeffs(t), self.coeffs(t - 1 / DDPM_STEPS)
         step = _expanded(posterior(a, b), layout, x0)
         x0_hat, _ = PREDICTIONS[self.predict].decode(out, x_t, _expanded(a, layout, x0))
-        mean_hat, log_var_hat = step.mean(x0_hat, x_t), learned_log_variance(var, step, self.log_variance_floor())
+        mean_hat, log_var_hat = (
+            step.mean(x0_hat, x_t),
+            learned_log_variance(var, step, self.log_variance_floor()),
+        )
         kl = gaussian_kl(step.mean(x0, x_t), step.log_small.clamp(min=-50), mean_hat, log_var_hat)
         nll = discretised_nll(x0, mean_hat, log_var_hat)
         first = layout.expand(t).to(x0.device) < 1.5 / DDPM_STEPS

@@ -1,0 +1,20 @@
+"""Progress bars: lively on a terminal, a line now and then in a log file."""
+
+import sys
+
+from tqdm import tqdm
+
+
+def progress_bar(total: int, what: str, unit: str, *, initial: int = 0, shown: bool = True) -> tqdm:
+    """A bar of `total` units that is updated by its `.update(n)` and closed by `with` or `.close()`."""
+    lively = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=what,
+        unit=unit,
+        unit_scale=total >= 10_000,
+        mininterval=0.2 if lively else 30,
+        dynamic_ncols=lively,
+        disable=not shown,
+    )
