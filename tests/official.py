@@ -25,7 +25,10 @@ def official_names(depth: int) -> list[tuple[str, str]]:
             (f"blocks.{i}.mlp.fc2", f"blocks.{i}.mlp.2"),
             (f"blocks.{i}.adaLN_modulation.1", f"blocks.{i}.modulation.linear"),
         ]
-    names += [("final_layer.linear", "final.linear"), ("final_layer.adaLN_modulation.1", "final.modulation.linear")]
+    names += [
+        ("final_layer.linear", "final.linear"),
+        ("final_layer.adaLN_modulation.1", "final.modulation.linear"),
+    ]
     full = []
     for official, ours in names:
         full.append((f"{official}.weight", f"{ours}.weight"))

@@ -57,6 +57,7 @@ def loss_curve(rows: Sequence[dict], path: Path, title: str) -> None:
     """The smoothed training loss over images seen, from the rows of log.jsonl."""
     from matplotlib.figure import Figure
 
+    rows = [row for row in rows if np.isfinite(row["loss"])]
     if not rows:
         return
     images = np.array([row["images"] for row in rows]) / 1000

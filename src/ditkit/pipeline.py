@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ditkit.backbones import DiT
+from ditkit.backbones import Backbone
 from ditkit.checkpoint import load_newest
 from ditkit.codecs import Codec
 from ditkit.device import DeviceName, Precision, autocast, pick_device
@@ -38,7 +38,7 @@ class Pipeline:
     """A trained network with what it needs to make images."""
 
     recipe: Recipe
-    backbone: DiT
+    backbone: Backbone
     codec: Codec
     device: torch.device
     record: dict = field(default_factory=dict)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, ValidationError, model_validator
 
-from ditkit.backbones import BackboneConfig, DiT
+from ditkit.backbones import Backbone, BackboneConfig
 from ditkit.codecs import Codec, CodecConfig, IdentityConfig
 from ditkit.config import Section
 from ditkit.data import DataConfig
@@ -90,7 +90,7 @@ class Recipe(Section):
     def build_codec(self, device: torch.device | str = "cpu") -> Codec:
         return self.codec.build(self.data.channels, device)
 
-    def build_backbone(self) -> DiT:
+    def build_backbone(self) -> Backbone:
         """The network for this data, codec and transport, freshly initialised from train.seed.
 
         Raises InputError when the state does not divide into patches, width into heads, or the number

@@ -3,6 +3,7 @@
 `evaluation` knows mathematics and modules only; this is where data and pipelines meet it.
 """
 
+import contextlib
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def balanced_labels(count: int, classes: int) -> Tensor:
 def software() -> dict[str, str]:
     """Versions, and the commit where ditkit runs from a git checkout."""
     found = {"ditkit": version("ditkit"), "torch": torch.__version__}
-    try:
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
         found["commit"] = subprocess.run(
             ["git", "describe", "--always", "--dirty"],
             cwd=Path(__file__).parent,
@@ -80,8 +81,6 @@ def software() -> dict[str, str]:
             text=True,
             check=True,
         ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        pass
     return found
 
 

@@ -1,16 +1,19 @@
 """Whole networks by name. Adding one: a file with a configuration section, and its line below."""
 
+from pydantic import ValidationError
+
 from ditkit.backbones.dit import DIT_SIZES, SIT_SIZES, Cond, DiT, DiTConfig
 from ditkit.errors import InputError
 
 BackboneConfig = DiTConfig  # a union discriminated by `kind`, once there is a second kind
+Backbone = DiT  # likewise: an nn.Module with blocks, embed, body, head and null
 
 BACKBONES: dict[str, BackboneConfig] = {"DiT": DiTConfig(), **DIT_SIZES, **SIT_SIZES}
 
 
 def backbone(
     name: str, *, classes: int = 0, channels: int = 4, learned_variance: bool = False, **overrides
-) -> DiT:
+) -> Backbone:
     """A freshly initialised network by its paper name, for instance "DiT-S/2".
 
     Args:
@@ -31,10 +34,16 @@ def backbone(
         raise InputError(
             f"{name} has no field {sorted(unknown)}; it has: {', '.join(type(config).model_fields)}"
         )
-    config = type(config).model_validate(config.model_dump() | overrides)
+    try:
+        config = type(config).model_validate(config.model_dump() | overrides)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise InputError(
+            f"{name}: {'.'.join(map(str, problem['loc']))}={problem['input']!r}: {problem['msg']}"
+        ) from None
     return config.build(
         channels=channels, classes=classes, out_channels=2 * channels if learned_variance else channels
     )
 
 
-__all__ = ["BACKBONES", "BackboneConfig", "Cond", "DiT", "DiTConfig", "backbone"]
+__all__ = ["BACKBONES", "Backbone", "BackboneConfig", "Cond", "DiT", "DiTConfig", "backbone"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ditkit.cli.options import SamplingOptions
 from ditkit.cli.parsing import data_section, parse
-from ditkit.data import DATA, DataSection, Folder, load_all
+from ditkit.data import DATA, DataConfig, Folder, load_all
 from ditkit.errors import InputError
 from ditkit.evaluation import evaluate
 from ditkit.pictures import grid
@@ -39,13 +39,13 @@ def run(argv: list[str]) -> None:
     command = parse(EvalCommand, argv, "eval")
     path = Path(command.what)
     if path.suffix == ".npz" or (path.is_dir() and not (path / "recipe.json").exists()):
-        images, labels, protocol, data, kind = _from_files(command, path)
+        images, labels, protocol, data = _from_files(command, path)
         out = command.out or Path("eval")
     else:
-        images, labels, protocol, data, kind = _from_model(command)
+        images, labels, protocol, data = _from_model(command)
         out = command.out or (path / "eval" if path.is_dir() else Path("eval"))
-    measure = ruler(data, kind, command.classifier)
-    protocol |= {"reference": f"{kind} train", **software()}
+    measure = ruler(data, data.kind, command.classifier)
+    protocol |= {"reference": f"{data.kind} train", **software()}
     report = evaluate(in_batches(images, labels), measure.classifier, measure.reference, protocol=protocol)
     rows = [(command.what[-24:], report)]
     if measure.floor is not None:
@@ -65,7 +65,7 @@ def run(argv: list[str]) -> None:
     print(f"{out / 'report.json'}\n{out / 'samples.png'}")
 
 
-Loaded = tuple[Tensor, Tensor | None, dict, DataSection, str]
+Loaded = tuple[Tensor, Tensor | None, dict, DataConfig]
 
 
 def _from_model(command: EvalCommand) -> Loaded:
@@ -75,7 +75,7 @@ def _from_model(command: EvalCommand) -> Loaded:
         data = data_section(command.data)
     labels = balanced_labels(command.n, pipeline.classes) if pipeline.classes else None
     images = command.generate(pipeline, labels, command.n)
-    return images, labels, command.protocol(pipeline) | {"labels": "balanced"}, data, data.kind
+    return images, labels, command.protocol(pipeline) | {"labels": "balanced"}, data
 
 
 def _from_files(command: EvalCommand, path: Path) -> Loaded:
@@ -86,11 +86,11 @@ def _from_files(command: EvalCommand, path: Path) -> Loaded:
     data = data_section(command.data)
     if path.is_dir():
         images, labels = load_all(Folder(path=path, size=data.size, channels=data.channels))
-        return images, labels, {"files": str(path)}, data, data.kind
+        return images, labels, {"files": str(path)}, data
     try:
         with np.load(path, allow_pickle=False) as file:
             images = torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2)
             labels = torch.from_numpy(file["labels"]).long() if "labels" in file else None
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise InputError(f"{path}: not an .npz file with arr_0 of shape (N, H, W, C) ({error})") from None
-    return images, labels, {"files": str(path)}, data, data.kind
+    return images, labels, {"files": str(path)}, data

@@ -13,7 +13,7 @@ import tyro
 from ditkit.backbones import BACKBONES
 from ditkit.codecs import CODECS
 from ditkit.config import Section
-from ditkit.data import DATA, DataSection, Folder
+from ditkit.data import DATA, DataConfig, Folder
 from ditkit.errors import InputError
 from ditkit.recipe import Recipe
 
@@ -98,7 +98,7 @@ def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
     return recipe.replace(**sections), rest
 
 
-def data_section(name: str) -> DataSection:
+def data_section(name: str) -> DataConfig:
     """The default section of a data set's name, or that of a folder of images."""
     if name in DATA:
         return DATA[name]

@@ -59,8 +59,11 @@ def run(argv: list[str]) -> None:
             Image.fromarray(_pixels(image)).save(out / f"{k:06d}{suffix}.png")
         written.append(out / "000000*.png")
     if command.npz:
-        arrays = {"arr_0": images.permute(0, 2, 3, 1).numpy()}  # NHWC
-        np.savez(out / "samples.npz", **arrays, **({"labels": labels.numpy()} if pipeline.classes else {}))
+        pixels = images.permute(0, 2, 3, 1).numpy()  # NHWC
+        if pipeline.classes:
+            np.savez(out / "samples.npz", arr_0=pixels, labels=labels.numpy())
+        else:
+            np.savez(out / "samples.npz", arr_0=pixels)
         written.append(out / "samples.npz")
     facts = command.protocol(pipeline)
     print(f"{count} images, {facts['sampler']}, {facts['nfe']} evaluations, guidance {facts['guidance']}")

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Ema:
@@ -17,7 +17,8 @@ class Ema:
     def __init__(self, net: nn.Module, half_life: float, rampup: float | None):
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
         self._half_life, self._rampup = half_life, rampup
-        self._average, self._source = list(self.net.parameters()), list(net.parameters())
+        self._average: list[Tensor] = list(self.net.parameters())
+        self._source: list[Tensor] = list(net.parameters())
 
     @torch.no_grad()
     def update(self, batch: int, seen: int) -> None:

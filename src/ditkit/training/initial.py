@@ -4,14 +4,14 @@ import logging
 from pathlib import Path
 
 import torch
-from torch import nn
 
+from ditkit.backbones import Backbone
 from ditkit.pipeline import load
 
 log = logging.getLogger(__name__)
 
 
-def load_initial(net: nn.Module, origin: str | Path) -> list[str]:
+def load_initial(net: Backbone, origin: str | Path) -> list[str]:
     """Copy every weight of `origin` (a run, a snapshot) whose name and shape fit into `net`, in place.
 
     Returns, and prints, the names that did not fit; those keep their fresh start. The label table is

@@ -1,0 +1,55 @@
+# The two commands: `make demo` trains, samples and scores on real digits; `make test` runs the tests.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch's own index of CPU wheels, asked for torch alone. Where it cannot be reached pip goes on without.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test test-slow lint assets clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       train on real digits, sample, score, draw (a few minutes on a laptop)"
+	@echo "make test       the test suite, offline, a few minutes"
+	@echo "make test-slow  the tests that take longer"
+	@echo "make lint       ruff, mypy, import-linter"
+	@echo "make assets     make the bundled classifiers again (about 6 minutes)"
+
+$(VENV)/torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || \
+		$(PIP) install -q --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) -c constraints.txt torch
+	touch $@
+
+$(VENV)/package: $(VENV)/torch pyproject.toml
+	$(PIP) install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/dev: $(VENV)/torch pyproject.toml
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/package
+
+demo: $(VENV)/package
+	$(BIN)/ditkit demo
+
+# One thread and one process per core: two OpenMP pools on the same cores wait for each other.
+test: $(VENV)/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+
+test-slow: $(VENV)/dev
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+assets: $(VENV)/package
+	$(BIN)/ditkit classifier digits --out src/ditkit/assets/classifiers/digits.safetensors
+	$(BIN)/ditkit classifier fashion-mnist --out src/ditkit/assets/classifiers/fashion-mnist.safetensors
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info

@@ -1,0 +1,85 @@
+"""One training step's parts: what is drawn for a batch, its loss and gradient, the optimiser."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ditkit.backbones import Backbone
+from ditkit.codecs import Codec
+from ditkit.data import Batch
+from ditkit.device import autocast
+from ditkit.randomness import generator
+from ditkit.recipe import Recipe, TrainConfig
+
+
+class Draws(NamedTuple):
+    """The randomness of a batch of training images, on the CPU."""
+
+    u: Tensor  # float64 (B,), uniform in (0, 1]: the time
+    drop: Tensor  # float64 (B,), uniform in [0, 1): the label is dropped below label_dropout
+    eps: Tensor  # float32 (B, *S), standard normal
+    posterior: Tensor | None  # float32 (B, *S), standard normal: what a random codec encodes with
+
+
+def draws(seed: int, index: Tensor, shape: tuple[int, ...], random_codec: bool) -> Draws:
+    """Time, dropout and noise of the images numbered `index`, each from (seed, n) alone."""
+    u, drop, eps, posterior = [], [], [], []
+    for n in index.tolist():
+        stream = generator(seed, n, "train")
+        u.append(1 - stream.random())
+        drop.append(stream.random())
+        eps.append(stream.standard_normal(shape, dtype=np.float32))
+        if random_codec:
+            posterior.append(generator(seed, n, "codec").standard_normal(shape, dtype=np.float32))
+    return Draws(
+        torch.tensor(u, dtype=torch.float64),
+        torch.tensor(drop, dtype=torch.float64),
+        torch.from_numpy(np.stack(eps)),
+        torch.from_numpy(np.stack(posterior)) if random_codec else None,
+    )
+
+
+def backward(
+    recipe: Recipe, net: Backbone, codec: Codec, batch: Batch, device: torch.device
+) -> dict[str, Tensor]:
+    """Accumulate the gradient of the batch's mean loss; the batch's mean of every term of the loss."""
+    config, total = recipe.train, len(batch.index)
+    means: dict[str, Tensor] = {}
+    for part in _split(batch, config.micro_batch or total):
+        layout = codec.layout(*part.images.shape[-2:])
+        drawn = draws(config.seed, part.index, layout.shape, recipe.codec.kind != "identity")
+        posterior = None if drawn.posterior is None else drawn.posterior.to(device)
+        x0 = codec.encode(part.images.to(device), posterior)
+        cond = {} if part.label is None else {"label": part.label.to(device)}
+        dropped = (drawn.drop < config.label_dropout).to(device)
+        cond = {key: torch.where(dropped, empty, cond[key]) for key, empty in net.null(cond).items()}
+        with autocast(device, config.precision):
+            t = recipe.transport.times(drawn.u)
+            terms = recipe.transport.loss(net, x0, cond, t=t, eps=drawn.eps.to(device), layout=layout)
+        (terms["loss"].sum() / total).backward()
+        for name, value in terms.items():
+            mean = value.detach().sum() / total
+            means[name] = means[name] + mean if name in means else mean
+    return means
+
+
+def make_optimizer(net: Backbone, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW in one fused call over all parameters."""
+    return torch.optim.AdamW(
+        net.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def compile_blocks(net: Backbone) -> None:
+    """Compile the blocks, all of one kind, once for all of them; weights keep their names."""
+    for block in net.blocks:
+        block.compile()
+
+
+def _split(batch: Batch, size: int) -> Iterator[Batch]:
+    for start in range(0, len(batch.index), size):
+        rows = slice(start, start + size)
+        yield Batch(batch.images[rows], None if batch.label is None else batch.label[rows], batch.index[rows])
