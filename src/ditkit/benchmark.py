@@ -1,0 +1,283 @@
+"""Speed of ditkit's own training step and guided evaluation against diffusers, measured on the CPU.
+
+The contenders run in turn, round by round, in one process, so that a busy machine slows all of them;
+what counts are medians and the median of the rounds' ratios. ditkit's side is made of the functions its
+training loop and pipeline call; the other side is diffusers' `DiTTransformer2DModel` of the same size
+in the loop everybody writes. Both see the same loss (`Transport.loss`) under the same autocast.
+"""
+
+import contextlib
+import copy
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ditkit.backbones import Backbone, DiTConfig
+from ditkit.data import Batch
+from ditkit.device import Precision, autocast
+from ditkit.errors import InputError
+from ditkit.recipe import Recipe
+from ditkit.recipes import recipe as named_recipe
+from ditkit.sampling import cfg
+from ditkit.training.ema import Ema
+from ditkit.training.step import backward, compile_blocks, make_optimizer
+from ditkit.transports import Layout
+
+CPU = torch.device("cpu")
+CHANNELS, SIDE, CLASSES = 4, 32, 1000  # ImageNet at 256 pixels behind Stable Diffusion's autoencoder
+TINY = DiTConfig(width=32, depth=2, heads=2, patch=8)
+BASELINE = "diffusers"
+STEP, EVALUATION = "training step", "guided evaluation"
+TIME, GUIDANCE = 0.5, 1.5
+EMA_DECAY = 0.9999
+
+# Where a step's time goes: the first group one of whose words is in the operator's name gets it.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "optimiser": ("adam",),
+    "moving average": ("lerp",),
+    "gradient norm": ("foreach_norm", "foreach_mul", "linalg_vector_norm"),
+    "attention": ("bmm", "softmax", "attention"),
+    "linear layers": ("addmm", "::mm", "linear", "conv"),
+    "norms, pointwise": (
+        "norm", "gelu", "silu", "tanh", "mul", "add", "sub", "div", "sum", "neg", "exp", "pow", "compiled", "graph_",
+    ),
+    "copies, casts": ("copy", "clone", "contiguous", "cat", "fill", "zero"),
+}  # fmt: skip
+
+
+@dataclass
+class Contender:
+    """One thing to time."""
+
+    task: str
+    name: str
+    run: Callable[[], object]
+    first: float = 0.0  # seconds of the first call, compilation included
+    times: list[float] = field(default_factory=list)  # seconds, one per round
+
+    @property
+    def median(self) -> float:
+        return median(self.times)
+
+
+class Suite(NamedTuple):
+    """What is measured, and how many parameters either side has."""
+
+    contenders: list[Contender]
+    parameters: dict[str, int]
+
+
+class Latents:
+    """A codec whose images are states already: training from stored latents."""
+
+    channels = CHANNELS
+
+    def layout(self, height: int, width: int) -> Layout:
+        return Layout((self.channels, height, width))
+
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        return images
+
+    def decode(self, state: Tensor) -> Tensor:
+        return state
+
+
+def build_suite(backbone: DiTConfig, batch: int, precision: Precision, compiled: bool) -> Suite:
+    """Both sides, eager and, if asked for, compiled block by block.
+
+    The training step is on `batch` latents with DiT's loss; the evaluation is the network on twice
+    batch // 2 rows, without gradient. InputError without diffusers.
+    """
+    recipe = named_recipe("imagenet256-dit-xl2").replace(
+        backbone=backbone, train={"batch": batch, "precision": precision}
+    )
+    contenders, parameters = [], {}
+    for name, build, step, evaluation, compile_ in (
+        (BASELINE, build_diffusers, diffusers_step, diffusers_evaluation, compile_diffusers),
+        ("ditkit", Recipe.build_backbone, ditkit_step, ditkit_evaluation, compile_blocks),
+    ):
+        net = build(recipe)
+        parameters[name] = sum(p.numel() for p in net.parameters() if p.requires_grad)
+        for form in ("", ", compiled") if compiled else ("",):
+            trained = copy.deepcopy(net).train()
+            frozen = copy.deepcopy(net).eval().requires_grad_(False)
+            contenders.append(Contender(STEP, name + form, step(recipe, trained)))
+            contenders.append(Contender(EVALUATION, name + form, evaluation(recipe, frozen)))
+            if form:
+                compile_(trained)
+                compile_(frozen)
+    contenders.sort(key=lambda contender: contender.task != STEP)
+    return Suite(contenders, parameters)
+
+
+def measure(contenders: list[Contender], rounds: int, tick: Callable[[], object]) -> None:
+    """Two calls of each to warm up, then `rounds` times each in turn; `tick` after every call."""
+    for contender in contenders:
+        contender.first = _seconds(contender.run)
+        tick()
+        contender.run()
+        tick()
+    for _ in range(rounds):
+        for contender in contenders:
+            contender.times.append(_seconds(contender.run))
+            tick()
+
+
+def baseline_of(contender: Contender, contenders: Iterable[Contender]) -> Contender:
+    """What it is compared with: diffusers, eager, at the same task."""
+    return next(other for other in contenders if (other.task, other.name) == (contender.task, BASELINE))
+
+
+def shares(run: Callable[[], object]) -> dict[str, float]:
+    """Shares of one call's time by kind of operator, from torch's profiler; they add up to 1."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with _silent_stderr(), torch.profiler.profile(activities=activities) as profiler:
+        run()
+    spent = dict.fromkeys((*GROUPS, "other"), 0.0)
+    for event in profiler.key_averages():
+        name = event.key.lower()
+        group = next((group for group, words in GROUPS.items() if any(w in name for w in words)), "other")
+        spent[group] += event.self_cpu_time_total
+    return {group: value / sum(spent.values()) for group, value in spent.items()}
+
+
+# ditkit's side
+
+
+def ditkit_step(recipe: Recipe, net: Backbone) -> Callable[[], None]:
+    """One pass of the training loop's body, made of its own functions."""
+    ema = Ema(net, recipe.train.ema_half_life_images, recipe.train.ema_rampup)
+    optimizer = make_optimizer(net, recipe.train)
+    size = recipe.train.batch
+    batch = Batch(*_latents(size), torch.arange(size))
+
+    def step() -> None:
+        backward(recipe, net, Latents(), batch, CPU)
+        norm = nn.utils.clip_grad_norm_(net.parameters(), recipe.train.clip or math.inf)
+        if norm.isfinite():
+            optimizer.step()
+            ema.update(size, size)
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def ditkit_evaluation(recipe: Recipe, net: Backbone) -> Callable[[], Tensor]:
+    """What a sampler asks for: the guided denoiser, as the pipeline makes it."""
+    x, labels = _latents(recipe.train.batch // 2)
+    denoise = cfg(recipe.transport.denoiser(net, Latents().layout(SIDE, SIDE)), net.null, GUIDANCE)
+    t = torch.full((len(x),), TIME, dtype=torch.float64)
+
+    @torch.no_grad()
+    def evaluate() -> Tensor:
+        with autocast(CPU, recipe.train.precision):
+            return denoise(x, t, {"label": labels}).eps
+
+    return evaluate
+
+
+# the other side
+
+
+def build_diffusers(recipe: Recipe) -> Any:
+    """diffusers' DiT of the same size; InputError when it is not installed."""
+    try:
+        from diffusers import DiTTransformer2DModel
+    except ImportError:
+        raise InputError("bench compares with diffusers: pip install 'ditkit[latent]'") from None
+    config = recipe.backbone
+    return DiTTransformer2DModel(
+        num_attention_heads=config.heads,
+        attention_head_dim=config.width // config.heads,
+        in_channels=CHANNELS,
+        out_channels=2 * CHANNELS,
+        num_layers=config.depth,
+        sample_size=SIDE,
+        patch_size=config.patch,
+        num_embeds_ada_norm=CLASSES,
+        norm_type="ada_norm_zero",
+    )
+
+
+def compile_diffusers(model: Any) -> None:
+    """Block by block, like ours."""
+    for block in model.transformer_blocks:
+        block.compile()
+
+
+def diffusers_step(recipe: Recipe, model: Any) -> Callable[[], None]:
+    """A plain loop: AdamW as it comes, the average parameter by parameter. The model drops labels itself."""
+    train = recipe.train
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
+    )
+    x0, labels = _latents(train.batch)
+
+    def net(x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return model(x, timestep=(1000 * t - 1).round().long(), class_labels=cond["label"]).sample
+
+    def step() -> None:
+        t = recipe.transport.times(torch.rand(len(x0), dtype=torch.float64))
+        eps = torch.randn_like(x0)
+        with autocast(CPU, train.precision):
+            loss = recipe.transport.loss(net, x0, {"label": labels}, t=t, eps=eps)["loss"].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for averaged, parameter in zip(average.parameters(), model.parameters(), strict=True):
+                averaged.mul_(EMA_DECAY).add_(parameter, alpha=1 - EMA_DECAY)
+
+    return step
+
+
+def diffusers_evaluation(recipe: Recipe, model: Any) -> Callable[[], Tensor]:
+    """The network's part of a step of diffusers' DiTPipeline."""
+    x, labels = _latents(recipe.train.batch // 2)
+    both = torch.cat([labels, torch.full_like(labels, CLASSES)])
+    timestep = torch.tensor([round(1000 * TIME) - 1]).expand(len(both))
+
+    @torch.no_grad()
+    def evaluate() -> Tensor:
+        with autocast(CPU, recipe.train.precision):
+            out = model(torch.cat([x, x]), timestep=timestep, class_labels=both).sample
+        given, empty = out[:, :CHANNELS].chunk(2)
+        return empty + GUIDANCE * (given - empty)
+
+    return evaluate
+
+
+def _latents(size: int) -> tuple[Tensor, Tensor]:
+    """Made-up latents and their labels."""
+    stream = torch.Generator().manual_seed(0)
+    latents = torch.randn(size, CHANNELS, SIDE, SIDE, generator=stream)
+    return latents, torch.randint(CLASSES, (size,), generator=stream)
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """The profiler's C++ side announces itself on file descriptor 2, whatever its log level."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start

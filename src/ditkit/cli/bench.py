@@ -1,0 +1,153 @@
+"""`ditkit bench`: how fast ditkit's training step and guided evaluation are here, next to diffusers'."""
+
+import contextlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from ditkit.backbones import BACKBONES
+from ditkit.benchmark import CPU, STEP, TINY, Contender, Suite, baseline_of, build_suite, measure, shares
+from ditkit.cli.parsing import parse
+from ditkit.config import Section
+from ditkit.device import Precision, can_compile, has_fast_bf16
+from ditkit.errors import InputError
+from ditkit.progress import progress_bar
+from ditkit.scoring import software
+
+
+class BenchCommand(Section):
+    """Time a training step and a guided evaluation of DiT-S/2 against diffusers, in turn, on this CPU.
+
+    The step is forward, DiT's loss, backward, AdamW and moving average on 32 x 32 x 4 latents, as
+    `ditkit train` does it; diffusers' network of the same size runs in a plain PyTorch loop. The
+    evaluation is half a batch of images, guided. Leave the machine alone meanwhile.
+    """
+
+    rounds: Annotated[int, Field(ge=1)] = 7
+    """Times each is measured, in turn; medians are printed."""
+    batch: Annotated[int, Field(ge=2, multiple_of=2)] = 16
+    """Images of a training step; rows of a guided evaluation."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Threads of torch; what torch chooses when not given."""
+    compile: bool = True
+    """Also with blocks compiled, on both sides; the first call then takes from ten seconds to minutes."""
+    precision: Precision = "auto"
+    """auto: bf16 autocast over float32 weights where this machine has fast bf16; the same on both sides."""
+    out: Path | None = None
+    """Write the record, every time measured included, to this JSON file."""
+    small: bool = False
+    """A tiny network, to try the command in seconds; its ratios say nothing."""
+
+
+def run(argv: list[str]) -> None:
+    command = parse(BenchCommand, argv, "bench")
+    if command.compile and not can_compile(CPU):
+        raise InputError("--compile needs a C++ compiler (install g++), or give --no-compile")
+    if command.out is not None and not command.out.parent.is_dir():
+        raise InputError(f"--out {command.out}: the folder {command.out.parent} does not exist")
+    backbone = TINY if command.small else BACKBONES["DiT-S/2"]
+    with _threads(command.threads), _cold_compiler():
+        suite = build_suite(backbone, command.batch, command.precision, command.compile)
+        calls = (command.rounds + 2) * len(suite.contenders)
+        with progress_bar(calls, "bench", "call") as bar:
+            measure(suite.contenders, command.rounds, bar.update)
+        parts = {c.name: shares(c.run) for c in suite.contenders if c.task == STEP and "ditkit" in c.name}
+        record = _record(command, suite, parts)
+    print("\n".join(_report(record)))
+    if command.out is not None:
+        command.out.write_text(json.dumps(record, indent=1) + "\n")
+        print(command.out)
+
+
+def _record(command: BenchCommand, suite: Suite, parts: dict[str, dict[str, float]]) -> dict:
+    bf16 = command.precision == "bf16" or (command.precision == "auto" and has_fast_bf16(CPU))
+    return {
+        "machine": {"name": platform.node(), "cpu": _cpu_name(), "threads": torch.get_num_threads()},
+        "software": {**software(), "diffusers": version("diffusers")},
+        "network": "tiny" if command.small else "DiT-S/2",
+        "batch": command.batch,
+        "rounds": command.rounds,
+        "precision": "bf16 autocast" if bf16 else "fp32",
+        "parameters": suite.parameters,
+        "rows": [_row(contender, baseline_of(contender, suite.contenders)) for contender in suite.contenders],
+        "step_shares": parts,
+    }
+
+
+def _row(contender: Contender, baseline: Contender) -> dict:
+    """Times in milliseconds; ratios above 1 are faster than diffusers, eager."""
+    ratios = [theirs / ours for theirs, ours in zip(baseline.times, contender.times, strict=True)]
+    return {
+        "task": contender.task,
+        "name": contender.name,
+        "ms": 1000 * contender.median,
+        "ratio": baseline.median / contender.median,
+        "ratio_by_round": median(ratios),
+        "first_call_s": contender.first,
+        "times_ms": [1000 * seconds for seconds in contender.times],
+    }
+
+
+def _report(record: dict) -> Iterator[str]:
+    yield f"{'':40s}{'ms':>9s}{'speed':>8s}{'by round':>10s}{'first call, s':>15s}"
+    for row in record["rows"]:
+        yield (
+            f"{row['task'] + ', ' + row['name']:40s}{row['ms']:9.1f}{row['ratio']:8.2f}"
+            f"{row['ratio_by_round']:10.2f}{row['first_call_s']:15.1f}"
+        )
+    yield "speed: diffusers, eager, is 1; by round: median of the rounds' ratios. The first call compiles.\n"
+
+    steps = {row["name"]: row["ms"] for row in record["rows"] if row["task"] == STEP}
+    names = list(record["step_shares"])
+    yield f"{'where a step goes':40s}" + "".join(f"{name + ', ms':>24s}" for name in names)
+    for group in record["step_shares"][names[0]]:
+        found = ((share := record["step_shares"][name][group], share * steps[name]) for name in names)
+        yield f"{group:40s}" + "".join(f"{ms:17.1f}{share:7.1%}" for share, ms in found)
+    counts = ", ".join(f"{name} {count:,}" for name, count in record["parameters"].items())
+    machine, versions = record["machine"], record["software"]
+    yield f"\n{record['network']}, batch {record['batch']}, {record['precision']}; parameters: {counts}"
+    yield "(every block of diffusers' network has its own embeddings of time and class)"
+    yield (
+        f"{machine['cpu']}, {machine['threads']} threads, torch {versions['torch']}, "
+        f"diffusers {versions['diffusers']}, ditkit {versions.get('commit', versions['ditkit'])}"
+    )
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _cold_compiler() -> Iterator[None]:
+    """An empty cache for torch.compile, so that what compiling costs is seen every time."""
+    variable = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(variable)
+    with tempfile.TemporaryDirectory(prefix="ditkit-bench-") as folder:
+        os.environ[variable] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop(variable) if before is None else os.environ.update({variable: before})
