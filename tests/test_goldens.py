@@ -106,7 +106,11 @@ def test_ddpm_hybrid_loss():
 
 @pytest.mark.parametrize(
     ("sections", "start", "end", "total"),
-    [("250", [0, 4, 8], [995, 999], 124_875), ("50", [0, 20, 41], [979, 999], None), ("ddim50", [0, 20], [980], None)],
+    [
+        ("250", [0, 4, 8], [995, 999], 124_875),
+        ("50", [0, 20, 41], [979, 999], None),
+        ("ddim50", [0, 20], [980], None),
+    ],
 )
 def test_respaced(sections, start, end, total):
     indices = respaced(sections)
@@ -142,7 +146,9 @@ def test_sit_velocity_loss():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("predict", "expected"), [("score", [0.92035, 1.31898]), ("noise", [1.03896, 1.25859])])
+@pytest.mark.parametrize(
+    ("predict", "expected"), [("score", [0.92035, 1.31898]), ("noise", [1.03896, 1.25859])]
+)
 def test_sit_unweighted_losses(predict, expected):
     """The same draw, mapped to SiT's training interval [0.001, 0.999] for these predictions."""
     torch.manual_seed(0)

@@ -12,14 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ditkit.errors import InputError
+
 Purpose = Literal["order", "augment", "codec", "train", "sample"]
 _COUNTER = {"order": 0, "augment": 1, "codec": 2, "train": 3, "sample": 4}
 
 
 def generator(seed: int, index: int, purpose: Purpose) -> np.random.Generator:
-    """The random stream of item `index` of the run `seed`; both in [0, 2^64)."""
+    """The random stream of item `index` of the run `seed`; InputError unless both are in [0, 2^64)."""
+    if not (0 <= seed < 2**64 and 0 <= index < 2**64):
+        raise InputError(f"seed {seed} and index {index} must both be whole numbers from 0 to 2^64 - 1")
+    key = np.array([seed, index], dtype=np.uint64)  # numpy would take a list with 2^64 - 1 through float64
     counter = [0, 0, 0, _COUNTER[purpose]]
-    return np.random.Generator(np.random.Philox(key=[seed, index], counter=counter))
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 class RowNoise:

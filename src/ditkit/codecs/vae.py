@@ -50,9 +50,10 @@ class Vae:
         except ImportError:
             raise InputError("--codec vae needs diffusers: pip install 'ditkit[latent]'") from None
         try:
-            model = AutoencoderKL.from_pretrained(config.id)
+            # The other way of loading needs accelerate, and warns without it.
+            model = AutoencoderKL.from_pretrained(config.id, low_cpu_mem_usage=False)
         except Exception as error:  # diffusers and the Hub raise many kinds; each means "not there"
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
                 f"--codec.id {config.id}: cannot load this autoencoder ({reason}); give a local folder "
                 "in diffusers' format, or check the id and the connection"
@@ -68,7 +69,10 @@ class Vae:
     def layout(self, height: int, width: int) -> Layout:
         factor = self.config.downsampling
         if height % factor or width % factor:
-            raise InputError(f"--data.size {height} is not divisible by the autoencoder's factor {factor}")
+            raise InputError(
+                f"images of {height}x{width} are not divisible by the autoencoder's factor {factor}; "
+                f"set --data.size to a multiple of {factor}"
+            )
         return Layout((self.channels, height // factor, width // factor))
 
     @torch.no_grad()

@@ -47,9 +47,12 @@ class LabelEmbedding(nn.Embedding):
 
 @lru_cache(maxsize=16)
 def _sincos_table(height: int, width: int, dim: int) -> Tensor:
-    omega = 10_000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    rows = torch.arange(height, dtype=torch.float64)[:, None] * omega  # (h, D/4)
-    columns = torch.arange(width, dtype=torch.float64)[:, None] * omega  # (w, D/4)
+    def count(n: int) -> Tensor:  # on the CPU whatever the default device: the table is kept
+        return torch.arange(n, dtype=torch.float64, device="cpu")
+
+    omega = 10_000.0 ** (-count(dim // 4) / (dim // 4))
+    rows = count(height)[:, None] * omega  # (h, D/4)
+    columns = count(width)[:, None] * omega  # (w, D/4)
     column_half = torch.cat([columns.sin(), columns.cos()], dim=1).expand(height, -1, -1)
     row_half = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(-1, width, -1)
     return torch.cat([column_half, row_half], dim=-1).flatten(0, 1).float()  # (h·w, D)

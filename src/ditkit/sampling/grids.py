@@ -1,5 +1,6 @@
 """Time grids: descending times from noise to data, (S + 1,) in float64 on the CPU."""
 
+import re
 from typing import Literal
 
 import torch
@@ -19,7 +20,8 @@ def time_grid(transport: Transport, use: Literal["ode", "sde", "jump"], steps: i
     if steps < 1:
         raise InputError(f"--steps must be at least 1, not {steps}")
     if use == "jump" and transport.path == "ddpm":
-        indices = respaced(str(steps))
+        # The published rule gives a single step the cleanest knot; sampling starts from noise.
+        indices = respaced(str(steps)) if steps > 1 else [DDPM_STEPS - 1]
         knots = (torch.tensor(indices[::-1], dtype=torch.float64) + 1) / DDPM_STEPS
         return torch.cat([knots, torch.zeros(1, dtype=torch.float64)])
     low, high = transport.interval("sde" if use == "sde" else "ode")
@@ -36,6 +38,8 @@ def respaced(sections: str, total: int = DDPM_STEPS) -> list[int]:
     included. "ddim50": every k-th from 0, for the whole k that gives 50 (only some counts exist).
     The rule of improved diffusion (Nichol & Dhariwal, 2021), which DiT samples with.
     """
+    if not re.fullmatch(r"ddim\d+|\d+(,\d+)*", sections):
+        raise InputError(f"cannot read {sections!r} as steps; give for instance '250', '100,50' or 'ddim50'")
     if sections.startswith("ddim"):
         wanted = int(sections.removeprefix("ddim"))
         stride = next((k for k in range(1, total + 1) if -(-total // k) == wanted), None)

@@ -3,7 +3,9 @@
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from ditkit.backbones import Backbone
 
 
 class Ema:
@@ -14,7 +16,7 @@ class Ema:
     other than their start (Karras et al., 2022, appendix F.2).
     """
 
-    def __init__(self, net: nn.Module, half_life: float, rampup: float | None):
+    def __init__(self, net: Backbone, half_life: float, rampup: float | None):
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
         self._half_life, self._rampup = half_life, rampup
         self._average: list[Tensor] = list(self.net.parameters())

@@ -18,7 +18,8 @@ def transport(path: str = "linear", **fields) -> Transport:
         return Transport.model_validate({"path": path, **fields})
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        raise InputError(f"transport {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+        place = ".".join(map(str, ("transport", *problem["loc"])))
+        raise InputError(f"{place}: {problem['msg'].removeprefix('Value error, ')}") from None
 
 
 __all__ = [

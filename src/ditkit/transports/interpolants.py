@@ -67,8 +67,9 @@ def ddpm(t: Tensor) -> Coeffs:
 @lru_cache(maxsize=1)
 def _ddpm_log_alpha() -> Tensor:
     """log alpha at t = 0, 1/1000, ..., 1, float64; alpha² is the cumulative product of 1 - beta."""
-    betas = torch.linspace(1e-4, 2e-2, DDPM_STEPS, dtype=torch.float64)
-    return torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0) / 2])
+    # On the CPU whatever the default device: the table is kept for every later caller.
+    betas = torch.linspace(1e-4, 2e-2, DDPM_STEPS, dtype=torch.float64, device="cpu")
+    return torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0) / 2])
 
 
 def _variance_preserving(log_alpha: Tensor, d_log_alpha: Tensor) -> Coeffs:

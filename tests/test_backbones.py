@@ -1,0 +1,373 @@
+"""Backbones: a contract over every name, the papers' sizes and costs, and what a DiT promises."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from ditkit.backbones import BACKBONES, backbone
+from ditkit.errors import InputError
+from ditkit.evaluation.cost import count_cost
+from ditkit.nn.attention import MOST_EXPLICIT_TOKENS, attend
+from ditkit.nn.blocks import modulated_norm
+from ditkit.nn.embeddings import _sincos_table, sincos_positions, sinusoid
+from ditkit.nn.patches import PatchEmbed, unpatchify
+
+# Trainable parameters (1,000 classes, 4 channels, learned variance) and billions of multiply-adds at
+# 32x32x4: DiT paper, table 4, and its released code.
+PAPER = {
+    "S/8": (33_142_016, 0.36),
+    "S/4": (32_920_448, 1.41),
+    "S/2": (32_865_056, 6.06),
+    "B/8": (130_869_248, 1.42),
+    "B/4": (130_426_496, 5.56),
+    "B/2": (130_315_808, 23.01),
+    "L/8": (458_578_432, 5.01),
+    "L/4": (457_988_224, 19.70),
+    "L/2": (457_840_672, 80.71),
+    "XL/8": (675_664_640, 7.39),
+    "XL/4": (675_000_704, 29.05),
+    "XL/2": (674_834_720, 118.64),
+}
+
+
+def on_meta(name, **fields):
+    with torch.device("meta"):
+        return backbone(name, **fields)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_contract(name):
+    """What the rest of the library needs of any backbone, at its own size."""
+    net = on_meta(name, classes=10, channels=3, learned_variance=True)
+    assert len(net.blocks) == BACKBONES[name].depth
+    x, t = torch.empty(2, 3, 16, 32, device="meta"), torch.empty(2, device="meta")
+    cond = {"label": torch.zeros(2, dtype=torch.long, device="meta")}
+    with torch.no_grad():
+        assert net(x, t, cond).shape == (2, 6, 16, 32)
+        tokens, c = net.embed(x, t, cond)
+        assert net.body(tokens, c).shape == tokens.shape
+    assert {key: value.shape for key, value in net.null(cond).items()} == {"label": (2,)}
+
+
+@pytest.mark.parametrize("size", PAPER)
+def test_published_sizes_and_costs(size):
+    params, macs = PAPER[size]
+    net = on_meta(f"DiT-{size}", classes=1000, channels=4, learned_variance=True)
+    cost = count_cost(net, (4, 32, 32), labelled=True)
+    assert cost.params == params
+    assert cost.macs / 1e9 == pytest.approx(macs, abs=0.03)
+
+
+def test_the_clock_a_network_reads():
+    for name, config in BACKBONES.items():
+        clock = (-1.0, 1.0) if name.startswith("SiT") else (1000.0, -1.0)
+        assert (config.time_scale, config.time_shift) == clock
+    seen = []
+    for name, t, expected in (("DiT", 0.25, 249.0), ("SiT-S/8", 0.25, 0.75)):
+        net = tiny(name)
+        net.time.mlp.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        net(*inputs(n=1, t=t))
+        torch.testing.assert_close(seen[-1], sinusoid(torch.tensor([expected])))
+
+
+def test_cost_leaves_the_network_alone():
+    """It may be on any device, training or not, and weights need not be copied."""
+    net = tiny()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    pointers = [p.data_ptr() for p in net.parameters()]
+    cost = count_cost(net, (2, 8, 8), labelled=True)
+    assert all(p.device.type == "cpu" for p in net.parameters())
+    assert [p.data_ptr() for p in net.parameters()] == pointers
+    assert net.training
+    for name, value in net.state_dict().items():
+        assert value.equal(before[name])
+    assert cost == count_cost(net.to("meta"), (2, 8, 8), labelled=True)
+
+
+def test_cost_counts_trainable_parameters_and_products():
+    net = tiny()
+    total = sum(p.numel() for p in net.parameters())
+    net.label.requires_grad_(False)
+    assert count_cost(net, (2, 8, 8), labelled=True).params == total - 11 * 16
+    d, tokens, depth = 16, 16, 2
+    block = tokens * 12 * d * d + 2 * tokens**2 * d + 6 * d * d  # qkv, proj, mlp; attention; modulation
+    rest = tokens * 8 * d + 256 * d + d * d + 2 * d * d + tokens * d * 8  # patches, time, head
+    assert count_cost(net, (2, 8, 8), labelled=True).macs == depth * block + rest
+
+
+# Small real networks
+
+
+def tiny(name="DiT", seed=0, **fields):
+    """Width 16, two blocks, 10 classes, 2 channels; as it is initialised."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        settings = {"width": 16, "depth": 2, "heads": 2, "patch": 2, "classes": 10, "channels": 2}
+        return backbone(name, **(settings | fields))
+
+
+def awake(**fields):
+    """The same with every parameter random: at initialisation a DiT says nothing."""
+    net = tiny(**fields)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        for parameter in net.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return net
+
+
+def inputs(n=3, height=8, width=8, t=None):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 2, height, width, generator=generator)
+    times = torch.rand(n, generator=generator) if t is None else torch.full((n,), t)
+    return x, times, {"label": torch.arange(n) % 10}
+
+
+def test_zero_at_initialisation():
+    net = tiny(learned_variance=True)
+    x, t, cond = inputs()
+    assert net(x, t, cond).abs().max() == 0
+    tokens, c = net.embed(x, t, cond)
+    assert net.body(tokens, c).equal(tokens)  # every block is the identity
+    assert c.abs().max() > 0
+
+
+def test_every_parameter_learns_after_one_step():
+    """At the start only the last layer has a gradient; two steps later everything has, and it is finite."""
+    net = tiny()
+    x, t, cond = inputs(n=10)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    moved = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        (net(x, t, cond) - 1).square().mean().backward()
+        moved.append({name for name, p in net.named_parameters() if p.grad.abs().max() > 0})
+        assert all(p.grad.isfinite().all() for p in net.parameters())
+        optimizer.step()
+    assert moved[0] == {"final.linear.weight", "final.linear.bias"}
+    assert moved[2] == {name for name, _ in net.named_parameters()}
+
+
+@torch.no_grad()
+def test_images_need_not_be_square():
+    """Rows and columns are told apart, and a network runs at any size."""
+    net = awake()
+    x, t, cond = inputs(height=6, width=10)
+    out = net(x, t, cond)
+    assert out.shape == (3, 2, 6, 10)
+    turned = net(x.transpose(2, 3), t, cond)
+    assert turned.shape == (3, 2, 10, 6)
+    assert (turned.transpose(2, 3) - out).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_time_per_token():
+    net = awake()
+    x, t, cond = inputs()
+    torch.testing.assert_close(net(x, t[:, None].expand(-1, 16), cond), net(x, t, cond), rtol=1e-4, atol=1e-5)
+    ramp = t[:, None] * torch.linspace(0, 1, 16)
+    assert (net(x, ramp, cond) - net(x, t, cond)).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_everything_told_is_heard():
+    net = awake()
+    x, t, cond = inputs()
+    out = net(x, t, cond)
+    for other in (net(x + 0.1, t, cond), net(x, 1 - t, cond), net(x, t, {"label": cond["label"] + 1})):
+        assert ((other - out).abs().amax((1, 2, 3)) > 1e-3).all()
+
+
+@torch.no_grad()
+def test_rows_of_a_batch_are_independent():
+    net = awake()
+    x, t, cond = inputs()
+    alone = [net(x[i : i + 1], t[i : i + 1], {"label": cond["label"][i : i + 1]}) for i in range(3)]
+    torch.testing.assert_close(torch.cat(alone), net(x, t, cond), rtol=1e-5, atol=1e-5)
+
+
+def test_bf16_autocast_is_close_in_value_and_gradient():
+    net = awake()
+    x, t, cond = inputs()
+
+    def run(enabled):
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = net(x, t, cond)
+        out.float().square().mean().backward()
+        return out.float(), torch.cat([p.grad.flatten() for p in net.parameters()])
+
+    assert next(net.parameters()).dtype == torch.float32
+    for exact, rounded in zip(run(False), run(True), strict=True):
+        assert rounded.isfinite().all()
+        error = ((rounded - exact).norm() / exact.norm()).item()
+        assert 1e-6 < error < 0.03  # and bf16 was really used
+
+
+@torch.no_grad()
+def test_safetensors_round_trip(tmp_path):
+    net, other = awake(), tiny(seed=5)
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    other.load_state_dict(load_file(tmp_path / "net.safetensors"), strict=True)
+    assert other(*inputs()).equal(net(*inputs()))
+
+
+def test_a_deep_copy_is_independent():
+    net = awake()
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other.final.linear.weight.zero_()
+        other.final.linear.bias.zero_()
+        assert other(*inputs()).abs().max() == 0
+        assert net(*inputs()).abs().max() > 0
+
+
+@torch.no_grad()
+def test_unconditional():
+    net = awake(classes=0)
+    assert net.label is None
+    x, t, _ = inputs()
+    out = net(x, t)
+    assert out.equal(net(x, t, {}))
+    assert net.null({}) == {}
+
+
+@torch.no_grad()
+def test_null_is_one_more_class():
+    net = awake()
+    x, t, cond = inputs()
+    empty = net.null(cond)
+    assert empty["label"].tolist() == [10, 10, 10]
+    assert empty["label"].dtype == torch.long
+    assert cond["label"].tolist() == [0, 1, 2]
+    assert (net(x, t, empty) - net(x, t, cond)).abs().max() > 0.01
+    net.label.weight[10].zero_()
+    tokens, c = net.embed(x, t, empty)
+    assert c.equal(net.time(t))
+
+
+# Parts
+
+
+@pytest.mark.parametrize("tokens", [1, 5, MOST_EXPLICIT_TOKENS])
+def test_explicit_attention_is_the_fused_one(tokens, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, cotangent = (torch.randn(2, 3, tokens, 8, generator=generator) for _ in range(4))
+    fused = F.scaled_dot_product_attention
+    calls = []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args: calls.append(1) or fused(*args))
+
+    def run(function):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = function(*leaves)
+        return out.detach(), *torch.autograd.grad((out * cotangent).sum(), leaves)
+
+    explicit = run(attend)
+    assert not calls
+    for ours, theirs in zip(explicit, run(fused), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(attend(q, k, v), explicit[0], rtol=1e-4, atol=1e-5)
+    assert len(calls) == 1
+
+
+def test_long_sequences_use_the_fused_attention(monkeypatch):
+    calls = []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args: calls.append(1))
+    attend(*(torch.zeros(1, 1, MOST_EXPLICIT_TOKENS + 1, 2, requires_grad=True) for _ in range(3)))
+    assert calls == [1]
+
+
+def test_modulated_norm():
+    x, shift, scale = torch.randn(2, 5, 8), torch.randn(2, 1, 8), torch.randn(2, 1, 8)
+    centred = x - x.mean(-1, keepdim=True)
+    norm = centred / (x.var(-1, keepdim=True, unbiased=False) + 1e-6).sqrt()
+    torch.testing.assert_close(modulated_norm(x, shift, scale), norm * (1 + scale) + shift)
+
+
+def test_patches_there_and_back():
+    """A patch embedding that copies pixels, undone by unpatchify, on a grid that is not square."""
+    x = torch.randn(2, 3, 4, 6)
+    embed = PatchEmbed(3, 2, 12)
+    with torch.no_grad():
+        # A feature of unpatchify is (row, column, channel).
+        embed.proj.weight.copy_(torch.eye(12).reshape(2, 2, 3, 12).permute(3, 2, 0, 1))
+        assert unpatchify(embed(x), embed.grid(4, 6), 2).equal(x)
+
+
+def test_tokens_are_in_row_major_order():
+    embed = PatchEmbed(1, 2, 4)
+    x = torch.zeros(1, 1, 4, 6)
+    x[0, 0, 2:, :2] = 1.0  # second row, first column of a 2 x 3 grid
+    tokens = embed(x) - embed(torch.zeros_like(x))
+    assert (tokens.abs().sum(-1) > 0).tolist() == [[False, False, False, True, False, False]]
+
+
+def test_positions_tell_columns_from_rows():
+    table = sincos_positions(3, 5, 8).reshape(3, 5, 8)
+    omega = torch.tensor([1.0, 0.01])
+    for row, column in ((0, 0), (2, 4), (1, 3)):
+        expected = [f(n * omega) for n in (column, row) for f in (torch.sin, torch.cos)]
+        torch.testing.assert_close(table[row, column], torch.cat(expected))
+
+
+def test_positions_ignore_the_default_device():
+    _sincos_table.cache_clear()
+    with torch.device("meta"):
+        assert sincos_positions(2, 2, 8).device.type == "cpu"
+
+
+def test_sinusoid_of_any_shape():
+    t = torch.tensor([[0.0, 1.0, 2.5]])
+    table = sinusoid(t, dim=4)
+    assert table.shape == (1, 3, 4)
+    expected = torch.stack([t.cos(), (t / 100).cos(), t.sin(), (t / 100).sin()], -1)
+    torch.testing.assert_close(table, expected)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("DiT-M/2", {}, "unknown backbone 'DiT-M/2'; choose one of: .*DiT-S/2"),
+        ("DiT", {"layers": 3}, r"DiT has no field \['layers'\]; it has: .*depth"),
+        (
+            "DiT",
+            {"width": 384, "heads": 5},
+            "width 384 is not divisible by 5 heads; use one of 1, 2, 3, 4, 6, 8",
+        ),
+        ("DiT", {"width": 30}, "DiT: width=30: .*multiple of 4"),
+        ("DiT-S/2", {"depth": 0}, "DiT-S/2: depth=0: .*greater than or equal to 1"),
+        ("DiT", {"conditioning": "film"}, "conditioning='film': .*'adaln_zero'"),
+    ],
+)
+def test_errors(name, fields, message):
+    with pytest.raises(InputError, match=message) as caught:
+        on_meta(name, **fields)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(8, 7), (7, 8)])
+def test_error_of_a_size_that_does_not_divide(size):
+    x, t, cond = inputs(height=size[0], width=size[1])
+    with pytest.raises(
+        InputError, match=f"{size[0]}x{size[1]} is not divisible into patches of 2; .*--backbone.patch"
+    ):
+        tiny()(x, t, cond)
+
+
+@pytest.mark.parametrize("cond", [None, {}])
+def test_error_of_a_missing_label(cond):
+    x, t, _ = inputs()
+    with pytest.raises(InputError, match="has 10 classes: give cond a 'label'"):
+        tiny()(x, t, cond)
+
+
+def test_error_of_positions():
+    with pytest.raises(ValueError, match="divisible by 4, not 10"):
+        sincos_positions(2, 2, 10)

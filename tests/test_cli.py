@@ -1,0 +1,393 @@
+"""The command line: every verb once right, every kind of wrong input once, every name reachable."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU
+from PIL import Image
+
+from ditkit.backbones import BACKBONES
+from ditkit.cli import VERBS, main
+from ditkit.cli.listing import registries
+from ditkit.cli.train import parse_train
+from ditkit.codecs import CODECS
+from ditkit.data import DATA
+from ditkit.nn.blocks import CONDITIONINGS
+from ditkit.pipeline import SNAPSHOTS, load
+from ditkit.recipe import Recipe
+from ditkit.recipes import RECIPES
+from ditkit.sampling import SAMPLERS
+from ditkit.transports import PATHS, PREDICTIONS, TIME_LAWS
+
+
+def ditkit(capsys, *arguments):
+    """Status, stdout and stderr of one command."""
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def refused(capsys, *arguments):
+    """The one line of an error; fails unless status is 2 and there is exactly one."""
+    status, _, err = ditkit(capsys, *arguments)
+    assert status == 2
+    lines = [line for line in err.splitlines() if line.startswith("ditkit: ")]
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    return lines[0]
+
+
+# --- names -----------------------------------------------------------------------------------------
+
+CHOICES = (
+    [("--backbone", name) for name in BACKBONES]
+    + [("--codec", name) for name in CODECS]
+    + [("--data", name) for name in DATA]
+    + [("--transport.path", name) for name in PATHS]
+    + [("--transport.predict", name) for name in PREDICTIONS]
+    + [("--transport.time-law", name) for name in TIME_LAWS]
+    + [("--backbone.conditioning", name) for name in CONDITIONINGS]
+    + [("--sample.sampler", name) for name in SAMPLERS]
+)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_registry_name_can_be_chosen_over_every_recipe(name):
+    """One after another over one recipe; and the result builds on the meta device."""
+    for flag, value in CHOICES:
+        extra = ["--transport.variance", "fixed"] if flag == "--transport.path" else []
+        chosen = parse_train([name, flag, value, *extra]).recipe
+        dumped = chosen.model_dump(mode="json")
+        section, _, field = flag.removeprefix("--").replace("-", "_").partition(".")
+        if field:
+            assert dumped[section][field] == value
+        else:
+            expected = {"backbone": BACKBONES, "codec": CODECS, "data": DATA}[section][value]
+            assert getattr(chosen, section) == expected
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_builds_over_a_recipe(backbone):
+    chosen = parse_train(["fashion-sit", "--backbone", backbone, "--data.size", "32"]).recipe
+    with torch.device("meta"):
+        net = chosen.build_backbone()
+    x = torch.empty(1, 1, 32, 32, device="meta")
+    assert net(x, torch.empty(1, device="meta"), {"label": torch.zeros(1, dtype=torch.long, device="meta")}).shape == x.shape
+
+
+def test_the_example_of_the_readme():
+    chosen = parse_train(
+        ["fashion-sit", "--backbone", "DiT-S/4", "--transport.path", "gvp", "--transport.predict", "score"]
+    ).recipe
+    assert (chosen.backbone.width, chosen.backbone.patch) == (384, 4)
+    assert (chosen.transport.path, chosen.transport.predict) == ("gvp", "score")
+    assert chosen.train == RECIPES["fashion-sit"]().train
+
+
+def test_every_flag_of_train_sets_its_field():
+    """Walk the recipe's fields; give each another value as a flag; exactly that field changes."""
+    base = parse_train(["digits"]).recipe
+    other = {
+        "train.precision": "bf16", "train.schedule": "constant", "train.betas": "0.8 0.9", "train.compile": None,
+        "train.micro_batch": "16", "train.clip": "0.5", "sample.sampler": "ddim", "sample.interval": "0.1 0.9",
+        "data.flip": None, "data.channels": "3", "transport.path": "gvp", "transport.predict": "v",
+        "transport.time_law": "logit_normal", "train.label_dropout": "0.2", "backbone.width": "48",
+    }  # fmt: skip
+    fixed = {"data.kind", "data.classes", "codec.kind", "backbone.kind", "backbone.conditioning", "transport.variance"}
+    walked = 0
+    for section in ("data", "codec", "backbone", "transport", "train", "sample"):
+        for field, value in getattr(base, section):
+            name = f"{section}.{field}"
+            if name in fixed:
+                continue
+            flag = f"--{name.replace('_', '-')}"
+            given = other.get(name, str((value or 0) + 1) if name not in other else None)
+            arguments = [flag] if given is None else [flag, *given.split()]
+            changed = getattr(getattr(parse_train(["digits", *arguments]).recipe, section), field)
+            assert changed != value, name
+            walked += 1
+    assert walked > 35
+
+
+def test_list_names_every_registry(capsys):
+    status, out, _ = ditkit(capsys, "list")
+    assert status == 0
+    for names in registries().values():
+        assert all(name in out for name in names)
+    status, out, _ = ditkit(capsys, "list", "samplers")
+    assert "heun" in out
+    assert "DiT-S/2" not in out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb, capsys):
+    try:
+        status = main([verb, "--help"])
+    except SystemExit as end:  # tyro's own way out
+        status = end.code or 0
+    out = capsys.readouterr().out
+    assert status == 0
+    assert f"ditkit {verb}" in out
+    assert len(out.splitlines()) > 4
+
+
+def test_every_recipe_lists_its_flags(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "imagenet256-dit-xl2", "--help"])
+    out = capsys.readouterr().out
+    for flag in ("--backbone.width", "--transport.path", "--train.ema-half-life-images", "--sample.guidance", "--init"):
+        assert flag in out
+
+
+# --- verbs -----------------------------------------------------------------------------------------
+
+SMALL = (
+    "--backbone.width 24 --backbone.depth 1 --backbone.heads 2 --train.images 64 --train.batch 32 "
+    "--train.precision fp32 --sample.steps 2"
+).split()
+
+
+def test_train_resume_and_sample(tmp_path, capsys):
+    out = tmp_path / "run"
+    status, text, _ = ditkit(capsys, "train", "digits", *SMALL, "--out", out, "--device", "cpu")
+    assert status == 0
+    assert f"ditkit sample {out}" in text
+    status, *_ = ditkit(capsys, "train", "digits", *SMALL, "--train.images", "96", "--out", out)
+    assert status == 0
+    assert Recipe.read(out / "recipe.json").train.images == 96
+    message = refused(capsys, "train", "digits", *SMALL, "--train.seed", "1", "--out", out)
+    assert "train.seed 0, not 1" in message
+
+
+def test_own_images_in_a_folder(tmp_path, capsys):
+    """Two classes of colour images of several sizes, one of them broken: trains and samples."""
+    for k in range(12):
+        folder = tmp_path / "data" / ("cats" if k % 2 else "dogs")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20 + k, 24), (k * 20, 100, 50)).save(folder / f"{k}.png")
+    (tmp_path / "data" / "cats" / "broken.png").write_bytes(b"")
+    status, _, err = ditkit(
+        capsys, "train", "digits", "--data", tmp_path / "data", "--data.size", "8", *SMALL, "--out", tmp_path / "run"
+    )
+    assert status == 0
+    assert "1 of 13 images left out" in err
+    assert "broken.png" in err
+    assert Recipe.read(tmp_path / "run" / "recipe.json").data.classes == 2
+    status, *_ = ditkit(capsys, "sample", tmp_path / "run", "--n", "4", "--out", tmp_path / "s")
+    assert status == 0
+
+
+def test_sample_writes_grid_pngs_and_npz(run, tmp_path, capsys):
+    status, out, _ = ditkit(
+        capsys, "sample", run, "--labels", "3", "7", "--n", "6", "--steps", "2", "--sampler", "euler", "--guidance",
+        "2", "--interval", "0.2", "0.8", "--seed", "5", "--batch", "4", "--precision", "fp32", "--device", "cpu",
+        "--png", "--npz", "--out", tmp_path,
+    )  # fmt: skip
+    assert status == 0
+    assert "euler, 2 evaluations, guidance 2" in out
+    with np.load(tmp_path / "samples.npz") as file:
+        assert file["arr_0"].shape == (6, 8, 8, 1)
+        assert file["arr_0"].dtype == np.uint8
+        assert file["labels"].tolist() == [3, 7, 3, 7, 3, 7]
+        first = file["arr_0"][0, :, :, 0]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "000000-class3.png")), first)
+    assert len(list(tmp_path.glob("0*.png"))) == 6
+    assert Image.open(tmp_path / "grid.png").size[0] > 100
+    direct = load(run, CPU).generate(
+        {"label": [3]}, seeds=[5], steps=2, sampler="euler", guidance=2, interval=(0.2, 0.8)
+    )
+    assert np.abs(direct[0, 0].numpy().astype(int) - first).max() <= 1
+
+
+def test_eval_of_a_run_a_folder_and_an_npz_agree(run, tmp_path, capsys):
+    """The same images through the three doors get the same scores."""
+    status, out, _ = ditkit(capsys, "eval", run, "--n", "100", "--steps", "2", "--out", tmp_path / "a")
+    assert status == 0
+    assert "held-out real images" in out
+    ditkit(capsys, "sample", run, "--n", "100", "--steps", "2", "--png", "--npz", "--out", tmp_path / "s")
+    ditkit(capsys, "eval", tmp_path / "s" / "samples.npz", "--data", "digits", "--out", tmp_path / "b")
+    for file in list((tmp_path / "s").glob("0*.png")):
+        folder = tmp_path / "f" / file.stem[-1]
+        folder.mkdir(parents=True, exist_ok=True)
+        file.rename(folder / file.name)
+    ditkit(capsys, "eval", tmp_path / "f", "--data", "digits", "--out", tmp_path / "c")
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in "abc"]
+    for report in reports[1:]:
+        assert report["frechet"] == pytest.approx(reports[0]["frechet"], rel=1e-3)
+        assert report["accuracy"] == reports[0]["accuracy"]
+    protocol = reports[0]["protocol"]
+    assert (protocol["sampler"], protocol["nfe"], protocol["guidance"], protocol["first_seed"]) == ("heun", 4, 1.5, 0)
+    assert len(reports[0]["classifier_hash"]) == 64
+    assert reports[0]["train_versus_test"] == pytest.approx(0.613, abs=0.001)
+
+
+def test_info_states_the_papers_numbers(capsys):
+    status, out, _ = ditkit(capsys, "info", "imagenet256-dit-xl2")
+    assert status == 0
+    assert "674,834,720" in out
+    assert "118.62" in out
+    status, out, _ = ditkit(capsys, "info", "imagenet512-sit-xl2", "--backbone", "DiT-S/8")
+    assert "4 x 64 x 64" in out
+
+
+def test_info_of_a_run(run, capsys):
+    status, out, _ = ditkit(capsys, "info", run)
+    assert status == 0
+    assert '"width": 24' in out
+
+
+def test_classifier_of_a_folder(tmp_path, capsys):
+    for k in range(30):
+        folder = tmp_path / "data" / str(k % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 255 * (k % 2)).save(folder / f"{k}.png")
+    file = tmp_path / "own.safetensors"
+    status, out, _ = ditkit(
+        capsys, "classifier", tmp_path / "data", "--data.size", "8", "--data.channels", "1", "--epochs", "4",
+        "--seed", "1", "--out", file,
+    )  # fmt: skip
+    assert status == 0
+    assert "held-out accuracy" in out
+    assert file.exists()
+
+
+def test_demo_in_small(tmp_path, capsys):
+    status, out, _ = ditkit(capsys, "demo", "--images", "640", "--out", tmp_path, "--device", "cpu")
+    assert status == 0
+    for name in ("samples.png", "loss.png", "report.json"):
+        assert str(tmp_path / name) in out
+        assert (tmp_path / name).stat().st_size > 500
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["images"] == 1000
+    assert report["asked"] == [100] * 10
+
+
+# --- snapshots that come with the package ----------------------------------------------------------
+
+BUNDLED = sorted(folder.name for folder in SNAPSHOTS.glob("*"))
+
+
+def test_there_are_bundled_snapshots():
+    assert "digits" in BUNDLED
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_snapshots_are_small_and_good(name):
+    assert (SNAPSHOTS / name / "model.safetensors").stat().st_size <= 1_500_000
+    pipeline = load(name, CPU)
+    labels = torch.arange(100) % 10
+    images = pipeline.generate({"label": labels}, seeds=range(100), batch=100)
+    from ditkit.evaluation import bundled_classifier
+
+    _, logits = bundled_classifier(pipeline.recipe.data.kind)(images)
+    assert (logits.argmax(1) == labels).float().mean() >= 0.85
+
+
+# --- wrong input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["frobnicate"], ["unknown verb 'frobnicate'", "train"]),
+        (["train"], ["name a recipe", "digits"]),
+        (["train", "digts"], ["unknown recipe 'digts'", "fashion-sit"]),
+        (["train", "digits", "--train.imges", "5"], ["--train.imges", "--train.images"]),
+        (["train", "digits", "--lr", "5"], ["--lr"]),
+        (["train", "digits", "--train.images", "many"], ["--train.images", "many"]),
+        (["train", "digits", "--train.images", "0"], ["--train.images", "greater than or equal to 1"]),
+        (["train", "digits", "--train.label-dropout", "1.5"], ["label_dropout", "less than or equal to 1"]),
+        (["train", "digits", "--train.images"], ["--train.images"]),
+        (["train", "digits", "--transport.path", "bendy"], ["--transport.path", "bendy", "gvp"]),
+        (["train", "digits", "--transport.variance", "learned"], ["transport.path ddpm"]),
+        (["train", "digits", "--backbone", "DiT-Q/2"], ["--backbone", "DiT-Q/2", "DiT-XL/2"]),
+        (["train", "digits", "--codec", "jpeg"], ["--codec", "identity", "vae"]),
+        (["train", "digits", "--data", "/nowhere"], ["--data", "/nowhere", "fashion-mnist"]),
+        (["train", "digits", "--backbone.patch", "3"], ["8x8", "patches of 3", "--backbone.patch"]),
+        (["train", "digits", "--backbone.heads", "7"], ["96", "7 heads", "use one of"]),
+        (["train", "digits", "--backbone.width", "50"], ["width", "multiple of 4"]),
+        (["train", "digits", "--init", "/nowhere"], ["/nowhere", "no run or snapshot"]),
+        (["train", "digits", "--device", "tpu"], ["--device", "tpu", "cpu"]),
+        (["train", "digits", "--train.micro-batch", "500"], ["micro_batch 500", "batch 128"]),
+        (["sample"], ["run", "--help"]),
+        (["sample", "/nowhere"], ["/nowhere", "recipe.json", "digits"]),
+        (["sample", "digits", "--sampler", "leapfrog"], ["--sampler", "leapfrog", "heun"]),
+        (["sample", "digits", "--steps", "0"], ["steps", "greater than or equal to 1"]),
+        (["sample", "digits", "--labels", "10"], ["label 10", "0 to 9"]),
+        (["sample", "digits", "--labels", "three"], ["--labels", "three"]),
+        (["sample", "digits", "--guidance", "-1"], ["guidance", "greater than or equal to 0"]),
+        (["eval", "/nowhere"], ["/nowhere"]),
+        (["eval", "nothing.npz"], ["--data", "nothing.npz"]),
+        (["eval", "nothing.npz", "--data", "digits"], ["nothing.npz", "arr_0"]),
+        (["eval", "digits", "--data", "/nowhere"], ["--data", "/nowhere"]),
+        (["eval", "digits", "--classifier", "/nowhere.safetensors", "--n", "10", "--steps", "1"], ["/nowhere.safetensors"]),
+        (["info", "digts"], ["unknown recipe 'digts'"]),
+        (["list", "everything"], ["everything", "recipes"]),
+        (["classifier", "nothing"], ["nothing", "digits"]),
+    ],
+)  # fmt: skip
+def test_wrong_input(arguments, told, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = refused(capsys, *arguments)
+    for word in told:
+        assert word in message, message
+    assert not list(tmp_path.iterdir()), "something was half-written"
+
+
+def test_wrong_data_folders(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "empty" in refused(capsys, "train", "digits", "--data", "empty")
+    (tmp_path / "bad" / "a").mkdir(parents=True)
+    for k in range(3):
+        (tmp_path / "bad" / "a" / f"{k}.jpg").write_bytes(b"not an image")
+    message = refused(capsys, "train", "digits", "--data", "bad")
+    assert "none of the 3 images" in message
+    assert not (tmp_path / "runs").exists()
+    message = refused(capsys, "train", "digits", "--data", "folder")
+    assert "--data.path" in message
+
+
+def test_cuda_where_there_is_none(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert "--device cuda" in refused(capsys, "sample", "digits", "--device", "cuda")
+
+
+def test_an_output_that_cannot_be_written(tmp_path, capsys, run):
+    (tmp_path / "file").write_text("")
+    assert "--out" in refused(capsys, "sample", run, "--n", "1", "--steps", "1", "--out", tmp_path / "file" / "x")
+    assert "--out" in refused(capsys, "train", "digits", *SMALL, "--out", tmp_path / "file" / "x")
+
+
+def test_a_damaged_snapshot(run, tmp_path, capsys):
+    folder = load(run, CPU).save(tmp_path / "snapshot")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    assert "damaged" in refused(capsys, "sample", folder)
+    (folder / "recipe.json").write_text('{"name": "x"}')
+    assert "recipe.json" in refused(capsys, "sample", folder)
+
+
+def test_defects_show_their_traceback(monkeypatch):
+    def broken(argv):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("ditkit.cli.listing.run", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        main(["list"])
+
+
+def test_import_is_quick_and_lazy():
+    """`import ditkit` loads neither torch nor anything else heavy."""
+    code = "import sys, ditkit; assert 'torch' not in sys.modules; ditkit.backbone; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "ditkit", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("ditkit 0.")

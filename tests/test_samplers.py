@@ -1,0 +1,464 @@
+"""Samplers, grids and guidance against a mixture of Gaussians whose exact denoiser is known.
+
+The state is a point of the plane, in float64. With x0 ~ sum_k w_k N(m_k, diag(s_k²)) the posterior
+mean of (x0, eps) given x_t is in closed form on any path, so a solver's error is all its own.
+"""
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ditkit.backbones import backbone
+from ditkit.errors import InputError
+from ditkit.randomness import RowNoise
+from ditkit.sampling import SAMPLERS, cfg, respaced, time_grid
+from ditkit.sampling.config import SamplingConfig
+from ditkit.transports import PATHS, PREDICTIONS, Layout, transport
+
+
+def f64(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def source(seed):
+    stream = torch.Generator().manual_seed(seed)
+    return lambda x: torch.randn(x.shape, generator=stream, dtype=x.dtype)
+
+
+class Mixture:
+    """A mixture in the plane, and the network that knows it."""
+
+    weights, means, stds = f64([0.3, 0.7]), f64([[-1.5, 0.5], [1.0, -0.5]]), f64([[0.3, 0.5], [0.4, 0.2]])
+
+    def pair(self, x, c):
+        """E[x0 | x_t] and E[eps | x_t], without dividing by sigma."""
+        gap = x[:, None] - c.alpha[:, None] * self.means  # (B, k, 2)
+        variance = c.alpha[:, None] ** 2 * self.stds**2 + c.sigma[:, None] ** 2
+        share = (self.weights.log() - (gap**2 / variance + variance.log()).sum(-1) / 2).softmax(-1)[..., None]
+        x0 = (share * (self.means + c.alpha[:, None] * self.stds**2 / variance * gap)).sum(1)
+        return x0, (share * c.sigma[:, None] / variance * gap).sum(1)
+
+    def network(self, path, predict):
+        def net(x, t, cond):
+            c = type(k := PATHS[path](t))(*(value[:, None] for value in k))
+            return PREDICTIONS[predict].view(*self.pair(x, c), c)
+
+        return net
+
+    def denoiser(self, path, predict):
+        return transport(path, predict=predict).denoiser(self.network(path, predict))
+
+    @property
+    def mean(self):
+        return self.weights @ self.means
+
+    @property
+    def covariance(self):
+        second = torch.einsum("k,ki,kj->ij", self.weights, self.means, self.means)
+        return second + torch.diag(self.weights @ self.stds**2) - torch.outer(self.mean, self.mean)
+
+
+MIXTURE = Mixture()
+
+
+def gaps(x):
+    """How far the samples are from the mixture: worst entry of mean, of covariance, and weight of a mode."""
+    nearest = torch.cdist(x, MIXTURE.means).argmin(1)
+    return (
+        (x.mean(0) - MIXTURE.mean).abs().max().item(),
+        (x.T.cov() - MIXTURE.covariance).abs().max().item(),
+        abs((nearest == 0).double().mean().item() - MIXTURE.weights[0].item()),
+    )
+
+
+STANDARD_ERRORS = {"mean": 1.205, "covariance": 1.365, "weight": 0.458}  # of one sample, in the worst entry
+
+
+def test_the_mixtures_own_samples():
+    """The measure itself, and the posterior against a Monte-Carlo average of it."""
+    g = torch.Generator().manual_seed(0)
+    mode = torch.multinomial(MIXTURE.weights, 200_000, True, generator=g)
+    x0 = MIXTURE.means[mode] + MIXTURE.stds[mode] * normal(200_000, 2, seed=1)
+    measured = {
+        "mean": x0.std(0).max(),
+        "covariance": ((x0 - MIXTURE.mean)[:, :, None] * (x0 - MIXTURE.mean)[:, None]).std(0).max(),
+        "weight": (mode == 0).double().std(),
+    }
+    assert {key: value.item() for key, value in measured.items()} == pytest.approx(STANDARD_ERRORS, rel=0.01)
+    for gap, error in zip(gaps(x0), STANDARD_ERRORS.values(), strict=True):
+        assert gap < 4 * error / 200_000**0.5
+    eps, c = normal(200_000, 2, seed=2), PATHS["vp"](f64([0.3] * 200_000))
+    x_t = c.alpha[:, None] * x0 + c.sigma[:, None] * eps
+    x0_hat, eps_hat = MIXTURE.pair(x_t, type(c)(*(value[:, None] for value in c)))
+    for truth, estimate in ((x0, x0_hat), (eps, eps_hat)):  # E[(x0 - E[x0 | x_t]) f(x_t)] = 0 for any f
+        for f in (torch.ones_like(x_t), x_t, x_t.sin()):
+            assert ((truth - estimate) * f).mean(0).abs().max().item() < 0.01
+
+
+# Orders of convergence
+
+
+def errors(sampler, path, steps, low, predict="noise"):
+    """Largest distance to a fine solution of the ODE from t = 0.99 to `low`, for 64 starts."""
+    x, denoise = normal(64, 2, seed=3), MIXTURE.denoiser(path, predict)
+    fine = torch.linspace(0.99, low, 1281, dtype=torch.float64)
+    limit = SAMPLERS["heun"].run(denoise, x, fine, {})
+    grids = (torch.linspace(0.99, low, n + 1, dtype=torch.float64) for n in steps)
+    return [(SAMPLERS[sampler].run(denoise, x, grid, {}) - limit).norm(dim=1).mean().item() for grid in grids]
+
+
+@pytest.mark.parametrize("path", ["linear", "gvp", "vp"])
+@pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("heun", 2), ("ddim", 1)])
+def test_order_of_convergence(sampler, order, path):
+    """Halving the step divides the error by 2^order. DDIM has the limit of the ODE and order 1."""
+    coarse, fine = errors(sampler, path, (80, 160), 0.01)
+    assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
+    assert fine < (0.02 if order == 1 else 1e-3)
+
+
+def test_ddim_is_euler_on_straight_lines():
+    x, grid = normal(64, 2), torch.linspace(1, 0, 8, dtype=torch.float64)
+    denoise = MIXTURE.denoiser("linear", "velocity")
+    one, other = (SAMPLERS[name].run(denoise, x, grid, {}) for name in ("ddim", "euler"))
+    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "ddim"])
+def test_what_is_predicted_does_not_matter(sampler):
+    """The hub: the same pair, so the same samples to rounding."""
+    x, grid = normal(16, 2), torch.linspace(0.99, 0.01, 11, dtype=torch.float64)
+    first, *others = (SAMPLERS[sampler].run(MIXTURE.denoiser("gvp", p), x, grid, {}) for p in PREDICTIONS)
+    for other in others:
+        torch.testing.assert_close(other, first, rtol=1e-9, atol=1e-9)
+
+
+# Distributions
+
+
+@pytest.mark.parametrize("path", ["linear", "vp"])
+@pytest.mark.parametrize("sampler", ["euler_maruyama", "ancestral"])
+def test_stochastic_samplers_keep_the_marginals(sampler, path):
+    """20,000 samples in 300 steps: within four standard errors of the worst entry, and 0.01 for the steps."""
+    tr = transport(path, predict="noise" if path == "vp" else "velocity")
+    run, use = SAMPLERS[sampler]
+    x = run(
+        MIXTURE.denoiser(path, tr.predict),
+        normal(20_000, 2, seed=5),
+        time_grid(tr, use, 300),
+        {},
+        noise=source(6),
+    )
+    mean, covariance, weight = gaps(x)
+    assert mean < 4 * STANDARD_ERRORS["mean"] / 20_000**0.5 + 0.01
+    assert covariance < 4 * STANDARD_ERRORS["covariance"] / 20_000**0.5 + 0.01
+    assert weight < 4 * STANDARD_ERRORS["weight"] / 20_000**0.5 + 0.01
+
+
+def test_the_noise_of_a_stochastic_sampler_is_used():
+    """Half the noise in every step would be seen: the covariance shrinks."""
+    tr = transport("linear")
+    for name in ("euler_maruyama", "ancestral"):
+        run, use = SAMPLERS[name]
+        noise = source(6)
+        x = run(
+            MIXTURE.denoiser("linear", "velocity"),
+            normal(4000, 2, seed=5),
+            time_grid(tr, use, 60),
+            {},
+            noise=lambda x, noise=noise: noise(x) / 2,
+        )
+        assert max(gaps(x)) > 0.15
+
+
+@pytest.mark.parametrize(("path", "predict"), itertools.product(PATHS, PREDICTIONS))
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_on_every_transport(sampler, path, predict):
+    """2,000 samples on the default grid of 60 steps: within four standard errors, and 0.03 for the steps."""
+    run, use = SAMPLERS[sampler]
+    grid = time_grid(transport(path, predict=predict), use, 60)
+    x = run(MIXTURE.denoiser(path, predict), normal(2000, 2, seed=7), grid, {}, noise=source(8))
+    mean, covariance, weight = gaps(x)
+    assert mean < 4 * STANDARD_ERRORS["mean"] / 2000**0.5 + 0.03
+    assert covariance < 4 * STANDARD_ERRORS["covariance"] / 2000**0.5 + 0.03
+    assert weight < 4 * STANDARD_ERRORS["weight"] / 2000**0.5 + 0.03
+
+
+def test_config_offers_every_sampler():
+    assert set(SamplingConfig.model_fields["sampler"].annotation.__args__) == set(SAMPLERS)
+
+
+@pytest.mark.parametrize(("sampler", "calls"), [(name, 2 if name == "heun" else 1) for name in SAMPLERS])
+def test_evaluations_and_times(sampler, calls):
+    """How often the network is asked, at which times, and that it gets the condition untouched."""
+    tr, cond, asked = transport("linear"), {"label": torch.zeros(3)}, []
+    net = MIXTURE.network("linear", "velocity")
+
+    def recorded(x, t, c):
+        assert c is cond
+        assert (t == t[0]).all()
+        asked.append(t[0].item())
+        return net(x, t, c)
+
+    run, use = SAMPLERS[sampler]
+    grid = time_grid(tr, use, 5)
+    run(tr.denoiser(recorded), normal(3, 2), grid, cond, noise=source(0))
+    expected = grid.tolist()
+    assert asked == (expected[:-1] if calls == 1 else sorted(expected[:-1] + expected[1:], reverse=True))
+
+
+def test_parts_of_a_state_follow_their_own_grids():
+    """A grid (S + 1, 2): each half of the state is sampled as if alone."""
+
+    class Halves(Layout):
+        def expand(self, values):
+            values = values[:, None].expand(-1, 2) if values.ndim == 1 else values
+            return values.repeat_interleave(self.shape[0] // 2, dim=1)
+
+    def net(x, t, cond):
+        return torch.tanh(3 * x)
+
+    tr, layout = transport("gvp"), Halves((4,), 2)
+    grid = torch.stack([torch.linspace(1, 0.1, 7), torch.linspace(0.8, 0.3, 7)], 1).double()
+    x = normal(5, 4)
+    for name, (run, _) in SAMPLERS.items():
+        steady = {"noise": torch.ones_like}
+        whole = run(tr.denoiser(net, layout), x, grid, {}, **steady)
+        for k, half in enumerate((slice(0, 2), slice(2, 4))):
+            alone = run(tr.denoiser(net), x[:, half], grid[:, k], {}, **steady)
+            torch.testing.assert_close(whole[:, half], alone, rtol=1e-9, atol=1e-9, msg=name)
+
+
+# Grids
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 250])
+@pytest.mark.parametrize("use", ["ode", "sde", "jump"])
+@pytest.mark.parametrize(("path", "predict"), itertools.product(PATHS, PREDICTIONS))
+def test_grids(path, predict, use, steps):
+    tr = transport(path, predict=predict)
+    grid = time_grid(tr, use, steps)
+    low, high = tr.interval("sde" if use == "sde" else "ode")
+    assert grid.shape == (steps + 1,)
+    assert grid.dtype == torch.float64
+    assert (grid.diff() < 0).all()
+    assert grid[0] == high
+    assert grid[-1] == (low if use == "ode" else 0)
+    if use == "sde" and steps > 1:
+        assert grid[-2] == 0.04
+    if use == "jump" and path == "ddpm":
+        knots = {(i + 1) / 1000 for i in range(1000)}
+        assert set(grid[:-1].tolist()) <= knots
+
+
+def test_respaced_sections():
+    assert respaced("10,5,1", total=100) == [0, 4, 7, 11, 15, 18, 22, 26, 29, 33, 34, 42, 50, 58, 66, 67]
+    assert respaced("1000") == list(range(1000))
+    assert respaced("500,500") == list(range(1000))
+    assert respaced("1") == [0]
+    assert respaced("2") == [0, 999]
+    assert respaced("ddim1000") == list(range(1000))
+    assert respaced("ddim1") == [0]
+    assert respaced("ddim334") == list(range(0, 1000, 3))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ("1001", "1001: a section of 1000 steps has 1 to 1000"),
+        ("0", "0: a section of 1000 steps"),
+        ("100,501", "501: a section of 500 steps"),
+        ("ddim300", "no whole stride visits 300 of 1000 steps; use '300' instead"),
+        ("ddim0", "no whole stride visits 0"),
+        ("", "cannot read ''"),
+        ("50,", "cannot read '50,'"),
+        ("-5", "cannot read '-5'"),
+        ("ddim", "cannot read 'ddim'"),
+        ("2.5", "give for instance '250'"),
+    ],
+)
+def test_respaced_errors(sections, message):
+    with pytest.raises(InputError, match=message):
+        respaced(sections)
+
+
+def test_grid_errors():
+    for use in ("ode", "sde", "jump"):
+        with pytest.raises(InputError, match="at least 1, not 0"):
+            time_grid(transport("linear"), use, 0)
+    with pytest.raises(InputError, match="1001"):
+        time_grid(transport("ddpm"), "jump", 1001)
+
+
+def test_one_step_starts_from_noise():
+    """The published respacing keeps index 0 of a one-step process; a sampler must start at t = 1."""
+    grid = time_grid(transport("ddpm", predict="noise"), "jump", 1)
+    assert grid.tolist() == [1.0, 0.0]
+    x = SAMPLERS["ddim"].run(MIXTURE.denoiser("ddpm", "noise"), normal(2000, 2), grid, {})
+    torch.testing.assert_close(x.mean(0), MIXTURE.mean, rtol=0, atol=0.05)  # E[x0 | pure noise]
+
+
+# Guidance
+
+
+CLASS_MEANS, STD = f64([[-2.0, 0.0], [2.0, 1.0], [0.5, -0.25]]), 0.5  # two classes and "unknown"
+
+
+def two_classes(rows=None):
+    """The exact network of classes N(m_c, 0.25 I), velocity on straight lines."""
+
+    def net(x, t, cond):
+        if rows is not None:
+            rows.append((len(x), t[0].item()))
+        alpha, sigma = (1 - t)[:, None], t[:, None]
+        mean = CLASS_MEANS[cond["label"]]
+        gap = (x - alpha * mean) / (alpha**2 * STD**2 + sigma**2)
+        return sigma * gap - (mean + alpha * STD**2 * gap)
+
+    return net
+
+
+def null(cond):
+    return {"label": torch.full_like(cond["label"], 2)}
+
+
+LABELS = {"label": torch.tensor([0, 1, 1, 0])}
+
+
+def test_scale_one_is_the_denoiser_itself():
+    denoise = transport("linear").denoiser(two_classes())
+    assert cfg(denoise, null, 1.0) is denoise
+    assert cfg(denoise, null, 1) is denoise
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 3.0])
+def test_guided_gaussians_are_gaussian(scale):
+    """p_null^(1-w) p_c^w of Gaussians of one variance is that Gaussian about m = m0 + w (m_c - m0), and the
+    flow from N(0, 1) to it is x -> m + std x."""
+    denoise = cfg(transport("linear").denoiser(two_classes()), null, scale)
+    x = normal(4, 2)
+    found = SAMPLERS["heun"].run(denoise, x, torch.linspace(1, 0, 201, dtype=torch.float64), LABELS)
+    mean = CLASS_MEANS[2] + scale * (CLASS_MEANS[LABELS["label"]] - CLASS_MEANS[2])
+    torch.testing.assert_close(found, mean + STD * x, rtol=0, atol=5e-4)
+
+
+def test_guidance_of_scale_nearly_one_is_nearly_the_conditional():
+    """The two branches (one that calls twice the rows, one that does not) meet."""
+    denoise = transport("linear").denoiser(two_classes())
+    x, t = normal(4, 2), torch.full((4,), 0.6, dtype=torch.float64)
+    guided, plain = cfg(denoise, null, 1 + 1e-9)(x, t, LABELS), denoise(x, t, LABELS)
+    for name in ("x0", "eps", "velocity", "score", "x_t"):
+        torch.testing.assert_close(getattr(guided, name), getattr(plain, name), rtol=0, atol=1e-7)
+    for one, other in zip(guided.coeffs, plain.coeffs, strict=True):
+        assert one.shape == other.shape
+
+
+def test_interval_runs_the_conditional_rows_only():
+    rows, grid = [], torch.linspace(1, 0, 11, dtype=torch.float64)
+    denoise = transport("linear").denoiser(two_classes(rows))
+    x = normal(4, 2)
+    SAMPLERS["euler"].run(cfg(denoise, null, 3.0, (0.3, 0.7)), x, grid, LABELS)
+    inside = {round(t, 6) for n, t in rows if n == 8}
+    outside = {round(t, 6) for n, t in rows if n == 4}
+    assert len(rows) == 10
+    assert inside == {0.3, 0.4, 0.5, 0.6, 0.7}
+    assert outside == {1.0, 0.9, 0.8, 0.2, 0.1}
+
+
+def test_an_empty_interval_is_no_guidance():
+    denoise, grid = transport("linear").denoiser(two_classes()), torch.linspace(1, 0, 11, dtype=torch.float64)
+    x = normal(4, 2)
+    plain = SAMPLERS["heun"].run(denoise, x, grid, LABELS)
+    off = SAMPLERS["heun"].run(cfg(denoise, null, 5.0, (2.0, 3.0)), x, grid, LABELS)
+    on = SAMPLERS["heun"].run(cfg(denoise, null, 5.0), x, grid, LABELS)
+    assert off.equal(plain)
+    assert (on - plain).abs().max() > 1
+
+
+def test_guidance_keeps_the_conditional_variance():
+    tr = transport("ddpm", predict="noise", variance="learned")
+
+    def net(x, t, cond):
+        return torch.cat([x, cond["label"].double()[:, None].expand(-1, 2)], 1)
+
+    x, t = normal(4, 2), torch.full((4,), 0.5, dtype=torch.float64)
+    guided = cfg(tr.denoiser(net), null, 4.0)(x, t, LABELS)
+    assert guided.var.tolist() == [[0, 0], [1, 1], [1, 1], [0, 0]]
+
+
+def test_learned_variance_decides_the_ancestral_noise():
+    """Outputs -1 and 1 draw with the posterior's variance and with beta; the mean is the same."""
+    grid, x = f64([0.9, 0.5, 0.0]), normal(3, 2)
+    tr = transport("ddpm", predict="data", variance="learned")
+
+    def after(var, draw):
+        seen = []
+
+        def net(x, t, cond):
+            seen.append(x)
+            return torch.cat([torch.zeros_like(x), torch.full_like(x, var)], 1)
+
+        SAMPLERS["ancestral"].run(tr.denoiser(net), x, grid, {}, noise=lambda x: torch.full_like(x, draw))
+        return seen[1]
+
+    (a, s), (b, r) = ((c.alpha, c.sigma) for c in map(PATHS["ddpm"], f64([0.9, 0.5])))
+    beta = 1 - (a / b) ** 2
+    for var, variance in ((-1.0, beta * r**2 / s**2), (1.0, beta), (0.0, beta * r / s)):
+        torch.testing.assert_close(after(var, 1.0) - after(var, 0.0), variance.sqrt().expand(3, 2))
+
+
+# Randomness of generation
+
+
+def test_noise_of_a_row_is_its_seeds():
+    together = RowNoise([5, 6, 7])
+    alone = [RowNoise([seed]) for seed in (7, 5, 6)]
+    first, second = (together(torch.empty(3, 2, 4)) for _ in range(2))
+    for noise, row in zip(alone, (2, 0, 1), strict=True):
+        assert noise(torch.empty(1, 2, 4)).equal(first[row : row + 1])
+        assert noise(torch.empty(1, 2, 4)).equal(second[row : row + 1])
+    assert not first.equal(second)
+    assert not first[0].equal(first[1])
+
+
+def small_dit():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = backbone("DiT", width=48, depth=2, heads=4, classes=10, channels=2)
+        for parameter in net.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return net.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_image_k_does_not_depend_on_its_batch(sampler):
+    """A batch of 6 and 6 batches of 1, in another order, in float32, with guidance: within 1e-4."""
+    net, tr = small_dit(), transport("linear")
+    denoise = cfg(tr.denoiser(net), net.null, 2.0)
+    run, use = SAMPLERS[sampler]
+    grid = time_grid(tr, use, 6)
+
+    def generate(seeds):
+        noise = RowNoise(seeds)
+        x = noise(torch.empty(len(seeds), 2, 8, 8))
+        return run(denoise, x, grid, {"label": torch.tensor(seeds) % 10}, noise=noise)
+
+    seeds = [11, 3, 8, 2**40, 0, 4]
+    together = generate(seeds)
+    alone = {seed: generate([seed])[0] for seed in sorted(seeds)}
+    torch.testing.assert_close(together, torch.stack([alone[seed] for seed in seeds]), rtol=0, atol=1e-4)
+    assert together.std() > 0.1
+    assert together.flatten(1).std(0).min() > 0.01  # six different images
+
+
+def test_a_wrapped_denoiser_keeps_the_path():
+    denoise = transport("vp").denoiser(two_classes())
+    wrapped = replace(denoise, predict=denoise)
+    assert cfg(wrapped, null, 2.0).path == denoise.path

@@ -1,0 +1,304 @@
+"""The loop: it learns, it resumes bit for bit, and it survives what goes wrong."""
+
+import json
+import logging
+import math
+
+import pytest
+import torch
+from conftest import CPU
+from safetensors.torch import load_file
+
+import ditkit.checkpoint
+from ditkit.backbones import BACKBONES
+from ditkit.checkpoint import checkpoints, load_newest
+from ditkit.errors import InputError
+from ditkit.recipe import Recipe, TrainConfig
+from ditkit.recipes import RECIPES, recipe
+from ditkit.training import train
+from ditkit.training.ema import Ema
+from ditkit.training.log import read_log
+from ditkit.training.loop import learning_rate
+from ditkit.training.step import backward, draws
+
+
+def quiet(recipe, out, **options):
+    return train(recipe, out, device=CPU, progress=False, **options)
+
+
+def tensors(checkpoint):
+    return {
+        f"{name}/{key}": value
+        for name in ("model", "ema", "optimizer")
+        for key, value in load_file(checkpoint / f"{name}.safetensors").items()
+    }
+
+
+def assert_equal(a, b):
+    ours, theirs = tensors(a), tensors(b)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_stop_and_resume_is_bit_for_bit_the_same(small, tmp_path, precision):
+    small = small.replace(train={"precision": precision, "schedule": "constant"})
+    whole = quiet(small, tmp_path / "whole")
+    quiet(small.replace(train={"images": 160}), tmp_path / "parts")
+    resumed = quiet(small, tmp_path / "parts")
+    assert_equal(whole, resumed)
+    logs = [read_log(tmp_path / name / "log.jsonl") for name in ("whole", "parts")]
+    losses = [{row["images"]: row["loss"] for row in rows} for rows in logs]
+    assert all(losses[0][images] == losses[1][images] for images in (64, 128, 256, 320))
+
+
+def test_a_killed_run_resumes_from_its_last_checkpoint(small, tmp_path, monkeypatch):
+    """Killed between checkpoints: what was logged after the last one is done and written again."""
+    whole = quiet(small, tmp_path / "whole")
+    steps = 0
+
+    def killed(*arguments):
+        nonlocal steps
+        steps += 1
+        if steps == 8:  # 224 images seen, the checkpoint is at 160
+            raise KeyboardInterrupt
+        return backward(*arguments)
+
+    monkeypatch.setattr("ditkit.training.loop.backward", killed)
+    with pytest.raises(KeyboardInterrupt):
+        quiet(small, tmp_path / "killed")
+    monkeypatch.undo()
+    assert_equal(whole, quiet(small, tmp_path / "killed"))
+    images = [row["images"] for row in read_log(tmp_path / "killed" / "log.jsonl")]
+    assert images == [64, 128, 192, 256, 320]
+
+
+def test_a_finished_run_has_nothing_to_do(run):
+    stored = Recipe.read(run / "recipe.json")
+    before = checkpoints(run / "checkpoints")[-1]
+    assert quiet(stored, run) == before
+
+
+def test_gradient_accumulation_is_the_same_batch(small, tmp_path):
+    base = small.replace(train={"precision": "fp32", "images": 96})
+    whole = tensors(quiet(base, tmp_path / "whole"))
+    parts = tensors(quiet(base.replace(train={"micro_batch": 12}), tmp_path / "parts"))
+    for name, value in whole.items():
+        if name.startswith("model"):
+            torch.testing.assert_close(parts[name], value, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "transport",
+    [
+        {"path": "linear", "predict": "velocity"},
+        {"path": "ddpm", "predict": "noise", "variance": "learned"},
+    ],
+)
+def test_overfits_one_batch(transport):
+    """32 images, the same draws every step: the loss falls to a fraction."""
+    base = recipe("digits").replace(transport=transport, train={"precision": "fp32", "lr": 2e-3})
+    net, codec = base.build_backbone(), base.build_codec()
+    from ditkit.data import Batch
+
+    images, labels = torch.randint(0, 256, (32, 1, 8, 8), dtype=torch.uint8), torch.arange(32) % 10
+    batch = Batch(images, labels, torch.arange(32))
+    optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(150):
+        losses.append(float(backward(base, net, codec, batch, CPU)["mse"]))
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.35 * losses[0]
+
+
+def test_draws_depend_on_seed_and_number_only():
+    a = draws(3, torch.tensor([5, 9, 2]), (1, 4, 4), random_codec=True)
+    b = draws(3, torch.tensor([9]), (1, 4, 4), random_codec=False)
+    assert torch.equal(a.eps[1], b.eps[0])
+    assert a.u[1] == b.u[0]
+    assert a.drop[1] == b.drop[0]
+    assert b.posterior is None
+    assert not torch.equal(a.eps[1], draws(4, torch.tensor([9]), (1, 4, 4), random_codec=False).eps[0])
+    assert not torch.equal(a.eps, a.posterior)
+
+
+def test_labels_are_dropped_once_per_image_at_the_stated_rate(small):
+    """Of 2,000 images about a tenth reach the network with the null label, and the same ones again."""
+    from ditkit.data import Batch
+
+    base = small.replace(train={"precision": "fp32"})
+    net, codec = base.build_backbone(), base.build_codec()
+    seen = []
+    forward = net.forward
+    net.forward = lambda x, t, cond: seen.append(cond["label"]) or forward(x, t, cond)
+    batch = Batch(
+        torch.zeros(2000, 1, 8, 8, dtype=torch.uint8), torch.full((2000,), 3), torch.arange(2000)
+    )
+    for _ in range(2):
+        backward(base, net, codec, batch, CPU)
+    assert set(seen[0].tolist()) == {3, 10}
+    assert 0.08 < (seen[0] == 10).float().mean() < 0.12
+    assert torch.equal(seen[0], seen[1])
+
+
+def test_learning_rate():
+    config = TrainConfig(lr=1.0, images=1000, batch=100, warmup_images=200)
+    assert learning_rate(config, 0) == pytest.approx(1 / 3)
+    assert learning_rate(config, 200) == 1
+    cosine = config.model_copy(update={"schedule": "cosine"})
+    assert learning_rate(cosine, 500) == pytest.approx(0.5)
+    assert learning_rate(cosine, 1000) == pytest.approx(0)
+
+
+def test_ema_halves_in_its_half_life():
+    net = torch.nn.Linear(1, 1, bias=False)  # any module will do
+    torch.nn.init.zeros_(net.weight)
+    ema = Ema(net, half_life=100, rampup=None)
+    torch.nn.init.ones_(net.weight)
+    for step in range(10):
+        ema.update(10, 10 * (step + 1))
+    assert ema.net.weight.item() == pytest.approx(0.5)
+
+
+def test_ema_rampup_forgets_the_start():
+    net = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(net.weight)
+    ema = Ema(net, half_life=1e9, rampup=0.05)
+    torch.nn.init.ones_(net.weight)
+    ema.update(10, 10)
+    assert ema.net.weight.item() == pytest.approx(1 - 0.5**20)
+
+
+def test_another_recipe_is_refused(small, tmp_path):
+    quiet(small.replace(train={"images": 32}), tmp_path / "run")
+    with pytest.raises(InputError, match=r"train\.lr 0\.002, not 0\.5.*--out"):
+        quiet(small.replace(train={"lr": 0.5}), tmp_path / "run")
+    with pytest.raises(InputError, match=r"backbone\.width 24, not 48"):
+        quiet(small.replace(backbone={"width": 48}), tmp_path / "run")
+
+
+def test_a_folder_of_something_else_is_refused(small, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        quiet(small, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_checkpoint_cut_short_is_passed_over_with_a_warning(small, tmp_path, caplog):
+    last = quiet(small, tmp_path / "run")
+    file = last / "ema.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with caplog.at_level(logging.WARNING):
+        state, _ = load_newest(tmp_path / "run" / "checkpoints", ("model", "ema"))
+    assert state["images"] == 160
+    assert "damaged" in caplog.text
+    assert "ema.safetensors" in caplog.text
+    (last.parent / "000000000160" / "state.json").write_text("{")
+    with pytest.raises(InputError, match="none of the 2 checkpoints is intact"):
+        load_newest(tmp_path / "run" / "checkpoints", ("model",))
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(small, tmp_path, monkeypatch):
+    def full(tensors, file):
+        if "320" in str(file) and "optimizer" in str(file):
+            raise OSError(28, "No space left on device")
+        return save(tensors, file)
+
+    save = ditkit.checkpoint.save_file
+    monkeypatch.setattr(ditkit.checkpoint, "save_file", full)
+    with pytest.raises(InputError, match=r"No space left.*last good one is 000000000160.*same command"):
+        quiet(small, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["000000000160"]
+    monkeypatch.undo()
+    assert quiet(small, tmp_path / "run").name == "000000000320"
+
+
+def test_non_finite_steps_are_skipped_and_counted(small, tmp_path, monkeypatch):
+    """One poisoned batch: the step is left out; only poisoned batches: an error with the remedies."""
+    steps = 0
+
+    def poisoned(*arguments):
+        nonlocal steps
+        steps += 1
+        terms = backward(*arguments)
+        if steps == 3:
+            next(iter(arguments[1].parameters())).grad.fill_(math.nan)
+        return terms
+
+    monkeypatch.setattr("ditkit.training.loop.backward", poisoned)
+    last = quiet(small, tmp_path / "run")
+    assert json.loads((last / "state.json").read_text())["skipped"] == 1
+    assert read_log(tmp_path / "run" / "log.jsonl")[-1]["skipped"] == 1
+    assert all(bool(value.isfinite().all()) for value in tensors(last).values())
+
+    def always(*arguments):
+        terms = backward(*arguments)
+        next(iter(arguments[1].parameters())).grad.fill_(math.inf)
+        return terms
+
+    monkeypatch.setattr("ditkit.training.loop.backward", always)
+    with pytest.raises(InputError, match=r"--train\.lr"):
+        quiet(small.replace(train={"batch": 4}), tmp_path / "hopeless")
+
+
+def test_init_takes_what_fits_and_names_the_rest(run, small, tmp_path, caplog):
+    """Another patch and another number of channels: inner layers are taken, patches start fresh."""
+    wider = small.replace(backbone={"patch": 4}, train={"images": 32, "lr": 1e-12})
+    with caplog.at_level(logging.INFO):
+        last = quiet(wider, tmp_path / "run", init=run)
+    assert "patches.proj.weight" in caplog.text
+    assert "final.linear.weight" in caplog.text
+    origin = load_file(checkpoints(run / "checkpoints")[-1] / "ema.safetensors")
+    started = load_file(last / "model.safetensors")
+    torch.testing.assert_close(started["blocks.0.attention.qkv.weight"], origin["blocks.0.attention.qkv.weight"])
+    assert started["patches.proj.weight"].shape != origin["patches.proj.weight"].shape
+
+
+def test_a_run_leaves_pictures_and_a_log(run):
+    assert (run / "loss.png").stat().st_size > 10_000
+    assert [path.name for path in (run / "previews").iterdir()] == ["000000000640.png"]
+    rows = read_log(run / "log.jsonl")
+    assert [row["images"] for row in rows] == list(range(64, 641, 64))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert {"minutes", "grad_norm", "lr", "images_per_second", "skipped"} <= rows[0].keys()
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_alike(small, tmp_path):
+    base = small.replace(train={"precision": "fp32"})
+    eager = tensors(quiet(base, tmp_path / "eager"))
+    compiled = tensors(quiet(base.replace(train={"compile": True}), tmp_path / "compiled"))
+    assert eager.keys() == compiled.keys()
+    for name, value in eager.items():
+        if name.startswith("ema"):
+            torch.testing.assert_close(compiled[name], value, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_builds_and_round_trips(name):
+    chosen = recipe(name)
+    assert Recipe.model_validate_json(chosen.model_dump_json()) == chosen
+    with torch.device("meta"):
+        net = chosen.build_backbone()
+    x = torch.empty(2, *chosen.build_codec().layout(chosen.data.size, chosen.data.size).shape, device="meta")
+    t, label = torch.empty(2, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")
+    channels = 2 * x.shape[1] if chosen.transport.variance == "learned" else x.shape[1]
+    assert net(x, t, {"label": label}).shape == (2, channels, *x.shape[2:])
+
+
+def test_paper_recipes_have_the_papers_settings():
+    dit, sit = recipe("imagenet256-dit-xl2"), recipe("imagenet256-sit-xl2")
+    for chosen in (dit, sit):
+        assert chosen.train.lr == 1e-4
+        assert chosen.train.batch == 256
+        assert chosen.train.weight_decay == 0
+        assert chosen.train.label_dropout == 0.1
+        assert 0.5 ** (256 / chosen.train.ema_half_life_images) == pytest.approx(0.9999, abs=1e-7)
+        assert chosen.codec.scale == 0.18215
+        assert chosen.data.flip
+    assert dit.backbone == BACKBONES["DiT-XL/2"]
+    assert (dit.transport.path, dit.transport.predict, dit.transport.variance) == ("ddpm", "noise", "learned")
+    assert (sit.transport.path, sit.transport.predict) == ("linear", "velocity")
+    assert sit.backbone == BACKBONES["SiT-XL/2"]
