@@ -22,7 +22,7 @@ class PatchEmbed(nn.Module):
         # Xavier as if it were the linear layer it is, not a convolution with a fan of C·p² by D·p².
         bound = math.sqrt(6 / (channels * patch**2 + width))
         nn.init.uniform_(self.proj.weight, -bound, bound)
-        nn.init.zeros_(self.proj.bias)
+        nn.init.zeros_(self.proj.bias)  # type: ignore[arg-type]  # Conv2d's bias may be None; not here
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Patches per column and row of an image of that size; InputError when it does not divide."""

@@ -42,10 +42,10 @@ def respaced(sections: str, total: int = DDPM_STEPS) -> list[int]:
         raise InputError(f"cannot read {sections!r} as steps; give for instance '250', '100,50' or 'ddim50'")
     if sections.startswith("ddim"):
         wanted = int(sections.removeprefix("ddim"))
-        stride = next((k for k in range(1, total + 1) if -(-total // k) == wanted), None)
-        if stride is None:
+        every = next((k for k in range(1, total + 1) if -(-total // k) == wanted), None)
+        if every is None:
             raise InputError(f"no whole stride visits {wanted} of {total} steps; use {str(wanted)!r} instead")
-        return list(range(0, total, stride))
+        return list(range(0, total, every))
     counts = [int(count) for count in sections.split(",")]
     size, longer = divmod(total, len(counts))
     indices, start = [], 0
