@@ -33,7 +33,14 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "small"
     base = recipe("digits").replace(
         backbone={"width": 24, "depth": 2, "heads": 2},
-        train={"images": 640, "batch": 32, "checkpoint_images": 320, "preview_images": 640, "log_images": 64},
+        train={
+            "images": 640,
+            "batch": 32,
+            "warmup_images": 0,
+            "checkpoint_images": 320,
+            "preview_images": 640,
+            "log_images": 64,
+        },
         sample={"steps": 2},
     )
     train(base, out, device=CPU, progress=False)

@@ -133,9 +133,7 @@ def test_labels_are_dropped_once_per_image_at_the_stated_rate(small):
     seen = []
     forward = net.forward
     net.forward = lambda x, t, cond: seen.append(cond["label"]) or forward(x, t, cond)
-    batch = Batch(
-        torch.zeros(2000, 1, 8, 8, dtype=torch.uint8), torch.full((2000,), 3), torch.arange(2000)
-    )
+    batch = Batch(torch.zeros(2000, 1, 8, 8, dtype=torch.uint8), torch.full((2000,), 3), torch.arange(2000))
     for _ in range(2):
         backward(base, net, codec, batch, CPU)
     assert set(seen[0].tolist()) == {3, 10}
@@ -197,7 +195,7 @@ def test_a_checkpoint_cut_short_is_passed_over_with_a_warning(small, tmp_path, c
     assert "ema.safetensors" in caplog.text
     (last.parent / "000000000160" / "state.json").write_text("{")
     with pytest.raises(InputError, match="none of the 2 checkpoints is intact"):
-        load_newest(tmp_path / "run" / "checkpoints", ("model",))
+        load_newest(tmp_path / "run" / "checkpoints", ("model", "ema"))
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(small, tmp_path, monkeypatch):
@@ -252,7 +250,9 @@ def test_init_takes_what_fits_and_names_the_rest(run, small, tmp_path, caplog):
     assert "final.linear.weight" in caplog.text
     origin = load_file(checkpoints(run / "checkpoints")[-1] / "ema.safetensors")
     started = load_file(last / "model.safetensors")
-    torch.testing.assert_close(started["blocks.0.attention.qkv.weight"], origin["blocks.0.attention.qkv.weight"])
+    torch.testing.assert_close(
+        started["blocks.0.attention.qkv.weight"], origin["blocks.0.attention.qkv.weight"]
+    )
     assert started["patches.proj.weight"].shape != origin["patches.proj.weight"].shape
 
 

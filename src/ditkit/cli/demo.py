@@ -3,8 +3,10 @@
 import json
 import time
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
 from ditkit.cli.options import SamplingOptions
 from ditkit.cli.parsing import parse
@@ -17,7 +19,7 @@ from ditkit.pipeline import load
 from ditkit.recipes import recipe
 from ditkit.scoring import balanced_labels, in_batches, ruler, software, table
 
-SAMPLES, COLUMNS = 1000, 8
+COLUMNS = 8  # of each panel of samples.png
 
 
 class DemoCommand(Section):
@@ -25,8 +27,10 @@ class DemoCommand(Section):
 
     out: Path = Path("runs/demo")
     """Folder of the run; given again, the demo goes on where it stopped."""
-    images: int | None = None
+    images: Annotated[int, Field(ge=1)] | None = None
     """Train on fewer images than the recipe says, for a quick try."""
+    samples: Annotated[int, Field(ge=2)] = 1000
+    """Images to sample and score."""
     device: DeviceName = "auto"
     """Where to run."""
 
@@ -43,11 +47,13 @@ def run(argv: list[str]) -> None:
     print(f"1/3 training `digits`: {chosen.train.images:,} images seen, {chosen.backbone.kind} on {device}")
     train(chosen, out, device=device)
 
-    print(f"2/3 sampling {SAMPLES} images, {chosen.sample.sampler}, guidance {chosen.sample.guidance}")
+    print(
+        f"2/3 sampling {command.samples} images, {chosen.sample.sampler}, guidance {chosen.sample.guidance}"
+    )
     pipeline = load(out, device)
     options = SamplingOptions(batch=250)
-    labels = balanced_labels(SAMPLES, pipeline.classes)
-    images = options.generate(pipeline, labels, SAMPLES)
+    labels = balanced_labels(command.samples, pipeline.classes)
+    images = options.generate(pipeline, labels, command.samples)
 
     print("3/3 scoring")
     data = pipeline.recipe.data

@@ -10,7 +10,7 @@ import tyro
 from pydantic import Field
 from torch import Tensor
 
-from ditkit.cli.options import SamplingOptions
+from ditkit.cli.options import SamplingOptions, check_writable
 from ditkit.cli.parsing import data_section, parse
 from ditkit.data import DATA, DataConfig, Folder, load_all
 from ditkit.errors import InputError
@@ -38,12 +38,10 @@ class EvalCommand(SamplingOptions):
 def run(argv: list[str]) -> None:
     command = parse(EvalCommand, argv, "eval")
     path = Path(command.what)
-    if path.suffix == ".npz" or (path.is_dir() and not (path / "recipe.json").exists()):
-        images, labels, protocol, data = _from_files(command, path)
-        out = command.out or Path("eval")
-    else:
-        images, labels, protocol, data = _from_model(command)
-        out = command.out or (path / "eval" if path.is_dir() else Path("eval"))
+    from_files = path.suffix == ".npz" or (path.is_dir() and not (path / "recipe.json").exists())
+    out = command.out or (path / "eval" if path.is_dir() and not from_files else Path("eval"))
+    check_writable(out)
+    images, labels, protocol, data = _from_files(command, path) if from_files else _from_model(command)
     measure = ruler(data, data.kind, command.classifier)
     protocol |= {"reference": f"{data.kind} train", **software()}
     report = evaluate(in_batches(images, labels), measure.classifier, measure.reference, protocol=protocol)
@@ -54,10 +52,7 @@ def run(argv: list[str]) -> None:
     print(
         f"features: {report.classifier} classifier {report.classifier_hash[:12]}, {measure.reference.count} real images"
     )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be written ({error.strerror})") from None
+    out.mkdir(parents=True, exist_ok=True)
     floor = None if measure.floor is None else measure.floor.frechet
     record = report.model_dump(mode="json") | {"train_versus_test": floor}
     (out / "report.json").write_text(json.dumps(record, indent=1) + "\n")

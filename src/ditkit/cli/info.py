@@ -14,7 +14,9 @@ from ditkit.recipes import RECIPES
 
 USAGE = """usage: ditkit info RECIPE [--section.field value ...]   or   ditkit info RUN
 
-Parameters, multiply-adds (the papers' "Gflops"), state and memory of training; then the recipe."""
+What a recipe (with any of its flags), a run or a snapshot is and costs: image and state, trainable
+parameters, multiply-adds of one evaluation (the papers' "Gflops"), memory of training; then the whole
+recipe as JSON. Nothing is trained or loaded: the network is built on torch's meta device."""
 
 
 def run(argv: list[str]) -> None:

@@ -1,12 +1,22 @@
 """Flags that several verbs share."""
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from ditkit.config import Section
 from ditkit.device import DeviceName, Precision
+from ditkit.errors import InputError
 from ditkit.pipeline import Pipeline, nfe
+
+
+def check_writable(folder: Path) -> None:
+    """InputError when `folder` cannot be made or written to; said before the long work, not after."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"--out {folder}: {existing} is not a folder that can be written to; give another")
 
 
 class SamplingOptions(Section):

@@ -9,7 +9,7 @@ import tyro
 from PIL import Image
 from pydantic import Field
 
-from ditkit.cli.options import SamplingOptions
+from ditkit.cli.options import SamplingOptions, check_writable
 from ditkit.cli.parsing import parse
 from ditkit.errors import InputError
 from ditkit.pictures import grid
@@ -42,12 +42,9 @@ def run(argv: list[str]) -> None:
     count = command.n or 8 * len(classes)
     labels = torch.tensor([classes[k % len(classes)] for k in range(count)])
     out = command.out or Path("samples") / pipeline.recipe.name
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be written ({error.strerror})") from None
-
+    check_writable(out)
     images = command.generate(pipeline, labels if pipeline.classes else None, count)
+    out.mkdir(parents=True, exist_ok=True)
     by_class = torch.argsort(labels, stable=True)
     columns = -(-count // len(classes)) if pipeline.classes else 8
     picture = grid(images[by_class], min(columns, 32))

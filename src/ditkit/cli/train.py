@@ -44,7 +44,7 @@ def parse_train(argv: list[str]) -> TrainCommand:
 
 
 def run(argv: list[str]) -> None:
-    if not argv or argv[0] in ("-h", "--help"):
+    if argv[:1] in (["-h"], ["--help"]):
         print(USAGE)
         return
     command = parse_train(argv)

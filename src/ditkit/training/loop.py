@@ -23,7 +23,7 @@ from ditkit.training.ema import Ema
 from ditkit.training.initial import load_initial
 from ditkit.training.log import Log, read_log
 from ditkit.training.preview import save_preview
-from ditkit.training.run import claim_run
+from ditkit.training.run import check_run, claim_run
 from ditkit.training.step import backward, compile_blocks, make_optimizer
 
 log = logging.getLogger(__name__)
@@ -55,10 +55,11 @@ def train(
     net = recipe.build_backbone()  # before anything is written: refuses what cannot be built
     if config.compile and not can_compile(device):
         raise InputError("--train.compile needs a C++ compiler: install g++, or give --train.no-compile")
-    claim_run(recipe, out)
+    check_run(recipe, out)
     newest = load_newest(out / "checkpoints", ("model", "ema", "optimizer"))
     if init is not None and newest is None:
         load_initial(net, init)
+    claim_run(recipe, out)
     net = net.to(device).train()
     ema = Ema(net, config.ema_half_life_images, config.ema_rampup)
     optimizer = make_optimizer(net, config)

@@ -21,11 +21,9 @@ MAY_CHANGE = {
 }
 
 
-def claim_run(recipe: Recipe, out: Path) -> None:
-    """Write recipe.json into `out`, or check that the one there is the same run.
-
-    Raises InputError naming the first field that differs, or when the folder holds something else.
-    """
+def check_run(recipe: Recipe, out: Path) -> None:
+    """InputError when `out` belongs to another recipe, naming the first field that differs, or holds
+    something else. Writes nothing."""
     file = out / "recipe.json"
     if file.exists():
         difference = _first_difference(Recipe.read(file), recipe)
@@ -37,9 +35,13 @@ def claim_run(recipe: Recipe, out: Path) -> None:
             )
     elif out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty and holds no recipe.json; give another --out")
+
+
+def claim_run(recipe: Recipe, out: Path) -> None:
+    """Make the folder and write recipe.json into it; InputError when that is not possible."""
     try:
         (out / "previews").mkdir(parents=True, exist_ok=True)
-        recipe.write(file)
+        recipe.write(out / "recipe.json")
     except OSError as error:
         raise InputError(f"--out {out}: cannot be written ({error.strerror})") from None
 
