@@ -9,39 +9,22 @@ from ditkit.training import train
 
 CPU = torch.device("cpu")
 
+SMALL = {"backbone": {"width": 24, "depth": 2, "heads": 2}, "sample": {"steps": 2}}
+
 
 @pytest.fixture
 def small() -> Recipe:
     """`digits` with a network and a budget that train in about a second."""
-    return recipe("digits").replace(
-        backbone={"width": 24, "depth": 2, "heads": 2},
-        train={
-            "images": 320,
-            "batch": 32,
-            "warmup_images": 64,
-            "log_images": 64,
-            "checkpoint_images": 160,
-            "preview_images": 320,
-        },
-        sample={"steps": 2},
-    )
+    budget = {"images": 320, "batch": 32, "warmup_images": 64}
+    every = {"log_images": 64, "checkpoint_images": 160, "preview_images": 320}
+    return recipe("digits").replace(**SMALL, train=budget | every)
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """The folder of a finished small run."""
     out = tmp_path_factory.mktemp("runs") / "small"
-    base = recipe("digits").replace(
-        backbone={"width": 24, "depth": 2, "heads": 2},
-        train={
-            "images": 640,
-            "batch": 32,
-            "warmup_images": 0,
-            "checkpoint_images": 320,
-            "preview_images": 640,
-            "log_images": 64,
-        },
-        sample={"steps": 2},
-    )
-    train(base, out, device=CPU, progress=False)
+    budget = {"images": 640, "batch": 32, "warmup_images": 0}
+    every = {"log_images": 64, "checkpoint_images": 320, "preview_images": 640}
+    train(recipe("digits").replace(**SMALL, train=budget | every), out, device=CPU, progress=False)
     return out

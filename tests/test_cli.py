@@ -125,6 +125,13 @@ def test_every_flag_of_train_sets_its_field():
     assert walked > 35
 
 
+def test_a_folder_keeps_the_size_of_the_recipe(tmp_path):
+    small = parse_train(["fashion-sit", "--data", str(tmp_path), "--data.channels", "3"]).recipe.data
+    assert (small.kind, small.path, small.size, small.channels) == ("folder", tmp_path, 28, 3)
+    large = parse_train(["imagenet512-dit-xl2", "--data", str(tmp_path)]).recipe.data
+    assert (large.size, large.flip, large.classes, large.check) == (512, True, None, False)
+
+
 def test_list_names_every_registry(capsys):
     status, out, _ = ditkit(capsys, "list")
     assert status == 0
@@ -163,7 +170,22 @@ def test_every_recipe_lists_its_flags(capsys):
 
 # --- verbs -----------------------------------------------------------------------------------------
 
-SMALL = ["--backbone.width", "24", "--backbone.depth", "1", "--backbone.heads", "2", "--train.images", "64", "--train.batch", "32", "--train.precision", "fp32", "--sample.steps", "2"]
+SMALL = [
+    "--backbone.width",
+    "24",
+    "--backbone.depth",
+    "1",
+    "--backbone.heads",
+    "2",
+    "--train.images",
+    "64",
+    "--train.batch",
+    "32",
+    "--train.precision",
+    "fp32",
+    "--sample.steps",
+    "2",
+]
 
 
 def test_train_resume_and_sample(tmp_path, capsys):
@@ -178,14 +200,14 @@ def test_train_resume_and_sample(tmp_path, capsys):
     assert "train.seed 0, not 1" in message
 
 
-def test_own_images_in_a_folder(tmp_path, capsys):
+def test_own_images_in_a_folder(tmp_path, capsys, caplog):
     """Two classes of colour images of several sizes, one of them broken: trains and samples."""
     for k in range(12):
         folder = tmp_path / "data" / ("cats" if k % 2 else "dogs")
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20 + k, 24), (k * 20, 100, 50)).save(folder / f"{k}.png")
     (tmp_path / "data" / "cats" / "broken.png").write_bytes(b"")
-    status, _, err = ditkit(
+    status, *_ = ditkit(
         capsys,
         "train",
         "digits",
@@ -198,8 +220,8 @@ def test_own_images_in_a_folder(tmp_path, capsys):
         tmp_path / "run",
     )
     assert status == 0
-    assert "1 of 13 images left out" in err
-    assert "broken.png" in err
+    assert "1 of 13 images left out" in caplog.text
+    assert "broken.png" in caplog.text
     assert Recipe.read(tmp_path / "run" / "recipe.json").data.classes == 2
     status, *_ = ditkit(capsys, "sample", tmp_path / "run", "--n", "4", "--out", tmp_path / "s")
     assert status == 0

@@ -88,6 +88,6 @@ def run(argv: list[str]) -> None:
     print(
         f"\nNext:\n  ditkit sample {out} --labels 3 7 --guidance 3\n"
         "  ditkit train fashion-sit          Fashion-MNIST (apt install dataset-fashion-mnist)\n"
-        "  ditkit train fashion-sit --data DIR --data.size 32 --data.channels 3   your own images\n"
+        "  ditkit train fashion-sit --data DIR --data.channels 3     your own images, a sub-folder per class\n"
         "  ditkit list                       everything that can be chosen"
     )

@@ -78,7 +78,7 @@ def _columns(width: int):
 def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
     """The recipe with the sections chosen by name replaced, and the flags that are left.
 
-    `--backbone DiT-S/4`, `--codec vae`, `--data fashion-mnist`; `--data DIR` is a folder of images.
+    `--backbone DiT-S/4`, `--codec vae`, `--data fashion-mnist`, or `--data DIR`, a folder of images.
     """
     sections: dict[str, Section] = {}
     rest: list[str] = []
@@ -90,7 +90,7 @@ def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
             continue
         value = value or next(flags, "")
         if name == "data":
-            sections[name] = data_section(value)
+            sections[name] = data_section(value, like=recipe.data)
         elif value in KINDS[name]:
             sections[name] = KINDS[name][value]
         else:
@@ -98,12 +98,19 @@ def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
     return recipe.replace(**sections), rest
 
 
-def data_section(name: str) -> DataConfig:
-    """The default section of a data set's name, or that of a folder of images."""
+def data_section(name: str, like: DataConfig | None = None) -> DataConfig:
+    """The default section of a data set's name, or that of a folder of images.
+
+    A folder takes size, channels and flip from `like`, the recipe's own data: a recipe for 28 pixels
+    stays one. Its classes are counted.
+    """
     if name in DATA:
         return DATA[name]
     if Path(name).is_dir():
-        return Folder(path=Path(name))
+        if isinstance(like, Folder):
+            return like.model_copy(update={"path": Path(name), "classes": None})
+        kept = {} if like is None else {"size": like.size, "channels": like.channels, "flip": like.flip}
+        return Folder(path=Path(name), **kept)
     raise InputError(
         f"--data: unknown {name!r}; choose one of: {', '.join(DATA)}, or an existing folder of images"
     )

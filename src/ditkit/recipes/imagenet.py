@@ -1,6 +1,6 @@
 """DiT-XL/2 and SiT-XL/2 on ImageNet with the papers' settings. For a cluster; the papers used TPU pods.
 
-Data: a folder of ImageNet's training images, one sub-folder per class: --data.path DIR.
+Data: a folder of ImageNet's training images, one sub-folder per class: --data DIR.
 Settings of both papers: AdamW, 1e-4 constant, no weight decay, no warm-up, batch 256, EMA decay 0.9999
 (a half-life of 1.774 M images), horizontal flips, label dropout 0.1, float32.
 """
@@ -22,7 +22,7 @@ SDE_250 = SamplingConfig(sampler="euler_maruyama", steps=250, guidance=1.5)
 def imagenet256_dit_xl2() -> Recipe:
     """DiT paper, table 2: FID-50K 2.27 at guidance 1.5 after 7 M steps (9.62 unguided).
 
-    Command: ditkit train imagenet256-dit-xl2 --data.path DIR. The paper guides three of the four
+    Command: ditkit train imagenet256-dit-xl2 --data DIR. The paper guides three of the four
     latent channels; here all are guided, for which 1.375 is the comparable scale (FID 2.20).
     """
     return _recipe("imagenet256-dit-xl2", BACKBONES["DiT-XL/2"], DDPM, 256, STEPS_7M, ANCESTRAL_250)
@@ -31,7 +31,7 @@ def imagenet256_dit_xl2() -> Recipe:
 def imagenet512_dit_xl2() -> Recipe:
     """DiT paper, table 3: FID-50K 3.04 at guidance 1.5 after 3 M steps (12.03 unguided).
 
-    Command: ditkit train imagenet512-dit-xl2 --data.path DIR.
+    Command: ditkit train imagenet512-dit-xl2 --data DIR.
     """
     return _recipe("imagenet512-dit-xl2", BACKBONES["DiT-XL/2"], DDPM, 512, STEPS_3M, ANCESTRAL_250)
 
@@ -39,7 +39,7 @@ def imagenet512_dit_xl2() -> Recipe:
 def imagenet256_sit_xl2() -> Recipe:
     """SiT paper, table 1: FID-50K 2.06 at guidance 1.5 after 7 M steps (8.3 unguided, SDE).
 
-    Command: ditkit train imagenet256-sit-xl2 --data.path DIR. The paper's 2.06 uses a tuned diffusion
+    Command: ditkit train imagenet256-sit-xl2 --data DIR. The paper's 2.06 uses a tuned diffusion
     coefficient whose table it does not give; its ODE (heun, 125 steps) reaches 2.15.
     """
     return _recipe("imagenet256-sit-xl2", BACKBONES["SiT-XL/2"], FLOW, 256, STEPS_7M, SDE_250)
@@ -48,7 +48,7 @@ def imagenet256_sit_xl2() -> Recipe:
 def imagenet512_sit_xl2() -> Recipe:
     """SiT paper: FID-50K 2.62 at guidance 1.5 after 3 M steps (SDE).
 
-    Command: ditkit train imagenet512-sit-xl2 --data.path DIR.
+    Command: ditkit train imagenet512-sit-xl2 --data DIR.
     """
     return _recipe("imagenet512-sit-xl2", BACKBONES["SiT-XL/2"], FLOW, 512, STEPS_3M, SDE_250)
 
