@@ -227,6 +227,38 @@ def test_own_images_in_a_folder(tmp_path, capsys, caplog):
     assert status == 0
 
 
+def test_the_imagenet_recipes_run_on_a_folder(tmp_path, capsys):
+    """Latent diffusion end to end, with a tiny autoencoder and network: train, resume, sample."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    autoencoder = diffusers.AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=(8, 8, 8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+    )
+    autoencoder.save_pretrained(tmp_path / "vae")
+    for k in range(6):
+        folder = tmp_path / "data" / f"n0144{k % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 50), (k * 40, 90, 200)).save(folder / f"{k}.JPEG")
+    small = (
+        f"--data {tmp_path / 'data'} --data.size 32 --codec.id {tmp_path / 'vae'} --backbone.width 24 "
+        "--backbone.depth 1 --backbone.heads 2 --train.batch 2 --train.workers 0 --sample.steps 2"
+    ).split()
+    for name in ("imagenet256-dit-xl2", "imagenet256-sit-xl2"):
+        out = tmp_path / name
+        for images in ("2", "4"):
+            status, *_ = ditkit(capsys, "train", name, *small, "--train.images", images, "--out", out)
+            assert status == 0
+        stored = Recipe.read(out / "recipe.json")
+        assert (stored.data.classes, stored.data.flip) == (3, True)
+        status, *_ = ditkit(capsys, "sample", out, "--n", "3", "--png", "--out", tmp_path / "s")
+        assert status == 0
+        assert Image.open(tmp_path / "s" / "000002-class2.png").size == (32, 32)
+
+
 def test_sample_writes_grid_pngs_and_npz(run, tmp_path, capsys):
     status, out, _ = ditkit(
         capsys, "sample", run, "--labels", "3", "7", "--n", "6", "--steps", "2", "--sampler", "euler", "--guidance",

@@ -161,6 +161,40 @@ def test_stochastic_samplers_keep_the_marginals(sampler, path):
     assert weight < 4 * STANDARD_ERRORS["weight"] / 20_000**0.5 + 0.01
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_one_step_of_the_sde(path):
+    """x - h (velocity - sigma score) + sqrt(2 sigma h) z; the last step without z."""
+    denoise, x, z = MIXTURE.denoiser(path, "noise"), normal(5, 2), normal(5, 2, seed=1)
+    grid, asked = f64([0.8, 0.5, 0.2]), []
+
+    def noise(x):
+        asked.append(x)
+        return z
+
+    found = SAMPLERS["euler_maruyama"].run(denoise, x, grid, {}, noise=noise)
+    for i, (t, h) in enumerate(((0.8, 0.3), (0.5, 0.3))):
+        p = denoise(x, torch.full((5,), t, dtype=torch.float64), {})
+        sigma = PATHS[path](f64(t)).sigma
+        x = x - h * (p.velocity - sigma * p.score) + (2 * sigma * h).sqrt() * z * (i == 0)
+    torch.testing.assert_close(found, x, rtol=1e-9, atol=1e-9)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_draws_of_noise(sampler):
+    """One for each step but the last, or none: a seed's stream is used the same way in every version."""
+    run, use = SAMPLERS[sampler]
+    drawn = []
+    run(
+        MIXTURE.denoiser("linear", "velocity"),
+        normal(3, 2),
+        time_grid(transport("linear"), use, 6),
+        {},
+        noise=lambda x: drawn.append(x.shape) or torch.zeros_like(x),
+    )
+    assert drawn == [(3, 2)] * (5 if sampler in ("ancestral", "euler_maruyama") else 0)
+
+
 def test_the_noise_of_a_stochastic_sampler_is_used():
     """Half the noise in every step would be seen: the covariance shrinks."""
     tr = transport("linear")
@@ -360,15 +394,11 @@ def test_guidance_of_scale_nearly_one_is_nearly_the_conditional():
 
 
 def test_interval_runs_the_conditional_rows_only():
-    rows, grid = [], torch.linspace(1, 0, 11, dtype=torch.float64)
+    """Both ends belong to the interval."""
+    rows, grid = [], torch.linspace(1, 0, 9, dtype=torch.float64)  # eighths: exact
     denoise = transport("linear").denoiser(two_classes(rows))
-    x = normal(4, 2)
-    SAMPLERS["euler"].run(cfg(denoise, null, 3.0, (0.3, 0.7)), x, grid, LABELS)
-    inside = {round(t, 6) for n, t in rows if n == 8}
-    outside = {round(t, 6) for n, t in rows if n == 4}
-    assert len(rows) == 10
-    assert inside == {0.3, 0.4, 0.5, 0.6, 0.7}
-    assert outside == {1.0, 0.9, 0.8, 0.2, 0.1}
+    SAMPLERS["euler"].run(cfg(denoise, null, 3.0, (0.25, 0.75)), normal(4, 2), grid, LABELS)
+    assert rows == [(4, 1.0), (4, 0.875), *((8, t) for t in (0.75, 0.625, 0.5, 0.375, 0.25)), (4, 0.125)]
 
 
 def test_an_empty_interval_is_no_guidance():
@@ -393,23 +423,25 @@ def test_guidance_keeps_the_conditional_variance():
 
 
 def test_learned_variance_decides_the_ancestral_noise():
-    """Outputs -1 and 1 draw with the posterior's variance and with beta; the mean is the same."""
+    """Outputs -1 and 1 draw with the posterior's variance and with beta; without one, the posterior's."""
     grid, x = f64([0.9, 0.5, 0.0]), normal(3, 2)
-    tr = transport("ddpm", predict="data", variance="learned")
 
     def after(var, draw):
+        tr = transport("ddpm", predict="data", variance="fixed" if var is None else "learned")
         seen = []
 
         def net(x, t, cond):
             seen.append(x)
-            return torch.cat([torch.zeros_like(x), torch.full_like(x, var)], 1)
+            x0 = torch.zeros_like(x)
+            return x0 if var is None else torch.cat([x0, torch.full_like(x, var)], 1)
 
         SAMPLERS["ancestral"].run(tr.denoiser(net), x, grid, {}, noise=lambda x: torch.full_like(x, draw))
         return seen[1]
 
     (a, s), (b, r) = ((c.alpha, c.sigma) for c in map(PATHS["ddpm"], f64([0.9, 0.5])))
     beta = 1 - (a / b) ** 2
-    for var, variance in ((-1.0, beta * r**2 / s**2), (1.0, beta), (0.0, beta * r / s)):
+    small = beta * r**2 / s**2
+    for var, variance in ((None, small), (-1.0, small), (1.0, beta), (0.0, beta * r / s)):
         torch.testing.assert_close(after(var, 1.0) - after(var, 0.0), variance.sqrt().expand(3, 2))
 
 

@@ -175,9 +175,10 @@ def test_v_is_not_the_velocity_but_on_gvp_proportional_to_it():
     close(velocity, v * math.pi / 2)
 
 
-def test_narrow_outputs_are_decoded_in_the_states_precision():
-    x = normal(3, 4, dtype=torch.float32)
-    p = transport("linear").denoiser(lambda x, t, cond: x.bfloat16())(x, torch.full((3,), 0.5), {})
+@pytest.mark.parametrize("predict", PREDICTIONS)
+def test_narrow_outputs_are_decoded_in_the_states_precision(predict):
+    x, t = normal(3, 4, dtype=torch.float32), torch.full((3,), 0.5)
+    p = transport("linear", predict=predict).denoiser(lambda x, t, cond: x.bfloat16())(x, t, {})
     assert p.x0.dtype == p.eps.dtype == torch.float32
 
 

@@ -4,6 +4,7 @@ Wrong input ends with one line on stderr and status 2; anything else that fails 
 its traceback.
 """
 
+import errno
 import importlib
 import logging
 import sys
@@ -46,11 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"ditkit: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"ditkit: {error.filename or 'writing'}: no space left on the disk; make room", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("ditkit: stopped; a training run resumes with the same command", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 0
     return 0
 
 

@@ -75,10 +75,9 @@ def train(
         compile_blocks(net)
 
     lines = Log(out / "log.jsonl", seen, seconds)
-    bar = progress_bar(config.images, recipe.name, "img", initial=seen, shown=progress)
     checkpoint = out / "checkpoints" / f"{seen:012d}"
     in_a_row = 0
-    for batch in batches(
+    stream = batches(
         source,
         recipe.data,
         seed=config.seed,
@@ -86,42 +85,43 @@ def train(
         stop=config.images,
         batch=config.batch,
         workers=config.workers,
-    ):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, seen)
-        terms = backward(recipe, net, codec, batch, device)
-        norm = nn.utils.clip_grad_norm_(net.parameters(), config.clip or math.inf)
-        before, seen = seen, seen + len(batch.index)
-        if norm.isfinite():
-            optimizer.step()
-            ema.update(len(batch.index), seen)
-            lines.add(terms | {"grad_norm": norm})
-            in_a_row = 0
-        else:  # one bad batch must not end a long run; many must
-            skipped, in_a_row = skipped + 1, in_a_row + 1
-            if in_a_row >= MOST_SKIPPED:
-                raise InputError(
-                    f"the gradient was not finite {MOST_SKIPPED} steps in a row; lower --train.lr, set "
-                    "--train.clip 1, or use --train.precision fp32"
-                )
-        optimizer.zero_grad(set_to_none=True)
-        bar.update(len(batch.index))
+    )
+    with progress_bar(config.images, recipe.name, "img", initial=seen, shown=progress) as bar:
+        for batch in stream:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, seen)
+            terms = backward(recipe, net, codec, batch, device)
+            norm = nn.utils.clip_grad_norm_(net.parameters(), config.clip or math.inf)
+            before, seen = seen, seen + len(batch.index)
+            if norm.isfinite():
+                optimizer.step()
+                ema.update(len(batch.index), seen)
+                lines.add(terms | {"grad_norm": norm})
+                in_a_row = 0
+            else:  # one bad batch must not end a long run; many must
+                skipped, in_a_row = skipped + 1, in_a_row + 1
+                if in_a_row >= MOST_SKIPPED:
+                    raise InputError(
+                        f"the gradient was not finite {MOST_SKIPPED} steps in a row; lower --train.lr, set "
+                        "--train.clip 1, or use --train.precision fp32"
+                    )
+            optimizer.zero_grad(set_to_none=True)
+            bar.update(len(batch.index))
 
-        if _due(config.log_images, before, seen, config.images):
-            row = lines.write(seen, lr=optimizer.param_groups[0]["lr"], skipped=skipped)
-            bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-        if _due(config.checkpoint_images, before, seen, config.images):
-            parts = {
-                "model": net.state_dict(),
-                "ema": ema.net.state_dict(),
-                "optimizer": optimizer_tensors(optimizer, net),
-            }
-            state = {"seconds": lines.seconds, "skipped": skipped}
-            checkpoint = save_checkpoint(out / "checkpoints", seen, parts, state, config.keep)
-            loss_curve(read_log(out / "log.jsonl"), out / "loss.png", recipe.name)
-        if _due(config.preview_images, before, seen, config.images):
-            save_preview(Pipeline(recipe, ema.net, codec, device), out / "previews" / f"{seen:012d}.png")
-    bar.close()
+            if _due(config.log_images, before, seen, config.images):
+                row = lines.write(seen, lr=optimizer.param_groups[0]["lr"], skipped=skipped)
+                bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+            if _due(config.checkpoint_images, before, seen, config.images):
+                parts = {
+                    "model": net.state_dict(),
+                    "ema": ema.net.state_dict(),
+                    "optimizer": optimizer_tensors(optimizer, net),
+                }
+                state = {"seconds": lines.seconds, "skipped": skipped}
+                checkpoint = save_checkpoint(out / "checkpoints", seen, parts, state, config.keep)
+                loss_curve(read_log(out / "log.jsonl"), out / "loss.png", recipe.name)
+            if _due(config.preview_images, before, seen, config.images):
+                save_preview(Pipeline(recipe, ema.net, codec, device), out / "previews" / f"{seen:012d}.png")
     return checkpoint
 
 
