@@ -15,7 +15,7 @@ help:
 	@echo "make test       the test suite, offline, a few minutes"
 	@echo "make test-slow  the tests that take longer"
 	@echo "make lint       ruff, mypy, import-linter"
-	@echo "make assets     make the bundled classifiers again (about 6 minutes)"
+	@echo "make assets     make the bundled classifiers and snapshots again (about half an hour)"
 
 $(VENV)/torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -47,9 +47,18 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+AS_DIT := --name digits-dit --transport.path ddpm --transport.predict noise --transport.variance learned \
+	--sample.sampler ancestral --sample.steps 50
+TINY := --name fashion --backbone.width 96 --backbone.depth 4 --backbone.heads 3
 assets: $(VENV)/package
 	$(BIN)/ditkit classifier digits --out src/ditkit/assets/classifiers/digits.safetensors
 	$(BIN)/ditkit classifier fashion-mnist --out src/ditkit/assets/classifiers/fashion-mnist.safetensors
+	$(BIN)/ditkit train digits --out runs/digits
+	$(BIN)/ditkit train digits $(AS_DIT) --out runs/digits-dit
+	$(BIN)/ditkit train fashion-sit $(TINY) --out runs/fashion
+	for name in digits digits-dit fashion; do \
+		$(BIN)/ditkit convert runs/$$name --dtype bf16 --out src/ditkit/assets/snapshots/$$name || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

@@ -308,6 +308,27 @@ def test_eval_of_a_run_a_folder_and_an_npz_agree(run, tmp_path, capsys):
     assert reports[0]["train_versus_test"] == pytest.approx(0.613, abs=0.001)
 
 
+def test_eval_with_a_classifier_file_is_the_same_ruler(run, tmp_path, capsys):
+    from importlib.resources import files
+
+    own = files("ditkit") / "assets" / "classifiers" / "digits.safetensors"
+    for out, extra in (("a", []), ("b", ["--classifier", own])):
+        status, *_ = ditkit(capsys, "eval", run, "--n", "80", "--steps", "1", *extra, "--out", tmp_path / out)
+        assert status == 0
+    reports = [json.loads((tmp_path / out / "report.json").read_text()) for out in "ab"]
+    assert reports[0]["frechet"] == reports[1]["frechet"]
+
+
+def test_convert_writes_a_snapshot_that_samples_alike(run, tmp_path, capsys):
+    for dtype, tolerance in (("fp32", 0), ("bf16", 40)):
+        out = tmp_path / dtype
+        status, text, _ = ditkit(capsys, "convert", run, "--out", out, "--dtype", dtype)
+        assert status == 0
+        assert f"ditkit sample {out}" in text
+        a, b = (load(path, CPU).generate({"label": [1, 2]}, seeds=[0, 1]).int() for path in (run, out))
+        assert (a - b).abs().max() <= tolerance
+
+
 def test_info_states_the_papers_numbers(capsys):
     status, out, _ = ditkit(capsys, "info", "imagenet256-dit-xl2")
     assert status == 0

@@ -36,13 +36,14 @@ def test_every_documented_command_is_understood(words, tmp_path):
     if verb in ("train", "info"):
         parse_train(rest)
         return
-    from ditkit.cli import bench, classifier, demo, evaluate, listing, sample
+    from ditkit.cli import bench, classifier, convert, demo, evaluate, listing, sample
 
     targets = {
         "sample": sample.SampleCommand,
         "eval": evaluate.EvalCommand,
         "list": listing.ListCommand,
         "bench": bench.BenchCommand,
+        "convert": convert.ConvertCommand,
         "demo": demo.DemoCommand,
         "classifier": classifier.ClassifierCommand,
     }

@@ -74,7 +74,9 @@ def loss_curve(rows: Sequence[dict], path: Path, title: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _smooth(values: np.ndarray, weight: float = 0.9) -> np.ndarray:
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """An exponential average that remembers about a 25th of the curve, unbiased at its start."""
+    weight = max(0.0, 1 - 25 / len(values))
     smooth, total, norm = np.empty_like(values), 0.0, 0.0
     for i, value in enumerate(values):
         total, norm = weight * total + value, weight * norm + 1

@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("train", "train a recipe; the same command again resumes it"),
     "sample": ("sample", "make images with a run or a snapshot"),
     "eval": ("evaluate", "score a run, a folder or an .npz file"),
+    "convert": ("convert", "write a run as a snapshot to share"),
     "info": ("info", "parameters, multiply-adds and memory of a recipe or a run"),
     "list": ("listing", "what can be chosen: recipes, backbones, samplers, ..."),
     "classifier": ("classifier", "make the frozen classifier that scores a data set"),
