@@ -1,9 +1,27 @@
 """The base of every configuration section: frozen, strict, JSON in and out."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ditkit.errors import InputError
+
+Checked = TypeVar("Checked", bound="Section")
 
 
 class Section(BaseModel):
     """One part's settings. Unknown fields are errors; a section never changes after it is made."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @classmethod
+    def checked(cls: type[Checked], values: dict[str, Any], what: str) -> Checked:
+        """The section of these values; InputError in one line that begins with `what` if they are wrong."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            place = ".".join(str(part) for part in problem["loc"])
+            message = problem["msg"].removeprefix("Value error, ")
+            value = f" (not {problem['input']!r})" if isinstance(problem["input"], str | int | float) else ""
+            raise InputError(": ".join(part for part in (what, place, message) if part) + value) from None

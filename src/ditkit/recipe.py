@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from ditkit.backbones import Backbone, BackboneConfig
 from ditkit.codecs import Codec, CodecConfig, IdentityConfig
@@ -114,7 +114,7 @@ class Recipe(Section):
         merged = self.model_dump()
         for name, value in sections.items():
             merged[name] = merged[name] | value if isinstance(value, dict) else value
-        return Recipe.model_validate(merged)
+        return Recipe.checked(merged, self.name)
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
@@ -123,15 +123,7 @@ class Recipe(Section):
     def read(cls, path: Path) -> "Recipe":
         """InputError when the file is missing or is not a recipe of this version."""
         try:
-            return cls.model_validate_json(path.read_text())
-        except OSError as error:
-            raise InputError(f"{path}: cannot read this recipe ({error.strerror})") from None
-        except ValidationError as error:
-            raise InputError(f"{path}: {one_line(error)}") from None
-
-
-def one_line(error: ValidationError) -> str:
-    """The first problem pydantic found, as "section.field: message"."""
-    problem = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in problem["loc"])
-    return f"{place}: {problem['msg']}" if place else problem["msg"].removeprefix("Value error, ")
+            values = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot read this recipe ({error})") from None
+        return cls.checked(values, str(path))

@@ -1,7 +1,5 @@
 """Whole networks by name. Adding one: a file with a configuration section, and its line below."""
 
-from pydantic import ValidationError
-
 from ditkit.backbones.dit import DIT_SIZES, SIT_SIZES, Cond, DiT, DiTConfig
 from ditkit.errors import InputError
 
@@ -34,13 +32,7 @@ def backbone(
         raise InputError(
             f"{name} has no field {sorted(unknown)}; it has: {', '.join(type(config).model_fields)}"
         )
-    try:
-        config = type(config).model_validate(config.model_dump() | overrides)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        raise InputError(
-            f"{name}: {'.'.join(map(str, problem['loc']))}={problem['input']!r}: {problem['msg']}"
-        ) from None
+    config = type(config).checked(config.model_dump() | overrides, name)
     return config.build(
         channels=channels, classes=classes, out_channels=2 * channels if learned_variance else channels
     )

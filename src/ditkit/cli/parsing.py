@@ -109,8 +109,9 @@ def data_section(name: str, like: DataConfig | None = None) -> DataConfig:
     if Path(name).is_dir():
         if isinstance(like, Folder):
             return like.model_copy(update={"path": Path(name), "classes": None})
-        kept = {} if like is None else {"size": like.size, "channels": like.channels, "flip": like.flip}
-        return Folder(path=Path(name), **kept)
+        if like is None:
+            return Folder(path=Path(name))
+        return Folder(path=Path(name), size=like.size, channels=like.channels, flip=like.flip)
     raise InputError(
         f"--data: unknown {name!r}; choose one of: {', '.join(DATA)}, or an existing folder of images"
     )

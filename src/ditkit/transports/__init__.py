@@ -1,8 +1,5 @@
 """Pure mathematics between data and noise: interpolants, predictions, losses, denoisers."""
 
-from pydantic import ValidationError
-
-from ditkit.errors import InputError
 from ditkit.transports.interpolants import DDPM_STEPS, PATHS, Coeffs
 from ditkit.transports.layout import Layout
 from ditkit.transports.predictions import PREDICTIONS, Prediction
@@ -14,12 +11,7 @@ def transport(path: str = "linear", **fields) -> Transport:
 
     Raises InputError for an unknown path, prediction or field.
     """
-    try:
-        return Transport.model_validate({"path": path, **fields})
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        place = ".".join(map(str, ("transport", *problem["loc"])))
-        raise InputError(f"{place}: {problem['msg'].removeprefix('Value error, ')}") from None
+    return Transport.checked({"path": path, **fields}, "transport")
 
 
 __all__ = [
