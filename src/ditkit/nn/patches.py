@@ -34,7 +34,8 @@ class PatchEmbed(nn.Module):
         return height // self.patch, width // self.patch
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)
+        # Contiguous: the residual stream keeps these strides, and norms over strided tokens are slow.
+        return self.proj(x).flatten(2).transpose(1, 2).contiguous()
 
 
 def unpatchify(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
