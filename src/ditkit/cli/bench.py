@@ -104,7 +104,8 @@ def _report(record: dict) -> Iterator[str]:
             f"{row['task'] + ', ' + row['name']:40s}{row['ms']:9.1f}{row['ratio']:8.2f}"
             f"{row['ratio_by_round']:10.2f}{row['first_call_s']:15.1f}"
         )
-    yield "speed: diffusers, eager, is 1; by round: median of the rounds' ratios. The first call compiles.\n"
+    yield "speed: diffusers, eager, is 1; by round: median of the rounds' ratios"
+    yield "first call: compiles from an empty cache; the first of them also starts the compiler\n"
 
     steps = {row["name"]: row["ms"] for row in record["rows"] if row["task"] == STEP}
     names = list(record["step_shares"])
