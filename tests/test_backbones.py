@@ -11,7 +11,7 @@ from ditkit.backbones import BACKBONES, backbone
 from ditkit.errors import InputError
 from ditkit.evaluation.cost import count_cost
 from ditkit.nn.attention import MOST_EXPLICIT_TOKENS, attend
-from ditkit.nn.blocks import modulated_norm
+from ditkit.nn.blocks import TanhGelu, modulated_norm
 from ditkit.nn.embeddings import _sincos_table, sincos_positions, sinusoid
 from ditkit.nn.patches import PatchEmbed, unpatchify
 
@@ -370,3 +370,11 @@ def test_error_of_a_missing_label(cond):
 def test_error_of_positions():
     with pytest.raises(ValueError, match="divisible by 4, not 10"):
         sincos_positions(2, 2, 10)
+
+
+def test_the_compiled_form_of_gelu_is_the_same_function(monkeypatch):
+    x = torch.linspace(-8, 8, 4001)
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+    written_out = TanhGelu()(x)
+    torch.testing.assert_close(written_out, F.gelu(x, approximate="tanh"), rtol=1e-5, atol=1e-6)
+    assert TanhGelu()(x.bfloat16()).dtype == torch.bfloat16

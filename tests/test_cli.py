@@ -13,6 +13,7 @@ from PIL import Image
 from ditkit.backbones import BACKBONES
 from ditkit.cli import VERBS, main
 from ditkit.cli.listing import registries
+from ditkit.cli.parsing import fold
 from ditkit.cli.train import parse_train
 from ditkit.codecs import CODECS
 from ditkit.data import DATA
@@ -501,3 +502,43 @@ def test_runs_as_a_module():
         [sys.executable, "-m", "ditkit", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("ditkit 0.")
+
+
+def test_compile_without_a_compiler(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.chdir(tmp_path)
+    for arguments in (
+        ["train", "digits", "--train.compile", "--device", "cpu"],
+        ["bench", "--small"],
+        ["sample", "digits", "--compile", "--device", "cpu"],
+    ):
+        assert "install g++" in refused(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_compiled_sampling_is_the_same(run, tmp_path, capsys):
+    for name, extra in (("eager", []), ("compiled", ["--compile"])):
+        status, *_ = ditkit(capsys, "sample", run, "--n", "10", "--npz", *extra, "--out", tmp_path / name)
+        assert status == 0
+    images = [np.load(tmp_path / name / "samples.npz")["arr_0"].astype(int) for name in ("eager", "compiled")]
+    assert np.abs(images[0] - images[1]).max() <= 1
+
+
+@pytest.mark.parametrize(("corner", "side", "bar"), [("╭", "│", "─"), ("+", "|", "-")])
+def test_framed_errors_become_one_line(corner, side, bar):
+    frame = "\n".join(
+        [
+            f"{corner}{bar} Unrecognized options {bar * 60}{corner}",
+            f"{side} Unrecognized options: --data.heigt, 3 {side}",
+            f"{side} {bar * 80} {side}",
+            f"{side} Perhaps you meant:   {side}",
+            f"{side}     --data.height INT {side}",
+            f"{side} {bar * 80} {side}",
+            f"{side} For full helptext, run ditkit train digits --help {side}",
+            f"{corner}{bar * 82}{corner}",
+        ]
+    )
+    assert fold(frame) == (
+        "Unrecognized options: --data.heigt, 3; Perhaps you meant: --data.height INT (see ditkit train digits --help)"
+    )

@@ -8,7 +8,6 @@ in the loop everybody writes. Both see the same loss (`Transport.loss`) under th
 
 import contextlib
 import copy
-import math
 import os
 import sys
 import time
@@ -18,9 +17,9 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ditkit.backbones import Backbone, DiTConfig
+from ditkit.backbones import Backbone, DiTConfig, compile_blocks
 from ditkit.data import Batch
 from ditkit.device import Precision, autocast
 from ditkit.errors import InputError
@@ -28,7 +27,7 @@ from ditkit.recipe import Recipe
 from ditkit.recipes import recipe as named_recipe
 from ditkit.sampling import cfg
 from ditkit.training.ema import Ema
-from ditkit.training.step import backward, compile_blocks, make_optimizer
+from ditkit.training.step import backward, make_optimizer, update
 from ditkit.transports import Layout
 
 CPU = torch.device("cpu")
@@ -102,7 +101,7 @@ def build_suite(backbone: DiTConfig, batch: int, precision: Precision, compiled:
     contenders, parameters = [], {}
     for name, build, step, evaluation, compile_ in (
         (BASELINE, build_diffusers, diffusers_step, diffusers_evaluation, compile_diffusers),
-        ("ditkit", Recipe.build_backbone, ditkit_step, ditkit_evaluation, compile_blocks),
+        ("ditkit", Recipe.build_backbone, ditkit_step, ditkit_evaluation, compile_ditkit),
     ):
         net = build(recipe)
         parameters[name] = sum(p.numel() for p in net.parameters() if p.requires_grad)
@@ -152,6 +151,11 @@ def shares(run: Callable[[], object]) -> dict[str, float]:
 # ditkit's side
 
 
+def compile_ditkit(net: Backbone) -> None:
+    """As `--train.compile` does it."""
+    compile_blocks(net, CPU)
+
+
 def ditkit_step(recipe: Recipe, net: Backbone) -> Callable[[], None]:
     """One pass of the training loop's body, made of its own functions."""
     ema = Ema(net, recipe.train.ema_half_life_images, recipe.train.ema_rampup)
@@ -161,11 +165,8 @@ def ditkit_step(recipe: Recipe, net: Backbone) -> Callable[[], None]:
 
     def step() -> None:
         backward(recipe, net, Latents(), batch, CPU)
-        norm = nn.utils.clip_grad_norm_(net.parameters(), recipe.train.clip or math.inf)
-        if norm.isfinite():
-            optimizer.step()
+        if update(net, optimizer, recipe.train.clip).isfinite():
             ema.update(size, size)
-        optimizer.zero_grad(set_to_none=True)
 
     return step
 

@@ -40,6 +40,7 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile finds what it needs: a C++ compiler for a CPU, nothing more for CUDA."""
-    return device.type == "cuda" or any(shutil.which(name) for name in ("g++", "clang++", "cl"))
+def check_compiler(device: torch.device) -> None:
+    """InputError where torch.compile lacks what it needs: a C++ compiler for a CPU."""
+    if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "cl")):
+        raise InputError("compiling needs a C++ compiler: install g++, or give --no-compile")

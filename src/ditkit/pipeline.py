@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ditkit.backbones import Backbone
+from ditkit.backbones import Backbone, compile_blocks
 from ditkit.checkpoint import load_newest
 from ditkit.codecs import Codec
 from ditkit.device import DeviceName, Precision, autocast, pick_device
@@ -120,6 +120,10 @@ class Pipeline:
                 f"label {wrong[0]} is out of range; this model has classes 0 to {self.classes - 1}"
             )
         return labels
+
+    def compile(self) -> None:
+        """Compile the network's blocks: the first image waits for it, many images are faster."""
+        compile_blocks(self.backbone, self.device)
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write a snapshot: model.safetensors (in `dtype`) and recipe.json."""

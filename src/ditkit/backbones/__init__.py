@@ -1,6 +1,9 @@
 """Whole networks by name. Adding one: a file with a configuration section, and its line below."""
 
+import torch
+
 from ditkit.backbones.dit import DIT_SIZES, SIT_SIZES, Cond, DiT, DiTConfig
+from ditkit.device import check_compiler
 from ditkit.errors import InputError
 
 BackboneConfig = DiTConfig  # a union discriminated by `kind`, once there is a second kind
@@ -38,4 +41,23 @@ def backbone(
     )
 
 
-__all__ = ["BACKBONES", "Backbone", "BackboneConfig", "Cond", "DiT", "DiTConfig", "backbone"]
+def compile_blocks(net: Backbone, device: torch.device) -> None:
+    """Compile the blocks, all of one kind, once for all of them; weights keep their names.
+
+    InputError where a CPU has no C++ compiler.
+    """
+    check_compiler(device)
+    for block in net.blocks:
+        block.compile()
+
+
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "BackboneConfig",
+    "Cond",
+    "DiT",
+    "DiTConfig",
+    "backbone",
+    "compile_blocks",
+]

@@ -18,7 +18,7 @@ from ditkit.backbones import BACKBONES
 from ditkit.benchmark import CPU, STEP, TINY, Contender, Suite, baseline_of, build_suite, measure, shares
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
-from ditkit.device import Precision, can_compile, has_fast_bf16
+from ditkit.device import Precision, check_compiler, has_fast_bf16
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
 from ditkit.scoring import software
@@ -50,8 +50,8 @@ class BenchCommand(Section):
 
 def run(argv: list[str]) -> None:
     command = parse(BenchCommand, argv, "bench")
-    if command.compile and not can_compile(CPU):
-        raise InputError("--compile needs a C++ compiler (install g++), or give --no-compile")
+    if command.compile:
+        check_compiler(CPU)
     if command.out is not None and not command.out.parent.is_dir():
         raise InputError(f"--out {command.out}: the folder {command.out.parent} does not exist")
     backbone = TINY if command.small else BACKBONES["DiT-S/2"]

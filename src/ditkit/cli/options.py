@@ -36,11 +36,15 @@ class SamplingOptions(Section):
     """Images sampled at once."""
     precision: Precision = "fp32"
     """fp32 makes images independent of the batch; bf16 can be faster."""
+    compile: bool = False
+    """Compile the network first: pays for many images (needs a C++ compiler on a CPU)."""
     device: DeviceName = "auto"
     """Where to sample."""
 
     def generate(self, pipeline: Pipeline, labels, count: int):
         """`count` images of these labels (None: unlabelled), with a progress bar."""
+        if self.compile:
+            pipeline.compile()
         return pipeline.generate(
             {} if labels is None else {"label": labels},
             seeds=range(self.seed, self.seed + count),

@@ -45,13 +45,13 @@ def parse(target: Callable | type, argv: list[str], prog: str, default: Any = No
 
 def fold(framed: str) -> str:
     """tyro's boxed message as one line."""
-    lines = [line.strip("│╭╮╰╯ \t") for line in framed.splitlines()]
     parts: list[list[str]] = [[]]
-    for line in lines:
-        if not line.strip("─ "):
+    for line in framed.splitlines():
+        text = line.strip("│╭╮╰╯|+ \t")
+        if not text.strip("─- "):
             parts.append([])
-        elif "─" not in line:  # the title of the box is in its frame
-            parts[-1].append(line.strip())
+        elif "───" not in text and "-----" not in text:  # the title of the box is in its frame
+            parts[-1].append(text)
     text = "; ".join(" ".join(part) for part in parts if part)
     text = re.sub(
         r"\[type=.*?\]|For further information visit \S+|Value error, |; Argument helptext: .*?(?=;)",
@@ -59,6 +59,7 @@ def fold(framed: str) -> str:
         text,
     )
     text = re.sub(r"Error parsing (\S+): 1 validation error for \w+ ([a-z_.]+) (?=Input)", r"--\1.\2: ", text)
+    text = re.sub(r"--[A-Z]\w*\.", "--", text)  # a verb's own flags have no section
     text = re.sub(r"Error parsing \S+: 1 validation error for \w+ |1 validation error for \w+ ", "", text)
     text = re.sub(r";?\s*For full helptext, (?:run|see) (.*)", r" (see \1)", text)
     return re.sub(r"\s+", " ", text).replace(":;", ":").strip()

@@ -4,6 +4,9 @@ A block maps tokens (B, L, D) and a condition to tokens. The condition of the ad
 one vector per image, (B, D), or one per token, (B, L, D), the sum of the time's and the label's.
 """
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,12 +16,27 @@ from ditkit.nn.linear import dense, zero_dense
 NORM_EPS = 1e-6
 
 
+class TanhGelu(nn.Module):
+    """x (1 + tanh u) / 2 with u = sqrt(2/pi) (x + 0.044715 x³).
+
+    Compiled, it is written as x · sigmoid(2u), the same function: inductor's vectorised sigmoid takes
+    half the time of its tanh. Eager, torch's one kernel is faster.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return F.gelu(x, approximate="tanh")
+        y = x.float()
+        u = math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)
+        return (y * torch.sigmoid(2 * u)).to(x.dtype)
+
+
 class Mlp(nn.Sequential):
     """Linear, GELU (tanh form), Linear; the hidden layer is `ratio` times as wide."""
 
     def __init__(self, width: int, ratio: float):
         hidden = int(width * ratio)
-        super().__init__(dense(width, hidden), nn.GELU(approximate="tanh"), dense(hidden, width))
+        super().__init__(dense(width, hidden), TanhGelu(), dense(hidden, width))
 
 
 class Modulation(nn.Module):

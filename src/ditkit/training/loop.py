@@ -9,11 +9,11 @@ import math
 from pathlib import Path
 
 import torch
-from torch import nn
 
+from ditkit.backbones import compile_blocks
 from ditkit.checkpoint import load_newest, optimizer_tensors, restore_optimizer, save_checkpoint
 from ditkit.data import batches
-from ditkit.device import can_compile
+from ditkit.device import check_compiler
 from ditkit.errors import InputError
 from ditkit.pictures import loss_curve
 from ditkit.pipeline import Pipeline
@@ -24,7 +24,7 @@ from ditkit.training.initial import load_initial
 from ditkit.training.log import Log, read_log
 from ditkit.training.preview import save_preview
 from ditkit.training.run import check_run, claim_run
-from ditkit.training.step import backward, compile_blocks, make_optimizer
+from ditkit.training.step import backward, make_optimizer, update
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +53,8 @@ def train(
     config = recipe.train
     codec = recipe.build_codec(device)
     net = recipe.build_backbone()  # before anything is written: refuses what cannot be built
-    if config.compile and not can_compile(device):
-        raise InputError("--train.compile needs a C++ compiler: install g++, or give --train.no-compile")
+    if config.compile:
+        check_compiler(device)
     check_run(recipe, out)
     newest = load_newest(out / "checkpoints", ("model", "ema", "optimizer"))
     if init is not None and newest is None:
@@ -72,7 +72,7 @@ def train(
         restore_optimizer(optimizer, net, tensors["optimizer"])
         log.info(f"{out}: going on after {seen:,} of {config.images:,} images")
     if config.compile:
-        compile_blocks(net)
+        compile_blocks(net, device)
 
     lines = Log(out / "log.jsonl", seen, seconds)
     checkpoint = out / "checkpoints" / f"{seen:012d}"
@@ -91,10 +91,9 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, seen)
             terms = backward(recipe, net, codec, batch, device)
-            norm = nn.utils.clip_grad_norm_(net.parameters(), config.clip or math.inf)
+            norm = update(net, optimizer, config.clip)
             before, seen = seen, seen + len(batch.index)
             if norm.isfinite():
-                optimizer.step()
                 ema.update(len(batch.index), seen)
                 lines.add(terms | {"grad_norm": norm})
                 in_a_row = 0
@@ -105,7 +104,6 @@ def train(
                         f"the gradient was not finite {MOST_SKIPPED} steps in a row; lower --train.lr, set "
                         "--train.clip 1, or use --train.precision fp32"
                     )
-            optimizer.zero_grad(set_to_none=True)
             bar.update(len(batch.index))
 
             if _due(config.log_images, before, seen, config.images):

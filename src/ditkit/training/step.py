@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ditkit.backbones import Backbone
 from ditkit.codecs import Codec
@@ -73,10 +73,15 @@ def make_optimizer(net: Backbone, config: TrainConfig) -> torch.optim.AdamW:
     )
 
 
-def compile_blocks(net: Backbone) -> None:
-    """Compile the blocks, all of one kind, once for all of them; weights keep their names."""
-    for block in net.blocks:
-        block.compile()
+def update(net: Backbone, optimizer: torch.optim.Optimizer, clip: float | None) -> Tensor:
+    """Take the step of the accumulated gradient unless it is not finite, and clear it; its norm."""
+    norm = nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
+    if norm.isfinite():
+        if clip is not None:
+            nn.utils.clip_grads_with_norm_(net.parameters(), clip, norm)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
 
 
 def _split(batch: Batch, size: int) -> Iterator[Batch]:
