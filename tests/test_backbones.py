@@ -340,9 +340,9 @@ def test_sinusoid_of_any_shape():
             {"width": 384, "heads": 5},
             "width 384 is not divisible by 5 heads; use one of 1, 2, 3, 4, 6, 8",
         ),
-        ("DiT", {"width": 30}, "DiT: width=30: .*multiple of 4"),
-        ("DiT-S/2", {"depth": 0}, "DiT-S/2: depth=0: .*greater than or equal to 1"),
-        ("DiT", {"conditioning": "film"}, "conditioning='film': .*'adaln_zero'"),
+        ("DiT", {"width": 30}, "DiT: width: .*multiple of 4 .not 30"),
+        ("DiT-S/2", {"depth": 0}, "DiT-S/2: depth: .*greater than or equal to 1 .not 0"),
+        ("DiT", {"conditioning": "film"}, "conditioning: .*'adaln_zero' .not 'film'"),
     ],
 )
 def test_errors(name, fields, message):
