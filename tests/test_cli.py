@@ -426,6 +426,8 @@ def test_bundled_snapshots_are_small_and_good(name):
         (["sample", "digits", "--steps", "0"], ["steps", "greater than or equal to 1"]),
         (["sample", "digits", "--labels", "10"], ["label 10", "0 to 9"]),
         (["sample", "digits", "--labels", "three"], ["--labels", "three"]),
+        (["sample", "digits", "--interval", "0.9", "0.1"], ["0 <= low <= high <= 1", "0.9"]),
+        (["train", "digits", "--sample.interval", "0", "3"], ["0 <= low <= high <= 1"]),
         (["sample", "digits", "--guidance", "-1"], ["guidance", "greater than or equal to 0"]),
         (["eval", "/nowhere"], ["/nowhere"]),
         (["eval", "nothing.npz"], ["--data", "nothing.npz"]),

@@ -10,6 +10,7 @@ from ditkit.config import Section
 from ditkit.device import DeviceName, Precision
 from ditkit.errors import InputError
 from ditkit.pipeline import Pipeline, nfe
+from ditkit.sampling.config import Interval
 
 
 def check_writable(folder: Path) -> None:
@@ -28,7 +29,7 @@ class SamplingOptions(Section):
     """Steps of the solver; the evaluations of the network (NFE) are printed."""
     guidance: Annotated[float, Field(ge=0)] | None = None
     """Classifier-free guidance scale; 1 is off."""
-    interval: tuple[float, float] | None = None
+    interval: Interval | None = None
     """Times between which guidance is on: 0 is data, 1 is noise."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Image k is made from seed + k, whatever the batch."""
