@@ -397,9 +397,9 @@ def test_learned_variance_needs_ddpm(path):
 @pytest.mark.parametrize(
     ("path", "fields", "message"),
     [
-        ("cubic", {}, "transport.path: .*'linear', 'gvp', 'vp' or 'ddpm'"),
-        ("linear", {"predict": "x0"}, "transport.predict: .*'velocity'"),
-        ("linear", {"prediction": "v"}, "transport.prediction: Extra"),
+        ("cubic", {}, "transport: path: .*'linear', 'gvp', 'vp' or 'ddpm'"),
+        ("linear", {"predict": "x0"}, "transport: predict: .*'velocity'"),
+        ("linear", {"prediction": "v"}, "transport: prediction: Extra"),
     ],
 )
 def test_unknown_words(path, fields, message):
