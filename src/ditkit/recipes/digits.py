@@ -10,7 +10,9 @@ from ditkit.transports import Transport
 def digits() -> Recipe:
     """scikit-learn's 1,797 real digits, inside its wheel.
 
-    Command: ditkit demo, or ditkit train digits.
+    Command: ditkit demo, or ditkit train digits. Cost: 2.6 minutes on two CPU cores. Expect of 1,000
+    samples: 99.8 % read as the class asked for, Fréchet distance 1.07 (docs/results.md). Float32:
+    products this small are slower in bf16.
     """
     return Recipe(
         name="digits",

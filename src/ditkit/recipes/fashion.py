@@ -26,7 +26,8 @@ TRAIN = TrainConfig(
 def fashion_sit() -> Recipe:
     """Linear interpolant, velocity prediction, sampled by Heun's method with 50 evaluations.
 
-    Command: ditkit train fashion-sit.
+    Command: ditkit train fashion-sit. Cost: half an hour of one CPU core with AMX. Expect of 2,000 samples:
+    Fréchet distance 1.5, 92 % read as the class asked for (docs/results.md).
     """
     return Recipe(
         name="fashion-sit",
@@ -41,7 +42,8 @@ def fashion_sit() -> Recipe:
 def fashion_dit() -> Recipe:
     """DiT's diffusion: 1,000 linear betas, noise prediction, learned variance, 50 ancestral evaluations.
 
-    Command: ditkit train fashion-dit.
+    Command: ditkit train fashion-dit. Cost: as fashion-sit. Expect of 2,000 samples: Fréchet distance 3.5,
+    87 % read as the class asked for (docs/results.md).
     """
     return Recipe(
         name="fashion-dit",
