@@ -147,7 +147,7 @@ def test_what_is_predicted_does_not_matter(sampler):
 def test_stochastic_samplers_keep_the_marginals(sampler, path):
     """20,000 samples in 300 steps: within four standard errors of the worst entry, and 0.01 for the steps."""
     tr = transport(path, predict="noise" if path == "vp" else "velocity")
-    run, use = SAMPLERS[sampler]
+    run, use, _ = SAMPLERS[sampler]
     x = run(
         MIXTURE.denoiser(path, tr.predict),
         normal(20_000, 2, seed=5),
@@ -183,7 +183,7 @@ def test_one_step_of_the_sde(path):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_draws_of_noise(sampler):
     """One for each step but the last, or none: a seed's stream is used the same way in every version."""
-    run, use = SAMPLERS[sampler]
+    run, use, _ = SAMPLERS[sampler]
     drawn = []
     run(
         MIXTURE.denoiser("linear", "velocity"),
@@ -199,7 +199,7 @@ def test_the_noise_of_a_stochastic_sampler_is_used():
     """Half the noise in every step would be seen: the covariance shrinks."""
     tr = transport("linear")
     for name in ("euler_maruyama", "ancestral"):
-        run, use = SAMPLERS[name]
+        run, use, _ = SAMPLERS[name]
         noise = source(6)
         x = run(
             MIXTURE.denoiser("linear", "velocity"),
@@ -215,7 +215,7 @@ def test_the_noise_of_a_stochastic_sampler_is_used():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_on_every_transport(sampler, path, predict):
     """2,000 samples on the default grid of 60 steps: within four standard errors, and 0.03 for the steps."""
-    run, use = SAMPLERS[sampler]
+    run, use, _ = SAMPLERS[sampler]
     grid = time_grid(transport(path, predict=predict), use, 60)
     x = run(MIXTURE.denoiser(path, predict), normal(2000, 2, seed=7), grid, {}, noise=source(8))
     mean, covariance, weight = gaps(x)
@@ -240,7 +240,7 @@ def test_evaluations_and_times(sampler, calls):
         asked.append(t[0].item())
         return net(x, t, c)
 
-    run, use = SAMPLERS[sampler]
+    run, use, _ = SAMPLERS[sampler]
     grid = time_grid(tr, use, 5)
     run(tr.denoiser(recorded), normal(3, 2), grid, cond, noise=source(0))
     expected = grid.tolist()
@@ -261,7 +261,7 @@ def test_parts_of_a_state_follow_their_own_grids():
     tr, layout = transport("gvp"), Halves((4,), 2)
     grid = torch.stack([torch.linspace(1, 0.1, 7), torch.linspace(0.8, 0.3, 7)], 1).double()
     x = normal(5, 4)
-    for name, (run, _) in SAMPLERS.items():
+    for name, (run, *_) in SAMPLERS.items():
         steady = {"noise": torch.ones_like}
         whole = run(tr.denoiser(net, layout), x, grid, {}, **steady)
         for k, half in enumerate((slice(0, 2), slice(2, 4))):
@@ -474,7 +474,7 @@ def test_image_k_does_not_depend_on_its_batch(sampler):
     """A batch of 6 and 6 batches of 1, in another order, in float32, with guidance: within 1e-4."""
     net, tr = small_dit(), transport("linear")
     denoise = cfg(tr.denoiser(net), net.null, 2.0)
-    run, use = SAMPLERS[sampler]
+    run, use, _ = SAMPLERS[sampler]
     grid = time_grid(tr, use, 6)
 
     def generate(seeds):

@@ -78,7 +78,9 @@ class Pipeline:
         name = sampler or defaults.sampler
         if name not in SAMPLERS:
             raise InputError(f"unknown --sampler {name!r}; choose one of: {', '.join(SAMPLERS)}")
-        run, use = SAMPLERS[name]
+        if not len(seeds):
+            raise InputError("no seeds: give one per image")
+        run, use, _ = SAMPLERS[name]
         grid = time_grid(self.transport, use, defaults.steps if steps is None else steps)
         labels = self._labels(cond or {}, len(seeds))
         scale = defaults.guidance if guidance is None else guidance
@@ -137,7 +139,7 @@ class Pipeline:
 
 def nfe(sampler: str, steps: int) -> int:
     """Evaluations of the network for one batch of images."""
-    return steps * (2 if sampler == "heun" else 1)
+    return steps * SAMPLERS[sampler].evaluations
 
 
 def _counted(denoise: Denoiser, bar: tqdm) -> Denoiser:

@@ -18,15 +18,17 @@ from ditkit.sampling.sde import euler_maruyama
 
 
 class SamplerEntry(NamedTuple):
-    """A sampler and the kind of time grid it runs on (see `time_grid`)."""
+    """A sampler, the kind of time grid it runs on (see `time_grid`), and what a step costs."""
 
     run: Callable[..., Tensor]
     use: Literal["ode", "sde", "jump"]
+    evaluations: int = 1
+    """Of the network, per step; a guided one counts once."""
 
 
 SAMPLERS: dict[str, SamplerEntry] = {
     "euler": SamplerEntry(euler, "ode"),
-    "heun": SamplerEntry(heun, "ode"),
+    "heun": SamplerEntry(heun, "ode", evaluations=2),
     "ddim": SamplerEntry(ddim, "jump"),
     "ancestral": SamplerEntry(ancestral, "jump"),
     "euler_maruyama": SamplerEntry(euler_maruyama, "sde"),
