@@ -499,6 +499,13 @@ def test_import_is_quick_and_lazy():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_reader_that_leaves_is_no_error():
+    command = f"{sys.executable} -m ditkit train imagenet256-dit-xl2 --help | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: ditkit train imagenet256-dit-xl2")
+    assert done.stderr == ""
+
+
 def test_runs_as_a_module():
     done = subprocess.run(
         [sys.executable, "-m", "ditkit", "--version"], capture_output=True, text=True, check=True

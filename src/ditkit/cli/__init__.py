@@ -7,6 +7,7 @@ its traceback.
 import errno
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -48,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"ditkit: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `ditkit list | head`: the reader has gone, which is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains once more as it ends
+        return 0
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
