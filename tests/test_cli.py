@@ -434,6 +434,7 @@ def test_bundled_snapshots_are_small_and_good(name):
         (["eval", "nothing.npz", "--data", "digits"], ["nothing.npz", "arr_0"]),
         (["eval", "digits", "--data", "/nowhere"], ["--data", "/nowhere"]),
         (["eval", "digits", "--classifier", "/nowhere.safetensors", "--n", "10", "--steps", "1"], ["/nowhere.safetensors"]),
+        (["eval", "digits", "--data", "fashion-mnist", "--n", "10", "--steps", "1"], ["8", "28"]),
         (["info", "digts"], ["unknown recipe 'digts'"]),
         (["list", "everything"], ["everything", "recipes"]),
         (["classifier", "nothing"], ["nothing", "digits"]),

@@ -16,7 +16,7 @@ from ditkit.data import DATA, DataConfig, Folder, load_all
 from ditkit.errors import InputError
 from ditkit.evaluation import evaluate
 from ditkit.pictures import grid
-from ditkit.pipeline import load
+from ditkit.pipeline import Pipeline, load
 from ditkit.scoring import balanced_labels, in_batches, ruler, software, table
 
 
@@ -41,8 +41,13 @@ def run(argv: list[str]) -> None:
     from_files = path.suffix == ".npz" or (path.is_dir() and not (path / "recipe.json").exists())
     out = command.out or (path / "eval" if path.is_dir() and not from_files else Path("eval"))
     check_writable(out)
-    images, labels, protocol, data = _from_files(command, path) if from_files else _from_model(command)
-    measure = ruler(data, data.kind, command.classifier)
+    pipeline = None if from_files else load(command.what, command.device)
+    data = _data(command, pipeline)
+    measure = ruler(data, data.kind, command.classifier)  # before the long work: it may refuse
+    if pipeline is None:
+        images, labels, protocol = _read(path, data)
+    else:
+        images, labels, protocol = _sample(command, pipeline)
     protocol |= {"reference": f"{data.kind} train", **software()}
     report = evaluate(in_batches(images, labels), measure.classifier, measure.reference, protocol=protocol)
     rows = [(command.what[-24:], report)]
@@ -60,32 +65,34 @@ def run(argv: list[str]) -> None:
     print(f"{out / 'report.json'}\n{out / 'samples.png'}")
 
 
-Loaded = tuple[Tensor, Tensor | None, dict, DataConfig]
+Images = tuple[Tensor, Tensor | None, dict]
 
 
-def _from_model(command: EvalCommand) -> Loaded:
-    pipeline = load(command.what, command.device)
-    data = pipeline.recipe.data
+def _data(command: EvalCommand, pipeline: Pipeline | None) -> DataConfig:
+    """The data set to compare with: the one named, or the model's own."""
     if command.data is not None:
-        data = data_section(command.data)
+        return data_section(command.data)
+    if pipeline is None:
+        raise InputError(
+            f"--data: say which data set {command.what} is compared with: {', '.join(DATA)}, or a folder"
+        )
+    return pipeline.recipe.data
+
+
+def _sample(command: EvalCommand, pipeline: Pipeline) -> Images:
     labels = balanced_labels(command.n, pipeline.classes) if pipeline.classes else None
     images = command.generate(pipeline, labels, command.n)
-    return images, labels, command.protocol(pipeline) | {"labels": "balanced"}, data
+    return images, labels, command.protocol(pipeline) | {"labels": "balanced"}
 
 
-def _from_files(command: EvalCommand, path: Path) -> Loaded:
-    if command.data is None:
-        raise InputError(
-            f"--data: say which data set {path} is compared with: {', '.join(DATA)}, or a folder"
-        )
-    data = data_section(command.data)
+def _read(path: Path, data: DataConfig) -> Images:
     if path.is_dir():
         images, labels = load_all(Folder(path=path, size=data.size, channels=data.channels))
-        return images, labels, {"files": str(path)}, data
+        return images, labels, {"files": str(path)}
     try:
         with np.load(path, allow_pickle=False) as file:
             images = torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2)
             labels = torch.from_numpy(file["labels"]).long() if "labels" in file else None
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise InputError(f"{path}: not an .npz file with arr_0 of shape (N, H, W, C) ({error})") from None
-    return images, labels, {"files": str(path)}, data
+    return images, labels, {"files": str(path)}
