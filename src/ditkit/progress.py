@@ -5,8 +5,13 @@ import sys
 from tqdm import tqdm
 
 
-def progress_bar(total: int, what: str, unit: str, *, initial: int = 0, shown: bool = True) -> tqdm:
-    """A bar of `total` units that is updated by its `.update(n)` and closed by `with` or `.close()`."""
+def progress_bar(
+    total: int, what: str, unit: str, *, initial: int = 0, shown: bool = True, delay: float = 0
+) -> tqdm:
+    """A bar of `total` units that is updated by its `.update(n)` and closed by `with` or `.close()`.
+
+    With `delay`, in seconds, work that is over sooner shows none.
+    """
     lively = sys.stderr.isatty()
     return tqdm(
         total=total,
@@ -17,4 +22,5 @@ def progress_bar(total: int, what: str, unit: str, *, initial: int = 0, shown: b
         mininterval=0.2 if lively else 30,
         dynamic_ncols=lively,
         disable=not shown,
+        delay=delay,
     )

@@ -71,17 +71,19 @@ def balanced_labels(count: int, classes: int) -> Tensor:
 
 
 def software() -> dict[str, str]:
-    """Versions, and the commit where ditkit runs from a git checkout."""
+    """Versions, and the commit where ditkit runs from its own git checkout."""
     found = {"ditkit": version("ditkit"), "torch": torch.__version__}
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        found["commit"] = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        top = Path(_git("rev-parse", "--show-toplevel"))
+        if top / "src" / "ditkit" == Path(__file__).parent:  # not a project that ditkit is installed in
+            found["commit"] = _git("describe", "--always", "--dirty")
     return found
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the folder of this file."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def table(rows: Iterable[tuple[str, Report]], classes: tuple[str, ...] = ()) -> str:

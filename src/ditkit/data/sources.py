@@ -16,11 +16,11 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
-from tqdm import tqdm
 
 from ditkit.config import Section
 from ditkit.data.transforms import prepare, to_mode
 from ditkit.errors import InputError
+from ditkit.progress import progress_bar
 
 Split = Literal["train", "test"]
 Size = Annotated[int, Field(ge=1, description="Side of the square images, in pixels.")]
@@ -33,8 +33,12 @@ log = logging.getLogger(__name__)
 def each(function: Callable[[int], Result], items: Sequence[int], what: str) -> list[Result]:
     """`function` of every item, in order, on a pool of threads; a progress bar when it takes long."""
     with ThreadPoolExecutor() as pool:
-        results = pool.map(function, items)
-        return list(tqdm(results, desc=what, total=len(items), unit="image", delay=1.0, leave=False))
+        results = []
+        with progress_bar(len(items), what, "image", delay=1.0) as bar:
+            for result in pool.map(function, items):
+                results.append(result)
+                bar.update()
+        return results
 
 
 class Source(Protocol):

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from tqdm import tqdm
 
 from ditkit.device import autocast
 from ditkit.errors import InputError
 from ditkit.evaluation.classifier import Card, Classifier, scale, serialise, trunk
+from ditkit.progress import progress_bar
 from ditkit.randomness import generator
 
 IMAGES_SHOWN = 200_000  # the usual length: 139 passes over the digits ...
@@ -102,7 +102,7 @@ def _train(images: Tensor, labels: Tensor, card: Card) -> tuple[nn.Sequential, n
     batches = len(images) // size
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=card.epochs * batches)
-    bar = tqdm(total=card.epochs * batches * size, desc=f"classifier of {card.data}", unit="image")
+    bar = progress_bar(card.epochs * batches * size, f"classifier of {card.data}", "image")
     for epoch in range(card.epochs):
         order = torch.from_numpy(generator(card.seed, epoch, "order").permutation(len(images)))
         shifts = generator(card.seed, epoch, "augment")
