@@ -78,6 +78,7 @@ class Latents:
     """A codec whose images are states already: training from stored latents."""
 
     channels = CHANNELS
+    random = False
 
     def layout(self, height: int, width: int) -> Layout:
         return Layout((self.channels, height, width))

@@ -1,6 +1,6 @@
 """Codecs: images to a state and back. Latent diffusion is the `vae` codec, pixel diffusion `identity`.
 
-A codec has `.channels` of its state, `.layout(height, width)`, `.encode(images uint8 (B, C, H, W),
+A codec has `.channels` of its state, `.random`, `.layout(height, width)`, `.encode(images uint8 (B, C, H, W),
 noise) -> state float32` and `.decode(state) -> uint8`. Adding one: a section with a `kind` literal and
 `.build`, and its line below.
 """
@@ -19,6 +19,8 @@ class Codec(Protocol):
     """What the rest of the library needs of a codec."""
 
     channels: int
+    random: bool
+    """Whether encoding draws noise."""
 
     def layout(self, height: int, width: int) -> Layout:
         """How the state of an image of that size is made."""

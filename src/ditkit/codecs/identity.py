@@ -31,6 +31,8 @@ class IdentityConfig(Section):
 class Identity:
     """Pixels scaled to [-1, 1]."""
 
+    random = False
+
     def __init__(self, channels: int):
         self.channels = channels
 

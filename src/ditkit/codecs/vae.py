@@ -37,6 +37,8 @@ class VaeConfig(Section):
 class Vae:
     """Images uint8 (B, C, H, W) to latents (B, channels, H/8, W/8) and back; grey images become RGB."""
 
+    random = True
+
     def __init__(self, config: VaeConfig, image_channels: int, device: torch.device | str):
         self.config, self.image_channels, self.device = config, image_channels, device
         self.channels = config.channels

@@ -50,7 +50,7 @@ def backward(
     means: dict[str, Tensor] = {}
     for part in _split(batch, config.micro_batch or total):
         layout = codec.layout(*part.images.shape[-2:])
-        drawn = draws(config.seed, part.index, layout.shape, recipe.codec.kind != "identity")
+        drawn = draws(config.seed, part.index, layout.shape, codec.random)
         posterior = None if drawn.posterior is None else drawn.posterior.to(device)
         x0 = codec.encode(part.images.to(device), posterior)
         cond = {} if part.label is None else {"label": part.label.to(device)}
