@@ -42,14 +42,38 @@ def on_meta(name, **fields):
 def test_contract(name):
     """What the rest of the library needs of any backbone, at its own size."""
     net = on_meta(name, classes=10, channels=3, learned_variance=True)
-    assert len(net.blocks) == BACKBONES[name].depth
+    assert len(net.blocks) >= BACKBONES[name].depth
     x, t = torch.empty(2, 3, 16, 32, device="meta"), torch.empty(2, device="meta")
     cond = {"label": torch.zeros(2, dtype=torch.long, device="meta")}
     with torch.no_grad():
         assert net(x, t, cond).shape == (2, 6, 16, 32)
-        tokens, c = net.embed(x, t, cond)
+        tokens, c = net.embed(x), net.condition(t, cond)
         assert net.body(tokens, c).shape == tokens.shape
     assert {key: value.shape for key, value in net.null(cond).items()} == {"label": (2,)}
+
+
+def test_unet_is_a_shortcut_at_first_and_learns_of_time_and_label():
+    """Zero convolutions end every block and the head; the condition reaches every block."""
+    net = backbone("UNet", classes=3, channels=1, width=8, depth=1)
+    x, t, cond = torch.randn(2, 1, 8, 12), torch.rand(2), {"label": torch.tensor([0, 2])}
+    assert net(x, t, cond).abs().max() == 0
+    h, c = net.embed(x), net.condition(t, cond)
+    for block in net.blocks[: net.depth]:
+        assert block(h, c).equal(block.shortcut(h))
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    net(x, t, cond).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.blocks.parameters())
+    other = {"label": torch.tensor([0, 1])}
+    assert net(x, t, cond)[0].allclose(net(x, t, other)[0], atol=1e-5)
+    assert not net(x, t, cond)[1].allclose(net(x, t, other)[1], atol=1e-3)
+
+
+def test_unet_refuses_what_it_cannot_halve():
+    net = on_meta("UNet", channels=1, multipliers=(1, 2, 2))
+    net.check_size(28, 28)
+    with pytest.raises(InputError, match="30x28 cannot be halved 2 times"):
+        net.check_size(30, 28)
 
 
 @pytest.mark.parametrize("size", PAPER)
@@ -130,7 +154,7 @@ def test_zero_at_initialisation():
     net = tiny(learned_variance=True)
     x, t, cond = inputs()
     assert net(x, t, cond).abs().max() == 0
-    tokens, c = net.embed(x, t, cond)
+    tokens, c = net.embed(x), net.condition(t, cond)
     assert net.body(tokens, c).equal(tokens)  # every block is the identity
     assert c.abs().max() > 0
 
@@ -245,7 +269,7 @@ def test_null_is_one_more_class():
     assert cond["label"].tolist() == [0, 1, 2]
     assert (net(x, t, empty) - net(x, t, cond)).abs().max() > 0.01
     net.label.weight[10].zero_()
-    assert net.embed(x, t, empty)[1].equal(net.time(t))
+    assert net.condition(t, empty).equal(net.time(t))
 
 
 # Parts

@@ -106,7 +106,7 @@ class Recipe(Section):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train.seed)
             net = self.backbone.build(channels=channels, classes=self.data.classes, out_channels=outputs)
-        net.patches.grid(height, width)
+        net.check_size(height, width)
         return net
 
     def replace(self, **sections) -> "Recipe":

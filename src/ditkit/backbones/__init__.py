@@ -1,15 +1,24 @@
 """Whole networks by name. Adding one: a file with a configuration section, and its line below."""
 
-import torch
+from typing import Annotated
 
-from ditkit.backbones.dit import DIT_SIZES, SIT_SIZES, Cond, DiT, DiTConfig
+import torch
+from pydantic import Field
+
+from ditkit.backbones.base import Backbone, Cond
+from ditkit.backbones.dit import DIT_SIZES, SIT_SIZES, DiT, DiTConfig
+from ditkit.backbones.unet import UNet, UNetConfig
 from ditkit.device import check_compiler
 from ditkit.errors import InputError
 
-BackboneConfig = DiTConfig  # a union discriminated by `kind`, once there is a second kind
-Backbone = DiT  # likewise: an nn.Module with blocks, embed, body, head and null
+BackboneConfig = Annotated[DiTConfig | UNetConfig, Field(discriminator="kind")]
 
-BACKBONES: dict[str, BackboneConfig] = {"DiT": DiTConfig(), **DIT_SIZES, **SIT_SIZES}
+BACKBONES: dict[str, DiTConfig | UNetConfig] = {
+    "DiT": DiTConfig(),
+    **DIT_SIZES,
+    **SIT_SIZES,
+    "UNet": UNetConfig(),
+}
 
 
 def backbone(
@@ -58,6 +67,8 @@ __all__ = [
     "Cond",
     "DiT",
     "DiTConfig",
+    "UNet",
+    "UNetConfig",
     "backbone",
     "compile_blocks",
 ]

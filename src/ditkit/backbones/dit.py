@@ -1,8 +1,5 @@
 """DiT: a plain transformer over image patches (Peebles & Xie, "Scalable Diffusion Models with
 Transformers", ICCV 2023). SiT (Ma et al., 2024) is the same network reading another clock.
-
-The network knows no diffusion: it maps (x, t, cond) to a tensor, and drops no conditions. What its
-output means is the transport's affair.
 """
 
 from collections.abc import Sequence
@@ -12,13 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ditkit.backbones.base import Backbone
 from ditkit.config import Section
-from ditkit.errors import InputError
 from ditkit.nn.blocks import CONDITIONINGS, AdaLNHead
 from ditkit.nn.embeddings import LabelEmbedding, TimeEmbedding, sincos_positions
 from ditkit.nn.patches import PatchEmbed, unpatchify
-
-Cond = dict[str, Tensor]
 
 
 class DiTConfig(Section):
@@ -47,13 +42,13 @@ class DiTConfig(Section):
         return DiT(self, channels, classes, out_channels or channels)
 
 
-class DiT(nn.Module):
+class DiT(Backbone):
     """(x (B, C, H, W), t (B,) or per token (B, L), cond) -> (B, C', H, W); H, W multiples of the patch."""
 
     def __init__(self, config: DiTConfig, channels: int, classes: int, out_channels: int):
-        super().__init__()
         width, patch = config.width, config.patch
-        self.channels, self.classes, self.patch = channels, classes, patch
+        super().__init__()
+        self.classes = classes
         self.patches = PatchEmbed(channels, patch, width)
         self.time = TimeEmbedding(width, config.time_scale, config.time_shift)
         self.label = LabelEmbedding(classes, width) if classes else None
@@ -61,35 +56,21 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(block(width, config.heads, config.mlp_ratio) for _ in range(config.depth))
         self.final = AdaLNHead(width, patch * patch * out_channels)
 
-    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        tokens, c = self.embed(x, t, cond)
-        return self.head(self.body(tokens, c), c, self.patches.grid(*x.shape[-2:]))
+    def embed(self, x: Tensor) -> Tensor:
+        """Tokens (B, L, D) with their positions."""
+        positions = sincos_positions(*self.patches.grid(*x.shape[2:]), self.patches.proj.out_channels)
+        return self.patches(x) + positions.to(x.device)
 
-    def embed(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L, D) with their positions, and the condition (B, D) or (B, L, D)."""
-        positions = sincos_positions(*self.patches.grid(*x.shape[-2:]), self.patches.proj.out_channels)
-        tokens = self.patches(x) + positions.to(x.device)
-        c = self.time(t)
-        if self.label is not None:
-            if cond is None or "label" not in cond:
-                raise InputError(
-                    f"this network has {self.classes} classes: give cond a 'label' of shape (B,)"
-                )
-            label = self.label(cond["label"])
-            c = c + (label if c.ndim == 2 else label[:, None])
-        return tokens, c
-
-    def body(self, tokens: Tensor, c: Tensor) -> Tensor:
+    def body(self, h: Tensor, c: Tensor) -> Tensor:
         for block in self.blocks:
-            tokens = block(tokens, c)
-        return tokens
+            h = block(h, c)
+        return h
 
-    def head(self, tokens: Tensor, c: Tensor, grid: tuple[int, int]) -> Tensor:
-        return unpatchify(self.final(tokens, c), grid, self.patch)
+    def head(self, h: Tensor, c: Tensor, size: torch.Size) -> Tensor:
+        return unpatchify(self.final(h, c), self.patches.grid(*size), self.patches.patch)
 
-    def null(self, cond: Cond) -> Cond:
-        """The same keys, every entry "unknown"."""
-        return {key: torch.full_like(value, self.classes) for key, value in cond.items()}
+    def check_size(self, height: int, width: int) -> None:
+        self.patches.grid(height, width)
 
 
 def _paper_sizes(prefix: str, time_scale: float, time_shift: float) -> dict[str, DiTConfig]:

@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from ditkit.backbones import BACKBONES
+from ditkit.backbones.dit import DIT_SIZES
 from ditkit.benchmark import CPU, STEP, TINY, Contender, Suite, baseline_of, build_suite, measure, shares
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
@@ -54,7 +54,7 @@ def run(argv: list[str]) -> None:
         check_compiler(CPU)
     if command.out is not None and not command.out.parent.is_dir():
         raise InputError(f"--out {command.out}: the folder {command.out.parent} does not exist")
-    backbone = TINY if command.small else BACKBONES["DiT-S/2"]
+    backbone = TINY if command.small else DIT_SIZES["DiT-S/2"]
     with _threads(command.threads), _cold_compiler():
         suite = build_suite(backbone, command.batch, command.precision, command.compile)
         calls = (command.rounds + 2) * len(suite.contenders)

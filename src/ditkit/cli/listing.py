@@ -21,10 +21,7 @@ def registries() -> dict[str, dict[str, str]]:
 
     return {
         "recipes": {name: _first(build) for name, build in RECIPES.items()},
-        "backbones": {
-            name: f"width {config.width}, depth {config.depth}, {config.heads} heads, patch {config.patch}"
-            for name, config in BACKBONES.items()
-        },
+        "backbones": {name: _sizes(config) for name, config in BACKBONES.items()},
         "conditionings": {name: _first(block) for name, block in CONDITIONINGS.items()},
         "codecs": {name: _first(type(config)) for name, config in CODECS.items()},
         "data": {name: _first(type(config)) for name, config in DATA.items()},
@@ -58,6 +55,12 @@ def run(argv: list[str]) -> None:
         width = max((len(name) for name in names), default=0)
         for name, line in names.items():
             print(f"  {name:{width}s}  {line}".rstrip())
+
+
+def _sizes(config: Section) -> str:
+    """What distinguishes one backbone from another of its kind."""
+    clock = {"time_scale", "time_shift"}
+    return ", ".join(f"{name} {value}" for name, value in config.model_dump(exclude=clock).items())
 
 
 def _first(thing: object) -> str:

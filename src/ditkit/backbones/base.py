@@ -1,0 +1,62 @@
+"""What every whole network has in common: it is told the time and the label, and runs in three parts.
+
+A backbone maps (x, t, cond) to a tensor. It knows no diffusion and drops no conditions; what its output
+means is the transport's affair.
+"""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from ditkit.errors import InputError
+from ditkit.nn.embeddings import LabelEmbedding, TimeEmbedding
+
+Cond = dict[str, Tensor]
+
+
+class Backbone(nn.Module):
+    """(x (B, C, H, W), t (B,) or per token (B, L), cond) -> (B, C', H, W).
+
+    `forward` is `head(body(embed(x)))`, so that another network can wrap the body. `blocks` are the
+    repeated parts in the order they run: what is compiled, sharded or checkpointed one by one.
+    """
+
+    classes: int  # 0: unconditional
+    time: TimeEmbedding
+    label: LabelEmbedding | None
+    blocks: nn.ModuleList
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        c = self.condition(t, cond)
+        return self.head(self.body(self.embed(x), c), c, x.shape[2:])
+
+    def condition(self, t: Tensor, cond: Cond | None) -> Tensor:
+        """What the blocks are told, the sum of time and label: (B, D), or (B, L, D) for a time per token."""
+        c = self.time(t)
+        if self.label is None:
+            return c
+        if cond is None or "label" not in cond:
+            raise InputError(f"this network has {self.classes} classes: give cond a 'label' of shape (B,)")
+        label = self.label(cond["label"])
+        return c + (label if c.ndim == 2 else label[:, None])
+
+    @abstractmethod
+    def embed(self, x: Tensor) -> Tensor:
+        """The state as what the blocks work on."""
+
+    @abstractmethod
+    def body(self, h: Tensor, c: Tensor) -> Tensor:
+        """The blocks."""
+
+    @abstractmethod
+    def head(self, h: Tensor, c: Tensor, size: torch.Size) -> Tensor:
+        """The output for a state of that height and width."""
+
+    @abstractmethod
+    def check_size(self, height: int, width: int) -> None:
+        """InputError, naming the remedy, when the network cannot take a state of that size."""
+
+    def null(self, cond: Cond) -> Cond:
+        """The same keys, every entry "unknown"."""
+        return {key: torch.full_like(value, self.classes) for key, value in cond.items()}

@@ -1,0 +1,109 @@
+"""A plain convolutional U-Net: what diffusion models were before transformers (Ho et al., 2020;
+Dhariwal & Nichol, 2021), without attention.
+
+Here to be compared with: the DiT paper's point is that its inductive bias is not needed.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ditkit.backbones.base import Backbone
+from ditkit.config import Section
+from ditkit.errors import InputError
+from ditkit.nn.convolutions import GROUPS, Downsample, ResidualBlock, Upsample, zero_conv
+from ditkit.nn.embeddings import LabelEmbedding, TimeEmbedding
+
+Multipliers = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+
+
+class UNetConfig(Section):
+    """A convolutional U-Net with skip connections and no attention."""
+
+    kind: Literal["UNet"] = "UNet"
+    width: Annotated[int, Field(ge=GROUPS, multiple_of=GROUPS)] = 64
+    """Channels at full resolution."""
+    multipliers: Multipliers = (1, 2, 2)
+    """Channels of each level, in widths; every level has half the resolution of the one before."""
+    depth: Annotated[int, Field(ge=1)] = 2
+    """Residual blocks per level on the way down; one more on the way up."""
+    time_scale: float = 1000.0
+    """The network reads time_scale · t + time_shift, as DiT does."""
+    time_shift: float = -1.0
+    """See time_scale."""
+
+    def build(self, *, channels: int, classes: int, out_channels: int | None = None) -> "UNet":
+        """The network, freshly initialised. `classes` 0: unconditional; out_channels: as `channels`."""
+        return UNet(self, channels, classes, out_channels or channels)
+
+
+class UNet(Backbone):
+    """(x (B, C, H, W), t (B,), cond) -> (B, C', H, W); H, W multiples of 2^(levels - 1)."""
+
+    def __init__(self, config: UNetConfig, channels: int, classes: int, out_channels: int):
+        super().__init__()
+        told = 4 * config.width
+        self.classes = classes
+        self.time = TimeEmbedding(told, config.time_scale, config.time_shift)
+        self.label = LabelEmbedding(classes, told) if classes else None
+        self.levels = len(config.multipliers)
+        widths = [config.width * multiplier for multiplier in config.multipliers]
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+
+        here, skips = widths[0], [widths[0]]  # channels now, and of every map kept for the way up
+        down, up = [], []
+        self.downsamples, self.upsamples = nn.ModuleList(), nn.ModuleList()
+        for level, width in enumerate(widths):
+            if level:
+                self.downsamples.append(Downsample(here))
+                skips.append(here)
+            for _ in range(config.depth):
+                down.append(ResidualBlock(here, width, told))
+                here = width
+                skips.append(here)
+        middle = ResidualBlock(here, here, told)
+        for level, width in reversed(list(enumerate(widths))):
+            for _ in range(config.depth + 1):
+                up.append(ResidualBlock(here + skips.pop(), width, told))
+                here = width
+            if level:
+                self.upsamples.append(Upsample(here))
+        self.blocks = nn.ModuleList([*down, middle, *up])
+        self.depth = config.depth
+        self.norm = nn.GroupNorm(GROUPS, here)
+        self.final = zero_conv(here, out_channels)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, width, H, W), channels last: the layout that convolutions are quickest in."""
+        return self.stem(x.contiguous(memory_format=torch.channels_last))
+
+    def body(self, h: Tensor, c: Tensor) -> Tensor:
+        blocks, skips = iter(self.blocks), [h]
+        for level in range(self.levels):
+            if level:
+                h = self.downsamples[level - 1](h)
+                skips.append(h)
+            for _ in range(self.depth):
+                h = next(blocks)(h, c)
+                skips.append(h)
+        h = next(blocks)(h, c)
+        for level in range(self.levels):
+            for _ in range(self.depth + 1):
+                h = next(blocks)(torch.cat([h, skips.pop()], dim=1), c)
+            if level < self.levels - 1:
+                h = self.upsamples[level](h)
+        return h
+
+    def head(self, h: Tensor, c: Tensor, size: torch.Size) -> Tensor:
+        return self.final(F.silu(self.norm(h)))
+
+    def check_size(self, height: int, width: int) -> None:
+        factor = 2 ** (self.levels - 1)
+        if height % factor or width % factor:
+            raise InputError(
+                f"a state of {height}x{width} cannot be halved {self.levels - 1} times; change --data.size to a "
+                f"multiple of {factor} (times the codec's downsampling) or give fewer --backbone.multipliers"
+            )
