@@ -24,6 +24,7 @@ from ditkit.evaluation import (
     load_classifier,
     reference_moments,
 )
+from ditkit.pipeline import Pipeline
 
 BATCH = 500
 
@@ -56,6 +57,14 @@ def ruler(data: DataSection, kind: str, classifier_file: Path | None = None) -> 
     except InputError:
         return Ruler(classifier, reference, None)
     return Ruler(classifier, reference, evaluate(in_batches(*held_out), classifier, reference))
+
+
+def score(pipeline: Pipeline, measure: Ruler, n: int, *, first_seed: int = 0, **sampling) -> Report:
+    """Sample `n` images, balanced over the classes, and score them; `sampling` as in `generate`."""
+    labels = balanced_labels(n, pipeline.classes) if pipeline.classes else None
+    cond = {} if labels is None else {"label": labels}
+    images = pipeline.generate(cond, seeds=range(first_seed, first_seed + n), progress=True, **sampling)
+    return evaluate(in_batches(images, labels), measure.classifier, measure.reference)
 
 
 def in_batches(images: Tensor, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:

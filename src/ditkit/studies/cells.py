@@ -1,0 +1,120 @@
+"""Cells: the trainings a study is made of, each scored at some points, cached and restartable.
+
+A cell is a recipe and the points at which it is scored. Its result is one JSON file, written after every
+point; its training is an ordinary run. What is there is not done again, and a stopped study goes on with
+the same command. Several processes on the same folder share the cells: each claims one by a lock.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import torch
+from filelock import FileLock, Timeout
+from pydantic import Field
+
+from ditkit.config import Section
+from ditkit.pipeline import load, nfe
+from ditkit.recipe import Recipe
+from ditkit.scoring import Ruler, ruler, score, software
+from ditkit.training import train
+from ditkit.training.log import read_log
+
+log = logging.getLogger(__name__)
+
+Results = Mapping[str, dict]
+"""Of a study: the cell's name -> its record, as written."""
+
+
+class Point(Section):
+    """Where a cell is scored: after so many images of training, by these samples."""
+
+    images: Annotated[int, Field(ge=1)]
+    """Training images seen."""
+    sampler: str
+    steps: Annotated[int, Field(ge=1)]
+    guidance: float = 1.0
+    n: Annotated[int, Field(ge=2)] = 1000
+    """Samples, of seeds 0 .. n - 1, the same number of every class."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.images} images, {self.sampler} {self.steps}, guidance {self.guidance:g}, n {self.n}"
+
+
+class Cell(NamedTuple):
+    recipe: Recipe
+    points: tuple[Point, ...]
+
+
+def run_cells(cells: Mapping[str, Cell], results: Path, runs: Path, device: torch.device) -> None:
+    """Train and score every cell that is not finished and not being worked on by another process."""
+    for folder in (results, runs):
+        folder.mkdir(parents=True, exist_ok=True)
+    rulers: dict[str, Ruler] = {}
+    for name, cell in cells.items():
+        try:
+            with FileLock(runs / f"{name}.lock", blocking=False):
+                _run_cell(name, cell, results / f"{name}.json", runs / name, device, rulers)
+        except Timeout:
+            log.info(f"{name}: another process is at it")
+
+
+def read_cells(cells: Mapping[str, Cell], results: Path) -> Results:
+    """The records of the cells that have one; `finished` says whether every point is there."""
+    found = {}
+    for name, cell in cells.items():
+        file = results / f"{name}.json"
+        if file.exists():
+            record = json.loads(file.read_text())
+            record["finished"] = all(point.key in record["scores"] for point in cell.points)
+            found[name] = record
+    return found
+
+
+def _run_cell(
+    name: str, cell: Cell, file: Path, run: Path, device: torch.device, rulers: dict[str, Ruler]
+) -> None:
+    record = json.loads(file.read_text()) if file.exists() else {"scores": {}}
+    missing = [point for point in cell.points if point.key not in record["scores"]]
+    data = cell.recipe.data
+    for images in sorted({point.images for point in missing}):
+        log.info(f"{name}: {images:,} images")
+        torch.compiler.reset()  # every network of a process compiles anew; the cache has a limit
+        train(cell.recipe.replace(train={"images": images}), run, device=device)
+        pipeline = load(run, device)
+        if cell.recipe.train.compile:
+            pipeline.compile()
+        if data.kind not in rulers:
+            rulers[data.kind] = ruler(data, data.kind)
+        for point in missing:
+            if point.images != images:
+                continue
+            found = score(
+                pipeline,
+                rulers[data.kind],
+                point.n,
+                sampler=point.sampler,
+                steps=point.steps,
+                guidance=point.guidance,
+                precision=cell.recipe.train.precision,
+            )
+            rows = read_log(run / "log.jsonl")
+            record |= {
+                "recipe": cell.recipe.model_dump(mode="json"),
+                "features": found.classifier_hash,
+                "images_per_second": sorted(row["images_per_second"] for row in rows)[len(rows) // 2],
+                "loss": rows[-1]["loss"],
+                "device": str(device),
+                "threads": torch.get_num_threads(),
+                "software": software(),
+            }
+            record["scores"][point.key] = {
+                **point.model_dump(),
+                "nfe": nfe(point.sampler, point.steps),
+                "frechet": found.frechet,
+                "accuracy": found.accuracy,
+            }
+            file.write_text(json.dumps(record, indent=1) + "\n")
