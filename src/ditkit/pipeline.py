@@ -8,16 +8,18 @@ loaded from its newest intact checkpoint. Some tiny trained snapshots come with 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
+from typing_extensions import Unpack
 
 from ditkit.backbones import Backbone, compile_blocks
 from ditkit.checkpoint import load_newest
@@ -31,6 +33,23 @@ from ditkit.sampling import SAMPLERS, cfg, time_grid
 from ditkit.transports import Denoiser, Transport
 
 SNAPSHOTS = Path(str(files("ditkit"))) / "assets" / "snapshots"
+
+
+class Sampling(TypedDict, total=False):
+    """How to sample; what is not given is as in the recipe."""
+
+    sampler: str | None
+    steps: int | None
+    guidance: float | None
+    """Classifier-free guidance scale; 1 is off, others cost twice the evaluations' rows, in one call."""
+    interval: tuple[float, float] | None
+    """Times between which guidance is on."""
+    batch: int
+    """Images sampled at once: 64 when not given."""
+    precision: Precision
+    """"fp32" when not given; bf16 can be faster, and images then depend a little on the batch."""
+    progress: bool
+    """Show a progress bar."""
 
 
 @dataclass
@@ -52,36 +71,41 @@ class Pipeline:
     def classes(self) -> int:
         return self.recipe.data.classes or 0
 
-    @torch.no_grad()
     def generate(
         self,
         cond: Mapping[str, Sequence[int] | Tensor] | None = None,
         *,
         seeds: Sequence[int],
-        steps: int | None = None,
-        sampler: str | None = None,
-        guidance: float | None = None,
-        interval: tuple[float, float] | None = None,
-        batch: int = 64,
-        precision: Precision = "fp32",
-        progress: bool = False,
+        **how: Unpack[Sampling],
     ) -> Tensor:
-        """Images uint8 (N, C, H, W), one per seed; what is not given is as in the recipe.
+        """Images uint8 (N, C, H, W), one per seed.
 
         Image k depends on seeds[k] and its condition only: in float32, whatever the batch, pixels
-        agree within 1. Guidance other than 1 costs twice the evaluations' rows, in one call.
+        agree within 1.
 
         Raises:
             InputError: unknown sampler, steps or label out of range, guidance of an unconditional model.
         """
+        return torch.cat(list(self.stream(cond, seeds=seeds, **how)))
+
+    def stream(
+        self,
+        cond: Mapping[str, Sequence[int] | Tensor] | None = None,
+        *,
+        seeds: Sequence[int],
+        **how: Unpack[Sampling],
+    ) -> Iterator[Tensor]:
+        """The images of `generate` a batch at a time, uint8 (B, C, H, W), each made when it is asked for.
+        What is wrong with the arguments is said at once."""
         defaults = self.recipe.sample
-        name = sampler or defaults.sampler
+        name = how.get("sampler") or defaults.sampler
+        steps, guidance = how.get("steps"), how.get("guidance")
+        batch, precision = how.get("batch", 64), how.get("precision", "fp32")
         if name not in SAMPLERS:
             raise InputError(f"unknown --sampler {name!r}; choose one of: {', '.join(SAMPLERS)}")
         if not len(seeds):
             raise InputError("no seeds: give one per image")
-        run, use, _ = SAMPLERS[name]
-        grid = time_grid(self.transport, use, defaults.steps if steps is None else steps)
+        grid = time_grid(self.transport, SAMPLERS[name].use, defaults.steps if steps is None else steps)
         labels = self._labels(cond or {}, len(seeds))
         scale = defaults.guidance if guidance is None else guidance
         if not self.classes and guidance not in (None, 1):
@@ -91,19 +115,23 @@ class Pipeline:
         layout = self.codec.layout(self.recipe.data.size, self.recipe.data.size)
         denoise = self.transport.denoiser(self.backbone, layout)
         if self.classes:
-            denoise = cfg(denoise, self.backbone.null, scale, interval or defaults.interval)
+            denoise = cfg(denoise, self.backbone.null, scale, how.get("interval") or defaults.interval)
         total = nfe(name, len(grid) - 1) * -(-len(seeds) // batch)
-        images = []
-        with progress_bar(total, "sampling", "eval", shown=progress) as bar:
-            for start in range(0, len(seeds), batch):
-                part = slice(start, start + batch)
-                noise = RowNoise(seeds[part])
-                x = noise(torch.empty(len(seeds[part]), *layout.shape, device=self.device))
-                part_cond = {} if labels is None else {"label": labels[part].to(self.device)}
-                with autocast(self.device, precision):
-                    state = run(_counted(denoise, bar), x, grid, part_cond, noise=noise)
-                images.append(self.codec.decode(state).cpu())
-        return torch.cat(images)
+        bar = progress_bar(total, "sampling", "eval", shown=how.get("progress", False))
+
+        @torch.no_grad()
+        def made() -> Iterator[Tensor]:
+            with bar:
+                for start in range(0, len(seeds), batch):
+                    part = slice(start, start + batch)
+                    noise = RowNoise(seeds[part])
+                    x = noise(torch.empty(len(seeds[part]), *layout.shape, device=self.device))
+                    part_cond = {} if labels is None else {"label": labels[part].to(self.device)}
+                    with autocast(self.device, precision):
+                        state = SAMPLERS[name].run(_counted(denoise, bar), x, grid, part_cond, noise=noise)
+                    yield self.codec.decode(state).cpu()
+
+        return made()
 
     def _labels(self, cond: Mapping[str, Sequence[int] | Tensor], count: int) -> Tensor | None:
         """The labels checked: present exactly when the model has classes, in range, one per seed."""

@@ -12,7 +12,7 @@ from pydantic import Field
 from ditkit.data.arrays import Digits, FashionMNIST
 from ditkit.data.folder import Folder
 from ditkit.data.hub import Hub
-from ditkit.data.loader import Batch, Stream, batches, load_all
+from ditkit.data.loader import Batch, Stream, batches, in_order, load_all
 from ditkit.data.sources import Arrays, DataSection, Encoded, Source, Split
 from ditkit.data.transforms import center_crop, prepare, to_array, to_mode
 
@@ -41,6 +41,7 @@ __all__ = [
     "Stream",
     "batches",
     "center_crop",
+    "in_order",
     "load_all",
     "prepare",
     "to_array",

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from ditkit.data.sources import Arrays, DataSection, Source, Split, stack
 from ditkit.data.transforms import prepare
 from ditkit.errors import InputError
+from ditkit.progress import progress_bar
 from ditkit.randomness import generator
 
 
@@ -58,18 +59,36 @@ def batches(
         ) from error
 
 
-def load_all(
-    config: DataSection, split: Split = "train", limit: int | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """All images of a part without augmentation, in order: uint8 (N, C, H, W), and int64 labels (N,) or None.
+def in_order(
+    config: DataSection, split: Split = "train", limit: int | None = None, batch: int = 500
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Every image of a part once, without augmentation, in order, `batch` at a time: uint8 (B, C, H, W), and
+    int64 labels (B,) or None.
 
     With `limit`, that many at even distances, so that data sorted by class keeps all its classes.
+    InputError at once when the part cannot be opened.
     """
     source = config.open(split)
     count = len(source) if limit is None else min(limit, len(source))
     picks = [row * len(source) // count for row in range(count)]
-    images = source.images[picks] if isinstance(source, Arrays) else stack(source, picks, config)
-    return images, None if source.labels is None else source.labels[picks]
+
+    def read() -> Iterator[tuple[Tensor, Tensor | None]]:
+        with progress_bar(count, "reading images", "img", delay=2.0) as bar:
+            for start in range(0, count, batch):
+                places = picks[start : start + batch]
+                labels = None if source.labels is None else source.labels[places]
+                yield stack(source, places, config, shown=False), labels
+                bar.update(len(places))
+
+    return read()
+
+
+def load_all(
+    config: DataSection, split: Split = "train", limit: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """All of `in_order` in memory: uint8 (N, C, H, W), and int64 labels (N,) or None."""
+    images, labels = zip(*in_order(config, split, limit), strict=True)
+    return torch.cat(images), None if labels[0] is None else torch.cat(labels)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -109,11 +128,8 @@ class Stream(Dataset):
         return Batch(images, label, torch.tensor(counters))
 
     def _fetch(self, positions: list[int]) -> Tensor:
+        """In this process's own thread: a loader's workers are what runs beside each other."""
         source, config = self._source, self._config
-        if isinstance(source, Arrays) and source.images.shape[1:] == (
-            config.channels,
-            config.size,
-            config.size,
-        ):
-            return source.images[positions]
+        if isinstance(source, Arrays):
+            return stack(source, positions, config)
         return torch.stack([prepare(source[place][0], config.size, config.channels) for place in positions])

@@ -30,11 +30,13 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
-def each(function: Callable[[int], Result], items: Sequence[int], what: str) -> list[Result]:
+def each(
+    function: Callable[[int], Result], items: Sequence[int], what: str, shown: bool = True
+) -> list[Result]:
     """`function` of every item, in order, on a pool of threads; a progress bar when it takes long."""
     with ThreadPoolExecutor() as pool:
         results = []
-        with progress_bar(len(items), what, "image", delay=1.0) as bar:
+        with progress_bar(len(items), what, "image", shown=shown, delay=1.0) as bar:
             for result in pool.map(function, items):
                 results.append(result)
                 bar.update()
@@ -76,14 +78,16 @@ class DataSection(Section):
             )
 
 
-def stack(source: Source, picks: Sequence[int], config: DataSection) -> Tensor:
+def stack(source: Source, picks: Sequence[int], config: DataSection, *, shown: bool = True) -> Tensor:
     """The images `picks` of a source, prepared without augmentation: uint8 (N, C, size, size)."""
+    if isinstance(source, Arrays) and source.images.shape[1:] == (config.channels, config.size, config.size):
+        return source.images[picks]
     images = torch.empty((len(picks), config.channels, config.size, config.size), dtype=torch.uint8)
 
     def put(row: int) -> None:
         images[row] = prepare(source[picks[row]][0], config.size, config.channels)
 
-    each(put, range(len(picks)), "preparing images")
+    each(put, range(len(picks)), "preparing images", shown)
     return images
 
 
