@@ -6,7 +6,10 @@ comparable only under the same network, weights and resizing, so all three belon
 
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+
+from ditkit.errors import InputError
 
 
 class Features(NamedTuple):
@@ -35,3 +38,13 @@ class FeatureNetwork(Protocol):
     """K where logits read the very labels that images are made for; None for every other network."""
 
     def __call__(self, images: Tensor) -> Features: ...
+
+
+def check_images(images: Tensor) -> None:
+    """InputError unless these are uint8 images (N, C, H, W) with C of 1 or 3 and at least one pixel."""
+    right = images.ndim == 4 and images.shape[1] in (1, 3) and min(images.shape[2:]) > 0
+    if images.dtype != torch.uint8 or not right:
+        raise InputError(
+            f"features are read from uint8 images (N, 1 or 3, H, W), 0 to 255; these are {images.dtype} "
+            f"{tuple(images.shape)}"
+        )

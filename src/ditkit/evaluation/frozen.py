@@ -1,0 +1,63 @@
+"""What every feature network shares: it is frozen, reads any uint8 image and names its weights by hash.
+
+A network is a subclass that says how it resizes, scales and reads in `read`; `forward` is the same for
+all. Which networks there are: `networks.py`.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ditkit.evaluation.features import Features, check_images
+
+Network = TypeVar("Network", bound="Frozen")
+
+
+class Frozen(nn.Module):
+    """A `FeatureNetwork`: uint8 images (N, C, H, W) -> `Features`, always in eval mode, no gradients."""
+
+    name: str
+    hash: str
+    dim: int
+    resize: str
+    classes: int | None = None
+
+    def read(self, pixels: Tensor) -> Features:
+        """Features of RGB pixels (N, 3, H, W), floats of 0 to 255 in the network's own dtype and device."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Features:
+        """float32 on the CPU; grey images become RGB. InputError when they are not uint8 (N, 1 or 3, H, W)."""
+        check_images(images)
+        weight = next(self.parameters())
+        with torch.autocast(weight.device.type, enabled=False):
+            found = self.read(images.to(weight.device).to(weight.dtype).expand(-1, 3, -1, -1))
+        return Features(found.pooled.float().cpu(), _plain(found.logits), _plain(found.spatial))
+
+    def freeze(self: Network, hash: str) -> Network:
+        """Called once, when the weights are in: eval mode for good, and the hash of their file."""
+        self.hash = hash
+        nn.Module.train(self, False)
+        return self.requires_grad_(False)
+
+    def train(self: Network, mode: bool = True) -> Network:
+        """Nothing: a ruler has no modes."""
+        return self
+
+
+def _plain(part: Tensor | None) -> Tensor | None:
+    return None if part is None else part.float().cpu()
+
+
+def file_hash(*paths: str | Path) -> str:
+    """SHA-256 of a file, 64 hex digits; of several, as if they were one file in this order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
