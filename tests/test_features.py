@@ -301,6 +301,7 @@ def test_inception_reads_counters_safetensors_and_records_the_hash(tmp_path, wei
     ("change", "complaint"),
     [
         (lambda w: w.pop("fc.bias"), "fc.bias is missing"),
+        (lambda w: w.update({"fc.bias": 3}), "fc.bias is missing"),
         (lambda w: w.update({"fc.weight": torch.zeros(1000, 2048)}), r"fc.weight is \(1000, 2048\) instead of \(1008, 2048\)"),
         (lambda w: w.update({"AuxLogits.fc.bias": torch.zeros(1)}), "AuxLogits.fc.bias is not in the network"),
     ],
@@ -314,15 +315,32 @@ def test_weights_of_another_network_are_refused(change, complaint, tmp_path):
     assert_one_line(refusal, "other.pth")
 
 
-@pytest.mark.parametrize("name", ["garbage.pth", "garbage.safetensors", "code.pth", "list.pth", "absent.pth"])
+@pytest.mark.parametrize("name", ["garbage.pth", "garbage.safetensors", "list.pth", "absent.pth"])
 def test_what_is_no_file_of_weights_is_refused(name, tmp_path):
     if name.startswith("garbage"):
         (tmp_path / name).write_bytes(b"not weights")
-    elif name != "absent.pth":
-        torch.save(Image.new("L", (1, 1)) if name == "code.pth" else [1], tmp_path / name)
+    elif name == "list.pth":
+        torch.save([1], tmp_path / name)
     with pytest.raises(InputError) as refusal:
         load_inception(tmp_path / name)
     assert_one_line(refusal, name)
+
+
+class Trap:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return self.path.touch, ()
+
+
+def test_code_in_a_file_of_weights_is_not_run(tmp_path):
+    torch.save(blank_weights() | {"fc.bias": Trap(tmp_path / "sprung")}, tmp_path / "trap.pth")
+    with pytest.raises(InputError, match="not a readable file of weights"):
+        load_inception(tmp_path / "trap.pth")
+    assert not (tmp_path / "sprung").exists()
 
 
 def assert_one_line(refusal, *words):

@@ -300,8 +300,9 @@ def _difference(state: Any, expected: dict[str, Tensor]) -> str | None:
     for name, value in expected.items():
         if name.endswith("num_batches_tracked"):
             continue
-        if name not in state:
+        given = state.get(name)
+        if not isinstance(given, Tensor):
             return f"{name} is missing"
-        if state[name].shape != value.shape:
-            return f"{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        if given.shape != value.shape:
+            return f"{name} is {tuple(given.shape)} instead of {tuple(value.shape)}"
     return next((f"{name} is not in the network" for name in state if name not in expected), None)
