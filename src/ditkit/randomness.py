@@ -14,8 +14,17 @@ from torch import Tensor
 
 from ditkit.errors import InputError
 
-Purpose = Literal["order", "augment", "codec", "train", "sample"]
-_COUNTER = {"order": 0, "augment": 1, "codec": 2, "train": 3, "sample": 4}
+Purpose = Literal["order", "augment", "codec", "train", "sample", "bootstrap", "label", "validate"]
+_COUNTER = {
+    "order": 0,
+    "augment": 1,
+    "codec": 2,
+    "train": 3,
+    "sample": 4,
+    "bootstrap": 5,
+    "label": 6,
+    "validate": 7,
+}
 
 
 def generator(seed: int, index: int, purpose: Purpose) -> np.random.Generator:

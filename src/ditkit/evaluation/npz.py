@@ -1,0 +1,213 @@
+"""Statistics of reference images as .npz files, so that they are computed once.
+
+Three kinds are read: ditkit's own, with everything that `Statistics` holds; ADM's reference batches
+(`VIRTUAL_*.npz`: some images as arr_0, and mean and covariance of all the training images, whose number is
+not stated); and plain files of a mean and a covariance. The arrays that ADM has go by its names: mu,
+sigma, mu_s, sigma_s (divisor N - 1), arr_0 (uint8, NHWC). Nothing pickled is read or written.
+"""
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ditkit.errors import InputError
+from ditkit.evaluation.features import FeatureNetwork
+from ditkit.evaluation.frechet import Gaussian, Moments
+from ditkit.evaluation.inception_score import ScoreSums
+from ditkit.evaluation.statistics import KEEP, Statistics, check_network, gather
+
+BATCH = 64  # images of arr_0 in memory at a time
+GAUSSIAN = ("mu", "sigma")
+SPATIAL = ("mu_s", "sigma_s")
+OWN = ("network", "network_hash", "resize", "digest", "count", "rows", "index", "keep")
+SCORES = ("split", "split_count", "split_probability", "split_negentropy")
+LABELS = ("labels", "arr_1")
+READINGS = ("confusion", "read")  # names of arrays
+
+
+def save_statistics(path: str | Path, statistics: Statistics) -> None:
+    """Write everything to one .npz file; InputError for fewer than two images."""
+    arrays: dict[str, Any] = {
+        "network": statistics.network,
+        "network_hash": statistics.network_hash,
+        "resize": statistics.resize,
+        "digest": statistics.digest,
+        "count": -1 if statistics.count is None else statistics.count,
+        "mu": statistics.moments.mean,
+        "sigma": statistics.moments.covariance,
+        "rows": statistics.rows,
+        "index": statistics.index,
+        "keep": statistics.keep,
+    }
+    if statistics.spatial is not None:
+        arrays |= {"mu_s": statistics.spatial.mean, "sigma_s": statistics.spatial.covariance}
+    if (scores := statistics.scores) is not None:
+        sums = (scores.split, scores.count, scores.probability, scores.negentropy)
+        arrays |= dict(zip(SCORES, sums, strict=True))
+    if statistics.confusion is not None:
+        arrays |= dict(zip(READINGS, (statistics.confusion, statistics.read), strict=True))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:  # given a name, numpy would add .npz to one without
+        np.savez(file, **arrays)
+
+
+def read_statistics(path: str | Path, network: FeatureNetwork, *, keep: int = KEEP) -> Statistics:
+    """The reference statistics of a file of any of the three kinds, for values measured with `network`.
+
+    A file that is not ditkit's own does not say which network it is of: the number of features is all
+    that can be checked. Its images, where it has any, are read by `network` and give `rows` and the
+    sums of the Inception Score; a file of images alone gives everything. InputError when the file
+    is not readable, lacks an array, holds no covariance, or is of another network.
+    """
+    arrays, has_images = _arrays(path)
+    if "network" in arrays:
+        statistics = load_statistics(path)
+        check_network(statistics, network.name, network.hash, network.resize, str(path))
+        return statistics
+    if not (has_images or "mu" in arrays):
+        raise InputError(f"{path}: neither statistics (mu and sigma) nor images (arr_0); give another file")
+    images = npz_images(path) if has_images else ()
+    if "mu" not in arrays:
+        return gather(images, network, keep=keep)
+    moments = _gaussian(path, arrays, *GAUSSIAN)
+    if len(moments.mean) != network.dim:
+        raise InputError(
+            f"{path}: mu has {len(moments.mean)} features, {network.name} has {network.dim}; "
+            "give statistics of the same network"
+        )
+    return replace(
+        gather(images, network, keep=keep),
+        digest=_sha256(path),
+        moments=moments,
+        spatial=_gaussian(path, arrays, *SPATIAL) if "mu_s" in arrays else None,
+    )
+
+
+def load_statistics(path: str | Path) -> Statistics:
+    """The statistics of a file that `save_statistics` wrote; InputError when it is not one."""
+    arrays, _ = _arrays(path)
+    _require(path, arrays, *OWN)
+    count = int(arrays["count"])
+    moments = _counted(_gaussian(path, arrays, *GAUSSIAN), count)
+    tensors = {name: torch.from_numpy(arrays[name]) for name in (*SCORES, *READINGS) if name in arrays}
+    rows, index = torch.from_numpy(arrays["rows"]), torch.from_numpy(arrays["index"])
+    if rows.shape != (*index.shape, len(moments.mean)):
+        raise InputError(
+            f"{path}: rows {tuple(rows.shape)} are not {len(index)} images of {len(moments.mean)} features; "
+            "make the file anew"
+        )
+    return Statistics(
+        network=str(arrays["network"]),
+        network_hash=str(arrays["network_hash"]),
+        resize=str(arrays["resize"]),
+        digest=str(arrays["digest"]),
+        moments=moments,
+        spatial=_counted(_gaussian(path, arrays, *SPATIAL), count) if "mu_s" in arrays else None,
+        rows=rows,
+        index=index,
+        keep=int(arrays["keep"]),
+        scores=ScoreSums(*(tensors[name] for name in SCORES)) if set(SCORES) <= set(tensors) else None,
+        confusion=tensors.get("confusion"),
+        read=tensors.get("read"),
+    )
+
+
+def npz_labels(path: str | Path) -> Tensor | None:
+    """The labels of the images of arr_0, int64 (N,), where the file has any: as `labels`, or in ADM's samples
+    arr_1. InputError when they are not one whole number for each image."""
+    with _opened(path) as file:
+        name = next((name for name in LABELS if name in file.files), None)
+        if name is None:
+            return None
+        labels = file[name]
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise InputError(f"{path}: {name} is {labels.dtype} {labels.shape}, not labels: give integers (N,)")
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def npz_images(path: str | Path) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The images of arr_0 in batches (uint8 (N, C, H, W), labels (N,) or None), read as they are needed.
+
+    InputError when there are none, when they are not uint8 (N, H, W, C), and when the file is cut off.
+    """
+    labels = npz_labels(path)
+    # Differs from np.load's file["arr_0"], which takes 10 GB for 50,000 images of 256 × 256.
+    with _opened(path), zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
+        np.lib.format.read_magic(member)
+        shape, by_columns, dtype = np.lib.format.read_array_header_1_0(member)
+        if dtype != np.uint8 or len(shape) != 4 or by_columns:
+            raise InputError(f"{path}: arr_0 is {dtype} {shape}, not images: give uint8 (N, H, W, C)")
+        for start in range(0, shape[0], BATCH):
+            part = (min(BATCH, shape[0] - start), *shape[1:])
+            pixels = np.frombuffer(bytearray(member.read(int(np.prod(part)))), np.uint8).reshape(part)
+            asked = None if labels is None else labels[start : start + len(pixels)]
+            yield torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), asked
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """The .npz file; whatever is wrong with it, now or as it is read, is one InputError."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            yield file
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give an .npz file of statistics or images") from None
+    # TypeError is numpy's .npy file, which is an array and no context.
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{path}: not a readable .npz file ({' '.join(str(error).split())}); make or fetch it anew"
+        ) from None
+
+
+def _arrays(path: str | Path) -> tuple[dict[str, np.ndarray], bool]:
+    """The arrays of the file that have a meaning here, and whether it has images (which stay there)."""
+    with _opened(path) as file:
+        known = {*GAUSSIAN, *SPATIAL, *OWN, *SCORES, *READINGS}
+        return {name: file[name] for name in file.files if name in known}, "arr_0" in file.files
+
+
+def _require(path: str | Path, arrays: dict[str, np.ndarray], *names: str) -> None:
+    if missing := [name for name in names if name not in arrays]:
+        raise InputError(f"{path}: no array {', '.join(missing)}; make or fetch the file anew")
+
+
+def _gaussian(path: str | Path, arrays: dict[str, np.ndarray], mu: str, sigma: str) -> Gaussian:
+    """Mean and covariance by these names, float64, checked."""
+    _require(path, arrays, mu, sigma)
+    mean, covariance = arrays[mu], arrays[sigma]
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
+        raise InputError(
+            f"{path}: {mu} {mean.shape} and {sigma} {covariance.shape} are no mean (D,) and covariance (D, D)"
+        )
+    mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise InputError(f"{path}: {mu} or {sigma} is not finite; make or fetch the file anew")
+    if np.abs(covariance - covariance.T).max(initial=0) > 1e-6 * np.abs(covariance).max(initial=0):
+        raise InputError(f"{path}: {sigma} is not symmetric, so no covariance; make or fetch the file anew")
+    return Gaussian(torch.from_numpy(mean), torch.from_numpy(covariance))
+
+
+def _counted(gaussian: Gaussian, count: int) -> Gaussian | Moments:
+    """The same as moments of `count` images, so that more can join; -1 is an unknown number."""
+    if count < 0:
+        return gaussian
+    return Moments(count, gaussian.mean, gaussian.covariance * (count - 1))
+
+
+def _sha256(path: str | Path) -> str:
+    content = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            content.update(block)
+    return content.hexdigest()
