@@ -1,4 +1,4 @@
-"""Pictures people look at: grids of images with gaps and titles, and loss curves."""
+"""Pictures people look at: grids of images with gaps and titles. Curves: `plots.py`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,37 +51,6 @@ def side_by_side(panels: Sequence[tuple[str, Tensor]], row_titles: Sequence[str]
         middle = top + row_height * (i + 0.5)
         draw.text((margin - 8, middle), title, fill=INK, font=font, anchor="rm")
     canvas.save(path)
-
-
-def loss_curve(rows: Sequence[dict], path: Path, title: str) -> None:
-    """The smoothed training loss over images seen, from the rows of log.jsonl."""
-    from matplotlib.figure import Figure
-
-    rows = [row for row in rows if np.isfinite(row["loss"])]
-    if not rows:
-        return
-    images = np.array([row["images"] for row in rows]) / 1000
-    loss = np.array([row["loss"] for row in rows])
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(images, loss, color="0.8", linewidth=0.8, label="mean since the last line")
-    axes.plot(images, _smooth(loss), color="tab:blue", label="moving average")
-    axes.set(xlabel="thousand images seen", ylabel="training loss", title=title)
-    if loss.min() > 0 and loss.max() > 3 * loss.min():
-        axes.set_yscale("log")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
-
-
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """An exponential average that remembers about a 25th of the curve, unbiased at its start."""
-    weight = max(0.0, 1 - 25 / len(values))
-    smooth, total, norm = np.empty_like(values), 0.0, 0.0
-    for i, value in enumerate(values):
-        total, norm = weight * total + value, weight * norm + 1
-        smooth[i] = total / norm
-    return smooth
 
 
 def class_rows(images: Tensor, labels: Tensor, classes: int, columns: int) -> Tensor:

@@ -59,6 +59,14 @@ class TrainConfig(Section):
     """A line in log.jsonl every so many images."""
     preview_images: Count = 250_000
     """A grid of samples every so many images."""
+    validate_images: Annotated[int, Field(ge=0)] = 50_000
+    """The validation loss by noise level every so many images; 0: never."""
+    score_images: Annotated[int, Field(ge=0)] = 0
+    """Sample and score every so many images; 0: never. Costs far more than the validation loss."""
+    score_samples: Annotated[int, Field(ge=4)] = 500
+    """Samples to score each time, of seeds 0, 1, ..."""
+    score_features: str = "classifier"
+    """The network to score with, as in `ditkit eval`."""
     checkpoint_images: Count = 100_000
     """A checkpoint every so many images, and at the end."""
     keep: Count = 2

@@ -2,22 +2,21 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 from pydantic import Field
 
-from ditkit.cli.options import SamplingOptions
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
 from ditkit.data import load_all
 from ditkit.device import DeviceName, pick_device
-from ditkit.evaluation import evaluate
 from ditkit.pictures import class_rows, side_by_side
 from ditkit.pipeline import load
 from ditkit.recipes import recipe
-from ditkit.scoring import balanced_labels, in_batches, ruler, software, table
+from ditkit.scoring import balanced_labels, card_line, evaluate, held_out, rulers, sampled, table
 
 COLUMNS = 8  # of each panel of samples.png
 
@@ -51,37 +50,40 @@ def run(argv: list[str]) -> None:
         f"2/3 sampling {command.samples} images, {chosen.sample.sampler}, guidance {chosen.sample.guidance}"
     )
     pipeline = load(out, device)
-    options = SamplingOptions(batch=250)
-    labels = balanced_labels(command.samples, pipeline.classes)
-    images = options.generate(pipeline, labels, command.samples)
+    data = pipeline.recipe.data
+    measure = rulers(["classifier"], data)
+    samples = sampled(pipeline, command.samples, batch=250, progress=True)
+    made = list(samples.batches)  # kept, to be looked at
+    images, labels = torch.cat([part for part, _ in made]), balanced_labels(command.samples, pipeline.classes)
 
     print("3/3 scoring")
-    data = pipeline.recipe.data
-    measure = ruler(data, data.kind)
-    protocol = {**options.protocol(pipeline), "labels": "balanced", "reference": "digits train", **software()}
-    report = evaluate(in_batches(images, labels), measure.classifier, measure.reference, protocol=protocol)
+    report = evaluate(replace(samples, batches=iter(made)), measure)
+    real, real_labels = load_all(data, "train")
+    floor_samples = held_out(data, command.samples)
+    if real_labels is None or floor_samples is None:
+        raise RuntimeError("the digits have labels and a held-out part")
+    floor = evaluate(floor_samples, measure)
     seconds = time.perf_counter() - start
 
-    real, real_labels = load_all(data, "train")
-    if real_labels is None or measure.floor is None:
-        raise RuntimeError("the digits have labels and a held-out part")
     panels = [
         ("real", class_rows(real, real_labels, pipeline.classes, COLUMNS)),
         ("generated", class_rows(images, labels, pipeline.classes, COLUMNS)),
     ]
     side_by_side(panels, [str(name) for name in range(pipeline.classes)], out / "samples.png")
     record = report.model_dump(mode="json") | {
-        "train_versus_test": measure.floor.frechet,
+        "card": card_line(report),
+        "held_out": floor.first.frechet,
         "seconds": round(seconds, 1),
         "threads": torch.get_num_threads(),
     }
     (out / "report.json").write_text(json.dumps(record, indent=1) + "\n")
 
-    print(table([("generated", report), ("held-out real images", measure.floor)]))
+    print(table([("generated", report), ("held-out real images", floor)]))
+    accuracy = report.first.labels.accuracy if report.first.labels else None
     print(
-        f"\n{report.accuracy:.1%} of the samples are read as the class asked for; Fréchet distance "
-        f"{report.frechet:.2f} to the training images (held-out real images: {measure.floor.frechet:.2f}), "
-        f"features of classifier {report.classifier_hash[:12]}; {seconds:.0f} s in all.\n"
+        f"\n{accuracy:.1%} of the samples are read as the class asked for; Fréchet distance "
+        f"{report.first.frechet:.2f} to the training images (held-out real images: {floor.first.frechet:.2f}); "
+        f"{seconds:.0f} s in all.\n"
     )
     for name in ("samples.png", "loss.png", "report.json"):
         print(f"  {out / name}")

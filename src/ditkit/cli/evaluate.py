@@ -1,10 +1,9 @@
-"""`ditkit eval WHAT`: score a run, a snapshot, a folder or an .npz file against a data set."""
+"""`ditkit eval WHAT`: score a run, a snapshot, a folder or an .npz file against a reference."""
 
 import json
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import tyro
 from pydantic import Field
@@ -12,25 +11,39 @@ from torch import Tensor
 
 from ditkit.cli.options import SamplingOptions, check_writable
 from ditkit.cli.parsing import data_section, parse
-from ditkit.data import DATA, DataConfig, Folder, load_all
+from ditkit.data import DATA, DataSection, Folder
+from ditkit.device import pick_device
 from ditkit.errors import InputError
-from ditkit.evaluation import evaluate
 from ditkit.pictures import grid
 from ditkit.pipeline import Pipeline, load
-from ditkit.scoring import balanced_labels, in_batches, ruler, software, table
+from ditkit.scoring import Samples, card_line, evaluate, files, held_out, rulers, sampled, table
+from ditkit.scoring.samples import Balance, common_size
+
+SHOWN = 100  # images of samples.png
 
 
 class EvalCommand(SamplingOptions):
-    """Fréchet distance and class accuracy in the features of the data set's own frozen classifier."""
+    """Fréchet distance (FID, sFID), Inception Score, precision and recall, kernel distance, CLIP score, class
+    accuracy: in the features of one or several networks, with the whole protocol.
+
+    A value is worth comparing only with others of the same network, reference and N.
+    """
 
     what: Annotated[str, tyro.conf.Positional]
-    """A run, a snapshot, a folder of images (one sub-folder per class) or an .npz file with arr_0."""
+    """A run, a snapshot, a folder of images (one sub-folder per class, or none) or an .npz file with arr_0."""
     n: Annotated[int, Field(ge=2)] = 2000
-    """Images to sample from a run, the same number of every class."""
-    data: str | None = None
-    """Data set to compare with; a run knows its own."""
-    classifier: Path | None = None
-    """A classifier made by `ditkit classifier`, for data that none is bundled for."""
+    """Images to sample from a run; the papers' FID-50K takes 50000."""
+    labels: Balance = "balanced"
+    """Labels to sample: the same number of every class, or drawn at random as the papers do."""
+    features: tuple[str, ...] = ("classifier",)
+    """Networks to measure with: the data's own classifier, inception, efficientnet, ... (`ditkit list features`);
+    NAME=FILE takes weights of your own."""
+    reference: str | None = None
+    """What to compare with: a data set's name (its training split), a folder of real images, or an .npz of
+    statistics (`ditkit reference`, or ADM's VIRTUAL_*.npz); a run knows its own data."""
+    size: Annotated[int, Field(ge=1)] | None = None
+    """Crop the images of folders to squares of this size, as ADM does; needed when they are not squares of
+    one size."""
     out: Path | None = None
     """Folder for report.json and samples.png; WHAT/eval for a run, otherwise ./eval."""
 
@@ -42,57 +55,68 @@ def run(argv: list[str]) -> None:
     out = command.out or (path / "eval" if path.is_dir() and not from_files else Path("eval"))
     check_writable(out)
     pipeline = None if from_files else load(command.what, command.device)
-    data = _data(command, pipeline)
-    measure = ruler(data, data.kind, command.classifier)  # before the long work: it may refuse
-    if pipeline is None:
-        images, labels, protocol = _read(path, data)
-    else:
-        images, labels, protocol = _sample(command, pipeline)
-    protocol |= {"reference": f"{data.kind} train", **software()}
-    report = evaluate(in_batches(images, labels), measure.classifier, measure.reference, protocol=protocol)
-    rows = [(command.what[-24:], report)]
-    if measure.floor is not None:
-        rows.append(("held-out real images", measure.floor))
+    reference = find_reference(command.reference, pipeline, command.size)
+    measure = rulers(command.features, reference, pick_device(command.device))  # first: it may refuse
+    samples = _samples(command, path, pipeline, reference)
+    names = () if isinstance(reference, Path) else reference.open().names
+    shown: list[Tensor] = []
+    report = evaluate(_watched(samples, shown), measure, names)
+    rows = [(command.what, report)]
+    floor = None if isinstance(reference, Path) else held_out(reference, report.images)
+    if floor is not None:
+        rows.append(("held-out real images", evaluate(floor, measure, names)))
     print(table(rows))
-    print(
-        f"features: {report.classifier} classifier {report.classifier_hash[:12]}, {measure.reference.count} real images"
-    )
+    card = card_line(report)
+    print(f"\n{card}")
     out.mkdir(parents=True, exist_ok=True)
-    floor = None if measure.floor is None else measure.floor.frechet
-    record = report.model_dump(mode="json") | {"train_versus_test": floor}
+    record = report.model_dump(mode="json") | {"card": card}
+    if floor is not None:
+        record["held_out"] = rows[1][1].model_dump(mode="json", exclude={"protocol"})
     (out / "report.json").write_text(json.dumps(record, indent=1) + "\n")
-    grid(images[:100], 10).save(out / "samples.png")
+    grid(torch.cat(shown)[:SHOWN], 10).save(out / "samples.png")
     print(f"{out / 'report.json'}\n{out / 'samples.png'}")
 
 
-Images = tuple[Tensor, Tensor | None, dict]
+def find_reference(name: str | None, pipeline: Pipeline | None, size: int | None) -> DataSection | Path:
+    """The data set or the file that --reference names, or the model's own data."""
+    if name is None:
+        if pipeline is None:
+            raise InputError(
+                f"--reference: say what the images are compared with: {', '.join(DATA)}, a folder or an .npz file"
+            )
+        return pipeline.recipe.data
+    path = Path(name)
+    if path.suffix == ".npz":
+        if not path.exists():
+            raise InputError(f"--reference {path}: no such file")
+        return path
+    if pipeline is not None and path.is_dir():
+        data = pipeline.recipe.data
+        return Folder(path=path, size=data.size, channels=data.channels)
+    data = data_section(name, flag="reference")
+    if isinstance(data, Folder):
+        side = size or common_size(path)
+        data = data.model_copy(update={"size": side})
+    return data
 
 
-def _data(command: EvalCommand, pipeline: Pipeline | None) -> DataConfig:
-    """The data set to compare with: the one named, or the model's own."""
-    if command.data is not None:
-        return data_section(command.data)
+def _samples(
+    command: EvalCommand, path: Path, pipeline: Pipeline | None, reference: DataSection | Path
+) -> Samples:
     if pipeline is None:
-        raise InputError(
-            f"--data: say which data set {command.what} is compared with: {', '.join(DATA)}, or a folder"
-        )
-    return pipeline.recipe.data
+        channels = 3 if isinstance(reference, Path) else reference.channels
+        return files(path, size=command.size, channels=channels)
+    command.compile_if_asked(pipeline)
+    return sampled(pipeline, command.n, first_seed=command.seed, labels=command.labels, **command.how)
 
 
-def _sample(command: EvalCommand, pipeline: Pipeline) -> Images:
-    labels = balanced_labels(command.n, pipeline.classes) if pipeline.classes else None
-    images = command.generate(pipeline, labels, command.n)
-    return images, labels, command.protocol(pipeline) | {"labels": "balanced"}
+def _watched(samples: Samples, shown: list[Tensor]) -> Samples:
+    """The same samples; the first of them are kept to be shown."""
 
+    def batches():
+        for images, labels in samples.batches:
+            if sum(map(len, shown)) < SHOWN:
+                shown.append(images)
+            yield images, labels
 
-def _read(path: Path, data: DataConfig) -> Images:
-    if path.is_dir():
-        images, labels = load_all(Folder(path=path, size=data.size, channels=data.channels))
-        return images, labels, {"files": str(path)}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            images = torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2)
-            labels = torch.from_numpy(file["labels"]).long() if "labels" in file else None
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise InputError(f"{path}: not an .npz file with arr_0 of shape (N, H, W, C) ({error})") from None
-    return images, labels, {"files": str(path)}
+    return Samples(batches(), samples.labels, samples.protocol)

@@ -99,7 +99,7 @@ def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
     return recipe.replace(**sections), rest
 
 
-def data_section(name: str, like: DataConfig | None = None) -> DataConfig:
+def data_section(name: str, like: DataConfig | None = None, flag: str = "data") -> DataConfig:
     """The default section of a data set's name, or that of a folder of images.
 
     A folder takes size, channels and flip from `like`, the recipe's own data: a recipe for 28 pixels
@@ -114,5 +114,5 @@ def data_section(name: str, like: DataConfig | None = None) -> DataConfig:
             return Folder(path=Path(name))
         return Folder(path=Path(name), size=like.size, channels=like.channels, flip=like.flip)
     raise InputError(
-        f"--data: unknown {name!r}; choose one of: {', '.join(DATA)}, or an existing folder of images"
+        f"--{flag}: unknown {name!r}; choose one of: {', '.join(DATA)}, or an existing folder of images"
     )

@@ -14,6 +14,7 @@ from ditkit.cli.parsing import parse
 from ditkit.errors import InputError
 from ditkit.pictures import grid
 from ditkit.pipeline import load
+from ditkit.scoring import sampling_facts
 
 
 class SampleCommand(SamplingOptions):
@@ -43,7 +44,9 @@ def run(argv: list[str]) -> None:
     labels = torch.tensor([classes[k % len(classes)] for k in range(count)])
     out = command.out or Path("samples") / pipeline.recipe.name
     check_writable(out)
-    images = command.generate(pipeline, labels if pipeline.classes else None, count)
+    command.compile_if_asked(pipeline)
+    cond = {"label": labels} if pipeline.classes else {}
+    images = pipeline.generate(cond, seeds=range(command.seed, command.seed + count), **command.how)
     out.mkdir(parents=True, exist_ok=True)
     by_class = torch.argsort(labels, stable=True)
     columns = -(-count // len(classes)) if pipeline.classes else 8
@@ -62,7 +65,7 @@ def run(argv: list[str]) -> None:
         else:
             np.savez(out / "samples.npz", arr_0=pixels)
         written.append(out / "samples.npz")
-    facts = command.protocol(pipeline)
+    facts = sampling_facts(pipeline, command.how)
     print(f"{count} images, {facts['sampler']}, {facts['nfe']} evaluations, guidance {facts['guidance']}")
     print("\n".join(str(path) for path in written))
 

@@ -58,6 +58,7 @@ class Source(Protocol):
 class DataSection(Section):
     """Settings every source has."""
 
+    kind: str
     size: Size = 256
     channels: Channels = 3
     flip: bool = False

@@ -1,5 +1,6 @@
-"""Scores of generated images: a frozen classifier's features, Fréchet distance, class accuracy."""
+"""Scores of generated images: feature networks, statistics of what they read, and the metrics on these."""
 
+from ditkit.evaluation.bootstrap import frechet_error, frechet_resamples, standard_error
 from ditkit.evaluation.classifier import (
     Card,
     Classifier,
@@ -7,20 +8,56 @@ from ditkit.evaluation.classifier import (
     load_classifier,
     save_classifier,
 )
+from ditkit.evaluation.features import FeatureNetwork, Features
 from ditkit.evaluation.fit import fit_classifier
-from ditkit.evaluation.frechet import Moments, frechet_distance
-from ditkit.evaluation.report import Report, evaluate, reference_moments
+from ditkit.evaluation.frechet import Gaussian, Moments, frechet_distance, frechet_warning
+from ditkit.evaluation.inception_score import InceptionScore
+from ditkit.evaluation.kernel import KernelDistance, cmmd, kernel_distance
+from ditkit.evaluation.neighbours import PrecisionRecall, precision_recall
+from ditkit.evaluation.networks import FEATURES, load_features
+from ditkit.evaluation.npz import (
+    load_statistics,
+    npz_images,
+    npz_labels,
+    read_statistics,
+    save_statistics,
+)
+from ditkit.evaluation.report import Report, Scores, scores_of
+from ditkit.evaluation.statistics import Statistics, gather, gather_all
 
 __all__ = [
+    "FEATURES",
     "Card",
     "Classifier",
+    "FeatureNetwork",
+    "Features",
+    "Gaussian",
+    "InceptionScore",
+    "KernelDistance",
     "Moments",
+    "PrecisionRecall",
     "Report",
+    "Scores",
+    "Statistics",
     "bundled_classifier",
-    "evaluate",
+    "cmmd",
     "fit_classifier",
     "frechet_distance",
+    "frechet_error",
+    "frechet_resamples",
+    "frechet_warning",
+    "gather",
+    "gather_all",
+    "kernel_distance",
     "load_classifier",
-    "reference_moments",
+    "load_features",
+    "load_statistics",
+    "npz_images",
+    "npz_labels",
+    "precision_recall",
+    "read_statistics",
     "save_classifier",
+    "save_statistics",
+    "scores_of",
+    "standard_error",
 ]

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ditkit.config import Section
 from ditkit.errors import InputError
+from ditkit.evaluation.features import Features
 
 FEATURES = 64
 WIDTHS = (64, 64, 128)  # of the convolutions before the last; 740 kB with it
@@ -48,11 +49,17 @@ class Card(Section):
 
 
 class Classifier(nn.Module):
-    """uint8 images -> (features, logits). Frozen: float32 always, no gradients, no modes."""
+    """A `FeatureNetwork`: uint8 images -> features (N, D) >= 0 and logits (N, K). Frozen: float32 always, no
+    gradients, no modes."""
+
+    name = "classifier"
+    resize = "none"
+    classes: int | None
 
     def __init__(self, card: Card):
         super().__init__()
         self.card = card
+        self.dim, self.classes = card.features, card.classes
         self.hash = ""  # SHA-256 of the file, 64 hex digits; set by fit, save and load
         with torch.random.fork_rng(devices=[]):  # weights come later: leave the caller's stream alone
             self.trunk = trunk(card.shape, card.features)
@@ -60,8 +67,8 @@ class Classifier(nn.Module):
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, D) >= 0 and logits (N, K), float32, of uint8 images (N, C, H, W).
+    def forward(self, images: Tensor) -> Features:
+        """Features of uint8 images (N, C, H, W) of the card's shape, float32 on the CPU.
 
         Images are moved to the classifier's device. InputError when they are not of its kind.
         """
@@ -74,7 +81,7 @@ class Classifier(nn.Module):
         device = self.head.weight.device
         with torch.autocast(device.type, enabled=False):
             features = self.trunk(scale(images.to(device)))  # (N, D)
-            return features, self.head(features)
+            return Features(features.cpu(), self.head(features).cpu())
 
 
 def save_classifier(path: str | Path, classifier: Classifier) -> None:

@@ -1,134 +1,140 @@
-"""One set of images, scored: Fréchet distance, class accuracy and class balance, with the protocol.
+"""A set of images, scored: every number with all that one needs to compare it.
 
-A set is any iterable of batches (images uint8 (N, C, H, W), labels int64 (N,) or None): a zip of two
-`split` tensors, a generator that samples as it goes. The reference of the Fréchet distance is the
-training split. The value to read it against is that of the held-out test split, from the same parts:
+`scores_of` computes what one network's statistics of the samples and of the reference allow; a `Report`
+holds the scores of all networks and the protocol. Which images, which reference, which networks:
+`ditkit.scoring`.
 
-    reference = reference_moments(train, classifier)
-    held_out = evaluate(test, classifier, reference).frechet
-    report = evaluate(samples, classifier, reference, protocol={"steps": 50, ...})
-
-What N images of a perfect model reach is not 0 but the value of N training images drawn with
-replacement: 0.5 for 1,000 digits.
+What N images of a perfect model reach is not 0 but the value of N other real images: read a score beside
+that of as many held-out images.
 """
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ditkit.config import Section
-from ditkit.errors import InputError
-from ditkit.evaluation.classifier import Classifier
-from ditkit.evaluation.frechet import Moments, frechet_distance
+from ditkit.evaluation.clip_score import clip_score
+from ditkit.evaluation.frechet import frechet_distance, frechet_warning
+from ditkit.evaluation.inception_score import inception_score
+from ditkit.evaluation.kernel import kernel_distance
+from ditkit.evaluation.neighbours import precision_recall
+from ditkit.evaluation.statistics import Statistics
 
-Batches = Iterable[tuple[Tensor, Tensor | None]]
 MISTAKES = 10
+FEWEST = 4  # images, for precision and recall with k = 3
 
 
-class Report(Section):
-    """A result with everything one needs to compare it; `model_dump_json()` is its record."""
+class LabelScores(Section):
+    """Readings by a network that knows the data's classes."""
 
-    frechet: float
-    """Fréchet distance to the reference; in units in which the reference varies by 1 per feature."""
-    images: int
-    """N, the number of images scored."""
-    reference_images: int
     accuracy: float | None
-    """Share of the images that the classifier reads as the label asked for; None without labels."""
+    """Share of the images that are read as the label asked for; None without labels."""
     class_accuracy: list[float | None] | None
     """The same per class; None for a class that was never asked for."""
     asked: list[int] | None
     """Images asked for, per class; None without labels."""
     read: list[int]
-    """Images that the classifier reads as each class: the balance of the set."""
+    """Images read as each class: the balance of the set."""
     mistakes: list[tuple[int, int, int]]
     """The most frequent ones as (asked, read, images), the worst first."""
-    classifier: str
-    """Name of the data set that the classifier was trained on."""
-    classifier_hash: str
-    """SHA-256 of its file: values under different hashes cannot be compared."""
+
+
+class Scores(Section):
+    """A set of images in the features of one network, against one reference."""
+
+    features: str
+    """The network's name; values of different networks cannot be compared."""
+    features_hash: str
+    """SHA-256 of its weights."""
+    dim: int
+    resize: str
+    """How images came to the network's size."""
+    reference: str
+    reference_hash: str
+    """Names the reference's images whatever their order, or the file of their statistics."""
+    reference_images: int | None
+    """None where a file of statistics does not say."""
+    frechet: float
+    """Fréchet distance: FID when the network is Inception."""
+    spatial_frechet: float | None
+    """The same of features that know where things are: sFID."""
+    inception_score: float | None
+    """Where the network has logits."""
+    precision: float | None
+    recall: float | None
+    kernel: float | None
+    """Kernel distance, KID when the network is Inception; not multiplied by 1,000."""
+    clip_score: float | None
+    """100 times the cosine with the prompt of the label, where the network reads text."""
+    labels: LabelScores | None
+    """Where the network reads the data's classes."""
+    warnings: list[str]
+    """What to know before the numbers are believed."""
+
+
+class Report(Section):
+    """A result with everything one needs to compare it; `model_dump_json()` is its record."""
+
+    images: int
+    """N, the number of images scored."""
+    images_hash: str
+    """Names the images, whatever their order."""
+    scores: list[Scores]
+    """By network, in the order asked for."""
     protocol: dict[str, Any]
     """What the caller knows: seeds, sampler, steps, NFE, guidance, precision, device, commit, versions."""
 
+    @property
+    def first(self) -> Scores:
+        """The scores of the first network."""
+        return self.scores[0]
 
-def evaluate(
-    batches: Batches,
-    classifier: Classifier,
-    reference: Moments,
-    *,
-    protocol: dict[str, Any] | None = None,
-) -> Report:
-    """Score a set of images against `reference_moments` of the training split.
 
-    InputError when the set is empty, when only some batches carry labels, when a label is no class of
-    the classifier, or when the images are not of its shape.
+def scores_of(samples: Statistics, reference: Statistics, name: str, prompts: Tensor | None = None) -> Scores:
+    """All that these statistics, of one network, allow to say; `name` is the reference's.
+
+    `prompts` (R, D) are text embeddings for the rows of `samples`. InputError for fewer than two images
+    or statistics of different networks.
     """
-    classes = classifier.card.classes
-    moments = _no_moments(classifier)
-    read = torch.zeros(classes, dtype=torch.long)
-    confusion = torch.zeros(classes, classes, dtype=torch.long)  # (asked, read)
-    for features, guesses, labels in _readings(batches, classifier):
-        moments = moments + Moments.of(features)
-        read += guesses.bincount(minlength=classes)
-        if labels is not None:
-            confusion += (labels * classes + guesses).bincount(minlength=classes**2).view(classes, classes)
-
-    asked = confusion.sum(dim=1)
-    if moments.count < 2:
-        raise InputError(f"{moments.count} images cannot be scored; give at least 2, better 1,000 or more")
-    if asked.sum() not in (0, moments.count):
-        raise InputError(f"only {asked.sum()} of {moments.count} images carry a label; label all or none")
-    labelled = bool(asked.any())
-    right = confusion.diagonal()
-    return Report(
-        frechet=frechet_distance(moments, reference),
-        images=moments.count,
+    warnings = [frechet_warning(samples.moments, reference.moments)]
+    pair = kernel = spatial = None
+    if min(len(samples.rows), len(reference.rows)) >= FEWEST:
+        pair = precision_recall(reference.rows, samples.rows)
+        kernel = kernel_distance(reference.rows, samples.rows).mean
+    if samples.spatial is not None and reference.spatial is not None:
+        spatial = frechet_distance(samples.spatial, reference.spatial)
+        warnings.append(frechet_warning(samples.spatial, reference.spatial))
+    return Scores(
+        features=samples.network,
+        features_hash=samples.network_hash,
+        dim=len(samples.moments.mean),
+        resize=samples.resize,
+        reference=name,
+        reference_hash=reference.digest,
         reference_images=reference.count,
-        accuracy=int(right.sum()) / moments.count if labelled else None,
-        class_accuracy=_shares(right, asked) if labelled else None,
+        frechet=frechet_distance(samples.moments, reference.moments),
+        spatial_frechet=spatial,
+        inception_score=None if samples.scores is None else inception_score(samples.scores).mean,
+        precision=None if pair is None else pair.precision,
+        recall=None if pair is None else pair.recall,
+        kernel=kernel,
+        clip_score=None if prompts is None else clip_score(samples.rows, prompts),
+        labels=_label_scores(samples),
+        warnings=[warning for warning in warnings if warning],
+    )
+
+
+def _label_scores(samples: Statistics) -> LabelScores | None:
+    if samples.confusion is None or samples.read is None:
+        return None
+    asked, right = samples.confusion.sum(dim=1), samples.confusion.diagonal()
+    labelled = bool(asked.any())
+    shares = [r / a if a else None for r, a in zip(right.tolist(), asked.tolist(), strict=True)]
+    wrong = [(a, r, int(samples.confusion[a, r])) for a, r in samples.confusion.nonzero().tolist() if a != r]
+    return LabelScores(
+        accuracy=int(right.sum()) / int(asked.sum()) if labelled else None,
+        class_accuracy=shares if labelled else None,
         asked=asked.tolist() if labelled else None,
-        read=read.tolist(),
-        mistakes=_mistakes(confusion),
-        classifier=classifier.card.data,
-        classifier_hash=classifier.hash,
-        protocol=protocol or {},
+        read=samples.read.tolist(),
+        mistakes=sorted(wrong, key=lambda row: -row[2])[:MISTAKES],
     )
-
-
-def reference_moments(batches: Batches, classifier: Classifier) -> Moments:
-    """The feature moments of a set, as `evaluate` wants them of the training split."""
-    return sum(
-        (Moments.of(features) for features, _, _ in _readings(batches, classifier)), _no_moments(classifier)
-    )
-
-
-def _readings(batches: Batches, classifier: Classifier) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Features (N, D), classes read (N,) and labels asked for (N,) of every batch, on the CPU."""
-    for images, labels in batches:
-        features, logits = classifier(images)
-        guesses = logits.argmax(dim=1).cpu()
-        if labels is not None:
-            labels = labels.cpu()
-            if labels.shape != guesses.shape:
-                raise InputError(f"{len(guesses)} images need as many labels, not {tuple(labels.shape)}")
-            if len(labels) and (labels.min() < 0 or labels.max() >= classifier.card.classes):
-                raise InputError(
-                    f"labels from {labels.min()} to {labels.max()}, but the classifier of "
-                    f"{classifier.card.data} knows 0 to {classifier.card.classes - 1}"
-                )
-        yield features, guesses, labels
-
-
-def _no_moments(classifier: Classifier) -> Moments:
-    return Moments.of(torch.empty(0, classifier.card.features))
-
-
-def _shares(right: Tensor, asked: Tensor) -> list[float | None]:
-    return [r / a if a else None for r, a in zip(right.tolist(), asked.tolist(), strict=True)]
-
-
-def _mistakes(confusion: Tensor) -> list[tuple[int, int, int]]:
-    wrong = [(a, r, int(confusion[a, r])) for a, r in confusion.nonzero().tolist() if a != r]
-    return sorted(wrong, key=lambda row: -row[2])[:MISTAKES]

@@ -1,0 +1,13 @@
+"""Studies: named experiments of several trainings, `ditkit study NAME`.
+
+A study is a module with `cells()`, the trainings and where they are scored, and `report(results, out)`, which
+writes what came out. Adding one: a file, and its line below.
+"""
+
+from types import ModuleType
+
+from ditkit.studies import scaling
+
+STUDIES: dict[str, ModuleType] = {"scaling": scaling}
+
+__all__ = ["STUDIES"]

@@ -16,9 +16,9 @@ from filelock import FileLock, Timeout
 from pydantic import Field
 
 from ditkit.config import Section
-from ditkit.pipeline import load, nfe
+from ditkit.pipeline import load
 from ditkit.recipe import Recipe
-from ditkit.scoring import Ruler, ruler, score, software
+from ditkit.scoring import Ruler, evaluate, rulers, sampled, software
 from ditkit.training import train
 from ditkit.training.log import read_log
 
@@ -53,11 +53,11 @@ def run_cells(cells: Mapping[str, Cell], results: Path, runs: Path, device: torc
     """Train and score every cell that is not finished and not being worked on by another process."""
     for folder in (results, runs):
         folder.mkdir(parents=True, exist_ok=True)
-    rulers: dict[str, Ruler] = {}
+    known: dict[str, list[Ruler]] = {}
     for name, cell in cells.items():
         try:
             with FileLock(runs / f"{name}.lock", blocking=False):
-                _run_cell(name, cell, results / f"{name}.json", runs / name, device, rulers)
+                _run_cell(name, cell, results / f"{name}.json", runs / name, device, known)
         except Timeout:
             log.info(f"{name}: another process is at it")
 
@@ -75,7 +75,7 @@ def read_cells(cells: Mapping[str, Cell], results: Path) -> Results:
 
 
 def _run_cell(
-    name: str, cell: Cell, file: Path, run: Path, device: torch.device, rulers: dict[str, Ruler]
+    name: str, cell: Cell, file: Path, run: Path, device: torch.device, known: dict[str, list[Ruler]]
 ) -> None:
     record = json.loads(file.read_text()) if file.exists() else {"scores": {}}
     missing = [point for point in cell.points if point.key not in record["scores"]]
@@ -87,24 +87,25 @@ def _run_cell(
         pipeline = load(run, device)
         if cell.recipe.train.compile:
             pipeline.compile()
-        if data.kind not in rulers:
-            rulers[data.kind] = ruler(data, data.kind)
+        if data.kind not in known:
+            known[data.kind] = rulers(["classifier"], data)
         for point in missing:
             if point.images != images:
                 continue
-            found = score(
+            samples = sampled(
                 pipeline,
-                rulers[data.kind],
                 point.n,
                 sampler=point.sampler,
                 steps=point.steps,
                 guidance=point.guidance,
                 precision=cell.recipe.train.precision,
+                progress=True,
             )
+            found = evaluate(samples, known[data.kind]).first
             rows = read_log(run / "log.jsonl")
             record |= {
                 "recipe": cell.recipe.model_dump(mode="json"),
-                "features": found.classifier_hash,
+                "features": found.features_hash,
                 "images_per_second": sorted(row["images_per_second"] for row in rows)[len(rows) // 2],
                 "loss": rows[-1]["loss"],
                 "device": str(device),
@@ -113,8 +114,8 @@ def _run_cell(
             }
             record["scores"][point.key] = {
                 **point.model_dump(),
-                "nfe": nfe(point.sampler, point.steps),
+                "nfe": samples.protocol["nfe"],
                 "frechet": found.frechet,
-                "accuracy": found.accuracy,
+                "accuracy": found.labels.accuracy if found.labels else None,
             }
             file.write_text(json.dumps(record, indent=1) + "\n")

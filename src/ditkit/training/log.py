@@ -15,8 +15,7 @@ class Log:
         """Goes on after `images` images and `seconds` of training; later lines are dropped, as they
         will be written again."""
         self._path = path
-        rows = [row for row in read_log(path) if row["images"] <= images]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        keep_until(path, images)
         self._images, self._seconds_before, self._start = images, seconds, time.perf_counter()
         self._last = seconds
         self._sums: dict[str, Tensor] = {}
@@ -39,12 +38,23 @@ class Log:
         row: dict[str, float] = {"images": images, "minutes": round(now / 60, 4)}
         row |= {name: float(value) / self._steps for name, value in self._sums.items()} or {"loss": math.nan}
         row |= facts | {"images_per_second": round((images - self._images) / (now - self._last), 1)}
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append(self._path, row)
         self._sums, self._steps, self._images, self._last = {}, 0, images, now
         return row
 
 
+def append(path: Path, row: dict) -> None:
+    """One more line."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def keep_until(path: Path, images: int) -> None:
+    """Drop the lines after so many images: a run that resumes there will write them again."""
+    rows = [row for row in read_log(path) if row["images"] <= images]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def read_log(path: Path) -> list[dict]:
-    """The lines of a run's log.jsonl, oldest first."""
+    """The lines of a run's log.jsonl, or of another file of lines, oldest first."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -15,13 +15,14 @@ from ditkit.checkpoint import load_newest, optimizer_tensors, restore_optimizer,
 from ditkit.data import batches
 from ditkit.device import check_compiler
 from ditkit.errors import InputError
-from ditkit.pictures import loss_curve
 from ditkit.pipeline import Pipeline
+from ditkit.plots import loss_curve
 from ditkit.progress import progress_bar
 from ditkit.recipe import Recipe, TrainConfig
 from ditkit.training.ema import Ema
 from ditkit.training.initial import load_initial
 from ditkit.training.log import Log, read_log
+from ditkit.training.monitor import Monitor
 from ditkit.training.preview import save_preview
 from ditkit.training.run import check_run, claim_run
 from ditkit.training.step import backward, make_optimizer, update
@@ -41,7 +42,7 @@ def train(
 ) -> Path:
     """Train `recipe` in the folder `out`, resuming what is there; the path of the last checkpoint.
 
-    Leaves recipe.json, log.jsonl, loss.png, previews/ and checkpoints/. `init` starts from the moving
+    Leaves recipe.json, log.jsonl, loss.png, previews/, checkpoints/ and what `monitor.py` measures. `init` starts from the moving
     average of another run or snapshot instead of fresh weights.
 
     Raises:
@@ -74,6 +75,8 @@ def train(
     if config.compile:
         compile_blocks(net, device)
 
+    average = Pipeline(recipe, ema.net, codec, device)
+    monitor = Monitor(average, out, seen)
     lines = Log(out / "log.jsonl", seen, seconds)
     checkpoint = out / "checkpoints" / f"{seen:012d}"
     in_a_row = 0
@@ -119,7 +122,11 @@ def train(
                 checkpoint = save_checkpoint(out / "checkpoints", seen, parts, state, config.keep)
                 loss_curve(read_log(out / "log.jsonl"), out / "loss.png", recipe.name)
             if _due(config.preview_images, before, seen, config.images):
-                save_preview(Pipeline(recipe, ema.net, codec, device), out / "previews" / f"{seen:012d}.png")
+                save_preview(average, out / "previews" / f"{seen:012d}.png")
+            if config.validate_images and _due(config.validate_images, before, seen, config.images):
+                monitor.validate(seen)
+            if config.score_images and _due(config.score_images, before, seen, config.images):
+                monitor.score(seen)
     return checkpoint
 
 

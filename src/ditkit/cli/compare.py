@@ -1,0 +1,214 @@
+"""`ditkit compare RUN RUN ...`: models side by side, under one protocol, with error bars."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from pydantic import Field
+
+from ditkit.cli.evaluate import find_reference
+from ditkit.cli.options import SolverOptions, check_writable
+from ditkit.cli.parsing import parse
+from ditkit.data import DataSection
+from ditkit.device import pick_device
+from ditkit.errors import InputError
+from ditkit.pictures import side_by_side
+from ditkit.pipeline import Pipeline, load
+from ditkit.plots import Series, trade_offs
+from ditkit.scoring import rulers, software
+from ditkit.scoring.comparison import Cell, Row, compare_cell, rows_of
+from ditkit.scoring.tables import distance_name
+
+MOST_CLASSES = 10  # rows of samples.png
+
+
+class CompareCommand(SolverOptions):
+    """Score several models with the same seeds, labels, N and features: a table with standard errors over
+    the draw of the images, samples of the same seeds side by side, and over several guidance scales the
+    curve of quality against diversity.
+
+    Sampler and steps are each model's own unless given. Stopped, the same command goes on; a model more
+    costs only its own samples.
+    """
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Runs or snapshots; differences are to the first of them."""
+    n: Annotated[int, Field(ge=4)] = 1000
+    """Images to sample from each, the same number of every class."""
+    guidance: str = ""
+    """Scales to compare at, for instance 1,1.5,2,4; without it 1 (off) and each model's own scale."""
+    features: tuple[str, ...] = ("classifier",)
+    """Networks to measure with, as in `ditkit eval`."""
+    reference: str | None = None
+    """What to compare with, as in `ditkit eval`; the data of the first model when not given."""
+    resamples: Annotated[int, Field(ge=2)] = 100
+    """Resamples behind the standard errors."""
+    out: Path = Path("compare")
+    """Folder for compare.md, compare.json, samples.png, curves.png and the cache of samples' statistics."""
+
+
+def run(argv: list[str]) -> None:
+    command = parse(CompareCommand, argv, "compare")
+    check_writable(command.out)
+    models = {name: load(name, command.device) for name in dict.fromkeys(command.runs)}
+    scales = _scales(command.guidance)
+    _check_alike(models)
+    reference = find_reference(command.reference, next(iter(models.values())), None)
+    measure = rulers(command.features, reference, pick_device(command.device))
+    names = reference.open().names if isinstance(reference, DataSection) else ()
+    titles = dict(zip(models, _short(list(models)), strict=True))
+
+    cells: list[Cell] = []
+    for name, pipeline in models.items():
+        command.compile_if_asked(pipeline)
+        own = pipeline.recipe.sample.guidance
+        for guidance in (scales or sorted({1.0, own})) if pipeline.classes else [1.0]:
+            print(f"{titles[name]}, guidance {guidance:g}", flush=True)
+            folder = command.out / "cells" / f"{titles[name]}-{guidance:g}".replace("/", "-")
+            cells.append(
+                compare_cell(
+                    titles[name], pipeline, guidance, measure, names, folder,
+                    n=command.n, first_seed=command.seed, how=command.how,
+                )
+            )  # fmt: skip
+
+    tables, record = [], []
+    for place, ruler in enumerate(measure):
+        rows = rows_of(cells, measure, place, command.resamples)
+        tables.append(markdown(rows))
+        record += [_record(row) for row in rows]
+        if len({cell.guidance for cell in cells}) > 2:
+            suffix = f"-{ruler.network.name}" if len(measure) > 1 else ""
+            trade_offs(_series(rows), command.out / f"curves{suffix}.png")
+    text = "\n\n".join(tables)
+    print(f"\n{text}")
+    (command.out / "compare.md").write_text(text + "\n")
+    (command.out / "compare.json").write_text(
+        json.dumps({"software": software(), "rows": record}, indent=1) + "\n"
+    )
+    _picture(cells, names, command.out / "samples.png")
+    print("\n" + "\n".join(str(path) for path in sorted(command.out.iterdir()) if path.is_file()))
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The comparison as a table in Markdown, with the protocol below."""
+    first = rows[0]
+    scores = first.scores
+    distance = distance_name(scores.features)
+    head = [
+        "model",
+        "sampler, NFE",
+        "guidance",
+        distance,
+        "to the first",
+        "accuracy",
+        "precision",
+        "recall",
+        "KID x1000",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        facts, found, errors = row.cell.report.protocol, row.scores, row.errors
+        accuracy = found.labels.accuracy if found.labels else None
+        cells = [
+            row.cell.model,
+            f"{facts['sampler']}, {facts['nfe']}",
+            f"{row.cell.guidance:g}",
+            f"{found.frechet:.3f} ± {errors.frechet:.3f}",
+            "" if row.difference is None else f"{row.difference[0]:+.3f} ± {row.difference[1]:.3f}",
+            _with_error(accuracy, errors.accuracy, 100, ".1f", " %"),
+            _with_error(found.precision, errors.precision, 1, ".3f"),
+            _with_error(found.recall, errors.recall, 1, ".3f"),
+            "" if found.kernel is None else f"{1000 * found.kernel:.3f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    facts = first.cell.report.protocol
+    lines += [
+        "",
+        f"{first.cell.report.images:,} samples each, seeds from {facts['first_seed']}, labels {facts['labels']}, EMA, "
+        f"{facts['precision']}; features {scores.features} {scores.features_hash[:12]} ({scores.dim}, resize "
+        f"{scores.resize}); reference {scores.reference} {scores.reference_hash[:12]}. ± is the standard error over "
+        "the draw of the images; differences are paired by seed.",
+    ]
+    notes = dict.fromkeys(note for row in rows for note in row.scores.warnings)
+    return "\n".join([*lines, *(f"note: {note}" for note in notes)])
+
+
+def _with_error(value: float | None, error: float | None, factor: float, form: str, unit: str = "") -> str:
+    if value is None:
+        return ""
+    return f"{value * factor:{form}} ± {(error or 0) * factor:{form}}{unit}"
+
+
+def _scales(text: str) -> list[float]:
+    try:
+        scales = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise InputError(f"--guidance {text!r}: give scales such as 1,1.5,2,4") from None
+    if any(scale < 0 for scale in scales):
+        raise InputError(f"--guidance {text}: scales must not be negative")
+    return sorted(set(scales))
+
+
+def _check_alike(models: dict[str, Pipeline]) -> None:
+    """InputError unless all models make images of one kind."""
+    kinds = {}
+    for name, pipeline in models.items():
+        data = pipeline.recipe.data
+        kinds[f"{data.size}x{data.size}, {data.channels} channels, {pipeline.classes} classes"] = name
+    if len(kinds) > 1:
+        said = "; ".join(f"{name}: {kind}" for kind, name in kinds.items())
+        raise InputError(f"these models cannot be compared, their images are of different kinds ({said})")
+
+
+def _short(names: list[str]) -> list[str]:
+    """Each run's last folder, or its whole path where that would be ambiguous."""
+    last = [Path(name).name for name in names]
+    return last if len(set(last)) == len(last) else names
+
+
+def _record(row: Row) -> dict:
+    return {
+        "model": row.cell.model,
+        "guidance": row.cell.guidance,
+        "scores": row.scores.model_dump(mode="json"),
+        "errors": vars(row.errors),
+        "difference": row.difference,
+        "protocol": row.cell.report.protocol,
+        "images": row.cell.report.images,
+        "images_hash": row.cell.report.images_hash,
+    }
+
+
+def _series(rows: Sequence[Row]) -> list[Series]:
+    """A curve for each model: what is traded as guidance rises."""
+    found = []
+    for model in dict.fromkeys(row.cell.model for row in rows):
+        mine = [row for row in rows if row.cell.model == model]
+        values: dict[str, list[float | None]] = {
+            distance_name(mine[0].scores.features): [row.scores.frechet for row in mine],
+            "class accuracy": [row.scores.labels.accuracy if row.scores.labels else None for row in mine],
+            "precision": [row.scores.precision for row in mine],
+            "recall": [row.scores.recall for row in mine],
+            "CLIP score": [row.scores.clip_score for row in mine],
+        }
+        known = {
+            name: [x for x in some if x is not None] for name, some in values.items() if None not in some
+        }
+        found.append(Series(model, [f"{row.cell.guidance:g}" for row in mine], known))
+    return found
+
+
+def _picture(cells: Sequence[Cell], names: Sequence[str], path: Path) -> None:
+    """Unguided and most guided of every model: the same seeds in the same places."""
+    ends = {}
+    for cell in cells:
+        mine = [other.guidance for other in cells if other.model == cell.model]
+        if cell.guidance in (min(mine), max(mine)):
+            ends[f"{cell.model}, guidance {cell.guidance:g}"] = cell.images
+    rows = min(len(names), MOST_CLASSES) or 1
+    columns = min(len(images) for images in ends.values()) // max(len(names), 1)
+    panels = [(title, images[: rows * columns]) for title, images in ends.items()]
+    side_by_side(panels, list(names[:rows]) or [""], path)

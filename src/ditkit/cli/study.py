@@ -1,0 +1,60 @@
+"""`ditkit study NAME`: run an experiment of several trainings, or draw what is there of it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ditkit.cli.options import check_writable
+from ditkit.cli.parsing import parse
+from ditkit.config import Section
+from ditkit.device import DeviceName, pick_device
+from ditkit.errors import InputError
+
+
+class StudyCommand(Section):
+    """Run a study: train and score its cells, one after another, then write its table and figures.
+
+    Every score is cached: the same command goes on where it stopped. The same command in several
+    processes (one thread each on a CPU) shares the cells.
+    """
+
+    name: Annotated[str, tyro.conf.Positional]
+    """The study, as in `ditkit list studies`."""
+    cells: tuple[str, ...] = ()
+    """Only these cells; all when not given."""
+    draw: bool = False
+    """Run nothing: only write table and figures of the cells that are there."""
+    out: Path | None = None
+    """Folder of the cells' records, the table and the figures; studies/NAME when not given."""
+    runs: Path | None = None
+    """Folder of the trainings; runs/studies/NAME when not given."""
+    device: DeviceName = "auto"
+    """Where to train."""
+
+
+def run(argv: list[str]) -> None:
+    command = parse(StudyCommand, argv, "study")
+    from ditkit.studies import STUDIES
+    from ditkit.studies.cells import read_cells, run_cells
+
+    if command.name not in STUDIES:
+        raise InputError(f"unknown study {command.name!r}; choose one of: {', '.join(STUDIES)}")
+    study = STUDIES[command.name]
+    out = command.out or Path("studies") / command.name
+    runs = command.runs or Path("runs") / "studies" / command.name
+    check_writable(out)
+    cells = study.cells()
+    if unknown := set(command.cells) - set(cells):
+        raise InputError(f"--cells {sorted(unknown)[0]}: no such cell; the study has {', '.join(cells)}")
+    if not command.draw:
+        wanted = {name: cell for name, cell in cells.items() if name in command.cells or not command.cells}
+        run_cells(wanted, out / "cells", runs, pick_device(command.device))
+    results = read_cells(cells, out / "cells")
+    finished = sum(record["finished"] for record in results.values())
+    text = study.report(results, out)
+    if finished < len(cells):
+        text = f"PARTIAL: {finished} of {len(cells)} cells are finished.\n\n{text}"
+    (out / "table.md").write_text(text + "\n")
+    print(text)
+    print("\n".join(str(path) for path in sorted(out.iterdir()) if path.is_file()))

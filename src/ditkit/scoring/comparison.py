@@ -1,0 +1,175 @@
+"""Models compared: same seeds, same labels, same N, same rulers, at several guidance scales.
+
+Each (model, guidance) is a cell, cached in a folder of its own, so a comparison that was stopped goes on
+and one more model costs only its own cells. Error bars are over the draw of the images
+(`evaluation.bootstrap`); the difference to the first model is paired, seed by seed.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ditkit.evaluation import (
+    Report,
+    Scores,
+    Statistics,
+    frechet_resamples,
+    load_statistics,
+    precision_recall,
+    save_statistics,
+    standard_error,
+)
+from ditkit.pictures import class_rows
+from ditkit.pipeline import Pipeline, Sampling
+from ditkit.scoring.rulers import Ruler
+from ditkit.scoring.samples import Samples, sampled
+from ditkit.scoring.score import measure, report_of
+
+COLUMNS = 4  # images of each class kept to be looked at
+HALVES = 20  # resamples of precision and recall, which cost more
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Standard errors over the draw of the images; None where there is no value."""
+
+    frechet: float
+    accuracy: float | None
+    precision: float | None
+    recall: float | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model at one guidance scale."""
+
+    model: str
+    guidance: float
+    report: Report
+    statistics: Sequence[Statistics]
+    """By ruler."""
+    images: Tensor
+    """uint8 (classes · COLUMNS, C, H, W), class after class, to be looked at."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a comparison, by one ruler."""
+
+    cell: Cell
+    scores: Scores
+    errors: Errors
+    difference: tuple[float, float] | None
+    """Fréchet distance minus the first model's at the same guidance, and its standard error; None for the
+    first model."""
+
+
+def compare_cell(
+    model: str,
+    pipeline: Pipeline,
+    guidance: float,
+    rulers: Sequence[Ruler],
+    names: Sequence[str],
+    folder: Path,
+    *,
+    n: int,
+    first_seed: int,
+    how: Sampling,
+) -> Cell:
+    """The cell in `folder`, sampled and scored now unless what is there was made alike."""
+    guided: Sampling = {**how, "guidance": guidance}
+    samples = sampled(pipeline, n, first_seed=first_seed, **guided)
+    wanted = json.loads(json.dumps({**samples.protocol, "n": n, "rulers": [_identity(r) for r in rulers]}))
+    if _read(folder / "wanted.json") != wanted:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "wanted.json").unlink(missing_ok=True)
+        kept: list[Tensor] = []
+        statistics = measure(_first_rows(samples, kept, pipeline.classes), rulers)
+        report = report_of(samples, rulers, statistics, names)
+        for k, found in enumerate(statistics):
+            save_statistics(folder / f"{k}.npz", found)
+        np.savez(folder / "images.npz", arr_0=torch.cat(kept).permute(0, 2, 3, 1).numpy())
+        (folder / "report.json").write_text(report.model_dump_json(indent=1) + "\n")
+        (folder / "wanted.json").write_text(json.dumps(wanted, indent=1) + "\n")  # last: it is whole now
+    with np.load(folder / "images.npz") as file:
+        images = torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2)
+    return Cell(
+        model,
+        guidance,
+        Report.model_validate_json((folder / "report.json").read_text()),
+        [load_statistics(folder / f"{k}.npz") for k in range(len(rulers))],
+        _by_class(images, pipeline.classes),
+    )
+
+
+def rows_of(cells: Sequence[Cell], rulers: Sequence[Ruler], place: int, resamples: int) -> list[Row]:
+    """The comparison by the ruler at `place`, with standard errors of so many resamples."""
+    ruler = rulers[place]
+    spread = {
+        id(cell): frechet_resamples(cell.statistics[place].rows, ruler.reference.moments, resamples=resamples)
+        for cell in cells
+    }
+    first = {cell.guidance: cell for cell in reversed(cells) if cell.model == cells[0].model}
+    rows = []
+    for cell in cells:
+        scores, base = cell.report.scores[place], first.get(cell.guidance)
+        difference = None
+        if base is not None and base is not cell and base.report.images == cell.report.images:
+            gap = scores.frechet - base.report.scores[place].frechet
+            difference = gap, (spread[id(cell)] - spread[id(base)]).std().item()
+        errors = _errors(cell, place, ruler, spread[id(cell)].std().item())
+        rows.append(Row(cell, scores, errors, difference))
+    return rows
+
+
+def _errors(cell: Cell, place: int, ruler: Ruler, frechet: float) -> Errors:
+    scores, rows = cell.report.scores[place], cell.statistics[place].rows
+    accuracy = None
+    if scores.labels is not None and (share := scores.labels.accuracy) is not None:
+        accuracy = math.sqrt(share * (1 - share) / cell.report.images)  # of a binomial
+    if scores.precision is None:
+        return Errors(frechet, accuracy, None, None)
+    real = ruler.reference.rows
+    return Errors(
+        frechet,
+        accuracy,
+        standard_error(
+            lambda half: precision_recall(real, rows[half]).precision, len(rows), resamples=HALVES
+        ),
+        standard_error(lambda half: precision_recall(real, rows[half]).recall, len(rows), resamples=HALVES),
+    )
+
+
+def _first_rows(samples: Samples, kept: list[Tensor], classes: int) -> Samples:
+    """The same samples; the first images of each class are kept."""
+    most = max(classes, 1) * COLUMNS
+
+    def batches():
+        for images, labels in samples.batches:
+            kept.append(images[: max(most - sum(map(len, kept)), 0)])
+            yield images, labels
+
+    return Samples(batches(), samples.labels, samples.protocol)
+
+
+def _by_class(images: Tensor, classes: int) -> Tensor:
+    """Balanced labels run 0, 1, 2, ...: sorted class after class."""
+    if not classes:
+        return images
+    labels = torch.arange(len(images)) % classes
+    return class_rows(images, labels, min(classes, len(images)), COLUMNS)
+
+
+def _identity(ruler: Ruler) -> list[str]:
+    found = ruler.reference
+    return [found.network, found.network_hash, found.resize, found.digest]
+
+
+def _read(file: Path) -> dict | None:
+    return json.loads(file.read_text()) if file.exists() else None

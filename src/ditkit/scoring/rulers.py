@@ -1,0 +1,87 @@
+"""Rulers: what images are measured with, a feature network and its statistics of a reference.
+
+The reference is a data set's training split, a folder of images, or a file of statistics made by `ditkit
+reference` or published with ADM. A network is named as in `ditkit list features`, with `=FILE` for weights
+of one's own; `classifier` is the one trained on the data set itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ditkit.data import DataSection, Folder, in_order
+from ditkit.errors import InputError
+from ditkit.evaluation import (
+    FEATURES,
+    FeatureNetwork,
+    Statistics,
+    bundled_classifier,
+    gather_all,
+    load_classifier,
+    load_features,
+    read_statistics,
+)
+
+REFERENCE_ROWS = 10_000  # feature vectors of the reference for precision, recall and KID, as ADM has
+CLASSIFIER = "classifier"
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """One network and what it reads from the reference."""
+
+    network: FeatureNetwork
+    reference: Statistics
+    name: str
+    """Of the reference."""
+    shape: tuple[int, int, int] | None
+    """Channels, height and width of the reference's images; None where only statistics are known."""
+
+
+def rulers(
+    features: Sequence[str], reference: DataSection | Path, device: torch.device | str = "cpu"
+) -> list[Ruler]:
+    """The rulers of these networks, with the reference's statistics computed in one pass over its images,
+    or read from a file.
+
+    InputError: no such network or weights, no reference, a file of another network.
+    """
+    data = None if isinstance(reference, Path) else reference
+    networks = [network(name, data, device) for name in features]
+    if isinstance(reference, Path):
+        return [
+            Ruler(net, read_statistics(reference, net, keep=REFERENCE_ROWS), reference.name, None)
+            for net in networks
+        ]
+    found = gather_all(in_order(reference, "train"), networks, keep=REFERENCE_ROWS)
+    shape = (reference.channels, reference.size, reference.size)
+    name = reference_name(reference)
+    return [Ruler(net, statistics, name, shape) for net, statistics in zip(networks, found, strict=True)]
+
+
+def reference_name(data: DataSection) -> str:
+    """What a report calls the training split of a data set."""
+    return str(data.path) if isinstance(data, Folder) else f"{data.kind} train"
+
+
+def network(name: str, data: DataSection | None, device: torch.device | str = "cpu") -> FeatureNetwork:
+    """The feature network "NAME" or "NAME=WEIGHTS"; `data` says whose classifier "classifier" is."""
+    name, _, weights = name.partition("=")
+    if name != CLASSIFIER:
+        if name not in FEATURES:
+            raise InputError(
+                f"--features: no network {name!r}; use {CLASSIFIER} or one of: {', '.join(FEATURES)}"
+            )
+        return load_features(name, weights or None, device)
+    if weights:
+        return load_classifier(weights).to(device)
+    found = None if data is None else bundled_classifier(data.kind)
+    if found is None:
+        what = "a file of statistics" if data is None else f"data {data.kind!r}"
+        raise InputError(
+            f"--features: no classifier comes with ditkit for {what}; use another network (`ditkit list "
+            "features`), or make one with `ditkit classifier DIR --out FILE` and give classifier=FILE"
+        )
+    return found.to(device)

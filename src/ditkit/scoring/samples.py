@@ -1,0 +1,133 @@
+"""Samples: the images to score, in batches, with all that decides them.
+
+Generated as they are scored, or read from a folder or an ADM .npz; never all in memory.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from typing_extensions import Unpack
+
+from ditkit.data import DataSection, Folder, in_order
+from ditkit.data.folder import scan
+from ditkit.errors import InputError
+from ditkit.evaluation import npz_images, npz_labels
+from ditkit.pipeline import Pipeline, Sampling, nfe
+from ditkit.randomness import generator
+
+Balance = Literal["balanced", "random"]
+
+
+@dataclass
+class Samples:
+    """Images in batches (uint8 (B, C, H, W), labels (B,) or None), once."""
+
+    batches: Iterator[tuple[Tensor, Tensor | None]]
+    labels: Tensor | None
+    """int64 (N,), of all of them; None without classes."""
+    protocol: dict[str, Any] = field(default_factory=dict)
+    """What decides the images."""
+
+
+def balanced_labels(count: int, classes: int) -> Tensor:
+    """0, 1, ..., classes - 1, 0, 1, ...: `count` labels."""
+    return torch.arange(count) % classes
+
+
+def random_labels(seeds: range, classes: int) -> Tensor:
+    """A label for each seed, uniform over the classes, a function of that seed alone."""
+    return torch.tensor([generator(seed, 0, "label").integers(classes) for seed in seeds])
+
+
+def sampled(
+    pipeline: Pipeline,
+    count: int,
+    *,
+    first_seed: int = 0,
+    labels: Balance = "balanced",
+    **how: Unpack[Sampling],
+) -> Samples:
+    """`count` images of a model, made as they are asked for; `how` as in `Pipeline.generate`."""
+    seeds = range(first_seed, first_seed + count)
+    chosen = None
+    if pipeline.classes:
+        balanced = labels == "balanced"
+        chosen = (
+            balanced_labels(count, pipeline.classes) if balanced else random_labels(seeds, pipeline.classes)
+        )
+    stream = pipeline.stream({} if chosen is None else {"label": chosen}, seeds=seeds, **how)
+
+    def labelled() -> Iterator[tuple[Tensor, Tensor | None]]:
+        done = 0
+        for images in stream:
+            yield images, None if chosen is None else chosen[done : done + len(images)]
+            done += len(images)
+
+    facts = {**sampling_facts(pipeline, how), "first_seed": first_seed}
+    return Samples(labelled(), chosen, facts | {"labels": labels if pipeline.classes else "none"})
+
+
+def sampling_facts(pipeline: Pipeline, how: Sampling) -> dict[str, Any]:
+    """What decides a model's images besides seeds and labels, for the record."""
+    defaults = pipeline.recipe.sample
+    sampler, steps = how.get("sampler") or defaults.sampler, how.get("steps") or defaults.steps
+    guidance = how.get("guidance")
+    return {
+        "recipe": pipeline.recipe.name,
+        "weights": {"ema": True, **pipeline.record},
+        "sampler": sampler,
+        "steps": steps,
+        "nfe": nfe(sampler, steps),
+        "guidance": defaults.guidance if guidance is None else guidance,
+        "interval": how.get("interval") or defaults.interval,
+        "precision": how.get("precision", "fp32"),
+        "device": str(pipeline.device),
+    }
+
+
+def held_out(data: DataSection, count: int) -> Samples | None:
+    """At most `count` images of the held-out part, evenly spread; None where the data has none."""
+    try:
+        batches = in_order(data, "test", limit=count)
+    except InputError:
+        return None
+    return Samples(batches, None, {"files": f"{data.kind} test"})
+
+
+def files(path: Path, *, size: int | None = None, channels: Literal[1, 3] = 3) -> Samples:
+    """The images of a folder (one sub-folder per class, or none) or of an ADM .npz (arr_0, and labels).
+
+    A folder's images must be squares of one size, unless `size` says to crop them as ADM does.
+    InputError when they are not, or cannot be read.
+    """
+    if path.suffix == ".npz":
+        return Samples(npz_images(path), npz_labels(path), {"files": str(path)})
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder of images or .npz file")
+    side, preparation = (size, f"ADM's crop to {size}") if size else (common_size(path), "none")
+    data = Folder(path=path, size=side, channels=channels, check=False)
+    source = data.open()
+    return Samples(in_order(data), source.labels, {"files": str(path), "preparation": preparation})
+
+
+def common_size(folder: Path) -> int:
+    """The side of a folder's images; InputError unless they are squares of one size."""
+    names, _, _ = scan(folder)
+    first = ""
+    side = 0
+    for name in names:
+        with Image.open(folder / name) as image:
+            width, height = image.size
+        if not side:
+            first, side = name, width
+        if (width, height) != (side, side):
+            raise InputError(
+                f"{folder}: {name} is {width}x{height} and {first} {side} wide; give --size N to crop all to "
+                "squares of one size as ADM does"
+            )
+    return side

@@ -1,0 +1,62 @@
+"""One pass over a set of images, by all rulers at once."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from ditkit.errors import InputError
+from ditkit.evaluation import Report, Statistics, gather_all, scores_of
+from ditkit.scoring.rulers import Ruler
+from ditkit.scoring.samples import Samples
+from ditkit.scoring.tables import software
+
+PROMPT = "a photo of a {}"
+
+
+def evaluate(samples: Samples, rulers: Sequence[Ruler], names: Sequence[str] = ()) -> Report:
+    """Score a set with every ruler; `names` of the classes make the prompts of the CLIP score.
+
+    InputError when there are fewer than two images, when they are not of the reference's size, or when
+    only some carry labels.
+    """
+    return report_of(samples, rulers, measure(samples, rulers), names)
+
+
+def measure(samples: Samples, rulers: Sequence[Ruler]) -> list[Statistics]:
+    """The samples' statistics, of one pass, by each ruler's network."""
+    found = gather_all(_of_size(samples, rulers[0]), [ruler.network for ruler in rulers])
+    if (found[0].count or 0) < 2:
+        raise InputError(f"{found[0].count} images cannot be scored; give at least 2, better 1,000 or more")
+    return found
+
+
+def report_of(
+    samples: Samples, rulers: Sequence[Ruler], found: Sequence[Statistics], names: Sequence[str] = ()
+) -> Report:
+    """The report of statistics that `measure` found."""
+    protocol = {**samples.protocol, **software()}
+    scores = []
+    for ruler, statistics in zip(rulers, found, strict=True):
+        prompts = None
+        if samples.labels is not None and names and hasattr(ruler.network, "text"):
+            texts = ruler.network.text([PROMPT.format(name.replace("_", " ")) for name in names])
+            prompts = texts[samples.labels[statistics.index]]
+            protocol["prompt"] = PROMPT
+        scores.append(scores_of(statistics, ruler.reference, ruler.name, prompts))
+    return Report(images=found[0].count or 0, images_hash=found[0].digest, scores=scores, protocol=protocol)
+
+
+def _of_size(samples: Samples, ruler: Ruler) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The same batches; InputError when the images are not of the size of the reference's."""
+    for images, labels in samples.batches:
+        if ruler.shape is not None and images.shape[1:] != ruler.shape:
+            raise InputError(
+                f"images of {_size(images.shape[1:])} against the reference {ruler.name} of {_size(ruler.shape)}; "
+                "compare images of one size: resizing one side changes every score"
+            )
+        yield images, labels
+
+
+def _size(shape: Sequence[int]) -> str:
+    channels, height, width = shape
+    return f"{width}x{height} with {channels} channels"

@@ -1,0 +1,124 @@
+"""What is measured while training: the validation loss by noise level, and scores of samples.
+
+The training loss is a poor guide: its noise, from drawing a time and a noise for every image, hides
+what the network learns. Here the same held-out images get the same noise at the same times every time, and
+the noise does not depend on the run, so curves of different runs can be laid over each other.
+
+validation.jsonl and scores.jsonl get a line each time, validation.png and scores.png are drawn anew.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ditkit.data import load_all
+from ditkit.device import autocast
+from ditkit.errors import InputError
+from ditkit.pipeline import Pipeline
+from ditkit.plots import level_curves, score_curves
+from ditkit.randomness import Purpose, generator
+from ditkit.scoring import Ruler, evaluate, rulers, sampled
+from ditkit.training.log import append, keep_until, read_log
+
+log = logging.getLogger(__name__)
+
+IMAGES, LEVELS = 200, 10  # of the validation loss: 2,000 evaluations
+
+
+class Monitor:
+    """Measures a run's moving average; made once, before the first step."""
+
+    def __init__(self, pipeline: Pipeline, out: Path, seen: int):
+        """Goes on after `seen` images. `pipeline` holds the moving average, which training goes on to change.
+
+        InputError when scores are asked for and cannot be: no such features, no classifier for the data.
+        """
+        self._pipeline, self._out = pipeline, out
+        config = pipeline.recipe.train
+        self._held_out = _validation_images(pipeline) if config.validate_images else None
+        self._rulers: list[Ruler] = []
+        for lines in (out / "validation.jsonl", out / "scores.jsonl"):
+            if lines.exists():
+                keep_until(lines, seen)
+        if config.score_images:
+            self._rulers = rulers([config.score_features], pipeline.recipe.data, pipeline.device)
+
+    def validate(self, seen: int) -> None:
+        """Add a line to validation.jsonl: the loss at LEVELS times, from data to noise."""
+        if self._held_out is None:
+            return
+        t, losses = validation_loss(self._pipeline, *self._held_out)
+        row = {"images": seen, "loss": sum(losses) / len(losses), "t": t, "levels": losses}
+        append(self._out / "validation.jsonl", row)
+        level_curves(
+            read_log(self._out / "validation.jsonl"), self._out / "validation.png", self._pipeline.recipe.name
+        )
+
+    def score(self, seen: int) -> None:
+        """Add a line to scores.jsonl: samples of seeds 0, 1, ... as the recipe samples them."""
+        config = self._pipeline.recipe.train
+        samples = sampled(self._pipeline, config.score_samples, precision=config.precision)
+        report = evaluate(samples, self._rulers)
+        scores = report.first
+        row = {
+            "images": seen,
+            "frechet": scores.frechet,
+            "accuracy": scores.labels.accuracy if scores.labels else None,
+            "precision": scores.precision,
+            "recall": scores.recall,
+            "samples": report.images,
+            "features": scores.features_hash,
+            "nfe": report.protocol["nfe"],
+            "guidance": report.protocol["guidance"],
+        }
+        append(self._out / "scores.jsonl", row)
+        score_curves(
+            read_log(self._out / "scores.jsonl"), self._out / "scores.png", self._pipeline.recipe.name
+        )
+
+
+@torch.no_grad()
+def validation_loss(
+    pipeline: Pipeline, images: Tensor, labels: Tensor | None
+) -> tuple[list[float], list[float]]:
+    """Times (LEVELS,) and the mean loss of uint8 images (N, C, H, W) at each, with their labels (N,).
+
+    The times are evenly spread over the transport's interval, whatever its time law; image n has the
+    same noise at every time and in every run.
+    """
+    recipe, device = pipeline.recipe, pipeline.device
+    net, codec = pipeline.backbone, pipeline.codec
+    spread = recipe.transport.model_copy(update={"time_law": "uniform"})
+    layout = codec.layout(*images.shape[-2:])
+    noise = _noise("validate", len(images), layout.shape)
+    posterior = _noise("codec", len(images), layout.shape).to(device) if codec.random else None
+    x0 = codec.encode(images.to(device), posterior)
+    cond = {} if labels is None else {"label": labels.to(device)}
+    times, losses = [], []
+    for level in range(LEVELS):
+        u = torch.full((len(images),), (level + 0.5) / LEVELS, dtype=torch.float64)
+        t = spread.times(u)
+        with autocast(device, recipe.train.precision):
+            terms = recipe.transport.loss(net, x0, cond, t=t, eps=noise.to(device), layout=layout)
+        times.append(t[0].item())
+        losses.append(terms["loss"].float().mean().item())
+    return times, losses
+
+
+def _noise(purpose: Purpose, count: int, shape: tuple[int, ...]) -> Tensor:
+    rows = [generator(0, n, purpose).standard_normal(shape, dtype=np.float32) for n in range(count)]
+    return torch.from_numpy(np.stack(rows))
+
+
+def _validation_images(pipeline: Pipeline) -> tuple[Tensor, Tensor | None]:
+    """Held-out images, evenly spread; training images where nothing is held out."""
+    data = pipeline.recipe.data
+    try:
+        images, labels = load_all(data, "test", IMAGES)
+    except InputError:
+        log.info("validation loss: this data has no held-out part, training images are used")
+        images, labels = load_all(data, "train", IMAGES)
+    return images, labels if pipeline.classes else None
