@@ -619,19 +619,19 @@ def test_efficientnet_reads_the_scale_it_was_trained_on(efficientnet):
 
 
 def test_efficientnet_features_are_the_wheels(efficientnet):
-    images = noise(2, 3, 224, 224)
+    images = noise(2, 3, 300, 260)
     net, stages = efficientnet.model, []
     hook = net._blocks[10].register_forward_hook(lambda *call: stages.append(call[-1]))
     with torch.no_grad():
-        pixels = (images.float() - 127) / 128
+        pixels = (torch.stack([pillow(image, 224, 224) for image in images]) - 127) / 128
         maps, logits = net.extract_features(pixels), net(pixels)
     hook.remove()
     found = efficientnet(images)
-    assert torch.allclose(found.pooled, maps.mean(dim=(2, 3)), atol=1e-5)
-    assert torch.allclose(found.logits, logits, atol=1e-4)
+    assert torch.allclose(found.pooled, maps.mean(dim=(2, 3)), atol=1e-4)
+    assert torch.allclose(found.logits, logits, atol=1e-3)
     assert stages[0].shape == (2, 112, 14, 14)
     small = load_efficientnet(dim=112)(images)
-    assert torch.allclose(small.pooled, stages[0].mean(dim=(2, 3)), atol=1e-5)
+    assert torch.allclose(small.pooled, stages[0].mean(dim=(2, 3)), atol=1e-4)
     assert small.logits.equal(found.logits)
 
 
