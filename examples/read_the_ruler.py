@@ -8,8 +8,8 @@ prints, for each data set with a bundled classifier, the values that stand in do
 import torch
 
 from ditkit.data import DATA, load_all
-from ditkit.evaluation import evaluate
-from ditkit.scoring import in_batches, ruler
+from ditkit.evaluation import frechet_distance, gather
+from ditkit.scoring import rulers
 
 N, REPEATED = 1000, 10
 
@@ -18,22 +18,23 @@ def main() -> None:
     for name in ("digits", "fashion-mnist"):
         data = DATA[name]
         images, labels = load_all(data, "train")
-        measure = ruler(data, name)
+        (ruler,) = rulers(["classifier"], data)
+        held_out, _ = load_all(data, "test")
         stream = torch.Generator().manual_seed(0)
         drawn = torch.randint(len(images), (N,), generator=stream)
         few = torch.cat([torch.nonzero(labels == label).flatten()[:REPEATED] for label in range(10)])
         noise = torch.randint(256, (N, *images.shape[1:]), generator=stream, dtype=torch.uint8)
         sets = {
+            f"{len(held_out)} held-out images": held_out,
             f"{N} training images, drawn with replacement": images[drawn],
             f"the first {REPEATED} training images per class, repeated": images[few.repeat(N // len(few))],
             f"{N} images of uniform noise": noise,
         }
-        card = measure.classifier.card
-        print(f"{name}: classifier {measure.classifier.hash[:12]}, held-out accuracy {card.accuracy:.4f}")
-        print(f"  {measure.floor.images} held-out images: FD {measure.floor.frechet:.3f}")
+        card = ruler.network.card
+        print(f"{name}: classifier {ruler.network.hash[:12]}, held-out accuracy {card.accuracy:.4f}")
         for title, some in sets.items():
-            report = evaluate(in_batches(some, None), measure.classifier, measure.reference)
-            print(f"  {title}: FD {report.frechet:.3f}")
+            found = gather(((part, None) for part in some.split(500)), ruler.network)
+            print(f"  {title}: FD {frechet_distance(found.moments, ruler.reference.moments):.3f}")
 
 
 if __name__ == "__main__":

@@ -102,6 +102,7 @@ def test_every_flag_of_train_sets_its_field():
         "train.micro_batch": "16", "train.clip": "0.5", "sample.sampler": "ddim", "sample.interval": "0.1 0.9",
         "data.flip": None, "data.channels": "3", "transport.path": "gvp", "transport.predict": "v",
         "transport.time_law": "logit_normal", "train.label_dropout": "0.2", "backbone.width": "48",
+        "train.score_features": "efficientnet-112",
     }  # fmt: skip
     fixed = {
         "data.kind",
@@ -118,7 +119,7 @@ def test_every_flag_of_train_sets_its_field():
             if name in fixed:
                 continue
             flag = f"--{name.replace('_', '-')}"
-            given = other.get(name, str((value or 0) + 1) if name not in other else None)
+            given = other[name] if name in other else str((value or 0) + 1)
             arguments = [flag] if given is None else [flag, *given.split()]
             changed = getattr(getattr(parse_train(["digits", *arguments]).recipe, section), field)
             assert changed != value, name
@@ -288,16 +289,18 @@ def test_eval_of_a_run_a_folder_and_an_npz_agree(run, tmp_path, capsys):
     assert status == 0
     assert "held-out real images" in out
     ditkit(capsys, "sample", run, "--n", "100", "--steps", "2", "--png", "--npz", "--out", tmp_path / "s")
-    ditkit(capsys, "eval", tmp_path / "s" / "samples.npz", "--data", "digits", "--out", tmp_path / "b")
+    ditkit(capsys, "eval", tmp_path / "s" / "samples.npz", "--reference", "digits", "--out", tmp_path / "b")
     for file in list((tmp_path / "s").glob("0*.png")):
         folder = tmp_path / "f" / file.stem[-1]
         folder.mkdir(parents=True, exist_ok=True)
         file.rename(folder / file.name)
-    ditkit(capsys, "eval", tmp_path / "f", "--data", "digits", "--out", tmp_path / "c")
+    ditkit(capsys, "eval", tmp_path / "f", "--reference", "digits", "--out", tmp_path / "c")
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in "abc"]
-    for report in reports[1:]:
-        assert report["frechet"] == pytest.approx(reports[0]["frechet"], rel=1e-3)
-        assert report["accuracy"] == reports[0]["accuracy"]
+    scores = [report["scores"][0] for report in reports]
+    for other in scores[1:]:
+        assert other["frechet"] == pytest.approx(scores[0]["frechet"], rel=1e-3)
+        assert other["labels"]["accuracy"] == scores[0]["labels"]["accuracy"]
+    assert reports[1]["images_hash"] == reports[2]["images_hash"]
     protocol = reports[0]["protocol"]
     assert (protocol["sampler"], protocol["nfe"], protocol["guidance"], protocol["first_seed"]) == (
         "heun",
@@ -305,19 +308,22 @@ def test_eval_of_a_run_a_folder_and_an_npz_agree(run, tmp_path, capsys):
         1.5,
         0,
     )
-    assert len(reports[0]["classifier_hash"]) == 64
-    assert reports[0]["train_versus_test"] == pytest.approx(0.613, abs=0.001)
+    assert len(scores[0]["features_hash"]) == len(scores[0]["reference_hash"]) == 64
+    held_out = reports[0]["held_out"]
+    assert held_out["images"] == 100
+    assert held_out["scores"][0]["frechet"] < scores[0]["frechet"]
+    assert "100 samples (seeds 0 to 99, labels balanced), heun, 4 NFE, guidance 1.5" in reports[0]["card"]
 
 
 def test_eval_with_a_classifier_file_is_the_same_ruler(run, tmp_path, capsys):
     from importlib.resources import files
 
     own = files("ditkit") / "assets" / "classifiers" / "digits.safetensors"
-    for out, extra in (("a", []), ("b", ["--classifier", own])):
+    for out, extra in (("a", []), ("b", ["--features", f"classifier={own}"])):
         status, *_ = ditkit(capsys, "eval", run, "--n", "80", "--steps", "1", *extra, "--out", tmp_path / out)
         assert status == 0
     reports = [json.loads((tmp_path / out / "report.json").read_text()) for out in "ab"]
-    assert reports[0]["frechet"] == reports[1]["frechet"]
+    assert reports[0]["scores"] == reports[1]["scores"]
 
 
 def test_convert_writes_a_snapshot_that_samples_alike(run, tmp_path, capsys):
@@ -328,21 +334,6 @@ def test_convert_writes_a_snapshot_that_samples_alike(run, tmp_path, capsys):
         assert f"ditkit sample {out}" in text
         a, b = (load(path, CPU).generate({"label": [1, 2]}, seeds=[0, 1]).int() for path in (run, out))
         assert (a - b).abs().max() <= tolerance
-
-
-def test_info_states_the_papers_numbers(capsys):
-    status, out, _ = ditkit(capsys, "info", "imagenet256-dit-xl2")
-    assert status == 0
-    assert "674,834,720" in out
-    assert "118.62" in out
-    status, out, _ = ditkit(capsys, "info", "imagenet512-sit-xl2", "--backbone", "DiT-S/8")
-    assert "4 x 64 x 64" in out
-
-
-def test_info_of_a_run(run, capsys):
-    status, out, _ = ditkit(capsys, "info", run)
-    assert status == 0
-    assert '"width": 24' in out
 
 
 def test_classifier_of_a_folder(tmp_path, capsys):
@@ -370,7 +361,7 @@ def test_demo_in_small(tmp_path, capsys):
         assert (tmp_path / name).stat().st_size > 500
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["images"] == 100
-    assert report["asked"] == [10] * 10
+    assert report["scores"][0]["labels"]["asked"] == [10] * 10
 
 
 # --- snapshots that come with the package ----------------------------------------------------------
@@ -390,7 +381,7 @@ def test_bundled_snapshots_are_small_and_good(name):
     images = pipeline.generate({"label": labels}, seeds=range(100), batch=100)
     from ditkit.evaluation import bundled_classifier
 
-    _, logits = bundled_classifier(pipeline.recipe.data.kind)(images)
+    logits = bundled_classifier(pipeline.recipe.data.kind)(images).logits
     assert (logits.argmax(1) == labels).float().mean() >= 0.85
 
 
@@ -430,12 +421,23 @@ def test_bundled_snapshots_are_small_and_good(name):
         (["train", "digits", "--sample.interval", "0", "3"], ["0 <= low <= high <= 1"]),
         (["sample", "digits", "--guidance", "-1"], ["guidance", "greater than or equal to 0"]),
         (["eval", "/nowhere"], ["/nowhere"]),
-        (["eval", "nothing.npz"], ["--data", "nothing.npz"]),
-        (["eval", "nothing.npz", "--data", "digits"], ["nothing.npz", "arr_0"]),
-        (["eval", "digits", "--data", "/nowhere"], ["--data", "/nowhere"]),
-        (["eval", "digits", "--classifier", "/nowhere.safetensors", "--n", "10", "--steps", "1"], ["/nowhere.safetensors"]),
-        (["eval", "digits", "--data", "fashion-mnist", "--n", "10", "--steps", "1"], ["8", "28"]),
-        (["info", "digts"], ["unknown recipe 'digts'"]),
+        (["eval", "nothing.npz"], ["--reference", "compared with", "fashion-mnist"]),
+        (["eval", "nothing.npz", "--reference", "digits"], ["nothing.npz", "no such file"]),
+        (["eval", "digits", "--reference", "/nowhere"], ["--reference", "/nowhere"]),
+        (["eval", "digits", "--reference", "/nowhere.npz"], ["--reference", "/nowhere.npz"]),
+        (["eval", "digits", "--features", "classifier=/nowhere.safetensors"], ["/nowhere.safetensors"]),
+        (["eval", "digits", "--features", "vgg"], ["--features", "vgg", "inception"]),
+        (["eval", "digits", "--features", "inception=/nowhere.pth"], ["/nowhere.pth"]),
+        (["eval", "digits", "--reference", "fashion-mnist"], ["--reference", "8", "28"]),
+        (["eval", "digits", "--n", "1"], ["--n", "greater than or equal to 2"]),
+        (["compare"], ["runs", "--help"]),
+        (["compare", "digits", "fashion"], ["digits: 8x8", "fashion: 28x28"]),
+        (["compare", "digits", "--guidance", "1;2"], ["--guidance", "1;2"]),
+        (["reference", "digits", "--out", "ref.bin"], ["--out", "ref.bin", ".npz"]),
+        (["reference", "nothing", "--out", "ref.npz"], ["--reference", "nothing"]),
+        (["study", "nothing"], ["nothing", "scaling"]),
+        (["study", "scaling", "--cells", "XXL-2"], ["--cells", "XXL-2", "XS-7"]),
+        (["info", "digts"], ["unknown name 'digts'"]),
         (["list", "everything"], ["everything", "recipes"]),
         (["classifier", "nothing"], ["nothing", "digits"]),
     ],

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ditkit.pictures import class_rows, enlargement, grid, loss_curve, side_by_side
+from ditkit.pictures import class_rows, enlargement, grid, side_by_side
+from ditkit.plots import loss_curve
 
 
 def flat(*values):

@@ -117,11 +117,9 @@ class Pipeline:
         if self.classes:
             denoise = cfg(denoise, self.backbone.null, scale, how.get("interval") or defaults.interval)
         total = nfe(name, len(grid) - 1) * -(-len(seeds) // batch)
-        bar = progress_bar(total, "sampling", "eval", shown=how.get("progress", False))
-
         @torch.no_grad()
         def made() -> Iterator[Tensor]:
-            with bar:
+            with progress_bar(total, "sampling", "eval", shown=how.get("progress", False)) as bar:
                 for start in range(0, len(seeds), batch):
                     part = slice(start, start + batch)
                     noise = RowNoise(seeds[part])

@@ -33,7 +33,7 @@ class CompareCommand(SolverOptions):
     costs only its own samples.
     """
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, Field(min_length=1)]
     """Runs or snapshots; differences are to the first of them."""
     n: Annotated[int, Field(ge=4)] = 1000
     """Images to sample from each, the same number of every class."""

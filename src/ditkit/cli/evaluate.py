@@ -56,8 +56,8 @@ def run(argv: list[str]) -> None:
     check_writable(out)
     pipeline = None if from_files else load(command.what, command.device)
     reference = find_reference(command.reference, pipeline, command.size)
-    measure = rulers(command.features, reference, pick_device(command.device))  # first: it may refuse
     samples = _samples(command, path, pipeline, reference)
+    measure = rulers(command.features, reference, pick_device(command.device))
     names = () if isinstance(reference, Path) else reference.open().names
     shown: list[Tensor] = []
     report = evaluate(_watched(samples, shown), measure, names)
@@ -94,10 +94,12 @@ def find_reference(name: str | None, pipeline: Pipeline | None, size: int | None
         data = pipeline.recipe.data
         return Folder(path=path, size=data.size, channels=data.channels)
     data = data_section(name, flag="reference")
-    if isinstance(data, Folder):
-        side = size or common_size(path)
-        data = data.model_copy(update={"size": side})
-    return data
+    if pipeline is not None and data.size != pipeline.recipe.data.size:
+        raise InputError(
+            f"--reference {name}: its images are {data.size} pixels wide, the model's {pipeline.recipe.data.size}; "
+            "compare images of one size: resizing one side changes every score"
+        )
+    return data.model_copy(update={"size": size or common_size(path)}) if isinstance(data, Folder) else data
 
 
 def _samples(

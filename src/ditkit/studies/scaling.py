@@ -159,7 +159,9 @@ def _draw(models: list[Model], out: Path) -> None:
     figure, axes = _axes("multiply-adds of one evaluation, millions", f"{BUDGETS[-1]:,} training images each")
     for k, patch in enumerate(PATCHES):
         mine = [model for model in dits if model.name.endswith(f"/{patch}")]
-        axes.plot([m.macs / 1e6 for m in mine], [m.final for m in mine], "o-", color=f"C{k}", label=f"patch {patch}")
+        axes.plot(
+            [m.macs / 1e6 for m in mine], [m.final for m in mine], "o-", color=f"C{k}", label=f"patch {patch}"
+        )
     for model in models:
         if model.name == "UNet":
             axes.plot(model.macs / 1e6, model.final, "k*", markersize=12, label="convolutional U-Net")
@@ -167,14 +169,24 @@ def _draw(models: list[Model], out: Path) -> None:
     axes.legend()
     figure.savefig(out / "macs.png", dpi=120)
 
-    figure, axes = _axes("training compute, 10^12 multiply-adds (3 x MACs x images)", "the same networks as they train")
+    figure, axes = _axes(
+        "training compute, 10^12 multiply-adds (3 x MACs x images)", "the same networks as they train"
+    )
     for model in models:
         compute = [3 * model.macs * images / 1e12 for images in BUDGETS]
-        axes.plot(compute, [model.frechet[images] for images in BUDGETS], "o-", color=colours[model.name], label=model.name)
+        axes.plot(
+            compute,
+            [model.frechet[images] for images in BUDGETS],
+            "o-",
+            color=colours[model.name],
+            label=model.name,
+        )
     axes.legend(ncols=2)
     figure.savefig(out / "training.png", dpi=120)
 
-    figure, axes = _axes("sampling compute, 10^9 multiply-adds an image (MACs x evaluations)", "more steps, or more network?")
+    figure, axes = _axes(
+        "sampling compute, 10^9 multiply-adds an image (MACs x evaluations)", "more steps, or more network?"
+    )
     for model in models:
         compute = [model.macs * nfe / 1e9 for nfe in model.by_nfe]
         axes.plot(compute, list(model.by_nfe.values()), "o-", color=colours[model.name], label=model.name)

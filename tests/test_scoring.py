@@ -1,0 +1,347 @@
+"""Scoring: what is asked of images, and reports of hand-made sets; comparisons; measures while training."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU
+from PIL import Image
+from torch import Tensor
+
+from ditkit.data import DATA, Folder
+from ditkit.errors import InputError
+from ditkit.evaluation import Features, Report, gather, read_statistics, save_statistics
+from ditkit.pipeline import load
+from ditkit.scoring import (
+    Ruler,
+    Samples,
+    card_line,
+    evaluate,
+    files,
+    held_out,
+    random_labels,
+    rulers,
+    sampled,
+    table,
+)
+from ditkit.scoring.comparison import COLUMNS, compare_cell, rows_of
+from ditkit.scoring.tables import distance_name
+from ditkit.training import train
+from ditkit.training.log import read_log
+from ditkit.training.monitor import LEVELS, validation_loss
+
+
+class Brightness:
+    """Reads an image as the class that its first pixel names; knows what classes are called."""
+
+    name, hash, dim, resize, classes = "brightness", "b" * 64, 3, "none", 3
+
+    def __call__(self, images: Tensor) -> Features:
+        one_hot = torch.nn.functional.one_hot(images[:, 0, 0, 0].long(), 3).float()
+        return Features(one_hot, 10 * one_hot)
+
+
+class Words(Brightness):
+    """The same with a text tower: the prompt's last word is the class."""
+
+    def text(self, prompts):
+        assert all(prompt.startswith("a photo of a ") for prompt in prompts)
+        return torch.eye(3)[[("dark", "grey", "light").index(prompt.split()[-1]) for prompt in prompts]]
+
+
+def samples(*batches: tuple[list[int], list[int] | None], **protocol) -> Samples:
+    parts = [
+        (
+            torch.tensor(read, dtype=torch.uint8).view(-1, 1, 1, 1),
+            None if asked is None else torch.tensor(asked),
+        )
+        for read, asked in batches
+    ]
+    asked = [labels for _, labels in parts]
+    known = bool(asked) and not any(labels is None for labels in asked)
+    return Samples(iter(parts), torch.cat(asked) if known else None, protocol)
+
+
+def ruler(network=None) -> Ruler:
+    network = network or Brightness()
+    reference = gather(samples(([0, 1, 2] * 4, None)).batches, network)
+    return Ruler(network, reference, "hand", (1, 1, 1))
+
+
+# --- reports ---------------------------------------------------------------------------------------
+
+
+def test_report_of_a_hand_made_set():
+    made = samples(([0, 0, 1], [0, 0, 0]), ([1, 1, 0], [1, 1, 0]), seed=7, sampler="heun")
+    report = evaluate(made, [ruler()])
+    scores = report.first
+    assert report.images == 6
+    assert (scores.reference, scores.reference_images, scores.features) == ("hand", 12, "brightness")
+    labels = scores.labels
+    assert labels.accuracy == 5 / 6
+    assert labels.class_accuracy == [3 / 4, 1.0, None]
+    assert labels.asked == [4, 2, 0]
+    assert labels.read == [3, 3, 0]
+    assert labels.mistakes == [(0, 1, 1)]
+    assert scores.frechet > 0
+    assert scores.precision == 1
+    assert 1.9 < scores.inception_score < 2.1  # two classes, half each
+    assert scores.clip_score is scores.spatial_frechet is None
+    assert report.protocol["seed"] == 7
+    assert "torch" in report.protocol
+    assert Report.model_validate_json(report.model_dump_json()) == report
+
+
+def test_report_without_labels():
+    scores = evaluate(samples(([0, 1, 2] * 4, None)), [ruler()]).first
+    assert scores.labels.accuracy is scores.labels.class_accuracy is scores.labels.asked is None
+    assert scores.labels.read == [4, 4, 4]
+    assert scores.frechet < 1e-6
+
+
+def test_clip_score_takes_the_prompt_of_each_label():
+    names = ("dark", "grey", "light")
+    right = evaluate(samples(([0, 1, 2, 2], [0, 1, 2, 2])), [ruler(Words())], names).first
+    assert right.clip_score == pytest.approx(100)
+    half = evaluate(samples(([0, 1, 2, 2], [0, 1, 1, 0])), [ruler(Words())], names)
+    assert half.first.clip_score == pytest.approx(50)
+    assert half.protocol["prompt"] == "a photo of a {}"
+
+
+def test_several_rulers_share_one_pass():
+    report = evaluate(samples(([0, 1, 2, 2], None)), [ruler(), ruler(Words())])
+    assert len(report.scores) == 2
+    assert report.scores[0].frechet == report.scores[1].frechet
+
+
+def test_too_few_images_for_the_features_are_said():
+    report = evaluate(samples(([0, 1, 2], None)), [ruler()])
+    assert any("3 images for 3 features" in warning for warning in report.first.warnings)
+    assert "note: 3 images for 3 features" in table([("few", report)])
+    assert report.first.precision is None  # k = 3 needs more than three images
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (samples(([0, 1], [0, 1]), ([0, 1], None)), "label all images or none"),
+        (samples(([0, 1], [0, 3])), "knows 0 to 2"),
+        (samples(([0, 1], [0])), "as many labels"),
+        (samples(), "0 images cannot be scored"),
+        (samples(([1], None)), "1 images cannot be scored"),
+        (
+            Samples(iter([(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), None)]), None),
+            "2x2 with 1 channels against",
+        ),
+    ],
+)
+def test_wrong_sets(made, told):
+    with pytest.raises(InputError, match=told):
+        evaluate(made, [ruler()])
+
+
+def test_what_a_table_and_a_card_say():
+    facts = {
+        "sampler": "heun",
+        "nfe": 50,
+        "guidance": 1.5,
+        "first_seed": 3,
+        "labels": "balanced",
+        "precision": "fp32",
+    }
+    report = evaluate(samples(([0, 1, 2, 2], [0, 1, 2, 2]), **facts), [ruler()])
+    text = table([("mine", report)])
+    assert "mine" in text.splitlines()[1]
+    assert "100.0%" in text
+    card = card_line(report)
+    assert "4 samples (seeds 3 to 6, labels balanced), heun, 50 NFE, guidance 1.5, EMA, fp32" in card
+    assert f"brightness {'b' * 12} against hand {report.first.reference_hash[:12]}" in card
+    assert [distance_name(name) for name in ("inception", "inception-clean", "dinov2", "classifier")] == [
+        "FID", "FID", "FD-DINOv2", "FD",
+    ]  # fmt: skip
+
+
+# --- what is scored --------------------------------------------------------------------------------
+
+
+def test_random_labels_belong_to_seeds():
+    some = random_labels(range(0, 400), 10)
+    assert some[100:].equal(random_labels(range(100, 400), 10))
+    counts = some.bincount(minlength=10)
+    assert 15 < counts.min() < counts.max() < 70
+
+
+def test_sampled_images_come_with_their_labels_and_protocol(run):
+    pipeline = load(run, CPU)
+    made = sampled(pipeline, 6, first_seed=2, labels="random", steps=1, batch=4)
+    parts = list(made.batches)
+    assert [len(images) for images, _ in parts] == [4, 2]
+    labels = torch.cat([label for _, label in parts])
+    assert labels.equal(made.labels)
+    assert labels.equal(random_labels(range(2, 8), 10))
+    direct = pipeline.generate({"label": labels}, seeds=range(2, 8), steps=1)
+    assert (torch.cat([images for images, _ in parts]).int() - direct.int()).abs().max() <= 1
+    assert made.protocol["labels"] == "random"
+    assert made.protocol["nfe"] == 2
+
+
+def test_folders_are_squares_of_one_size_or_cropped(tmp_path):
+    for name, size in (("a", (12, 12)), ("b", (12, 12)), ("c", (20, 14))):
+        Image.new("RGB", size, (10, 20, 30)).save(tmp_path / f"{name}.png")
+    with pytest.raises(InputError, match=r"c.png is 20x14 and a.png 12 wide; give --size"):
+        files(tmp_path)
+    cropped = files(tmp_path, size=8)
+    assert cropped.protocol["preparation"] == "ADM's crop to 8"
+    assert next(cropped.batches)[0].shape == (3, 3, 8, 8)
+    (tmp_path / "c.png").unlink()
+    whole = files(tmp_path)
+    assert next(whole.batches)[0].shape == (2, 3, 12, 12)
+    with pytest.raises(InputError, match="no such folder"):
+        files(tmp_path / "nothing")
+
+
+def test_npz_of_adm_with_labels(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 4, 4, 3), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", arr_0=pixels, arr_1=np.arange(70) % 7)
+    made = files(tmp_path / "x.npz")
+    parts = list(made.batches)
+    assert torch.cat([images for images, _ in parts]).permute(0, 2, 3, 1).equal(torch.from_numpy(pixels))
+    assert torch.cat([labels for _, labels in parts]).equal(torch.arange(70) % 7)
+
+
+def test_held_out_images_are_as_many_as_asked_and_of_all_classes():
+    part = next(held_out(DATA["digits"], 50).batches)
+    assert len(part[0]) == 50
+    assert len(part[1].unique()) == 10
+    assert held_out(Folder(), 10) is None
+
+
+# --- rulers ----------------------------------------------------------------------------------------
+
+
+def test_a_reference_from_a_file_is_the_same_ruler(tmp_path):
+    (computed,) = rulers(["classifier"], DATA["digits"])
+    save_statistics(tmp_path / "digits.npz", computed.reference)
+    again = read_statistics(tmp_path / "digits.npz", computed.network)
+    assert again.digest == computed.reference.digest
+    assert computed.name == "digits train"
+    assert computed.shape == (1, 8, 8)
+    with pytest.raises(InputError, match="classifier=FILE"):
+        rulers(["classifier"], tmp_path / "digits.npz")
+    scores = evaluate(held_out(DATA["digits"], 100), [computed]).first
+    from_file = evaluate(held_out(DATA["digits"], 100), [Ruler(computed.network, again, "file", None)]).first
+    assert from_file.frechet == pytest.approx(scores.frechet, rel=1e-9)
+    assert from_file.precision == scores.precision
+
+
+def test_no_classifier_comes_with_a_folder(tmp_path):
+    for k in range(3):
+        Image.new("L", (8, 8), k).save(tmp_path / f"{k}.png")
+    with pytest.raises(InputError, match="no classifier comes with ditkit for data 'folder'"):
+        rulers(["classifier"], Folder(path=tmp_path, size=8, channels=1))
+
+
+# --- comparisons -----------------------------------------------------------------------------------
+
+
+def test_a_comparison_is_paired_cached_and_redone_when_asked_otherwise(run, tmp_path, monkeypatch):
+    pipeline = load(run, CPU)
+    measure = rulers(["classifier"], DATA["digits"])
+
+    def cell(model, guidance, n=40, seed=0):
+        return compare_cell(
+            model, pipeline, guidance, measure, (), tmp_path / f"{model}-{guidance}", n=n, first_seed=seed,
+            how={"steps": 1},
+        )  # fmt: skip
+
+    cells = [cell("a", 1.0), cell("a", 2.0), cell("b", 1.0)]
+    rows = rows_of(cells, measure, 0, resamples=20)
+    assert rows[0].difference is None
+    assert rows[1].difference is None  # of the first model itself
+    assert rows[2].difference == (0, 0)  # the same samples: no difference, and no doubt about it
+    assert rows[0].errors.frechet > 0
+    assert 0 <= rows[0].errors.accuracy < 0.1
+    assert cells[0].images.shape == (10 * COLUMNS, 1, 8, 8)
+    assert cells[0].report.protocol["guidance"] == 1
+    assert cell("a", 1.0, seed=5).report.images_hash != cells[0].report.images_hash
+    assert cell("a", 1.0).report == cells[0].report
+    monkeypatch.setattr("ditkit.scoring.comparison.measure", None)
+    assert cell("a", 1.0).report == cells[0].report  # nothing is sampled again
+    with pytest.raises(TypeError):
+        cell("a", 1.0, n=50)
+
+
+def test_compare_writes_table_pictures_and_curves(run, tmp_path, capsys):
+    from ditkit.cli import main
+
+    out = tmp_path / "c"
+    command = [
+        "compare",
+        str(run),
+        "digits",
+        "--n",
+        "40",
+        "--steps",
+        "1",
+        "--resamples",
+        "5",
+        "--out",
+        str(out),
+    ]
+    assert main([*command, "--guidance", "1,1.5,3"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("| small |") == said.count("| digits |") == 3
+    assert "standard error over the draw" in said
+    for name in ("compare.md", "samples.png", "curves.png"):
+        assert (out / name).stat().st_size > 300
+    rows = json.loads((out / "compare.json").read_text())["rows"]
+    assert [(row["model"], row["guidance"]) for row in rows] == [
+        (model, scale) for model in ("small", "digits") for scale in (1, 1.5, 3)
+    ]
+    assert {row["protocol"]["nfe"] for row in rows} == {2}
+    assert all(row["difference"] for row in rows[3:])
+
+
+# --- while training --------------------------------------------------------------------------------
+
+
+def test_validation_loss_is_the_loss_at_fixed_times_and_noise():
+    pipeline = load("digits", CPU)
+    images = next(held_out(DATA["digits"], 20).batches)
+    t, losses = validation_loss(pipeline, *images)
+    assert len(t) == len(losses) == LEVELS
+    assert t == sorted(t)
+    assert (t[0], t[-1]) == (pytest.approx(0.05), pytest.approx(0.95))
+    assert validation_loss(pipeline, *images)[1] == losses
+    half = validation_loss(pipeline, images[0][:10], images[1][:10])[1]
+    rest = [2 * whole - part for whole, part in zip(losses, half, strict=True)]
+    assert all(value > 0 for value in rest)  # image n has its own noise, whatever is beside it
+    wrong = validation_loss(pipeline, images[0], (images[1] + 5) % 10)[1]
+    assert sum(wrong) > sum(losses)  # labels are told
+
+
+def test_measures_while_training_resume_without_doubles(small, tmp_path):
+    every = {"validate_images": 64, "score_images": 160, "score_samples": 20}
+    train(small.replace(train=every), tmp_path, device=CPU, progress=False)
+    validation, scores = (read_log(tmp_path / f"{name}.jsonl") for name in ("validation", "scores"))
+    assert [row["images"] for row in validation] == [64, 128, 192, 256, 320]
+    assert [row["images"] for row in scores] == [160, 320]
+    assert scores[-1]["samples"] == 20
+    assert validation[-1]["loss"] == pytest.approx(sum(validation[-1]["levels"]) / LEVELS)
+    for name in ("validation", "scores"):
+        assert Image.open(tmp_path / f"{name}.png").size[0] > 500
+    (tmp_path / "checkpoints" / f"{320:012d}" / "state.json").unlink()  # as if killed before the last one
+    train(small.replace(train=every), tmp_path, device=CPU, progress=False)
+    assert read_log(tmp_path / "validation.jsonl") == validation
+    assert read_log(tmp_path / "scores.jsonl") == scores
+
+
+def test_measuring_changes_nothing_of_the_training(small, tmp_path):
+    quiet = {"validate_images": 0}
+    often = {"validate_images": 64, "score_images": 160, "score_samples": 20}
+    for name, every in (("quiet", quiet), ("often", often)):
+        train(small.replace(train=every), tmp_path / name, device=CPU, progress=False)
+    losses = [[row["loss"] for row in read_log(tmp_path / name / "log.jsonl")] for name in ("quiet", "often")]
+    assert losses[0] == losses[1]
+    assert not (tmp_path / "quiet" / "validation.jsonl").exists()
