@@ -11,7 +11,6 @@ from pydantic import Field
 from ditkit.cli.evaluate import find_reference
 from ditkit.cli.options import SolverOptions, check_writable
 from ditkit.cli.parsing import parse
-from ditkit.data import DataSection
 from ditkit.device import pick_device
 from ditkit.errors import InputError
 from ditkit.pictures import side_by_side
@@ -56,8 +55,9 @@ def run(argv: list[str]) -> None:
     scales = _scales(command.guidance)
     _check_alike(models)
     reference = find_reference(command.reference, next(iter(models.values())), None)
-    measure = rulers(command.features, reference, pick_device(command.device))
-    names = reference.open().names if isinstance(reference, DataSection) else ()
+    data = next(iter(models.values())).recipe.data
+    measure = rulers(command.features, reference, pick_device(command.device), data)
+    names = data.open().names
     titles = dict(zip(models, _short(list(models)), strict=True))
 
     cells: list[Cell] = []

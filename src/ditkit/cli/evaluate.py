@@ -17,7 +17,8 @@ from ditkit.errors import InputError
 from ditkit.pictures import grid
 from ditkit.pipeline import Pipeline, load
 from ditkit.scoring import Samples, card_line, evaluate, files, held_out, rulers, sampled, table
-from ditkit.scoring.samples import Balance, common_size
+from ditkit.scoring.rulers import class_names
+from ditkit.scoring.samples import Balance, image_folder
 
 SHOWN = 100  # images of samples.png
 
@@ -57,8 +58,9 @@ def run(argv: list[str]) -> None:
     pipeline = None if from_files else load(command.what, command.device)
     reference = find_reference(command.reference, pipeline, command.size)
     samples = _samples(command, path, pipeline, reference)
-    measure = rulers(command.features, reference, pick_device(command.device))
-    names = () if isinstance(reference, Path) else reference.open().names
+    data = pipeline.recipe.data if pipeline else None
+    measure = rulers(command.features, reference, pick_device(command.device), data)
+    names = class_names(reference, measure)
     shown: list[Tensor] = []
     report = evaluate(_watched(samples, shown), measure, names)
     rows = [(command.what, report)]
@@ -99,15 +101,14 @@ def find_reference(name: str | None, pipeline: Pipeline | None, size: int | None
             f"--reference {name}: its images are {data.size} pixels wide, the model's {pipeline.recipe.data.size}; "
             "compare images of one size: resizing one side changes every score"
         )
-    return data.model_copy(update={"size": size or common_size(path)}) if isinstance(data, Folder) else data
+    return image_folder(path, size) if isinstance(data, Folder) else data
 
 
 def _samples(
     command: EvalCommand, path: Path, pipeline: Pipeline | None, reference: DataSection | Path
 ) -> Samples:
     if pipeline is None:
-        channels = 3 if isinstance(reference, Path) else reference.channels
-        return files(path, size=command.size, channels=channels)
+        return files(path, command.size, None if isinstance(reference, Path) else reference.channels)
     command.compile_if_asked(pipeline)
     return sampled(pipeline, command.n, first_seed=command.seed, labels=command.labels, **command.how)
 

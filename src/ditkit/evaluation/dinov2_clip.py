@@ -144,7 +144,7 @@ def _folder(source: str | Path, kind: str) -> Path:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
                 f"{source}: cannot be fetched from the Hub ({reason}); give a local folder in transformers' "
-                "format, or check the id and the connection"
+                "format (--features dinov2=FOLDER, clip=FOLDER), or check the id and the connection"
             ) from error
     try:
         found = json.loads((folder / "config.json").read_text()).get("model_type")

@@ -41,14 +41,19 @@ class Ruler:
 
 
 def rulers(
-    features: Sequence[str], reference: DataSection | Path, device: torch.device | str = "cpu"
+    features: Sequence[str],
+    reference: DataSection | Path,
+    device: torch.device | str = "cpu",
+    data: DataSection | None = None,
 ) -> list[Ruler]:
     """The rulers of these networks, with the reference's statistics computed in one pass over its images,
     or read from a file.
 
-    InputError: no such network or weights, no reference, a file of another network.
+    `data` says whose classifier "classifier" is: the reference's own when not given. InputError: no such
+    network or weights, no reference, a file of another network.
     """
-    data = None if isinstance(reference, Path) else reference
+    if data is None and not isinstance(reference, Path):
+        data = reference
     networks = [network(name, data, device) for name in features]
     if isinstance(reference, Path):
         return [
@@ -59,6 +64,13 @@ def rulers(
     shape = (reference.channels, reference.size, reference.size)
     name = reference_name(reference)
     return [Ruler(net, statistics, name, shape) for net, statistics in zip(networks, found, strict=True)]
+
+
+def class_names(reference: DataSection | Path, rulers: Sequence[Ruler]) -> tuple[str, ...]:
+    """What the reference calls its classes, where a network reads text; () elsewhere."""
+    if isinstance(reference, Path) or not any(hasattr(ruler.network, "text") for ruler in rulers):
+        return ()
+    return reference.open().names
 
 
 def reference_name(data: DataSection) -> str:

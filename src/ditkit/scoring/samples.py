@@ -20,6 +20,8 @@ from ditkit.evaluation import npz_images, npz_labels
 from ditkit.pipeline import Pipeline, Sampling, nfe
 from ditkit.randomness import generator
 
+GREY = ("1", "L", "I;16")  # Pillow's modes
+
 Balance = Literal["balanced", "random"]
 
 
@@ -99,35 +101,40 @@ def held_out(data: DataSection, count: int) -> Samples | None:
     return Samples(batches, None, {"files": f"{data.kind} test"})
 
 
-def files(path: Path, *, size: int | None = None, channels: Literal[1, 3] = 3) -> Samples:
+def files(path: Path, size: int | None = None, channels: Literal[1, 3] | None = None) -> Samples:
     """The images of a folder (one sub-folder per class, or none) or of an ADM .npz (arr_0, and labels).
 
-    A folder's images must be squares of one size, unless `size` says to crop them as ADM does.
-    InputError when they are not, or cannot be read.
+    `size` and `channels` of a folder's images as in `image_folder`. InputError when they cannot be read.
     """
     if path.suffix == ".npz":
         return Samples(npz_images(path), npz_labels(path), {"files": str(path)})
     if not path.is_dir():
         raise InputError(f"{path}: no such folder of images or .npz file")
-    side, preparation = (size, f"ADM's crop to {size}") if size else (common_size(path), "none")
-    data = Folder(path=path, size=side, channels=channels, check=False)
-    source = data.open()
-    return Samples(in_order(data), source.labels, {"files": str(path), "preparation": preparation})
+    data = image_folder(path, size, channels)
+    preparation = f"ADM's crop to {size}" if size else "none"
+    return Samples(in_order(data), data.open().labels, {"files": str(path), "preparation": preparation})
 
 
-def common_size(folder: Path) -> int:
-    """The side of a folder's images; InputError unless they are squares of one size."""
-    names, _, _ = scan(folder)
-    first = ""
-    side = 0
+def image_folder(path: Path, size: int | None = None, channels: Literal[1, 3] | None = None) -> Folder:
+    """A folder whose images must be squares of one size, unless `size` says to crop them as ADM does; grey
+    where all of them are, unless `channels` says.
+
+    InputError when they are not of one size, or are no images.
+    """
+    names, _, _ = scan(path)
+    sides: dict[tuple[int, int], str] = {}
+    grey = True
     for name in names:
-        with Image.open(folder / name) as image:
-            width, height = image.size
-        if not side:
-            first, side = name, width
-        if (width, height) != (side, side):
-            raise InputError(
-                f"{folder}: {name} is {width}x{height} and {first} {side} wide; give --size N to crop all to "
-                "squares of one size as ADM does"
-            )
-    return side
+        try:
+            with Image.open(path / name) as image:
+                sides.setdefault(image.size, name)
+                grey = grey and image.mode in GREY
+        except OSError:
+            continue  # broken: left out and named when the folder is opened
+    (first, *others) = sides or {(1, 1): ""}
+    if not size and (others or first[0] != first[1]):
+        found = " and ".join(f"{sides[some]} {some[0]}x{some[1]}" for some in (first, *others[:1]))
+        raise InputError(
+            f"{path}: {found}; give --size N to crop all images to squares of one size as ADM does"
+        )
+    return Folder(path=path, size=size or first[0], channels=channels or (1 if grey else 3))
