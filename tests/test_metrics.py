@@ -83,6 +83,8 @@ def test_frechet_distance_of_fewer_images_than_features():
     assert said is not None
     assert "6 images for 8 features: the covariance is singular (rank <= 5)" in said
     assert frechet_warning(Moments.of(A), Gaussian(A.mean(dim=0), torch.eye(8))) is None
+    assert frechet_warning(Moments.of(A[:8]), Moments.of(B)) is not None
+    assert frechet_warning(Moments.of(A[:9]), Moments.of(B)) is None
     many = Gaussian(torch.zeros(1280), torch.eye(1280), 1000)
     assert "1,000 images for 1,280" in str(frechet_warning(many, replace(many, count=9999)))
 

@@ -55,12 +55,10 @@ def precision_recall(reference: Tensor, samples: Tensor, k: int = 3) -> Precisio
 
 def squared_radii(points: Tensor, k: int) -> Tensor:
     """(N,): the squared distance of each of N points (N, D) to its k-th nearest neighbour among them."""
-    radii = []
-    for rows, distances in _blocks(points, points):
-        itself = torch.arange(rows.start, rows.start + len(distances), device=points.device)
-        distances[itself - rows.start, itself] = 0  # not the 1e-5 that rounding leaves
-        radii.append(distances.topk(k + 1, largest=False).values[:, k])
-    return torch.cat(radii)
+    # Each point is its own nearest, so the k-th neighbour comes k places after the first.
+    return torch.cat(
+        [distances.topk(k + 1, largest=False).values[:, k] for _, distances in _blocks(points, points)]
+    )
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:

@@ -148,8 +148,8 @@ def check_network(statistics: Statistics, name: str, hash_: str, resize: str, ot
 
 
 class _Gatherer:
-    """One network's statistics as the batches come. The rows are cut at the multiples of SPLIT of the
-    images' index instead of by batch, so that batch sizes change nothing."""
+    """One network's statistics as the batches come. The rows are added SPLIT at a time instead of by batch,
+    so that batch sizes change nothing."""
 
     def __init__(self, network: FeatureNetwork, first: int, keep: int):
         self._network, self._first, self._keep = network, first, keep
@@ -163,8 +163,8 @@ class _Gatherer:
             return
         self._waiting.append(_reading(images, labels, self._network))
         self._held += len(images)
-        while self._held >= (room := SPLIT - self._first % SPLIT):
-            self._join(room)
+        while self._held >= SPLIT:
+            self._join(SPLIT)
 
     def result(self) -> Statistics:
         if self._held:
