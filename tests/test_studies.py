@@ -1,0 +1,137 @@
+"""Studies: cells are trained, scored and cached once; tables say what is missing."""
+
+import json
+
+import pytest
+from conftest import CPU
+from filelock import FileLock
+
+from ditkit.cli import main
+from ditkit.costs import recipe_cost
+from ditkit.pipeline import load
+from ditkit.studies import STUDIES, cells, scaling
+from ditkit.studies.cells import Cell, Point, read_cells, run_cells
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_cell_of_every_study_can_be_built(name):
+    study = STUDIES[name]
+    for cell, (recipe, points) in study.cells().items():
+        assert "/" not in cell
+        assert recipe_cost(recipe).macs > 0
+        assert len({point.key for point in points}) == len(points) > 0
+        assert max(point.images for point in points) <= recipe.train.images
+    assert study.__doc__.count("Command: ditkit study") == 1
+
+
+def test_scaling_varies_depth_width_and_patch_from_3_to_300_million():
+    recipes = {name: cell.recipe for name, cell in scaling.cells().items()}
+    macs = {name: recipe_cost(recipe).macs / 1e6 for name, recipe in recipes.items()}
+    dits = {name: recipe.backbone for name, recipe in recipes.items() if recipe.backbone.kind == "DiT"}
+    assert len(dits) >= 8
+    assert min(macs.values()) <= 3
+    assert 280 < max(macs.values()) <= 300
+    for field in ("depth", "width", "patch"):
+        assert len({getattr(backbone, field) for backbone in dits.values()}) >= 3
+    assert macs["UNet"] == pytest.approx(macs["S-2"], rel=0.01)
+    seen = {recipe.train.model_copy(update={"compile": False}) for recipe in recipes.values()}
+    assert len(seen) == 1, "every network is trained alike"
+    assert list(macs.values()) == sorted(macs.values(), reverse=True)
+
+
+@pytest.fixture
+def tiny(small):
+    points = [
+        Point(images=images, sampler="euler", steps=steps, n=20)
+        for images, steps in ((160, 2), (320, 2), (320, 3))
+    ]
+    return {"a": Cell(small, tuple(points)), "b": Cell(small.replace(train={"seed": 1}), (points[0],))}
+
+
+def test_cells_are_cached_and_a_stopped_study_goes_on(tiny, tmp_path, monkeypatch):
+    results, runs = tmp_path / "results", tmp_path / "runs"
+    first = {"a": Cell(tiny["a"].recipe, tiny["a"].points[:1])}
+    run_cells(first, results, runs, CPU)
+    before = json.loads((results / "a.json").read_text())["scores"]
+    partial = read_cells(tiny, results)
+    assert list(partial) == ["a"]
+    assert not partial["a"]["finished"]
+    run_cells(tiny, results, runs, CPU)
+    found = read_cells(tiny, results)
+    assert [found[name]["finished"] for name in "ab"] == [True, True]
+    assert [row["nfe"] for row in found["a"]["scores"].values()] == [2, 2, 3]
+    for key, row in before.items():
+        assert found["a"]["scores"][key] == row
+    assert load(runs / "a", CPU).record["images"] == 320
+    monkeypatch.setattr(cells, "train", None)
+    run_cells(tiny, results, runs, CPU)  # nothing is left to be done
+
+
+def test_processes_share_cells(tiny, tmp_path, caplog):
+    caplog.set_level("INFO")
+    (tmp_path / "runs").mkdir()
+    with FileLock(tmp_path / "runs" / "a.lock"):
+        run_cells({"a": tiny["a"]}, tmp_path / "results", tmp_path / "runs", CPU)
+    assert "a: another process is at it" in caplog.text
+    assert read_cells(tiny, tmp_path / "results") == {}
+
+
+def made_up(power=-0.5):
+    """Records in which FD is a power of MACs, better by a factor for each doubling of steps."""
+    found = {}
+    for name, cell in scaling.cells().items():
+        macs = recipe_cost(cell.recipe).macs
+        scores = {
+            point.key: {
+                **point.model_dump(),
+                "nfe": 2 * point.steps,
+                "frechet": 1e4 * macs**power * (1e5 / point.images) * (1 + 1 / point.steps),
+                "accuracy": 0.5,
+            }
+            for point in cell.points
+        }
+        found[name] = {
+            "recipe": cell.recipe.model_dump(mode="json"),
+            "scores": scores,
+            "images_per_second": 9.0,
+        }
+    return found
+
+
+def test_scaling_reports_what_is_in_the_records(tmp_path):
+    records = made_up()
+    out = tmp_path / "study"
+    (out / "cells").mkdir(parents=True)
+    for name, record in records.items():
+        (out / "cells" / f"{name}.json").write_text(json.dumps(record))
+    text = scaling.report(read_cells(scaling.cells(), out / "cells"), out)
+    assert "| M/2 | " in text
+    assert "Spearman -1.00" in text
+    assert "with log FD -1.00" in text
+    for figure in ("macs", "training", "sampling"):
+        assert (out / f"{figure}.png").stat().st_size > 10_000
+
+
+def test_study_draws_partial_tables_and_says_so(tmp_path, capsys):
+    records = made_up()
+    (tmp_path / "cells").mkdir()
+    for name in ("S-4", "XS-7"):
+        (tmp_path / "cells" / f"{name}.json").write_text(json.dumps(records[name]))
+    records["L-7"]["scores"].popitem()
+    (tmp_path / "cells" / "L-7.json").write_text(json.dumps(records["L-7"]))
+    assert main(["study", "scaling", "--draw", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "PARTIAL: 2 of 12 cells are finished." in out
+    assert "| S/4 |" in out
+    assert "| L/7 |" not in out
+    assert (tmp_path / "table.md").read_text().startswith("PARTIAL")
+
+
+def test_study_runs_chosen_cells_from_the_command_line(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(scaling, "cells", lambda: tiny)
+    monkeypatch.setattr(scaling, "report", lambda results, out: f"{sorted(results)}")
+    where = ["--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs"), "--device", "cpu"]
+    assert main(["study", "scaling", "--cells", "b", *where]) == 0
+    out = capsys.readouterr().out
+    assert "PARTIAL: 1 of 2 cells" in out
+    assert "['b']" in out
