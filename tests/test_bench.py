@@ -9,6 +9,7 @@ import torch
 
 from ditkit.benchmark import EVALUATION, STEP
 from ditkit.cli import main
+from ditkit.evaluation import speed
 
 
 def test_record_and_table(tmp_path, capsys):
@@ -44,3 +45,31 @@ def test_needs_diffusers(monkeypatch, capsys):
 def test_out_without_folder_is_refused_before_measuring(capsys):
     assert main(["bench", "--small", "--no-compile", "--out", "no/such/folder/x.json"]) == 2
     assert "no/such/folder" in capsys.readouterr().err
+
+
+def test_predicted_beside_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(speed, "LARGE", speed.SMALL | {"images": 20})  # quick, and of no use
+    threads, file = torch.get_num_threads(), tmp_path / "cost.json"
+    assert main(["bench", "--cost", "--small", "--rounds", "2", "--batch", "2", "--out", str(file)]) == 0
+    assert torch.get_num_threads() == threads
+
+    record = json.loads(file.read_text())
+    assert record["machine"]["threads"] == 1
+    assert {row["precision"] for row in record["rows"]} >= {"fp32"}
+    for row in record["rows"]:
+        assert len(row["step_ms"]["times"]) == 2
+        assert (
+            row["memory"]["predicted"] > row["memory"]["predicted_allocated"] > row["memory"]["activations"]
+        )
+        for part in (row["memory"], row["step_ms"]):
+            assert part["measured"] > 0
+            assert part["error"] == pytest.approx(part["predicted"] / part["measured"] - 1)
+    assert "predicted (measured)" in capsys.readouterr().out
+
+
+def test_cost_needs_a_folder_and_a_system_that_tells(monkeypatch, capsys, tmp_path):
+    assert main(["bench", "--cost", "--out", "no/such/folder/x.json"]) == 2
+    assert "no/such/folder" in capsys.readouterr().err
+    monkeypatch.setattr("ditkit.benchmark.STATUS", tmp_path / "status")
+    assert main(["bench", "--cost", "--small"]) == 2
+    assert "needs Linux" in capsys.readouterr().err

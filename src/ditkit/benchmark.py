@@ -4,22 +4,29 @@ The contenders run in turn, round by round, in one process, so that a busy machi
 what counts are medians and the median of the rounds' ratios. ditkit's side is made of the functions its
 training loop and pipeline call; the other side is diffusers' `DiTTransformer2DModel` of the same size
 in the loop everybody writes. Both see the same loss (`Transport.loss`) under the same autocast.
+
+`measure_step` times ditkit's step alone, in a process of its own, with the memory it takes: what the
+predictions of `evaluation.cost` and `evaluation.speed` are held against (`ditkit bench --cost`).
 """
 
 import contextlib
 import copy
+import gc
+import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ditkit.backbones import Backbone, DiTConfig, compile_blocks
+from ditkit.backbones import Backbone, BackboneConfig, DiTConfig, compile_blocks
 from ditkit.data import Batch
 from ditkit.device import Precision, autocast
 from ditkit.errors import InputError
@@ -37,6 +44,7 @@ BASELINE = "diffusers"
 STEP, EVALUATION = "training step", "guided evaluation"
 TIME, GUIDANCE = 0.5, 1.5
 EMA_DECAY = 0.9999
+STATUS = Path("/proc/self/status")
 
 # Where a step's time goes: the first group one of whose words is in the operator's name gets it.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -96,9 +104,7 @@ def build_suite(backbone: DiTConfig, batch: int, precision: Precision, compiled:
     The training step is on `batch` latents with DiT's loss; the evaluation is the network on twice
     batch // 2 rows, without gradient. InputError without diffusers.
     """
-    recipe = named_recipe("imagenet256-dit-xl2").replace(
-        backbone=backbone, train={"batch": batch, "precision": precision}
-    )
+    recipe = _recipe(backbone, batch, precision)
     contenders, parameters = [], {}
     for name, build, step, evaluation, compile_ in (
         (BASELINE, build_diffusers, diffusers_step, diffusers_evaluation, compile_diffusers),
@@ -149,7 +155,56 @@ def shares(run: Callable[[], object]) -> dict[str, float]:
     return {group: value / sum(spent.values()) for group, value in spent.items()}
 
 
+def check_memory_known() -> None:
+    """InputError where the system does not tell a process its memory; Linux does, in /proc."""
+    if not STATUS.exists():
+        raise InputError(f"bench --cost reads {STATUS}, which is not there: it needs Linux")
+
+
+class Measured(NamedTuple):
+    """A training step on one thread."""
+
+    seconds: list[float]
+    """Of processor time, one per step: the time on an idle machine, whatever else runs here."""
+    memory: int
+    """Bytes: the peak of the resident set over its size before the network was built."""
+
+
+def measure_step(backbone: BackboneConfig, batch: int, precision: Precision, rounds: int) -> Measured:
+    """`rounds` training steps on `batch` latents after a first one, in a new process, on one thread."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(_measure_here, backbone, batch, precision, rounds).result()
+
+
+def _measure_here(backbone: BackboneConfig, batch: int, precision: Precision, rounds: int) -> Measured:
+    torch.set_num_threads(1)
+    _step(TINY, 2, precision)()  # loads the libraries' code, which is no cost of the network
+    gc.collect()
+    before = _memory("VmRSS")
+    step = _step(backbone, batch, precision)
+    step()
+    seconds = [_seconds(step, time.process_time) for _ in range(rounds)]
+    return Measured(seconds, _memory("VmHWM") - before)
+
+
+def _step(backbone: BackboneConfig, batch: int, precision: Precision) -> Callable[[], None]:
+    recipe = _recipe(backbone, batch, precision)
+    return ditkit_step(recipe, recipe.build_backbone().train())
+
+
+def _memory(key: str) -> int:
+    """Bytes resident now (VmRSS) or at most so far (VmHWM); unlike getrusage's, of this process alone."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(key))
+    return 1024 * int(line.split()[1])
+
+
 # ditkit's side
+
+
+def _recipe(backbone: BackboneConfig, batch: int, precision: Precision) -> Recipe:
+    """DiT's settings, with another network and batch."""
+    train = {"batch": batch, "precision": precision}
+    return named_recipe("imagenet256-dit-xl2").replace(backbone=backbone, train=train)
 
 
 def compile_ditkit(net: Backbone) -> None:
@@ -196,6 +251,7 @@ def build_diffusers(recipe: Recipe) -> Any:
     except ImportError:
         raise InputError("bench compares with diffusers: pip install 'ditkit[latent]'") from None
     config = recipe.backbone
+    assert isinstance(config, DiTConfig)  # diffusers has no other
     return DiTTransformer2DModel(
         num_attention_heads=config.heads,
         attention_head_dim=config.width // config.heads,
@@ -279,7 +335,7 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _seconds(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    start = clock()
     run()
-    return time.perf_counter() - start
+    return clock() - start

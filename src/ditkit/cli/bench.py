@@ -30,6 +30,8 @@ class BenchCommand(Section):
     The step is forward, DiT's loss, backward, AdamW and moving average on 32 x 32 x 4 latents, as
     `ditkit train` does it; diffusers' network of the same size runs in a plain PyTorch loop. The
     evaluation is half a batch of images, guided. Leave the machine alone meanwhile.
+
+    `ditkit bench --cost` holds the costs that `ditkit info` predicts against measured ones instead.
     """
 
     rounds: Annotated[int, Field(ge=1)] = 7
@@ -49,13 +51,17 @@ class BenchCommand(Section):
 
 
 def run(argv: list[str]) -> None:
+    if "--cost" in argv:
+        from ditkit.cli import bench_cost
+
+        bench_cost.run([flag for flag in argv if flag != "--cost"])
+        return
     command = parse(BenchCommand, argv, "bench")
     if command.compile:
         check_compiler(CPU)
-    if command.out is not None and not command.out.parent.is_dir():
-        raise InputError(f"--out {command.out}: the folder {command.out.parent} does not exist")
+    check_folder_of(command.out)
     backbone = TINY if command.small else DIT_SIZES["DiT-S/2"]
-    with _threads(command.threads), _cold_compiler():
+    with threads(command.threads), _cold_compiler():
         suite = build_suite(backbone, command.batch, command.precision, command.compile)
         calls = (command.rounds + 2) * len(suite.contenders)
         with progress_bar(calls, "bench", "call") as bar:
@@ -63,15 +69,13 @@ def run(argv: list[str]) -> None:
         parts = {c.name: shares(c.run) for c in suite.contenders if c.task == STEP and "ditkit" in c.name}
         record = _record(command, suite, parts)
     print("\n".join(_report(record)))
-    if command.out is not None:
-        command.out.write_text(json.dumps(record, indent=1) + "\n")
-        print(command.out)
+    write(record, command.out)
 
 
 def _record(command: BenchCommand, suite: Suite, parts: dict[str, dict[str, float]]) -> dict:
     bf16 = command.precision == "bf16" or (command.precision == "auto" and has_fast_bf16(CPU))
     return {
-        "machine": {"name": platform.node(), "cpu": _cpu_name(), "threads": torch.get_num_threads()},
+        "machine": machine(),
         "software": {**software(), "diffusers": version("diffusers")},
         "network": "tiny" if command.small else "DiT-S/2",
         "batch": command.batch,
@@ -123,6 +127,24 @@ def _report(record: dict) -> Iterator[str]:
     )
 
 
+def check_folder_of(file: Path | None) -> None:
+    """InputError, before the long work, when there is no folder to write `file` in."""
+    if file is not None and not file.parent.is_dir():
+        raise InputError(f"--out {file}: the folder {file.parent} does not exist")
+
+
+def write(record: dict, file: Path | None) -> None:
+    """The record as JSON, where a file was asked for."""
+    if file is not None:
+        file.write_text(json.dumps(record, indent=1) + "\n")
+        print(file)
+
+
+def machine() -> dict:
+    """Where something was measured."""
+    return {"name": platform.node(), "cpu": _cpu_name(), "threads": torch.get_num_threads()}
+
+
 def _cpu_name() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -132,7 +154,8 @@ def _cpu_name() -> str:
 
 
 @contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threads(count: int | None) -> Iterator[None]:
+    """Torch with that many threads; None leaves them."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

@@ -1,54 +1,173 @@
-"""`ditkit info WHAT`: what a recipe, a run or a snapshot is and costs."""
+"""`ditkit info NAME`: what a backbone, a recipe, a run or a snapshot is and costs."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
+from pydantic import Field
 
-from ditkit.cli.parsing import parse
-from ditkit.cli.train import TrainCommand, parse_train
-from ditkit.evaluation.cost import count_cost
+from ditkit.backbones import BACKBONES
+from ditkit.cli.parsing import parse, switch_kinds
+from ditkit.config import Section
+from ditkit.costs import cost, recipe_cost
+from ditkit.device import Precision
+from ditkit.errors import InputError
+from ditkit.evaluation.cost import Cost
+from ditkit.evaluation.speed import calibrate
 from ditkit.pipeline import SNAPSHOTS
 from ditkit.recipe import Recipe
 from ditkit.recipes import RECIPES
 
-USAGE = """usage: ditkit info RECIPE [--section.field value ...]   or   ditkit info RUN
+USAGE = """usage: ditkit info BACKBONE [--size 256] [--batch 16] [--precision auto] [--modules]
+       ditkit info RECIPE [--section.field value ...] [--batch N] [--modules] [--json]
+       ditkit info RUN, a folder or the name of a bundled snapshot, with the flags of a recipe
+       ditkit info all [--size 256] [--batch 16]: a row for every backbone
 
-What a recipe (with any of its flags), a run or a snapshot is and costs: image and state, trainable
-parameters, multiply-adds of one evaluation (the papers' "Gflops"), memory of training; then the whole
-recipe as JSON. Nothing is trained or loaded: the network is built on torch's meta device."""
+Parameters, multiply-adds of one forward pass of one image (the papers' "Gflops"), memory of training,
+and a forecast of the training step on this CPU, not compiled. --modules adds a table by module; --json
+prints a recipe as JSON instead. Nothing is trained or loaded: the network is built without numbers.
+A backbone is counted as published: latents of 4 channels and 1/8 of the side, 1,000 classes, learned
+variance. For its own data take a recipe, or `ditkit info RECIPE --backbone NAME`."""
+
+BATCH = 16
+MB = 1e6
+
+
+class NamedCommand(Section):
+    """What a backbone of that name costs, as published for ImageNet."""
+
+    size: int = 256
+    """Side of the image in pixels; the state is an eighth of it."""
+    batch: Annotated[int, Field(ge=1)] = BATCH
+    """Images of a training step."""
+    precision: Precision = "auto"
+    """auto: bf16 autocast over float32 weights where this machine has fast bf16."""
+    modules: bool = False
+    """Also a table by module."""
+
+
+class RecipeCommand(Recipe):
+    """What a recipe costs; every field of it is a flag, --train.precision among them."""
+
+    batch: Annotated[int, Field(ge=1)] | None = None
+    """Images of a training step; the recipe's own when not given."""
+    modules: bool = False
+    """Also a table by module."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print the recipe as JSON instead."""
+
+
+def parse_info(argv: list[str]) -> NamedCommand | RecipeCommand:
+    """The command for the name that comes first; InputError for anything that is not understood."""
+    name, *flags = argv
+    if name == "all" or name in BACKBONES:
+        return parse(NamedCommand, flags, f"info {name}")
+    recipe, rest = switch_kinds(_find(name), flags)
+    default = RecipeCommand.model_validate(recipe.model_dump())
+    return parse(RecipeCommand, rest, f"info {name}", default=default)
 
 
 def run(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return
-    recipe = _recipe(argv)
+    command = parse_info(argv)
+    if isinstance(command, RecipeCommand):
+        lines = _recipe(command)
+    elif argv[0] == "all":
+        lines = _every_backbone(command)
+    else:
+        lines = _backbone(argv[0], command)
+    for line in lines:
+        print(line)
+
+
+def _every_backbone(command: NamedCommand) -> Iterator[str]:
+    yield f"{command.size} pixels, batches of {command.batch}; memory in MB"
+    yield f"{'':12s}{'parameters':>14s}{'MACs, G':>10s}{'weights':>10s}{'training':>10s}"
+    for name in BACKBONES:
+        found = cost(name, command.size)
+        memory = found.memory(command.batch, command.precision)
+        yield (
+            f"{name:12s}{found.params:14,d}{found.macs / 1e9:10.2f}{memory.weights / MB:10,.0f}"
+            f"{memory.peak / MB:10,.0f}"
+        )
+
+
+def _backbone(name: str, command: NamedCommand) -> Iterator[str]:
+    found = cost(name, command.size)
+    side = command.size // 8
+    yield f"{name}: {command.size} x {command.size} pixels as 4 x {side} x {side} latents, 1,000 classes"
+    yield from _costs(found, command.batch, None, command.precision, command.modules)
+
+
+def _recipe(command: RecipeCommand) -> Iterator[str]:
+    recipe = Recipe.model_validate({name: getattr(command, name) for name in Recipe.model_fields})
+    if command.as_json:
+        yield json.dumps(recipe.model_dump(mode="json"), indent=1)
+        return
     if recipe.data.classes is None:
         recipe = recipe.replace(data={"classes": len(recipe.data.open().names)})
-    with torch.device("meta"):
-        net = recipe.build_backbone()
-    size = recipe.data.size
+    size, train = recipe.data.size, recipe.train
+    batch = command.batch or train.batch
     state = recipe.build_codec().layout(size, size).shape
-    cost = count_cost(net, state, bool(recipe.data.classes))
-    weights = 4 * cost.params / 1e6  # float32, in MB
-    print(
-        f"{recipe.name}: {recipe.backbone.kind}, {recipe.transport.path} path, predicts {recipe.transport.predict}"
+    yield (
+        f"{recipe.name}: {recipe.backbone.kind}, {recipe.transport.path} path, predicts "
+        f"{recipe.transport.predict}"
     )
-    print(f"  images      {size} x {size}, {recipe.data.channels} channels, {recipe.data.classes} classes")
-    print(f"  state       {' x '.join(map(str, state))} ({recipe.codec.kind})")
-    print(f"  parameters  {cost.params:,} ({weights:,.0f} MB in float32)")
-    print(f"  MACs        {cost.macs / 1e9:,.3f} G per image and evaluation")
-    print(f"  training    {recipe.train.images:,} images in batches of {recipe.train.batch}")
-    print(f"              {5 * weights:,.0f} MB for weights, gradients, AdamW and EMA, without activations")
-    print(json.dumps(recipe.model_dump(mode="json"), indent=1))
+    yield f"  images      {size} x {size}, {recipe.data.channels} channels, {recipe.data.classes} classes"
+    yield f"  state       {' x '.join(map(str, state))} ({recipe.codec.kind})"
+    yield f"  training    {train.images:,} images in batches of {train.batch}"
+    yield from _costs(recipe_cost(recipe), batch, train.micro_batch, train.precision, command.modules)
 
 
-def _recipe(argv: list[str]) -> Recipe:
-    if argv[0] not in RECIPES:
-        for folder in (Path(argv[0]), SNAPSHOTS / argv[0]):
-            if (folder / "recipe.json").exists():
-                base = Recipe.read(folder / "recipe.json")
-                default = TrainCommand.model_validate(base.model_dump())
-                return parse(TrainCommand, argv[1:], f"info {argv[0]}", default=default).recipe
-    return parse_train(argv).recipe
+def _costs(
+    found: Cost, batch: int, micro_batch: int | None, precision: Precision, modules: bool
+) -> Iterator[str]:
+    yield f"  parameters  {found.params:,}"
+    yield f"  MACs        {found.macs / 1e9:,.3f} G per image and evaluation"
+    memory = found.memory(batch, precision, micro_batch)
+    per_pass = min(batch, micro_batch or batch)
+    yield f"  memory      {memory.peak / MB:,.0f} MB at its peak, training with {per_pass} images per pass on a CPU"
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "AdamW": memory.optimizer,
+        "EMA": memory.ema,
+        "activations": memory.activations,
+    }
+    yield "              " + ", ".join(f"{part} {size / MB:,.0f}" for part, size in parts.items())
+    yield f"              the process about {memory.resident / MB:,.0f} MB: its heap holds on to some of what is freed"
+    seconds = calibrate(precision).seconds(found.work(per_pass, precision))
+    yield (
+        f"  speed       about {per_pass / seconds:,.3g} images/s here, forecast for this CPU, "
+        f"threads: {torch.get_num_threads()}, not compiled"
+    )
+    if modules:
+        yield from _table(found)
+
+
+def _table(found: Cost) -> Iterator[str]:
+    width = max(len(name) for name in found.modules)
+    yield f"\n  {'module':{width}s}{'parameters':>15s}{'':>8s}{'MACs, M':>14s}"
+    for name, part in found.modules.items():
+        yield (
+            f"  {name or 'itself':{width}s}{part.params:15,d}{part.params / found.params:8.1%}"
+            f"{part.macs / 1e6:14,.3f}{part.macs / found.macs:8.1%}"
+        )
+    yield "  a row is what a module does itself; what is below it has rows of its own"
+
+
+def _find(name: str) -> Recipe:
+    if name in RECIPES:
+        return RECIPES[name]()
+    for folder in (Path(name), SNAPSHOTS / name):
+        if (folder / "recipe.json").exists():
+            return Recipe.read(folder / "recipe.json")
+    raise InputError(
+        f"info: unknown name {name!r}; give a backbone, a recipe or a snapshot (`ditkit list` names them), "
+        "a run's folder, or all"
+    )

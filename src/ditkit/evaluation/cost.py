@@ -1,9 +1,16 @@
-"""What a network costs: parameters, and multiply-adds counted by running it on the meta device.
+"""What a network costs: parameters, multiply-adds and memory, counted without computing anything.
 
-The papers' "Gflops" are multiply-adds (MACs) of products and convolutions; torch counts two
-operations for each.
+The papers' "Gflops" are multiply-adds (MACs) of products and convolutions, counted by running the
+network on the meta device; torch counts two operations for each. Memory is that of a training step
+with AdamW and a moving average: per trainable parameter one gradient and two moments, and the
+activations that autograd keeps (`operators.py`).
+
+How long a step takes is in `speed.py`; costs by a model's name are in `ditkit.costs`.
 """
 
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -11,14 +18,89 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from ditkit.device import Precision
+from ditkit.errors import InputError
+from ditkit.evaluation.operators import Work, activations, bytes_of, step_work
 
-class Cost(NamedTuple):
-    """Of one forward pass of one image."""
+# glibc's heap holds on to more than is allocated, because kept activations lie between freed ones.
+# Share of the activations, measured (docs/results.md): from 0.33 to 0.64, 1.2 below 50 MB.
+HEAP_WASTE = 0.45
+
+
+class Part(NamedTuple):
+    """A module without its children."""
 
     params: int
     """Trainable parameters."""
     macs: int
-    """Multiply-adds of products and convolutions."""
+    """Multiply-adds of one forward pass of one image."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of a training step, in bytes."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """AdamW's two moments and its counts of steps."""
+    ema: int
+    """The moving average of the weights."""
+    activations: int
+    """What autograd keeps of one forward pass for the backward pass, as a CPU computes it."""
+    accumulated: bool = False
+    """Whether a step is made of several forward passes: gradients then lie beside activations."""
+
+    @property
+    def peak(self) -> int:
+        """Allocated at the worst moment. Within one pass gradients come as activations go."""
+        kept = self.weights + self.optimizer + self.ema
+        if self.accumulated:
+            return kept + self.gradients + self.activations
+        return kept + max(self.gradients, self.activations)
+
+    @property
+    def resident(self) -> int:
+        """What the process is likely to take on Linux: the peak and what its heap wastes."""
+        return self.peak + round(HEAP_WASTE * self.activations)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a network at one size of its state. `ditkit.cost(name)` and `count_cost` make it."""
+
+    params: int
+    """Trainable parameters."""
+    macs: int
+    """Multiply-adds of products and convolutions, of one forward pass of one image."""
+    modules: dict[str, Part]
+    """Both by module, in the network's order; the parts add up. Repeated modules are one: `blocks.*.mlp.*`.
+    A name stands for what the module does itself, without those below it; "" is the network."""
+    _net: nn.Module = field(repr=False, compare=False)
+    _state: tuple[int, ...] = field(repr=False, compare=False)
+    _labelled: bool = field(repr=False, compare=False)
+
+    def memory(self, batch: int, precision: Precision = "auto", micro_batch: int | None = None) -> Memory:
+        """Of training with `batch` images a step, `micro_batch` of them per forward pass.
+
+        As `ditkit train` does it on a CPU, not compiled: float32 weights, up to 512 tokens attention
+        written out, whose weights are kept (a GPU's fused kernel does not keep them: less there).
+        """
+        per_pass = min(batch, micro_batch or batch)
+        trained = [p for p in self._net.parameters() if p.requires_grad]
+        gradients, weights = bytes_of(trained), bytes_of([*self._net.parameters(), *self._net.buffers()])
+        return Memory(
+            weights=weights,
+            gradients=gradients,
+            optimizer=2 * gradients + 4 * len(trained),  # and a float32 count of steps for every tensor
+            ema=weights,
+            activations=activations(self._net, self._state, self._labelled, _checked(per_pass), precision),
+            accumulated=per_pass < batch,
+        )
+
+    def work(self, batch: int, precision: Precision = "auto") -> Work:
+        """The operators of one training step on a CPU, for `speed.Rates`."""
+        return step_work(self._net, self._state, self._labelled, _checked(batch), precision)
 
 
 def count_cost(net: nn.Module, state: tuple[int, ...], labelled: bool) -> Cost:
@@ -27,8 +109,44 @@ def count_cost(net: nn.Module, state: tuple[int, ...], labelled: bool) -> Cost:
     with torch.device("meta"):
         x, t = torch.empty(1, *state), torch.empty(1)
         cond = {"label": torch.empty(1, dtype=torch.long)} if labelled else {}
-    weights = {name: value.to("meta") for name, value in net.state_dict().items()}
+    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    weights = {name: value.to("meta") for name, value in tensors.items()}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         functional_call(net, weights, (x, t, cond))
     params = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    return Cost(params, counter.get_total_flops() // 2)
+    modules = _by_module(
+        net, {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
+    )
+    return Cost(params, counter.get_total_flops() // 2, modules, net, state, labelled)
+
+
+def _checked(batch: int) -> int:
+    if batch < 1:
+        raise InputError(f"--batch {batch}: give at least 1 image")
+    return batch
+
+
+def _by_module(net: nn.Module, counts: dict[str, int]) -> dict[str, Part]:
+    """Every module's own share, from counts that include what is below it (names begin with the class)."""
+    whole = {name.partition(".")[2]: macs for name, macs in counts.items() if name != "Global"}
+    macs: Counter[str] = Counter(whole)
+    for name, count in whole.items():
+        above = name
+        while above:
+            above = above.rpartition(".")[0]
+            if above in whole:  # a ModuleList is never called and has no count
+                macs[above] -= count
+                break
+    params: Counter[str] = Counter()
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            params[name.rpartition(".")[0]] += parameter.numel()
+    grouped: defaultdict[str, list[Part]] = defaultdict(list)
+    for name, _ in net.named_modules():
+        if params[name] or macs[name]:
+            group = re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+            grouped[group].append(Part(params[name], macs[name]))
+    return {
+        name: Part(sum(part.params for part in parts), sum(part.macs for part in parts))
+        for name, parts in grouped.items()
+    }

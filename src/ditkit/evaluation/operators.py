@@ -1,0 +1,162 @@
+"""What a training step executes: its operators by kind, and what autograd keeps of the forward pass.
+
+A network is run with fake tensors: they have shapes, types and a device, the CPU, but no numbers, so
+that autocast, attention and autograd do what they do in earnest, without memory and arithmetic. The
+network is not compiled; data and loss are not part of it. What operators take is in `speed.py`.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+from ditkit.device import Precision, autocast
+
+CPU = torch.device("cpu")
+aten = torch.ops.aten
+
+# Formulas for the operations of products and convolutions; torch's lack the CPU's fused attention.
+PRODUCTS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        aten._scaled_dot_product_efficient_attention
+    ],
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        aten._scaled_dot_product_efficient_attention_backward
+    ],
+}
+
+
+class Amount(NamedTuple):
+    """Of one kind of operator."""
+
+    calls: int
+    size: int
+    """Operations (two per multiply-add) of products and convolutions; bytes read and written by others."""
+
+
+Work = dict[str, Amount]
+
+
+class Operators(TorchDispatchMode):
+    """Collects what runs under it: `.work` by kind of operator and, as `clock` shows them, `.seconds`."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        super().__init__()
+        self.work: Work = {}
+        self.seconds: dict[str, float] = {}
+        self._clock = clock
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        start = self._clock()
+        out = func(*args, **kwargs)
+        seconds = self._clock() - start
+        if func.namespace == "aten":
+            kind = func._overloadpacket
+            name = kind.__name__
+            calls, size = self.work.get(name, (0, 0))
+            self.work[name] = Amount(calls + 1, size + _size(kind, args, kwargs, out))
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        return out
+
+
+class Keeping(torch.autograd.graph.saved_tensors_hooks):
+    """Within it `.bytes` adds up what autograd keeps: every storage once, those of `parameters` never."""
+
+    def __init__(self, parameters: Iterable[Tensor]):
+        seen = {_storage(parameter) for parameter in parameters}
+        self.bytes = 0
+
+        def count(saved: Tensor) -> Tensor:
+            if _storage(saved) not in seen:
+                seen.add(_storage(saved))
+                self.bytes += saved.untyped_storage().nbytes()
+            return saved
+
+        super().__init__(count, lambda saved: saved)
+
+
+def activations(
+    net: nn.Module, state: tuple[int, ...], labelled: bool, batch: int, precision: Precision
+) -> int:
+    """Bytes that a forward pass on `batch` states (C, H, W) keeps for the backward pass, on a CPU."""
+    with _fake(net) as (weights, buffers), (keeping := Keeping(weights.values())):
+        _forward(net, weights | buffers, state, labelled, batch, precision)
+    return keeping.bytes
+
+
+def step_work(
+    net: nn.Module, state: tuple[int, ...], labelled: bool, batch: int, precision: Precision
+) -> Work:
+    """The operators of one training step on a CPU: forward, backward, AdamW, moving average."""
+    with _fake(net) as (weights, buffers):
+        trained = [weight for weight in weights.values() if weight.requires_grad]
+        average = [torch.empty_like(weight) for weight in trained]
+        optimizer = torch.optim.AdamW(trained, fused=True)
+        for weight in trained:
+            weight.grad = torch.empty_like(weight)
+        optimizer.step()  # makes its moments, which is no part of later steps
+        optimizer.zero_grad()
+        with Operators() as operators:
+            out = _forward(net, weights | buffers, state, labelled, batch, precision)
+            out.backward(torch.empty_like(out))
+            optimizer.step()
+            torch._foreach_lerp_(average, trained, 0.5)
+    return operators.work
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@contextmanager
+def _fake(net: nn.Module) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Parameters and buffers like those of `net`, wherever it is; what is made within is fake too."""
+
+    def like(tensor: Tensor) -> Tensor:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=CPU)
+
+    with FakeTensorMode(allow_non_fake_inputs=True):  # tables of positions are kept, and real
+        weights: dict[str, Tensor] = {
+            name: nn.Parameter(like(p), p.requires_grad) for name, p in net.named_parameters()
+        }
+        yield weights, {name: like(buffer) for name, buffer in net.named_buffers()}
+
+
+def _forward(
+    net: nn.Module,
+    tensors: dict[str, Tensor],
+    state: tuple[int, ...],
+    labelled: bool,
+    batch: int,
+    precision: Precision,
+) -> Tensor:
+    x, t = torch.empty(batch, *state, device=CPU), torch.empty(batch, device=CPU)
+    cond = {"label": torch.empty(batch, dtype=torch.long, device=CPU)} if labelled else {}
+    with autocast(CPU, precision):
+        return functional_call(net, tensors, (x, t, cond))
+
+
+def _size(kind: Any, args: Any, kwargs: Any, out: Any) -> int:
+    """Operations of a product; bytes moved by anything else, none where it only makes views."""
+    if kind in PRODUCTS:
+        return PRODUCTS[kind](*args, **kwargs, out_val=out)
+    given = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
+    made = [value for value in tree_iter(out) if isinstance(value, Tensor)]
+    shared = {_storage(tensor) for tensor in made} <= {_storage(tensor) for tensor in given}
+    if made and shared and not kind.__name__.endswith("_"):  # add_ and its kin work in place
+        return 0
+    return bytes_of(given) + bytes_of(made)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
