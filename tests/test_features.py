@@ -20,11 +20,11 @@ from torch import Tensor
 
 from ditkit.errors import InputError
 from ditkit.evaluation import inception
-from ditkit.evaluation.dinov2_clip import dinov2_positions, load_clip, load_dinov2
-from ditkit.evaluation.efficientnet import load_efficientnet
-from ditkit.evaluation.inception import Inception, load_inception
 from ditkit.evaluation.networks import FEATURES, load_features
-from ditkit.evaluation.resize import RESIZES, Resize
+from ditkit.evaluation.networks.dinov2_clip import dinov2_positions, load_clip, load_dinov2
+from ditkit.evaluation.networks.efficientnet import load_efficientnet
+from ditkit.evaluation.networks.inception import Inception, load_inception
+from ditkit.evaluation.networks.resize import RESIZES, Resize
 
 
 @pytest.fixture(scope="module", autouse=True)

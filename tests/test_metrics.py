@@ -14,11 +14,11 @@ from torch import Tensor
 from ditkit.errors import InputError
 from ditkit.evaluation.bootstrap import frechet_error, frechet_resamples, standard_error
 from ditkit.evaluation.clip_score import clip_score
-from ditkit.evaluation.features import Features
 from ditkit.evaluation.frechet import Gaussian, Moments, frechet_distance, frechet_warning
 from ditkit.evaluation.inception_score import ScoreSums, inception_score
 from ditkit.evaluation.kernel import cmmd, gaussian_mmd, kernel_distance, polynomial_mmd
 from ditkit.evaluation.neighbours import precision_recall, squared_distances, squared_radii
+from ditkit.evaluation.networks.features import Features
 from ditkit.evaluation.npz import load_statistics, npz_images, npz_labels, read_statistics, save_statistics
 from ditkit.evaluation.statistics import SPLIT, Statistics, digest_of, gather, gather_all
 from ditkit.randomness import generator

@@ -1,20 +1,20 @@
 """Scores of generated images: feature networks, statistics of what they read, and the metrics on these."""
 
 from ditkit.evaluation.bootstrap import frechet_error, frechet_resamples, standard_error
-from ditkit.evaluation.classifier import (
+from ditkit.evaluation.frechet import Gaussian, Moments, frechet_distance, frechet_warning
+from ditkit.evaluation.inception_score import InceptionScore
+from ditkit.evaluation.kernel import KernelDistance, cmmd, kernel_distance
+from ditkit.evaluation.neighbours import PrecisionRecall, precision_recall
+from ditkit.evaluation.networks import FEATURES, load_features
+from ditkit.evaluation.networks.classifier import (
     Card,
     Classifier,
     bundled_classifier,
     load_classifier,
     save_classifier,
 )
-from ditkit.evaluation.features import FeatureNetwork, Features
-from ditkit.evaluation.fit import fit_classifier
-from ditkit.evaluation.frechet import Gaussian, Moments, frechet_distance, frechet_warning
-from ditkit.evaluation.inception_score import InceptionScore
-from ditkit.evaluation.kernel import KernelDistance, cmmd, kernel_distance
-from ditkit.evaluation.neighbours import PrecisionRecall, precision_recall
-from ditkit.evaluation.networks import FEATURES, load_features
+from ditkit.evaluation.networks.features import FeatureNetwork, Features
+from ditkit.evaluation.networks.fit import fit_classifier
 from ditkit.evaluation.npz import (
     load_statistics,
     npz_images,

@@ -9,7 +9,7 @@ that parts of a set can be joined.
 Differs: float64 throughout, and p log p is 0 where p is 0; ADM's float32 gives NaN there.
 
 Which logits (for ADM's values the 1,008 of the FID Inception without their bias):
-`ditkit.evaluation.features`.
+`ditkit.evaluation.networks.features`.
 """
 
 from dataclasses import dataclass

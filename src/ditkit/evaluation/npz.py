@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from ditkit.errors import InputError
-from ditkit.evaluation.features import FeatureNetwork
 from ditkit.evaluation.frechet import Gaussian, Moments
 from ditkit.evaluation.inception_score import ScoreSums
+from ditkit.evaluation.networks.features import FeatureNetwork
 from ditkit.evaluation.statistics import KEEP, Statistics, check_network, gather
 
 BATCH = 64  # images of arr_0 in memory at a time

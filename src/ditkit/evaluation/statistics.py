@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from ditkit.errors import InputError
-from ditkit.evaluation.features import FeatureNetwork
 from ditkit.evaluation.frechet import Gaussian, Moments
 from ditkit.evaluation.inception_score import SPLIT, ScoreSums
+from ditkit.evaluation.networks.features import FeatureNetwork
 
 Batches = Iterable[tuple[Tensor, Tensor | None]]
 KEEP = 50_000  # feature vectors, 400 MB of 2,048 features

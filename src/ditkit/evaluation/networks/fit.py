@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ditkit.device import autocast
 from ditkit.errors import InputError
-from ditkit.evaluation.classifier import Card, Classifier, scale, serialise, trunk
+from ditkit.evaluation.networks.classifier import Card, Classifier, scale, serialise, trunk
 from ditkit.progress import progress_bar
 from ditkit.randomness import generator
 

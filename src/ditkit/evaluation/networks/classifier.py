@@ -9,7 +9,7 @@ only under the same file: its hash belongs to every result.
           -> two 3×3 convolutions -> mean over the positions = features -> linear head = logits
 
 with a ReLU after each convolution. The frozen form has no normalisation layer and no dropout, so train
-and eval mode agree. How it is trained: `ditkit.evaluation.fit`.
+and eval mode agree. How it is trained: `ditkit.evaluation.networks.fit`.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ditkit.config import Section
 from ditkit.errors import InputError
-from ditkit.evaluation.features import Features
+from ditkit.evaluation.networks.features import Features
 
 FEATURES = 64
 WIDTHS = (64, 64, 128)  # of the convolutions before the last; 740 kB with it

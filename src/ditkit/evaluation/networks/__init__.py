@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 
 from ditkit.errors import InputError
-from ditkit.evaluation.dinov2_clip import load_clip, load_dinov2
-from ditkit.evaluation.efficientnet import load_efficientnet
-from ditkit.evaluation.frozen import Frozen
-from ditkit.evaluation.inception import load_inception
+from ditkit.evaluation.networks.dinov2_clip import load_clip, load_dinov2
+from ditkit.evaluation.networks.efficientnet import load_efficientnet
+from ditkit.evaluation.networks.frozen import Frozen
+from ditkit.evaluation.networks.inception import load_inception
 
 
 class Entry(NamedTuple):

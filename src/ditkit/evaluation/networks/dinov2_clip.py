@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
-from ditkit.evaluation.features import Features
-from ditkit.evaluation.frozen import Frozen, file_hash
-from ditkit.evaluation.resize import RESIZES
+from ditkit.evaluation.networks.features import Features
+from ditkit.evaluation.networks.frozen import Frozen, file_hash
+from ditkit.evaluation.networks.resize import RESIZES
 
 DINOV2 = "facebook/dinov2-large"
 CLIP = "openai/clip-vit-large-patch14"

@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
-from ditkit.evaluation.features import Features
-from ditkit.evaluation.frozen import Frozen, file_hash
-from ditkit.evaluation.resize import RESIZES
+from ditkit.evaluation.networks.features import Features
+from ditkit.evaluation.networks.frozen import Frozen, file_hash
+from ditkit.evaluation.networks.resize import RESIZES
 
 URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"

@@ -1,7 +1,7 @@
 """What every feature network shares: it is frozen, reads any uint8 image and names its weights by hash.
 
 A network is a subclass that says how it resizes, scales and reads in `read`; `forward` is the same for
-all. Which networks there are: `networks.py`.
+all. Which networks there are: `__init__.py`.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ditkit.evaluation.features import Features, check_images
+from ditkit.evaluation.networks.features import Features, check_images
 
 Network = TypeVar("Network", bound="Frozen")
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
-from ditkit.evaluation.features import Features
-from ditkit.evaluation.frozen import Frozen, file_hash
-from ditkit.evaluation.resize import RESIZES
+from ditkit.evaluation.networks.features import Features
+from ditkit.evaluation.networks.frozen import Frozen, file_hash
+from ditkit.evaluation.networks.resize import RESIZES
 
 SIDE = 224
 LAST_112 = 10  # place of the last block with 112 channels; the one after it strides
