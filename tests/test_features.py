@@ -19,8 +19,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from ditkit.errors import InputError
-from ditkit.evaluation import inception
-from ditkit.evaluation.networks import FEATURES, load_features
+from ditkit.evaluation.networks import FEATURES, inception, load_features
 from ditkit.evaluation.networks.dinov2_clip import dinov2_positions, load_clip, load_dinov2
 from ditkit.evaluation.networks.efficientnet import load_efficientnet
 from ditkit.evaluation.networks.inception import Inception, load_inception
