@@ -12,6 +12,12 @@ CPU = torch.device("cpu")
 SMALL = {"backbone": {"width": 24, "depth": 2, "heads": 2}, "sample": {"steps": 2}}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Batches this small gain nothing from a second thread, and lose much when its core is busy."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def small() -> Recipe:
     """`digits` with a network and a budget that train in about a second."""

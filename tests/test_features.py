@@ -26,14 +26,6 @@ from ditkit.evaluation.networks.inception import Inception, load_inception
 from ditkit.evaluation.networks.resize import RESIZES, Resize
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def golden_images() -> Tensor:
     n, c, y, x = torch.meshgrid(*(torch.arange(side) for side in (2, 3, 64, 64)), indexing="ij")
     return ((7 * x + 13 * y + 29 * c + 101 * n + x * y) % 256).to(torch.uint8)

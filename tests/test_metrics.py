@@ -24,14 +24,6 @@ from ditkit.evaluation.statistics import SPLIT, Statistics, digest_of, gather, g
 from ditkit.randomness import generator
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def sequence(count: int, dim: int, phase: float, scale: float, shift: float) -> Tensor:
     index = torch.arange(1, count * dim + 1, dtype=torch.float64)
     value = 43758.5453 * torch.sin(12.9898 * index + 78.233 * phase)
