@@ -24,6 +24,7 @@ from ditkit.evaluation.frechet import Gaussian, Moments
 from ditkit.evaluation.inception_score import ScoreSums
 from ditkit.evaluation.networks.features import FeatureNetwork
 from ditkit.evaluation.statistics import KEEP, Statistics, check_network, gather
+from ditkit.progress import progress_bar
 
 BATCH = 64  # images of arr_0 in memory at a time
 GAUSSIAN = ("mu", "sigma")
@@ -146,11 +147,13 @@ def npz_images(path: str | Path) -> Iterator[tuple[Tensor, Tensor | None]]:
         shape, by_columns, dtype = np.lib.format.read_array_header_1_0(member)
         if dtype != np.uint8 or len(shape) != 4 or by_columns:
             raise InputError(f"{path}: arr_0 is {dtype} {shape}, not images: give uint8 (N, H, W, C)")
-        for start in range(0, shape[0], BATCH):
-            part = (min(BATCH, shape[0] - start), *shape[1:])
-            pixels = np.frombuffer(bytearray(member.read(int(np.prod(part)))), np.uint8).reshape(part)
-            asked = None if labels is None else labels[start : start + len(pixels)]
-            yield torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), asked
+        with progress_bar(shape[0], "reading images", "img", delay=2.0) as bar:
+            for start in range(0, shape[0], BATCH):
+                part = (min(BATCH, shape[0] - start), *shape[1:])
+                pixels = np.frombuffer(bytearray(member.read(int(np.prod(part)))), np.uint8).reshape(part)
+                asked = None if labels is None else labels[start : start + len(pixels)]
+                yield torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), asked
+                bar.update(len(pixels))
 
 
 @contextmanager
