@@ -23,7 +23,7 @@ from ditkit.errors import InputError
 from ditkit.evaluation.operators import Work, activations, bytes_of, step_work
 
 # glibc's heap holds on to more than is allocated, because kept activations lie between freed ones.
-# Share of the activations, measured (docs/results.md): from 0.33 to 0.64, 1.2 below 50 MB.
+# Share of the activations, measured (docs/results.md): from 0.31 to 0.65, and 1.2 below 50 MB.
 HEAP_WASTE = 0.45
 
 
