@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from ditkit.backbones import BACKBONES, backbone
 from ditkit.errors import InputError
 from ditkit.evaluation.cost import count_cost
-from ditkit.nn.attention import MOST_EXPLICIT_TOKENS, attend
-from ditkit.nn.blocks import TanhGelu, modulated_norm
+from ditkit.nn.attention import MOST_EXPLICIT_TOKENS, CrossAttention, attend
+from ditkit.nn.blocks import CONDITIONINGS, Block, CrossAttentionBlock, TanhGelu, modulated_norm
 from ditkit.nn.embeddings import _sincos_table, sincos_positions, sinusoid
 from ditkit.nn.patches import PatchEmbed, unpatchify
 
@@ -31,6 +31,14 @@ PAPER = {
     "XL/4": (675_000_704, 29.05),
     "XL/2": (674_834_720, 118.64),
 }
+# The same of XL/2 by conditioning; Gflops as printed. Two printed counts are 449 and 598 million.
+PAPER_XL2 = {
+    "in_context": (449_031_200, 119.37),
+    "cross_attention": (597_795_872, 137.62),
+    "adaln": (600_452_384, 118.56),
+    "adaln_zero": (674_834_720, 118.64),
+}
+every_conditioning = pytest.mark.parametrize("conditioning", CONDITIONINGS)
 
 
 def on_meta(name, **fields):
@@ -83,6 +91,52 @@ def test_published_sizes_and_costs(size):
     cost = count_cost(net, (4, 32, 32), labelled=True)
     assert cost.params == params
     assert cost.macs / 1e9 == pytest.approx(macs, abs=0.03)
+
+
+@every_conditioning
+@pytest.mark.parametrize("name", ["DiT-S/8", "SiT-B/4"])
+def test_every_size_takes_every_conditioning(name, conditioning):
+    net = on_meta(name, classes=10, channels=3, conditioning=conditioning)
+    x, t = torch.empty(2, 3, 16, 32, device="meta"), torch.empty(2, device="meta")
+    cond = {"label": torch.zeros(2, dtype=torch.long, device="meta")}
+    with torch.no_grad():
+        assert net(x, t, cond).shape == x.shape
+        tokens, c = net.embed(x), net.condition(t, cond)
+        assert net.body(tokens, c).shape == tokens.shape
+
+
+@every_conditioning
+def test_published_conditionings(conditioning):
+    params, macs = PAPER_XL2[conditioning]
+    net = on_meta("DiT-XL/2", classes=1000, learned_variance=True, conditioning=conditioning)
+    cost = count_cost(net, (4, 32, 32), labelled=True)
+    assert cost.params == params
+    assert cost.macs / 1e9 == pytest.approx(macs, rel=2e-4)  # norms, which are not counted, are 0.017
+
+
+@every_conditioning
+def test_closed_form_of_every_conditioning(conditioning):
+    """At S/2, with D wide, N deep, T tokens and 4 channels in and out: a block's own, then the rest."""
+    net = on_meta("DiT-S/2", classes=10, conditioning=conditioning)
+    d, n, t, features = 384, 12, 256, 16
+    params, macs = {  # of the conditioning, in every block
+        "adaln_zero": (6 * d * (d + 1), 6 * d**2),
+        "adaln": (4 * d * (d + 1), 4 * d**2),
+        "cross_attention": (4 * d * (d + 1), 2 * t * d**2 + 4 * d**2 + 4 * t * d),
+        "in_context": (0, 2 * 12 * d**2 + 2 * ((t + 2) ** 2 - t**2) * d),
+    }[conditioning]
+    head = 2 if conditioning.startswith("adaln") else 0
+    cost = count_cost(net, (4, 32, 32), labelled=True)
+    assert cost.params == (
+        n * (12 * d**2 + 9 * d + params)  # qkv, proj and mlp with their biases
+        + (features + 1) * d + (256 + 1) * d + (d + 1) * d + 11 * d  # patches, time, label
+        + head * d * (d + 1) + (d + 1) * features
+    )  # fmt: skip
+    assert cost.macs == (
+        n * (12 * t * d**2 + 2 * t**2 * d + macs)
+        + t * features * d + 256 * d + d**2
+        + head * d**2 + t * d * features
+    )  # fmt: skip
 
 
 def test_the_clock_a_network_reads():
@@ -150,18 +204,32 @@ def inputs(n=3, height=8, width=8, t=None):
     return x, times, {"label": torch.arange(n) % 10}
 
 
-def test_zero_at_initialisation():
-    net = tiny(learned_variance=True)
+@every_conditioning
+def test_zero_at_initialisation(conditioning):
+    net = tiny(learned_variance=True, conditioning=conditioning)
     x, t, cond = inputs()
     assert net(x, t, cond).abs().max() == 0
     tokens, c = net.embed(x), net.condition(t, cond)
-    assert net.body(tokens, c).equal(tokens)  # every block is the identity
     assert c.abs().max() > 0
+    with torch.no_grad():
+        moved = net.body(tokens, c) - tokens
+        unconditioned = tokens
+        for block in net.blocks:
+            unconditioned = Block.forward(block, unconditioned, c)
+    if conditioning == "adaln_zero":  # every block is the identity
+        assert moved.abs().max() == 0
+    else:
+        assert (moved.abs().amax(-1) > 0.1).all()
+    assert (moved == unconditioned - tokens).all() == (conditioning == "adaln")  # plain norms
 
 
-def test_every_parameter_learns_after_one_step():
-    """At the start only the last layer has a gradient; two steps later everything has, and it is finite."""
-    net = tiny()
+@every_conditioning
+def test_every_parameter_learns_after_one_step(conditioning):
+    """At the start only the last layer has a gradient; two steps later everything has, and it is finite.
+
+    Without gates the blocks learn from the second step on.
+    """
+    net = tiny(conditioning=conditioning)
     x, t, cond = inputs(n=10)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     moved = []
@@ -172,13 +240,15 @@ def test_every_parameter_learns_after_one_step():
         assert all(p.grad.isfinite().all() for p in net.parameters())
         optimizer.step()
     assert moved[0] == {"final.linear.weight", "final.linear.bias"}
+    assert ("blocks.0.mlp.0.weight" in moved[1]) == (conditioning != "adaln_zero")
     assert moved[2] == {name for name, _ in net.named_parameters()}
 
 
+@every_conditioning
 @torch.no_grad()
-def test_images_need_not_be_square():
+def test_images_need_not_be_square(conditioning):
     """Rows and columns are told apart, and a network runs at any size."""
-    net = awake()
+    net = awake(conditioning=conditioning)
     x, t, cond = inputs(height=6, width=10)
     out = net(x, t, cond)
     assert out.shape == (3, 2, 6, 10)
@@ -187,34 +257,47 @@ def test_images_need_not_be_square():
     assert (turned.transpose(2, 3) - out).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("conditioning", ["adaln_zero", "adaln"])
 @torch.no_grad()
-def test_time_per_token():
-    net = awake()
+def test_time_per_token(conditioning):
+    net = awake(conditioning=conditioning)
     x, t, cond = inputs()
     torch.testing.assert_close(net(x, t[:, None].expand(-1, 16), cond), net(x, t, cond), rtol=1e-4, atol=1e-5)
     ramp = t[:, None] * torch.linspace(0, 1, 16)
     assert (net(x, ramp, cond) - net(x, t, cond)).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("conditioning", ["cross_attention", "in_context"])
+@pytest.mark.parametrize("classes", [0, 10])
+def test_error_of_a_time_per_token(conditioning, classes):
+    x, t, cond = inputs()
+    with pytest.raises(InputError, match=r"per image or --backbone\.conditioning adaln_zero$") as caught:
+        tiny(conditioning=conditioning, classes=classes)(x, t[:, None].expand(-1, 16), cond)
+    assert "\n" not in str(caught.value)
+
+
+@every_conditioning
 @torch.no_grad()
-def test_everything_told_is_heard():
-    net = awake()
+def test_everything_told_is_heard(conditioning):
+    net = awake(conditioning=conditioning)
     x, t, cond = inputs()
     out = net(x, t, cond)
     for other in (net(x + 0.1, t, cond), net(x, 1 - t, cond), net(x, t, {"label": cond["label"] + 1})):
         assert ((other - out).abs().amax((1, 2, 3)) > 1e-3).all()
 
 
+@every_conditioning
 @torch.no_grad()
-def test_rows_of_a_batch_are_independent():
-    net = awake()
+def test_rows_of_a_batch_are_independent(conditioning):
+    net = awake(conditioning=conditioning)
     x, t, cond = inputs()
     alone = [net(x[i : i + 1], t[i : i + 1], {"label": cond["label"][i : i + 1]}) for i in range(3)]
     torch.testing.assert_close(torch.cat(alone), net(x, t, cond), rtol=1e-5, atol=1e-5)
 
 
-def test_bf16_autocast_is_close_in_value_and_gradient():
-    net = awake()
+@every_conditioning
+def test_bf16_autocast_is_close_in_value_and_gradient(conditioning):
+    net = awake(conditioning=conditioning)
     x, t, cond = inputs()
 
     def run(enabled):
@@ -231,9 +314,10 @@ def test_bf16_autocast_is_close_in_value_and_gradient():
         assert 1e-6 < error < 0.03  # and bf16 was really used
 
 
+@every_conditioning
 @torch.no_grad()
-def test_safetensors_round_trip(tmp_path):
-    net, other = awake(), tiny(seed=5)
+def test_safetensors_round_trip(tmp_path, conditioning):
+    net, other = awake(conditioning=conditioning), tiny(seed=5, conditioning=conditioning)
     save_file(net.state_dict(), tmp_path / "net.safetensors")
     other.load_state_dict(load_file(tmp_path / "net.safetensors"), strict=True)
     assert other(*inputs()).equal(net(*inputs()))
@@ -249,19 +333,22 @@ def test_a_deep_copy_is_independent():
         assert net(*inputs()).abs().max() > 0
 
 
+@every_conditioning
 @torch.no_grad()
-def test_unconditional():
-    net = awake(classes=0)
+def test_unconditional(conditioning):
+    net = awake(classes=0, conditioning=conditioning)
     assert net.label is None
     x, t, _ = inputs()
     out = net(x, t)
     assert out.equal(net(x, t, {}))
+    assert ((net(x, 1 - t) - out).abs().amax((1, 2, 3)) > 1e-3).all()
     assert net.null({}) == {}
 
 
+@every_conditioning
 @torch.no_grad()
-def test_null_is_one_more_class():
-    net = awake()
+def test_null_is_one_more_class(conditioning):
+    net = awake(conditioning=conditioning)
     x, t, cond = inputs()
     empty = net.null(cond)
     assert empty["label"].tolist() == [10, 10, 10]
@@ -269,7 +356,38 @@ def test_null_is_one_more_class():
     assert cond["label"].tolist() == [0, 1, 2]
     assert (net(x, t, empty) - net(x, t, cond)).abs().max() > 0.01
     net.label.weight[10].zero_()
-    assert net.condition(t, empty).equal(net.time(t))
+    assert net.condition(t, empty).equal(net.told(net.time(t), torch.zeros(3, 16)))
+
+
+@torch.no_grad()
+def test_what_blocks_are_told():
+    _, t, cond = inputs()
+    nets = {name: tiny(conditioning=name) for name in CONDITIONINGS}
+    for name in ("adaln_zero", "adaln"):
+        net = nets[name]
+        assert net.condition(t, cond).equal(net.time(t) + net.label(cond["label"]))
+    for name in ("cross_attention", "in_context"):
+        net = nets[name]
+        time, label = net.condition(t, cond).unbind(1)
+        assert time.equal(net.time(t))
+        assert label.equal(net.label(cond["label"]))
+        assert tiny(conditioning=name, classes=0).condition(t, {}).shape == (3, 1, 16)
+
+
+@torch.no_grad()
+def test_in_context_tokens_come_last_and_go():
+    """All blocks see the image's tokens, then the two; only the image's return."""
+    net = tiny(conditioning="in_context")
+    x, t, cond = inputs()
+    tokens, c = net.embed(x), net.condition(t, cond)
+    seen = []
+    net.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    body = net.body(tokens, c)
+    assert seen[0].equal(torch.cat([tokens, c], dim=1))
+    after = seen[0]
+    for block in net.blocks:
+        after = block(after, c)
+    assert body.equal(after[:, :16])
 
 
 # Parts
@@ -302,6 +420,44 @@ def test_long_sequences_use_the_fused_attention(monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args: calls.append(1))
     attend(*(torch.zeros(1, 1, MOST_EXPLICIT_TOKENS + 1, 2, requires_grad=True) for _ in range(3)))
     assert calls == [1]
+
+
+def test_cross_attention_with_few_to_attend_to_is_explicit_at_any_size(monkeypatch):
+    """What takes memory is the product of both lengths."""
+    calls = []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args: calls.append(1))
+    q = torch.zeros(1, 1, MOST_EXPLICIT_TOKENS**2 // 2, 2, requires_grad=True)
+    attend(q, torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
+    assert calls == []
+    attend(q, torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, 2))
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_cross_attention(grad):
+    """Weights of every head by hand; the sequence may have any length."""
+    attention = CrossAttention(8, 2)
+    x, sequence = torch.randn(2, 5, 8), torch.randn(2, 3, 8)
+    with torch.set_grad_enabled(grad):
+        out = attention(x, sequence)
+    k, v = attention.kv(sequence).chunk(2, dim=-1)
+    heads = []
+    for columns in (slice(0, 4), slice(4, 8)):
+        weights = (attention.q(x)[..., columns] @ k[..., columns].mT / 2).softmax(-1)
+        heads.append(weights @ v[..., columns])
+    torch.testing.assert_close(out, attention.proj(torch.cat(heads, -1)), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_cross_attention_block_takes_a_sequence_of_any_length():
+    """As a set: neither order nor being told everything twice changes anything. Room for a text."""
+    block = CrossAttentionBlock(16, 2, 4.0)
+    x, c = torch.randn(2, 5, 16), torch.randn(2, 7, 16)
+    out = block(x, c)
+    assert out.shape == x.shape
+    torch.testing.assert_close(block(x, c.flip(1)), out, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(block(x, torch.cat([c, c], 1)), out, rtol=1e-4, atol=1e-5)
+    assert (block(x, c[:, :6]) - out).abs().max() > 1e-3
 
 
 def test_modulated_norm():
@@ -366,7 +522,7 @@ def test_sinusoid_of_any_shape():
         ),
         ("DiT", {"width": 30}, "DiT: width: .*multiple of 4 .not 30"),
         ("DiT-S/2", {"depth": 0}, "DiT-S/2: depth: .*greater than or equal to 1 .not 0"),
-        ("DiT", {"conditioning": "film"}, "conditioning: .*'adaln_zero' .not 'film'"),
+        ("DiT", {"conditioning": "film"}, "conditioning: .*'adaln_zero'.*'in_context' .not 'film'"),
     ],
 )
 def test_errors(name, fields, message):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
+from ditkit.nn.blocks import summed
 from ditkit.nn.embeddings import LabelEmbedding, TimeEmbedding
 
 Cond = dict[str, Tensor]
@@ -32,14 +33,17 @@ class Backbone(nn.Module):
         return self.head(self.body(self.embed(x), c), c, x.shape[2:])
 
     def condition(self, t: Tensor, cond: Cond | None) -> Tensor:
-        """What the blocks are told, the sum of time and label: (B, D), or (B, L, D) for a time per token."""
-        c = self.time(t)
+        """What the blocks are told of time and label."""
+        time = self.time(t)
         if self.label is None:
-            return c
+            return self.told(time, None)
         if cond is None or "label" not in cond:
             raise InputError(f"this network has {self.classes} classes: give cond a 'label' of shape (B,)")
-        label = self.label(cond["label"])
-        return c + (label if c.ndim == 2 else label[:, None])
+        return self.told(time, self.label(cond["label"]))
+
+    def told(self, time: Tensor, label: Tensor | None) -> Tensor:
+        """The embedded time and label as one: their sum, (B, D), or (B, L, D) for a time per token."""
+        return summed(time, label)
 
     @abstractmethod
     def embed(self, x: Tensor) -> Tensor:

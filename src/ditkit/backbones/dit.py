@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ditkit.backbones.base import Backbone
 from ditkit.config import Section
-from ditkit.nn.blocks import CONDITIONINGS, AdaLNHead
+from ditkit.nn.blocks import CONDITIONINGS
 from ditkit.nn.embeddings import LabelEmbedding, TimeEmbedding, sincos_positions
 from ditkit.nn.patches import PatchEmbed, unpatchify
 
@@ -30,8 +30,8 @@ class DiTConfig(Section):
     """Side of a patch in pixels of the state (latent pixels behind an autoencoder)."""
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     """Width of the hidden layer of each MLP, relative to the token."""
-    conditioning: Literal["adaln_zero"] = "adaln_zero"
-    """How blocks learn of time and label."""
+    conditioning: Literal["adaln_zero", "adaln", "cross_attention", "in_context"] = "adaln_zero"
+    """How blocks learn of time and label (`ditkit list conditionings`)."""
     time_scale: float = 1000.0
     """The network reads time_scale · t + time_shift: 1000 · t - 1 is DiT's index, 1 - t is SiT's clock."""
     time_shift: float = -1.0
@@ -43,7 +43,10 @@ class DiTConfig(Section):
 
 
 class DiT(Backbone):
-    """(x (B, C, H, W), t (B,) or per token (B, L), cond) -> (B, C', H, W); H, W multiples of the patch."""
+    """(x (B, C, H, W), t (B,) or per token (B, L), cond) -> (B, C', H, W); H, W multiples of the patch.
+
+    A time per token needs one of the adaptive conditionings.
+    """
 
     def __init__(self, config: DiTConfig, channels: int, classes: int, out_channels: int):
         width, patch = config.width, config.patch
@@ -52,9 +55,14 @@ class DiT(Backbone):
         self.patches = PatchEmbed(channels, patch, width)
         self.time = TimeEmbedding(width, config.time_scale, config.time_shift)
         self.label = LabelEmbedding(classes, width) if classes else None
-        block = CONDITIONINGS[config.conditioning]
-        self.blocks = nn.ModuleList(block(width, config.heads, config.mlp_ratio) for _ in range(config.depth))
-        self.final = AdaLNHead(width, patch * patch * out_channels)
+        self.conditioning = CONDITIONINGS[config.conditioning]
+        self.blocks = nn.ModuleList(
+            self.conditioning.block(width, config.heads, config.mlp_ratio) for _ in range(config.depth)
+        )
+        self.final = self.conditioning.head(width, patch * patch * out_channels)
+
+    def told(self, time: Tensor, label: Tensor | None) -> Tensor:
+        return self.conditioning.told(time, label)
 
     def embed(self, x: Tensor) -> Tensor:
         """Tokens (B, L, D) with their positions."""
@@ -62,9 +70,10 @@ class DiT(Backbone):
         return self.patches(x) + positions.to(x.device)
 
     def body(self, h: Tensor, c: Tensor) -> Tensor:
+        h = self.conditioning.enter(h, c)
         for block in self.blocks:
             h = block(h, c)
-        return h
+        return self.conditioning.leave(h, c)
 
     def head(self, h: Tensor, c: Tensor, size: torch.Size) -> Tensor:
         return unpatchify(self.final(h, c), self.patches.grid(*size), self.patches.patch)

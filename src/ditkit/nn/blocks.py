@@ -1,7 +1,12 @@
 """Transformer blocks, one for each way of telling a network its condition (DiT paper, section 3.2).
 
-A block maps tokens (B, L, D) and a condition to tokens. The condition of the adaptive-norm blocks is
-one vector per image, (B, D), or one per token, (B, L, D), the sum of the time's and the label's.
+A block maps tokens (B, L, D) and what it is told of time and label, c, to tokens. What c is, which last
+layer goes with the block and whether further tokens pass through it, its `Conditioning` says; choosing one
+by name is a line in `CONDITIONINGS`.
+
+The paper's counts leave open whether the norms of the two that are not adaptive have parameters, and
+whether cross-attention has a norm of its own. Here no norm has parameters, so that the four differ by how
+they are told and nothing else, and every branch begins with one.
 """
 
 import math
@@ -10,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ditkit.nn.attention import SelfAttention
+from ditkit.errors import InputError
+from ditkit.nn.attention import CrossAttention, SelfAttention
 from ditkit.nn.linear import dense, zero_dense
 
 NORM_EPS = 1e-6
@@ -53,27 +59,80 @@ class Modulation(nn.Module):
         return self.linear(F.silu(c)).chunk(self.n, dim=-1)
 
 
+def norm(x: Tensor) -> Tensor:
+    """Layer norm without parameters of its own."""
+    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
+
+
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm without parameters of its own, then x · (1 + scale) + shift."""
-    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
+    """norm(x) · (1 + scale) + shift."""
+    return norm(x) * (1 + scale) + shift
 
 
-class AdaLNZeroBlock(nn.Module):
-    """adaLN-Zero: the condition sets shift, scale and gate of both halves; all start at zero.
-
-    With zero gates every block starts as the identity (DiT paper, figure 3).
-    """
+class Block(nn.Module):
+    """A ViT's block, pre-norm: self-attention, then the MLP. It is told nothing besides its tokens."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float):
         super().__init__()
         self.attention = SelfAttention(width, heads)
         self.mlp = Mlp(width, mlp_ratio)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        x = x + self.attention(norm(x))
+        return x + self.mlp(norm(x))
+
+
+class CrossAttentionBlock(Block):
+    """Between the two, attention to the condition, a sequence (B, M, D) of any length."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float):
+        super().__init__(width, heads, mlp_ratio)
+        self.cross = CrossAttention(width, heads)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        x = x + self.attention(norm(x))
+        x = x + self.cross(norm(x), c)
+        return x + self.mlp(norm(x))
+
+
+class AdaLNBlock(Block):
+    """The condition sets shift and scale of both norms; at the start they are plain norms."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float):
+        super().__init__(width, heads, mlp_ratio)
+        self.modulation = Modulation(width, 4)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift1, scale1, shift2, scale2 = self.modulation(c)
+        x = x + self.attention(modulated_norm(x, shift1, scale1))
+        return x + self.mlp(modulated_norm(x, shift2, scale2))
+
+
+class AdaLNZeroBlock(Block):
+    """The condition sets shift, scale and gate of both halves; all start at zero.
+
+    With zero gates every block starts as the identity (DiT paper, figure 3).
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float):
+        super().__init__(width, heads, mlp_ratio)
         self.modulation = Modulation(width, 6)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
         x = x + gate1 * self.attention(modulated_norm(x, shift1, scale1))
         return x + gate2 * self.mlp(modulated_norm(x, shift2, scale2))
+
+
+class Head(nn.Module):
+    """The last layer of a network that is not adaptive: norm, then a linear map that starts at 0."""
+
+    def __init__(self, width: int, features: int):
+        super().__init__()
+        self.linear = zero_dense(width, features)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.linear(norm(x))
 
 
 class AdaLNHead(nn.Module):
@@ -89,5 +148,79 @@ class AdaLNHead(nn.Module):
         return self.linear(modulated_norm(x, shift, scale))
 
 
-# A conditioning is a block; the adaptive ones take the sum of the embeddings.
-CONDITIONINGS: dict[str, type[nn.Module]] = {"adaln_zero": AdaLNZeroBlock}
+def summed(time: Tensor, label: Tensor | None) -> Tensor:
+    """Time (B, D), or (B, L, D) for a time per token, plus label (B, D), if any: of the time's shape."""
+    if label is None:
+        return time
+    return time + (label if time.ndim == 2 else label[:, None])
+
+
+def in_sequence(time: Tensor, label: Tensor | None) -> Tensor:
+    """Time (B, D), then label (B, D), if any: (B, 2, D) or (B, 1, D). InputError for a time per token."""
+    if time.ndim != 2:
+        raise InputError(
+            "a time per token needs adaptive norms; give one time per image or --backbone.conditioning adaln_zero"
+        )
+    return torch.stack([time] if label is None else [time, label], dim=1)
+
+
+class Conditioning:
+    """How a network is told: its parts, and static functions about what passes between them."""
+
+    block: type[Block]
+    head: type[Head] | type[AdaLNHead]
+
+    @staticmethod
+    def told(time: Tensor, label: Tensor | None) -> Tensor:
+        """c, from the embedded time, (B, D) or per token (B, L, D), and label, (B, D) or None."""
+        return summed(time, label)
+
+    @staticmethod
+    def enter(tokens: Tensor, c: Tensor) -> Tensor:
+        """What the first block is given, from the image's tokens."""
+        return tokens
+
+    @staticmethod
+    def leave(tokens: Tensor, c: Tensor) -> Tensor:
+        """The image's tokens, from what the last block gives."""
+        return tokens
+
+
+class AdaLNZero(Conditioning):
+    """Adaptive norms and gates in every block, which starts as the identity: DiT's choice."""
+
+    block, head = AdaLNZeroBlock, AdaLNHead
+
+
+class AdaLN(Conditioning):
+    """Adaptive norms in every block, no gates."""
+
+    block, head = AdaLNBlock, AdaLNHead
+
+
+class CrossAttended(Conditioning):
+    """Every block attends to the sequence of time and label."""
+
+    block, head, told = CrossAttentionBlock, Head, staticmethod(in_sequence)
+
+
+class InContext(Conditioning):
+    """Time and label are two more tokens, last and without position, dropped before the head."""
+
+    block, head, told = Block, Head, staticmethod(in_sequence)
+
+    @staticmethod
+    def enter(tokens: Tensor, c: Tensor) -> Tensor:
+        return torch.cat([tokens, c], dim=1)
+
+    @staticmethod
+    def leave(tokens: Tensor, c: Tensor) -> Tensor:
+        return tokens[:, : -c.shape[1]]
+
+
+CONDITIONINGS: dict[str, type[Conditioning]] = {
+    "adaln_zero": AdaLNZero,
+    "adaln": AdaLN,
+    "cross_attention": CrossAttended,
+    "in_context": InContext,
+}
