@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 DPI = 120
 
@@ -22,7 +24,7 @@ def loss_curve(rows: Sequence[dict], path: Path, title: str) -> None:
     axes.plot(_thousands(rows), _smooth(loss), color="tab:blue", label="moving average")
     axes.set(xlabel="thousand images seen", ylabel="training loss", title=title)
     if loss.min() > 0 and loss.max() > 3 * loss.min():
-        axes.set_yscale("log")
+        logarithmic(axes)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=DPI)
@@ -45,7 +47,7 @@ def level_curves(rows: Sequence[dict], path: Path, title: str) -> None:
         )
     axes.plot(_thousands(rows), losses.mean(axis=1), color="black", linewidth=2, label="mean")
     axes.set(xlabel="thousand images seen", ylabel="validation loss", title=f"{title}: 0 is data, 1 is noise")
-    axes.set_yscale("log")
+    logarithmic(axes)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", ncols=2)
     figure.savefig(path, dpi=DPI)
@@ -58,7 +60,7 @@ def score_curves(rows: Sequence[dict], path: Path, title: str) -> None:
     axes.plot(_thousands(rows), [row["frechet"] for row in rows], marker="o", color="tab:blue")
     axes.set(xlabel="thousand images seen", title=f"{title}: {rows[-1]['samples']:,} samples each time")
     axes.set_ylabel("Fréchet distance", color="tab:blue")
-    axes.set_yscale("log")
+    logarithmic(axes)
     axes.grid(alpha=0.3)
     if all(row["accuracy"] is not None for row in rows):
         right = axes.twinx()
@@ -101,6 +103,15 @@ def trade_offs(series: Sequence[Series], path: Path) -> None:
         axes.legend()
     figure.suptitle("guidance scales")
     figure.savefig(path, dpi=DPI)
+
+
+def logarithmic(axes: Axes, name: Literal["x", "y"] = "y") -> None:
+    """A logarithmic axis whose ticks are plain numbers."""
+    axes.set(**{f"{name}scale": "log"})
+    axis = axes.xaxis if name == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _thousands(rows: Sequence[dict]) -> np.ndarray:

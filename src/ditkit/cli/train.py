@@ -16,7 +16,8 @@ The same command again resumes it: a run that was stopped and resumed equals one
 Every field of the recipe is a flag; `ditkit train RECIPE --help` lists them with their defaults.
 Whole sections are replaced by name: --backbone DiT-S/4, --codec vae, --data fashion-mnist, or
 --data DIR for your own images, one sub-folder per class.
-The run's folder gets recipe.json, log.jsonl, loss.png, previews/ and checkpoints/."""
+The run's folder gets recipe.json, log.jsonl, loss.png, previews/ and checkpoints/; validation.png, the loss
+by noise level on held-out images; and with --train.score-images N, scores.png."""
 
 
 class TrainCommand(Recipe):
@@ -52,4 +53,5 @@ def run(argv: list[str]) -> None:
 
     out = command.out or Path("runs") / command.recipe.name
     checkpoint = train(command.recipe, out, device=pick_device(command.device), init=command.init)
-    print(f"{checkpoint}\n{out / 'loss.png'}\nnext: ditkit sample {out}   ditkit eval {out}")
+    pictures = "\n".join(str(path) for path in sorted(out.glob("*.png")))
+    print(f"{checkpoint}\n{pictures}\nnext: ditkit sample {out}   ditkit eval {out}")

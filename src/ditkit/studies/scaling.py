@@ -24,6 +24,7 @@ from scipy.stats import pearsonr, spearmanr
 
 from ditkit.backbones import DiTConfig, UNetConfig
 from ditkit.costs import recipe_cost
+from ditkit.plots import logarithmic
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe
 from ditkit.studies.cells import Cell, Point, Results
@@ -197,6 +198,8 @@ def _draw(models: list[Model], out: Path) -> None:
 def _axes(across: str, title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     axes = figure.subplots()
-    axes.set(xscale="log", yscale="log", xlabel=across, ylabel="Fréchet distance", title=title)
-    axes.grid(alpha=0.3, which="both")
+    axes.set(xlabel=across, ylabel="Fréchet distance", title=title)
+    logarithmic(axes, "x")
+    logarithmic(axes, "y")
+    axes.grid(alpha=0.3)
     return figure, axes
