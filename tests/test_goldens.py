@@ -7,6 +7,7 @@ from official import LABELS, tiny, wave
 from ditkit.nn.embeddings import sincos_positions, sinusoid
 from ditkit.nn.patches import unpatchify
 from ditkit.sampling import SAMPLERS, cfg, respaced
+from ditkit.sampling.config import SamplingConfig
 from ditkit.transports import Transport
 
 DDPM = Transport(path="ddpm", predict="noise", variance="learned")
@@ -128,12 +129,25 @@ def test_sit_ode(sampler, total):
 
 
 @torch.no_grad()
-def test_sit_sde():
-    grid = torch.cat([torch.linspace(1, 0.04, 11, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+@pytest.mark.parametrize(
+    ("sampler", "choices", "total"),
+    [
+        ("euler_maruyama", {}, 20.792861),
+        ("euler_maruyama", {"last_step": "tweedie"}, 20.454295),
+        ("euler_maruyama", {"last_step": "euler"}, 20.454294),
+        ("euler_maruyama", {"last_step": "none"}, 20.332342),
+        ("euler_maruyama", {"diffusion": "decreasing"}, 26.230429),
+        ("sde_heun", {}, 21.714523),
+    ],
+)
+def test_sit_sde(sampler, choices, total):
+    """11 of SiT's points: 10 steps, and the last one where there is one."""
+    steps = 10 if "none" in choices.values() else 11
+    chosen = SamplingConfig(sampler=sampler, steps=steps, **choices)
     denoise = FLOW.denoiser(sit_network())
     torch.manual_seed(0)
-    x = SAMPLERS["euler_maruyama"].run(denoise, wave(), grid, LABELS, noise=contiguous_noise)
-    close(x.double().sum().item(), 20.792861)
+    x = chosen.run(denoise, wave(), chosen.grid(FLOW), LABELS, noise=contiguous_noise)
+    close(x.double().sum().item(), total)
 
 
 @torch.no_grad()

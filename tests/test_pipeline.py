@@ -6,7 +6,7 @@ from conftest import CPU
 
 import ditkit
 from ditkit.errors import InputError
-from ditkit.pipeline import load, nfe
+from ditkit.pipeline import load
 from ditkit.sampling import SAMPLERS
 
 
@@ -41,7 +41,8 @@ def test_evaluations_are_counted_as_declared(pipe, sampler, guidance, monkeypatc
 
     monkeypatch.setattr(pipe.backbone, "forward", counting)
     pipe.generate({"label": [1]}, seeds=[0], sampler=sampler, steps=5, guidance=guidance)
-    assert calls == nfe(sampler, 5)
+    chosen = pipe.recipe.sample.override({"sampler": sampler, "steps": 5})
+    assert calls == chosen.nfe(chosen.grid(pipe.transport))
 
 
 def test_guidance_outside_its_interval_is_none(pipe):

@@ -14,8 +14,9 @@ import torch
 from ditkit.backbones import backbone
 from ditkit.errors import InputError
 from ditkit.randomness import RowNoise
-from ditkit.sampling import SAMPLERS, cfg, respaced, time_grid
+from ditkit.sampling import DIFFUSIONS, SAMPLERS, cfg, respaced, time_grid
 from ditkit.sampling.config import SamplingConfig
+from ditkit.sampling.sde import coefficient, kl_eta
 from ditkit.transports import PATHS, PREDICTIONS, Layout, transport
 
 
@@ -147,7 +148,7 @@ def test_what_is_predicted_does_not_matter(sampler):
 def test_stochastic_samplers_keep_the_marginals(sampler, path):
     """20,000 samples in 300 steps: within four standard errors of the worst entry, and 0.01 for the steps."""
     tr = transport(path, predict="noise" if path == "vp" else "velocity")
-    run, use, _ = SAMPLERS[sampler]
+    run, use, *_ = SAMPLERS[sampler]
     x = run(
         MIXTURE.denoiser(path, tr.predict),
         normal(20_000, 2, seed=5),
@@ -183,7 +184,7 @@ def test_one_step_of_the_sde(path):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_draws_of_noise(sampler):
     """One for each step but the last, or none: a seed's stream is used the same way in every version."""
-    run, use, _ = SAMPLERS[sampler]
+    run, use, *_ = SAMPLERS[sampler]
     drawn = []
     run(
         MIXTURE.denoiser("linear", "velocity"),
@@ -192,14 +193,14 @@ def test_draws_of_noise(sampler):
         {},
         noise=lambda x: drawn.append(x.shape) or torch.zeros_like(x),
     )
-    assert drawn == [(3, 2)] * (5 if sampler in ("ancestral", "euler_maruyama") else 0)
+    assert drawn == [(3, 2)] * (5 if sampler in ("ancestral", "euler_maruyama", "sde_heun") else 0)
 
 
 def test_the_noise_of_a_stochastic_sampler_is_used():
     """Half the noise in every step would be seen: the covariance shrinks."""
     tr = transport("linear")
     for name in ("euler_maruyama", "ancestral"):
-        run, use, _ = SAMPLERS[name]
+        run, use, *_ = SAMPLERS[name]
         noise = source(6)
         x = run(
             MIXTURE.denoiser("linear", "velocity"),
@@ -215,7 +216,7 @@ def test_the_noise_of_a_stochastic_sampler_is_used():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_on_every_transport(sampler, path, predict):
     """2,000 samples on the default grid of 60 steps: within four standard errors, and 0.03 for the steps."""
-    run, use, _ = SAMPLERS[sampler]
+    run, use, *_ = SAMPLERS[sampler]
     grid = time_grid(transport(path, predict=predict), use, 60)
     x = run(MIXTURE.denoiser(path, predict), normal(2000, 2, seed=7), grid, {}, noise=source(8))
     mean, covariance, weight = gaps(x)
@@ -228,8 +229,8 @@ def test_config_offers_every_sampler():
     assert set(SamplingConfig.model_fields["sampler"].annotation.__args__) == set(SAMPLERS)
 
 
-@pytest.mark.parametrize(("sampler", "calls"), [(name, 2 if name == "heun" else 1) for name in SAMPLERS])
-def test_evaluations_and_times(sampler, calls):
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_evaluations_and_times(sampler):
     """How often the network is asked, at which times, and that it gets the condition untouched."""
     tr, cond, asked = transport("linear"), {"label": torch.zeros(3)}, []
     net = MIXTURE.network("linear", "velocity")
@@ -240,11 +241,15 @@ def test_evaluations_and_times(sampler, calls):
         asked.append(t[0].item())
         return net(x, t, c)
 
-    run, use, _ = SAMPLERS[sampler]
+    run, use, *_ = SAMPLERS[sampler]
     grid = time_grid(tr, use, 5)
     run(tr.denoiser(recorded), normal(3, 2), grid, cond, noise=source(0))
-    expected = grid.tolist()
-    assert asked == (expected[:-1] if calls == 1 else sorted(expected[:-1] + expected[1:], reverse=True))
+    points = grid.tolist()
+    expected = {
+        "heun": sorted(points[:-1] + points[1:], reverse=True),
+        "sde_heun": sorted(points[:-1] + points[1:-1], reverse=True),  # once in the last step
+    }
+    assert asked == expected.get(sampler, points[:-1])
 
 
 def test_parts_of_a_state_follow_their_own_grids():
@@ -267,6 +272,198 @@ def test_parts_of_a_state_follow_their_own_grids():
         for k, half in enumerate((slice(0, 2), slice(2, 4))):
             alone = run(tr.denoiser(net), x[:, half], grid[:, k], {}, **steady)
             torch.testing.assert_close(whole[:, half], alone, rtol=1e-9, atol=1e-9, msg=name)
+
+
+# The SDE's coefficient
+
+
+@pytest.mark.parametrize("path", ["linear", "gvp", "vp", "ddpm"])
+@pytest.mark.parametrize("diffusion", DIFFUSIONS)
+def test_every_coefficient_keeps_the_marginals(diffusion, path):
+    """From exact samples at t = 0.9 down to 0.3, the whole distribution of x_t is kept, by both solvers.
+
+    The law of x_0.3 is a mixture again: means alpha m_k, variances alpha² s_k² + sigma².
+    """
+    g = torch.Generator().manual_seed(0)
+    mode = torch.multinomial(MIXTURE.weights, 2000, True, generator=g)
+    x0 = MIXTURE.means[mode] + MIXTURE.stds[mode] * normal(2000, 2, seed=1)
+    start, end = PATHS[path](f64(0.9)), PATHS[path](f64(0.3))
+    x = start.alpha * x0 + start.sigma * normal(2000, 2, seed=2)
+    grid = torch.linspace(0.9, 0.3, 61, dtype=torch.float64)
+    mean, covariance = (
+        end.alpha * MIXTURE.mean,
+        end.alpha**2 * MIXTURE.covariance + end.sigma**2 * torch.eye(2),
+    )
+    for name in ("euler_maruyama", "sde_heun"):
+        found = SAMPLERS[name].run(
+            MIXTURE.denoiser(path, "noise"),
+            x,
+            grid,
+            {},
+            noise=source(3),
+            diffusion=diffusion,
+            last_step="none",
+        )
+        error = 4 * (covariance.diagonal().max() / 2000).sqrt().item()
+        assert (found.mean(0) - mean).abs().max().item() < error + 0.01
+        assert (found.T.cov() - covariance).abs().max().item() < 1.5 * error + 0.02
+        assert (found - x).std() > 0.1
+
+
+@pytest.mark.parametrize(("path", "predict"), [("linear", "velocity"), ("gvp", "velocity"), ("vp", "noise")])
+@pytest.mark.parametrize("diffusion", DIFFUSIONS)
+def test_every_coefficient_from_noise_to_data(diffusion, path, predict):
+    """The whole default grid, also where the coefficient alone would be infinite or overshoot."""
+    chosen = SamplingConfig(sampler="euler_maruyama", steps=100, diffusion=diffusion)
+    tr = transport(path, predict=predict)
+    x = chosen.run(
+        MIXTURE.denoiser(path, predict), normal(2000, 2, seed=5), chosen.grid(tr), {}, noise=source(6)
+    )
+    mean, covariance, weight = gaps(x)
+    assert mean < 4 * STANDARD_ERRORS["mean"] / 2000**0.5 + 0.02
+    assert covariance < 4 * STANDARD_ERRORS["covariance"] / 2000**0.5 + 0.03
+    assert weight < 4 * STANDARD_ERRORS["weight"] / 2000**0.5 + 0.02
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "expected"),
+    [
+        ("constant", "linear", 2.0),
+        ("sigma", "gvp", 2 * math.sin(0.35 * math.pi)),
+        ("sigma", "linear", 1.4),
+        ("linear", "vp", 1.4),
+        ("decreasing", "linear", (1 - 2 * math.cos(0.7 * math.pi)) ** 2 / 4),
+        ("increasing_decreasing", "linear", 2 * math.sin(0.7 * math.pi) ** 2),
+        ("sbdm", "linear", 2 * 2.333333),  # V of SiT's paths at its time 0.3
+        ("sbdm", "gvp", 2 * 3.082861373),
+        ("sbdm", "vp", 2 * 7.015),
+        ("kl_eta", "linear", 2 * 2.333333 / math.sqrt(1 + 4.666667**2)),
+    ],
+)
+def test_values_of_the_coefficients(name, path, expected):
+    t = f64(0.7)
+    assert DIFFUSIONS[name](t, PATHS[path](t), 2.0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_bound_of_a_coefficient_is_its_step():
+    """D <= sigma sigma_start/h: a first step from pure noise replaces the noise, a last one leaves the estimate."""
+    denoise = MIXTURE.denoiser("linear", "velocity")
+    for at, t, s, norm, expected in (
+        (1.0, 1.0, 0.9, 1e9, 10.0),
+        (0.1, 0.1, 0.05, 1.0, 0.2),
+        (0.05, 0.1, 0.05, 1.0, 0.1),
+        (0.5, 0.5, 0.49, 1.0, 1.0),
+    ):
+        found = coefficient("constant", norm, denoise, f64(at), f64(t), f64(s))
+        assert found.item() == pytest.approx(expected)
+    x, t = normal(5, 2), torch.full((5,), 0.04, dtype=torch.float64)
+    last = SAMPLERS["euler_maruyama"].run(denoise, x, f64([0.04, 0.0]), {}, noise=None, diffusion="constant")
+    torch.testing.assert_close(last, x - 0.04 * (p := denoise(x, t, {})).velocity - 0.04 * p.eps)
+
+
+@pytest.mark.parametrize("sampler", ["euler_maruyama", "sde_heun"])
+@pytest.mark.parametrize("last_step", ["mean", "tweedie", "euler", "none"])
+def test_last_steps(sampler, last_step):
+    """From t = 0.04, by the formulas; and how often the network was asked."""
+    calls, draws = [], []
+    denoise, x = MIXTURE.denoiser("gvp", "velocity"), normal(5, 2)
+
+    def counted(x, t, cond):
+        calls.append(t[0].item())
+        return denoise(x, t, cond)
+
+    def noise(x):
+        draws.append(x)
+        return torch.zeros_like(x)
+
+    chosen = SamplingConfig(sampler=sampler, steps=1, last_step=last_step, diffusion="linear")
+    grid, t = f64([0.04, 0.0]), torch.full((5,), 0.04, dtype=torch.float64)
+    found = chosen.run(replace(denoise, predict=counted), x, grid, {}, noise=noise)
+    p, h = denoise(x, t, {}), 0.04
+    expected = {
+        "mean": x - h * (p.velocity - 0.04 * p.score),
+        "tweedie": x / p.coeffs.alpha + p.coeffs.sigma**2 / p.coeffs.alpha * p.score,
+        "euler": x - h * p.velocity,
+        "none": x - h * (p.velocity - 0.04 * p.score),
+    }
+    if (sampler, last_step) != ("sde_heun", "none"):
+        torch.testing.assert_close(found, expected[last_step])
+    assert len(draws) == (last_step == "none")
+    assert len(calls) == chosen.nfe(grid)
+
+
+def test_the_grid_of_an_sde_ends_with_its_last_step():
+    tr = transport("gvp", predict="noise")
+    grid = SamplingConfig(sampler="sde_heun", steps=5, last_step_size=0.1).grid(tr)
+    torch.testing.assert_close(grid, f64([*torch.linspace(0.999, 0.1, 5).tolist(), 0]), rtol=1e-6, atol=0)
+    grid = SamplingConfig(sampler="sde_heun", steps=5, last_step="none").grid(tr)
+    torch.testing.assert_close(grid, torch.linspace(0.999, 0.001, 6, dtype=torch.float64))
+    with pytest.raises(InputError, match=r"--last-step-size 0.9995 must be less than 0.999"):
+        SamplingConfig(sampler="sde_heun", last_step_size=0.9995).grid(tr)
+
+
+def test_a_singular_coefficient_is_refused():
+    """Where the grid begins (1/alpha), where Heun ends (1/sigma), and a negative one."""
+    denoise, x = MIXTURE.denoiser("linear", "velocity"), normal(3, 2)
+    for name, wrong, grid, message in (
+        ("euler_maruyama", lambda t, c, norm: norm / c.alpha, [1.0, 0.5, 0.0], "is inf at t = 1 "),
+        ("sde_heun", lambda t, c, norm: norm / c.sigma, [0.5, 0.0], "is inf at t = 0 "),
+        ("euler_maruyama", lambda t, c, norm: norm * (t - 0.7), [0.5, 0.1], "is -0.2 at t = 0.5 "),
+        ("sde_heun", "sideways", [0.5, 0.1], "unknown --diffusion 'sideways'; choose one of: sigma"),
+    ):
+        with pytest.raises(InputError, match=message):
+            SAMPLERS[name].run(denoise, x, f64(grid), {}, noise=source(0), diffusion=wrong, last_step="none")
+
+
+def test_the_loss_by_time_shapes_kl_eta():
+    """Where the loss vanishes no noise is worth its price; where it is large, SBDM's is."""
+    t = f64([0.2, 0.9])
+    c = PATHS["linear"](t)
+    found = kl_eta(t, c, 1.0, eta=1.0, loss=lambda t: f64([0.0, 1e12]))
+    torch.testing.assert_close(
+        found, f64([0.0, DIFFUSIONS["sbdm"](f64(0.9), PATHS["linear"](f64(0.9)), 1.0)])
+    )
+
+
+# Choices that only some samplers have
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"sampler": "heun", "diffusion": "sbdm"},
+            "--diffusion sbdm: sampler heun has no such choice; leave it out, or take --sampler euler_maruyama or",
+        ),
+        ({"sampler": "ancestral", "last_step": "mean"}, "--last-step mean: sampler ancestral has no such"),
+        ({"sampler": "sde_heun", "diffusion_norm": 0.0}, "diffusion_norm"),
+        ({"sampler": "sde_heun", "diffusion_norm": math.inf}, "diffusion_norm"),
+        ({"sampler": "sde_heun", "diffusion": "sideways"}, "diffusion.*'sigma'.*sideways"),
+        ({"sampler": "leapfrog"}, "unknown --sampler 'leapfrog'; choose one of: euler, heun"),
+        ({"steps": 0}, "steps.*0"),
+    ],
+)
+def test_refused_choices(given, message):
+    with pytest.raises(InputError, match=message) as error:
+        SamplingConfig().override(given)
+    assert "\n" not in str(error.value)
+
+
+def test_another_sampler_leaves_the_recipes_choices_behind():
+    recipe = SamplingConfig(sampler="sde_heun", diffusion="sbdm", last_step="tweedie", steps=7)
+    assert recipe.override({"sampler": "heun", "diffusion": None}).choices == {}
+    assert recipe.override({"sampler": "euler_maruyama", "diffusion_norm": 2.0}).choices == {
+        "diffusion": "sbdm",
+        "diffusion_norm": 2.0,
+        "last_step": "tweedie",
+        "last_step_size": 0.04,
+    }
+    assert recipe.override({}) == recipe
+
+
+def test_config_offers_every_name():
+    names = SamplingConfig.model_fields["diffusion"].annotation.__args__[0].__args__
+    assert list(names) == list(DIFFUSIONS)
 
 
 # Grids
@@ -474,7 +671,7 @@ def test_image_k_does_not_depend_on_its_batch(sampler):
     """A batch of 6 and 6 batches of 1, in another order, in float32, with guidance: within 1e-4."""
     net, tr = small_dit(), transport("linear")
     denoise = cfg(tr.denoiser(net), net.null, 2.0)
-    run, use, _ = SAMPLERS[sampler]
+    run, use, *_ = SAMPLERS[sampler]
     grid = time_grid(tr, use, 6)
 
     def generate(seeds):

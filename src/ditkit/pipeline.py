@@ -5,6 +5,7 @@
 
 A snapshot is a folder with model.safetensors (the moving average) and recipe.json. A run's folder is
 loaded from its newest intact checkpoint. Some tiny trained snapshots come with the package, by name.
+Official DiT and SiT files and diffusers' folders are read too (`ditkit.interop`).
 """
 
 import json
@@ -26,10 +27,11 @@ from ditkit.checkpoint import load_newest
 from ditkit.codecs import Codec
 from ditkit.device import DeviceName, Precision, autocast, pick_device
 from ditkit.errors import InputError
+from ditkit.interop import Kind, read_foreign, use_diffusers_time
 from ditkit.progress import progress_bar
 from ditkit.randomness import RowNoise
 from ditkit.recipe import Recipe
-from ditkit.sampling import SAMPLERS, cfg, time_grid
+from ditkit.sampling import cfg
 from ditkit.transports import Denoiser, Transport
 
 SNAPSHOTS = Path(str(files("ditkit"))) / "assets" / "snapshots"
@@ -44,6 +46,11 @@ class Sampling(TypedDict, total=False):
     """Classifier-free guidance scale; 1 is off, others cost twice the evaluations' rows, in one call."""
     interval: tuple[float, float] | None
     """Times between which guidance is on."""
+    diffusion: str | None
+    """Of an SDE sampler; these four as in `ditkit.sampling.config.SolverChoices`."""
+    diffusion_norm: float | None
+    last_step: str | None
+    last_step_size: float | None
     batch: int
     """Images sampled at once: 64 when not given."""
     precision: Precision
@@ -97,17 +104,12 @@ class Pipeline:
     ) -> Iterator[Tensor]:
         """The images of `generate` a batch at a time, uint8 (B, C, H, W), each made when it is asked for.
         What is wrong with the arguments is said at once."""
-        defaults = self.recipe.sample
-        name = how.get("sampler") or defaults.sampler
-        steps, guidance = how.get("steps"), how.get("guidance")
+        chosen, guidance = self.recipe.sample.override(how), how.get("guidance")
         batch, precision = how.get("batch", 64), how.get("precision", "fp32")
-        if name not in SAMPLERS:
-            raise InputError(f"unknown --sampler {name!r}; choose one of: {', '.join(SAMPLERS)}")
         if not len(seeds):
             raise InputError("no seeds: give one per image")
-        grid = time_grid(self.transport, SAMPLERS[name].use, defaults.steps if steps is None else steps)
+        grid = chosen.grid(self.transport)
         labels = self._labels(cond or {}, len(seeds))
-        scale = defaults.guidance if guidance is None else guidance
         if not self.classes and guidance not in (None, 1):
             raise InputError(
                 f"--guidance {guidance}: this model was trained without classes and cannot be guided"
@@ -115,8 +117,9 @@ class Pipeline:
         layout = self.codec.layout(self.recipe.data.size, self.recipe.data.size)
         denoise = self.transport.denoiser(self.backbone, layout)
         if self.classes:
-            denoise = cfg(denoise, self.backbone.null, scale, how.get("interval") or defaults.interval)
-        total = nfe(name, len(grid) - 1) * -(-len(seeds) // batch)
+            denoise = cfg(denoise, self.backbone.null, chosen.guidance, chosen.interval)
+        total = chosen.nfe(grid) * -(-len(seeds) // batch)
+
         @torch.no_grad()
         def made() -> Iterator[Tensor]:
             with progress_bar(total, "sampling", "eval", shown=how.get("progress", False)) as bar:
@@ -126,7 +129,7 @@ class Pipeline:
                     x = noise(torch.empty(len(seeds[part]), *layout.shape, device=self.device))
                     part_cond = {} if labels is None else {"label": labels[part].to(self.device)}
                     with autocast(self.device, precision):
-                        state = SAMPLERS[name].run(_counted(denoise, bar), x, grid, part_cond, noise=noise)
+                        state = chosen.run(_counted(denoise, bar), x, grid, part_cond, noise=noise)
                     yield self.codec.decode(state).cpu()
 
         return made()
@@ -163,11 +166,6 @@ class Pipeline:
         return folder
 
 
-def nfe(sampler: str, steps: int) -> int:
-    """Evaluations of the network for one batch of images."""
-    return steps * SAMPLERS[sampler].evaluations
-
-
 def _counted(denoise: Denoiser, bar: tqdm) -> Denoiser:
     """The same denoiser, moving the progress bar at each evaluation."""
 
@@ -178,44 +176,66 @@ def _counted(denoise: Denoiser, bar: tqdm) -> Denoiser:
     return replace(denoise, predict=predict)
 
 
-def load(path: str | Path, device: DeviceName | torch.device = "auto") -> Pipeline:
-    """A pipeline from a run's folder, a snapshot's folder, or the name of a bundled snapshot.
+def load(
+    path: str | Path,
+    device: DeviceName | torch.device = "auto",
+    *,
+    kind: Kind | None = None,
+    heads: int | None = None,
+) -> Pipeline:
+    """A pipeline from a run's folder, a snapshot's folder, the name of a bundled snapshot, an official DiT
+    or SiT file (.pt or .safetensors), or a folder of diffusers' `DiTTransformer2DModel`.
+
+    Args:
+        kind: "DiT" or "SiT", for an official file whose name does not say so; "DiT" for a folder of
+            diffusers' reads the released network's clock instead of diffusers'.
+        heads: attention heads, for an official file of none of the released widths.
 
     Raises InputError: nothing there, a damaged file, or weights that do not fit the recipe.
     """
     where = device if isinstance(device, torch.device) else pick_device(device)
-    folder = _find(path)
-    recipe = Recipe.read(folder / "recipe.json")
+    recipe, weights, record = _read(Path(path), kind, heads)
     net = recipe.build_backbone()
-    if (folder / "model.safetensors").exists():
-        weights, record = _read_snapshot(folder / "model.safetensors")
-    else:
-        newest = load_newest(folder / "checkpoints", ("ema",))
-        if newest is None:
-            raise InputError(
-                f"{folder}: this run has no checkpoint yet; train it first: ditkit train {recipe.name}"
-            )
-        state, parts = newest
-        weights = parts["ema"]
-        record = {"images": state["images"], "minutes": round(state["seconds"] / 60, 2)}
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
-        raise InputError(f"{folder}: the weights do not fit recipe.json ({reason})") from None
+        raise InputError(f"{path}: the weights do not fit recipe.json ({reason})") from None
+    if record.get("clock") == "diffusers":
+        use_diffusers_time(net)
     net = net.to(where).eval().requires_grad_(False)
     return Pipeline(recipe, net, recipe.build_codec(where), where, {"origin": str(path), **record})
 
 
-def _find(path: str | Path) -> Path:
+def _read(path: Path, kind: Kind | None, heads: int | None) -> tuple[Recipe, dict[str, Tensor], dict]:
+    """The recipe, the weights and where they come from."""
+    folder = _own_folder(path)
+    if folder is None:
+        foreign = read_foreign(path, kind, heads)
+        if foreign is None:
+            bundled = ", ".join(sorted(entry.name for entry in SNAPSHOTS.glob("*"))) or "none"
+            raise InputError(
+                f"{path}: no run or snapshot there (no recipe.json), nor a network of diffusers'; snapshots "
+                f"that come with ditkit: {bundled}"
+            )
+        return foreign.recipe, foreign.weights, foreign.record
+    if kind is not None or heads is not None:
+        raise InputError(f"{path}: --kind and --heads are for official files; its recipe.json says both")
+    recipe = Recipe.read(folder / "recipe.json")
+    if (folder / "model.safetensors").exists():
+        return recipe, *_read_snapshot(folder / "model.safetensors")
+    newest = load_newest(folder / "checkpoints", ("ema",))
+    if newest is None:
+        raise InputError(
+            f"{folder}: this run has no checkpoint yet; train it first: ditkit train {recipe.name}"
+        )
+    state, parts = newest
+    return recipe, parts["ema"], {"images": state["images"], "minutes": round(state["seconds"] / 60, 2)}
+
+
+def _own_folder(path: Path) -> Path | None:
     """The folder that holds recipe.json: the path itself, or the bundled snapshot of that name."""
-    for folder in (Path(path), SNAPSHOTS / str(path)):
-        if (folder / "recipe.json").exists():
-            return folder
-    bundled = ", ".join(sorted(entry.name for entry in SNAPSHOTS.glob("*"))) or "none"
-    raise InputError(
-        f"{path}: no run or snapshot there (no recipe.json); snapshots that come with ditkit: {bundled}"
-    )
+    return next((folder for folder in (path, SNAPSHOTS / path) if (folder / "recipe.json").exists()), None)
 
 
 def _read_snapshot(file: Path) -> tuple[dict[str, Tensor], dict]:

@@ -17,7 +17,7 @@ def registries() -> dict[str, dict[str, str]]:
     from ditkit.nn.blocks import CONDITIONINGS
     from ditkit.pipeline import SNAPSHOTS
     from ditkit.recipes import RECIPES
-    from ditkit.sampling import SAMPLERS
+    from ditkit.sampling import DIFFUSIONS, SAMPLERS
     from ditkit.studies import STUDIES
     from ditkit.transports import PATHS, PREDICTIONS, TIME_LAWS
 
@@ -31,6 +31,7 @@ def registries() -> dict[str, dict[str, str]]:
         "predictions": {name: _first(meaning.view) for name, meaning in PREDICTIONS.items()},
         "time-laws": dict.fromkeys(TIME_LAWS, ""),
         "samplers": {name: _first(entry.run) for name, entry in SAMPLERS.items()},
+        "diffusions": {name: _first(function) for name, function in DIFFUSIONS.items()},
         "features": {name: entry.about for name, entry in FEATURES.items()},
         "studies": {name: _first(study) for name, study in STUDIES.items()},
         "snapshots": {folder.name: str(folder) for folder in sorted(SNAPSHOTS.glob("*"))},
@@ -43,7 +44,7 @@ class ListCommand(Section):
     what: Annotated[
         Literal[
             "all", "recipes", "backbones", "conditionings", "codecs", "data", "paths", "predictions",
-            "time-laws", "samplers", "features", "studies", "snapshots",
+            "time-laws", "samplers", "diffusions", "features", "studies", "snapshots",
         ],
         tyro.conf.Positional,
     ] = "all"  # fmt: skip

@@ -6,11 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ditkit.config import Section
 from ditkit.device import DeviceName, Precision
 from ditkit.errors import InputError
 from ditkit.pipeline import Pipeline, Sampling
-from ditkit.sampling.config import Interval
+from ditkit.sampling.config import Interval, SolverChoices
 
 
 def check_writable(folder: Path) -> None:
@@ -20,7 +19,7 @@ def check_writable(folder: Path) -> None:
         raise InputError(f"--out {folder}: {existing} is not a folder that can be written to; give another")
 
 
-class SolverOptions(Section):
+class SolverOptions(SolverChoices):
     """How to sample, guidance apart; what is not given is as in the recipe."""
 
     sampler: str | None = None
@@ -43,7 +42,9 @@ class SolverOptions(Section):
     @property
     def how(self) -> Sampling:
         """What `Pipeline.generate` and `sampled` take."""
+        choices: Sampling = {name: getattr(self, name) for name in SolverChoices.model_fields}  # type: ignore
         return {
+            **choices,
             "sampler": self.sampler,
             "steps": self.steps,
             "interval": self.interval,

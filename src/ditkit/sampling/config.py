@@ -1,10 +1,17 @@
 """How samples are drawn unless a command says otherwise."""
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
+from torch import Tensor
 
 from ditkit.config import Section
+from ditkit.errors import InputError
+from ditkit.sampling import SAMPLERS, time_grid
+from ditkit.transports import Transport
 
 
 def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
@@ -16,10 +23,26 @@ def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
 Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
 
 
-class SamplingConfig(Section):
+class SolverChoices(Section):
+    """What only some samplers let one choose; not given, it is as the sampler has it."""
+
+    diffusion: (
+        Literal["sigma", "linear", "constant", "decreasing", "increasing_decreasing", "sbdm", "kl_eta"] | None
+    ) = None
+    """Noise that an SDE adds and removes on its way (`ditkit list diffusions`): sigma when not given."""
+    diffusion_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Factor of that noise: 1 when not given."""
+    last_step: Literal["mean", "tweedie", "euler", "none"] | None = None
+    """An SDE's step to the data: without noise (mean), the estimate of it (tweedie), the ODE's (euler), or
+    no other than the steps before (none); mean when not given."""
+    last_step_size: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Time at which an SDE takes it: 0.04 when not given."""
+
+
+class SamplingConfig(SolverChoices):
     """Sampler, steps and guidance; kept in the recipe so that a snapshot knows how it is best used."""
 
-    sampler: Literal["euler", "heun", "ddim", "ancestral", "euler_maruyama"] = "heun"
+    sampler: Literal["euler", "heun", "ddim", "ancestral", "euler_maruyama", "sde_heun"] = "heun"
     """`ditkit list samplers` says which is for what."""
     steps: Annotated[int, Field(ge=1)] = 25
     """Steps of the grid; heun asks the network twice in each."""
@@ -27,3 +50,52 @@ class SamplingConfig(Section):
     """Classifier-free guidance scale; 1 is off."""
     interval: Interval = (0.0, 1.0)
     """Times t between which guidance is on (0 data, 1 noise)."""
+
+    @model_validator(mode="after")
+    def _sampler_takes_the_choices(self) -> "SamplingConfig":
+        for choice in SolverChoices.model_fields:
+            if getattr(self, choice) is not None and choice not in SAMPLERS[self.sampler].choices:
+                takers = [name for name, entry in SAMPLERS.items() if choice in entry.choices]
+                raise ValueError(
+                    f"--{choice.replace('_', '-')} {getattr(self, choice)}: sampler {self.sampler} has no such "
+                    f"choice; leave it out, or take --sampler {' or '.join(takers)}"
+                )
+        return self
+
+    def override(self, given: Mapping[str, Any]) -> "SamplingConfig":
+        """What is given and not None over this; of this, what another sampler has no use for is left out.
+
+        InputError when what is given is out of range or nothing for its sampler.
+        """
+        fields = {name: given[name] for name in SamplingConfig.model_fields if given.get(name) is not None}
+        name = fields.get("sampler", self.sampler)
+        if name not in SAMPLERS:
+            raise InputError(f"unknown --sampler {name!r}; choose one of: {', '.join(SAMPLERS)}")
+        unfit = set(SolverChoices.model_fields) - SAMPLERS[name].choices.keys()
+        return SamplingConfig.checked(self.model_dump(exclude=unfit) | fields, "")
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """Every choice this sampler has, with the value it takes."""
+        own = SAMPLERS[self.sampler].choices
+        return {name: own[name] if (value := getattr(self, name)) is None else value for name in own}
+
+    def grid(self, transport: Transport) -> Tensor:
+        """The times the sampler visits; InputError for a transport that does not have them."""
+        entry = SAMPLERS[self.sampler]
+        return time_grid(transport, entry.use, self.steps, **_those(time_grid, self.choices))
+
+    @property
+    def run(self) -> Callable[..., Tensor]:
+        """The sampler with its choices made."""
+        entry = SAMPLERS[self.sampler]
+        return partial(entry.run, **_those(entry.run, self.choices))
+
+    def nfe(self, grid: Tensor) -> int:
+        """Evaluations of the network for one batch of images; a guided one counts once."""
+        return SAMPLERS[self.sampler].nfe(len(grid) - 1, **self.choices)
+
+
+def _those(function: Callable, choices: Mapping[str, Any]) -> dict[str, Any]:
+    """The choices that a function takes."""
+    return {name: value for name, value in choices.items() if name in signature(function).parameters}

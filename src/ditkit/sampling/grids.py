@@ -9,13 +9,22 @@ from torch import Tensor
 from ditkit.errors import InputError
 from ditkit.transports import DDPM_STEPS, Transport
 
+LAST_STEP_SIZE = 0.04  # of an SDE: SiT's
 
-def time_grid(transport: Transport, use: Literal["ode", "sde", "jump"], steps: int) -> Tensor:
+
+def time_grid(
+    transport: Transport,
+    use: Literal["ode", "sde", "jump"],
+    steps: int,
+    *,
+    last_step: str = "mean",
+    last_step_size: float = LAST_STEP_SIZE,
+) -> Tensor:
     """The default grid of `steps` steps.
 
-    ode: uniform over the transport's safe interval. sde: uniform down to t = 0.04, then one long last
-    step to 0 (SiT). jump: ends at 0, where only coefficients are needed; the evenly respaced knots of
-    the `ddpm` path, uniform elsewhere.
+    ode: uniform over the transport's safe interval. sde: uniform down to `last_step_size`, then one long
+    step to 0 (SiT); as an ode's with `last_step` none. jump: ends at 0, where only coefficients are needed;
+    the evenly respaced knots of the `ddpm` path, uniform elsewhere.
     """
     if steps < 1:
         raise InputError(f"--steps must be at least 1, not {steps}")
@@ -24,11 +33,16 @@ def time_grid(transport: Transport, use: Literal["ode", "sde", "jump"], steps: i
         indices = respaced(str(steps)) if steps > 1 else [DDPM_STEPS - 1]
         knots = (torch.tensor(indices[::-1], dtype=torch.float64) + 1) / DDPM_STEPS
         return torch.cat([knots, torch.zeros(1, dtype=torch.float64)])
-    low, high = transport.interval("sde" if use == "sde" else "ode")
-    if use == "sde" and steps > 1:
-        low_part = torch.linspace(high, low, steps, dtype=torch.float64)
-        return torch.cat([low_part, torch.zeros(1, dtype=torch.float64)])
-    return torch.linspace(high, low if use == "ode" else 0.0, steps + 1, dtype=torch.float64)
+    low, high = transport.interval("ode")
+    if use == "sde" and last_step != "none" and steps > 1:
+        if last_step_size >= high:
+            raise InputError(
+                f"--last-step-size {last_step_size} must be less than {high}, where the grid begins"
+            )
+        before = torch.linspace(high, last_step_size, steps, dtype=torch.float64)
+        return torch.cat([before, torch.zeros(1, dtype=torch.float64)])
+    to_zero = use == "jump" or (use == "sde" and last_step != "none")
+    return torch.linspace(high, 0.0 if to_zero else low, steps + 1, dtype=torch.float64)
 
 
 def respaced(sections: str, total: int = DDPM_STEPS) -> list[int]:

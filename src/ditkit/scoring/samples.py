@@ -17,7 +17,7 @@ from ditkit.data import DataSection, Folder, in_order
 from ditkit.data.folder import scan
 from ditkit.errors import InputError
 from ditkit.evaluation import npz_images, npz_labels
-from ditkit.pipeline import Pipeline, Sampling, nfe
+from ditkit.pipeline import Pipeline, Sampling
 from ditkit.randomness import generator
 
 GREY = ("1", "L", "I;16")  # Pillow's modes
@@ -76,17 +76,17 @@ def sampled(
 
 def sampling_facts(pipeline: Pipeline, how: Sampling) -> dict[str, Any]:
     """What decides a model's images besides seeds and labels, for the record."""
-    defaults = pipeline.recipe.sample
-    sampler, steps = how.get("sampler") or defaults.sampler, how.get("steps") or defaults.steps
-    guidance = how.get("guidance")
+    chosen = pipeline.recipe.sample.override(how)
+    grid = chosen.grid(pipeline.transport)
     return {
         "recipe": pipeline.recipe.name,
         "weights": {"ema": True, **pipeline.record},
-        "sampler": sampler,
-        "steps": steps,
-        "nfe": nfe(sampler, steps),
-        "guidance": defaults.guidance if guidance is None else guidance,
-        "interval": how.get("interval") or defaults.interval,
+        "sampler": chosen.sampler,
+        "steps": len(grid) - 1,
+        "nfe": chosen.nfe(grid),
+        **chosen.choices,
+        "guidance": chosen.guidance,
+        "interval": chosen.interval,
         "precision": how.get("precision", "fp32"),
         "device": str(pipeline.device),
     }
