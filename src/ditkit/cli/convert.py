@@ -1,37 +1,59 @@
-"""`ditkit convert RUN --out DIR`: a run as a snapshot, the small folder to share."""
+"""`ditkit convert MODEL --out DIR`: any model as a snapshot, an official file or a folder of diffusers'."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 import tyro
+from pydantic import Field
 
 from ditkit.cli.options import check_writable
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
-from ditkit.pipeline import load
+from ditkit.interop import Kind, write_diffusers, write_official
+from ditkit.pipeline import Pipeline, load
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class ConvertCommand(Section):
-    """Write the moving average of a run as a snapshot: model.safetensors and recipe.json.
+    """Write a model in another form: by default as a snapshot, model.safetensors and recipe.json.
 
     A snapshot is what `sample`, `eval` and `--init` read; it holds nothing that is needed to go on
-    training.
+    training. Official DiT and SiT files and folders of diffusers' are read as well, and nothing in them is
+    ever run.
     """
 
     run: Annotated[str, tyro.conf.Positional]
-    """A run's folder, or a snapshot."""
+    """A run's folder, a snapshot, an official .pt or .safetensors file, or a folder of diffusers'."""
     out: Path
     """The folder to write."""
+    to: Literal["snapshot", "official", "diffusers"] = "snapshot"
+    """official: a .pt file for the released DiT or SiT code; diffusers: a DiTTransformer2DModel folder."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """bf16 halves the file and rounds the weights."""
+    kind: Kind | None = None
+    """What an official file is whose name does not say DiT or SiT."""
+    heads: Annotated[int, Field(ge=1)] | None = None
+    """Attention heads of an official file that has none of the released widths."""
 
 
 def run(argv: list[str]) -> None:
     command = parse(ConvertCommand, argv, "convert")
     check_writable(command.out)
-    folder = load(command.run, "cpu").save(command.out, DTYPES[command.dtype])
-    size = (folder / "model.safetensors").stat().st_size
-    print(f"{folder}: {size:,} bytes\nnext: ditkit sample {folder}")
+    pipeline = load(command.run, "cpu", kind=command.kind, heads=command.heads)
+    file, then = _write(command, pipeline)
+    print(f"{file.parent}: {file.name}, {file.stat().st_size:,} bytes\n{then}")
+
+
+def _write(command: ConvertCommand, pipeline: Pipeline) -> tuple[Path, str]:
+    """The file of weights, and what to do with it."""
+    dtype = DTYPES[command.dtype]
+    if command.to == "official":
+        file = write_official(command.out, pipeline.recipe, pipeline.backbone, dtype)
+        return file, "next: a bare state dict, as the released code's --ckpt reads it"
+    if command.to == "diffusers":
+        file = write_diffusers(command.out, pipeline.recipe, pipeline.backbone, dtype)
+        return file, f'next: diffusers.DiTTransformer2DModel.from_pretrained("{command.out}")'
+    folder = pipeline.save(command.out, dtype)
+    return folder / "model.safetensors", f"next: ditkit sample {folder}"

@@ -1,0 +1,300 @@
+"""The released DiT's and SiT's files (facebookresearch/DiT, willisma/SiT): their names <-> ours.
+
+A file is a bare state dict, or a training checkpoint with `ema`, `model`, `opt` and `args`. Both families
+have one set of names and shapes; they differ in what the network is told and in what it means:
+
+    DiT  reads the index i, t = (i + 1)/1000; predicts noise and, in as many channels again, the variance
+    SiT  reads its own time 1 - t; predicts data - noise, minus our velocity; channels beyond those of the
+         state are computed and thrown away by its code
+
+So a SiT's last layer changes sign, and its unused half is left out (zeros, when written). Reading the
+file itself is tensors.py's affair.
+"""
+
+import logging
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ditkit.backbones import Backbone, DiTConfig
+from ditkit.backbones.dit import DIT_SIZES, SIT_SIZES
+from ditkit.errors import InputError
+from ditkit.interop.imported import (
+    Imported,
+    State,
+    check_fit,
+    empty_state,
+    imported_recipe,
+    with_parameters,
+)
+from ditkit.interop.tensors import Placeholder, read_tensors
+from ditkit.nn.embeddings import TimeEmbedding, sincos_positions
+from ditkit.recipe import Recipe
+from ditkit.transports import Transport
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["DiT", "SiT"]
+
+HEADS = {config.width: config.heads for config in DIT_SIZES.values()}
+CLOCKS: dict[str, tuple[float, float]] = {
+    kind: (config.time_scale, config.time_shift)
+    for kind, config in (("DiT", DIT_SIZES["DiT-XL/2"]), ("SiT", SIT_SIZES["SiT-XL/2"]))
+}
+POSITIONS = "pos_embed"
+PATCHES = "x_embedder.proj.weight"
+LABELS = "y_embedder.embedding_table.weight"
+HIDDEN = "blocks.0.mlp.fc1.weight"
+LAST = ("final.linear.weight", "final.linear.bias")
+DRIFT = 1e-4  # the released training averages the fixed positions too, which rounds them a little
+
+
+def official_names(depth: int) -> list[tuple[str, str]]:
+    """(official, ours), in the order of the official state dict, without its leading `pos_embed`."""
+    modules = [
+        ("x_embedder.proj", "patches.proj"),
+        ("t_embedder.mlp.0", "time.mlp.0"),
+        ("t_embedder.mlp.2", "time.mlp.2"),
+        ("y_embedder.embedding_table", "label"),
+    ]
+    for i in range(depth):
+        modules += [
+            (f"blocks.{i}.attn.qkv", f"blocks.{i}.attention.qkv"),
+            (f"blocks.{i}.attn.proj", f"blocks.{i}.attention.proj"),
+            (f"blocks.{i}.mlp.fc1", f"blocks.{i}.mlp.0"),
+            (f"blocks.{i}.mlp.fc2", f"blocks.{i}.mlp.2"),
+            (f"blocks.{i}.adaLN_modulation.1", f"blocks.{i}.modulation.linear"),
+        ]
+    modules += [
+        ("final_layer.linear", "final.linear"),
+        ("final_layer.adaLN_modulation.1", "final.modulation.linear"),
+    ]
+    return with_parameters(modules)
+
+
+def depth_of(state: State) -> int:
+    """Number of blocks, from the names of either side."""
+    return len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+
+
+def to_ours(state: State) -> dict[str, Tensor]:
+    """A DiT's official state dict under our names; the positions, which are computed, are left out."""
+    return {ours: state[official] for official, ours in official_names(depth_of(state))}
+
+
+def to_official(state: State, grid: int) -> dict[str, Tensor]:
+    """Ours under the official names, in their order, with the positions of grid × grid tokens."""
+    positions = sincos_positions(grid, grid, state["patches.proj.bias"].shape[0])[None]
+    names = official_names(depth_of(state))
+    return {POSITIONS: positions, **{official: state[ours] for official, ours in names}}
+
+
+def _sit_head(state: State, patch: int, channels: int, sign: int) -> dict[str, Tensor]:
+    """The last layer with that sign and that many output channels: cut, or filled up with zeros."""
+    changed = dict(state)
+    for name in LAST:
+        rows = sign * state[name].unflatten(0, (patch * patch, -1))[:, :channels]  # (p², C, ...)
+        missing = rows.new_zeros(rows.shape[0], channels - rows.shape[1], *rows.shape[2:])
+        changed[name] = torch.cat([rows, missing], dim=1).flatten(0, 1)
+    return changed
+
+
+def _sit_sign(transport: Transport) -> int:
+    """SiT's time runs the other way, which turns a velocity around; noise and score are what they are."""
+    return -1 if transport.predict == "velocity" else 1
+
+
+# Reading
+
+
+def read_official(path: Path, kind: Kind | None = None, heads: int | None = None) -> Imported:
+    """The moving average of an official file, or what weights it has.
+
+    Args:
+        kind: DiT or SiT, where neither the file's name nor its training arguments say so.
+        heads: attention heads, where the width is none of the released sizes: weights do not show them.
+
+    Raises InputError: damaged, another architecture, names that do not fit, kind or heads unknown.
+    """
+    content = read_tensors(path)
+    state = _weights(path, content)
+    arguments = _arguments(content)
+    kind = kind or _kind(path, arguments)
+    lacking = [name for name in (POSITIONS, PATCHES, LABELS, HIDDEN) if name not in state]
+    if lacking:
+        raise InputError(
+            f"{path}: no DiT or SiT under the released names: {', '.join(lacking)} missing; it holds "
+            f"{', '.join(list(state)[:3]) or 'nothing'}"
+        )
+    width, channels, patch, _ = _shape(path, state, PATCHES, 4)
+    classes = _shape(path, state, LABELS, 2)[0] - 1  # the last row is "unknown"
+    outputs = _shape(path, state, "final_layer.linear.weight", 2)[0] // patch**2
+    grid = math.isqrt(_shape(path, state, POSITIONS, 3)[1])
+    scale, shift = CLOCKS[kind]
+    config = DiTConfig.checked(
+        {
+            "width": width,
+            "depth": depth_of(state),
+            "heads": heads or _heads(path, width),
+            "patch": patch,
+            "mlp_ratio": _ratio(_shape(path, state, HIDDEN, 2)[0], width),
+            "time_scale": scale,
+            "time_shift": shift,
+        },
+        str(path),
+    )
+    if classes < 1:
+        raise InputError(
+            f"{path}: a label table of {classes + 1} rows; at least a class and unknown are needed"
+        )
+    if outputs not in (channels, 2 * channels):
+        raise InputError(
+            f"{path}: {outputs} output channels for {channels} input channels; as many or twice as many are known"
+        )
+    check_fit(path, state, to_official(empty_state(config, channels, classes, outputs), grid))
+    _check_positions(path, state[POSITIONS], grid)
+    weights = to_ours(state)
+    if kind == "DiT":
+        transport = Transport(
+            path="ddpm", predict="noise", variance="learned" if outputs > channels else "fixed"
+        )
+    else:
+        transport = _sit_transport(path, arguments)
+        weights = _sit_head(weights, patch, channels, _sit_sign(transport))
+    recipe = imported_recipe(
+        path.stem, config, transport, classes=classes, channels=channels, side=grid * patch
+    )
+    return Imported(recipe, weights, {"imported_as": kind})
+
+
+def _weights(path: Path, content: Any) -> dict[str, Tensor]:
+    """Named tensors in float32, of `ema`, else `model`, else the file itself; wrappers' prefixes removed."""
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds {_described(content)}, not named tensors")
+    chosen = next(
+        (content[part] for part in ("ema", "model") if isinstance(content.get(part), dict)), content
+    )
+    state = {}
+    for name, value in chosen.items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"{path}: among the weights, {name} is {_described(value)}, not a tensor; refused"
+            )
+        state[re.sub(r"^((module|_orig_mod)\.)+", "", str(name))] = value.float()
+    return state
+
+
+def _described(value: Any) -> str:
+    return (
+        f"a placeholder of {value.origin}" if isinstance(value, Placeholder) else f"a {type(value).__name__}"
+    )
+
+
+def _arguments(content: Any) -> Mapping[str, Any]:
+    """The plain values of the training script's arguments, where a checkpoint carries them."""
+    arguments = content.get("args") if isinstance(content, dict) else None
+    state = arguments.state if isinstance(arguments, Placeholder) else None
+    return state if isinstance(state, dict) else {}
+
+
+def _kind(path: Path, arguments: Mapping[str, Any]) -> Kind:
+    for said in (path.name, str(arguments.get("model", ""))):
+        if ("DiT" in said) != ("SiT" in said):
+            return "DiT" if "DiT" in said else "SiT"
+    raise InputError(
+        f"{path}: DiT or SiT? Their weights look alike and the file's name does not say; "
+        'give --kind DiT or --kind SiT (kind="SiT" in Python)'
+    )
+
+
+def _heads(path: Path, width: int) -> int:
+    if width not in HEADS:
+        raise InputError(
+            f"{path}: how many attention heads? Weights of width {width}, which is no released size, do not "
+            "show it; give --heads N (heads=N in Python)"
+        )
+    return HEADS[width]
+
+
+def _shape(path: Path, state: State, name: str, dimensions: int) -> tuple[int, ...]:
+    shape = tuple(state[name].shape) if name in state else ()
+    if len(shape) != dimensions or not all(shape):
+        raise InputError(f"{path}: these weights do not fit; {name} is {shape or 'missing'}")
+    return shape
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """The ratio of which `int(width * ratio)` is `hidden`, also where the quotient is rounded down."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def _check_positions(path: Path, found: Tensor, grid: int) -> None:
+    expected = sincos_positions(grid, grid, found.shape[-1])
+    error = (found[0] - expected).abs().max().item()
+    if not error < DRIFT:
+        raise InputError(
+            f"{path}: {POSITIONS} is not the fixed sin-cos table (it differs by {error:.3g}); "
+            "learned positions are not known here"
+        )
+
+
+def _sit_transport(path: Path, arguments: Mapping[str, Any]) -> Transport:
+    """As the training arguments say; the released weights, which carry none, are Linear and velocity."""
+    values = {
+        "path": str(arguments.get("path_type", "Linear")).lower(),
+        "predict": str(arguments.get("prediction", "velocity")),
+    }
+    return Transport.checked(values, f"{path}: its training arguments")
+
+
+# Writing
+
+
+def write_official(folder: Path, recipe: Recipe, net: Backbone, dtype: torch.dtype = torch.float32) -> Path:
+    """Write `net` as a bare official state dict, FOLDER/NAME.pt; the file.
+
+    InputError, before anything is written, for a network that the released code cannot be.
+    """
+    kind = official_kind(recipe)
+    config = recipe.backbone
+    assert isinstance(config, DiTConfig)  # official_kind has seen to it
+    channels, side, _ = recipe.build_codec().layout(recipe.data.size, recipe.data.size).shape
+    state: State = net.state_dict()
+    if kind == "SiT":
+        state = _sit_head(state, config.patch, 2 * channels, _sit_sign(recipe.transport))
+    if type(net.time) is not TimeEmbedding:
+        log.warning(f"{folder}: this network reads diffusers' clock; the released code's output will differ")
+    named = to_official(state, side // config.patch)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{recipe.name if kind in recipe.name else f'{kind}-{recipe.name}'}.pt"
+    torch.save({name: value.to(dtype).contiguous() for name, value in named.items()}, file)
+    return file
+
+
+def official_kind(recipe: Recipe) -> Kind:
+    """Which released network a recipe's is; InputError when it is neither."""
+    config, transport = recipe.backbone, recipe.transport
+    if not isinstance(config, DiTConfig) or config.conditioning != "adaln_zero":
+        raise InputError(f"{recipe.name}: only a DiT with adaLN-Zero has released names, not this backbone")
+    if not recipe.data.classes:
+        raise InputError(f"{recipe.name}: the released networks have classes, this one has none")
+    clock = (config.time_scale, config.time_shift)
+    if clock == CLOCKS["DiT"] and (transport.path, transport.predict) == ("ddpm", "noise"):
+        return "DiT"
+    if (
+        clock == CLOCKS["SiT"]
+        and transport.path != "ddpm"
+        and transport.predict in ("velocity", "noise", "score")
+    ):
+        return "SiT"
+    raise InputError(
+        f"{recipe.name}: reads the time {clock[0]:g} t + {clock[1]:g}, path {transport.path}, predicts "
+        f"{transport.predict}; the released codes know 1000 t - 1 with ddpm and noise (DiT), and 1 - t with "
+        "linear, gvp or vp and velocity, noise or score (SiT)"
+    )
