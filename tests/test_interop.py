@@ -425,7 +425,7 @@ def test_names_that_do_not_fit_are_listed(tmp_path):
     del state["blocks.1.attn.proj.bias"], state["blocks.2.mlp.fc2.weight"]
     state |= {"blocks.0.attn.q_norm.weight": torch.ones(12), "t_embedder.mlp.0.bias": torch.ones(5)}
     torch.save(state, tmp_path / "DiT.pt")
-    text = one_line("these weights do not fit", tmp_path / "DiT.pt", heads=3)
+    text = one_line("these weights do not fit", tmp_path / "DiT.pt")
     assert "missing: blocks.1.attn.proj.bias, blocks.2.mlp.fc2.weight;" in text
     assert "not expected: blocks.0.attn.q_norm.weight;" in text
     assert "of another shape: t_embedder.mlp.0.bias (5,) instead of (36,)" in text
@@ -439,7 +439,7 @@ def test_names_that_do_not_fit_are_listed(tmp_path):
         ("DiT.pt", random_state(), {}, "width 36.*--heads"),
         ("DiT.pt", random_state(), {"heads": 5}, "36 is not divisible by 5 heads"),
         ("DiT.pt", random_state(), {"heads": 3, "kind": "UViT"}, "UViT.*DiT, SiT"),
-        ("DiT.pt", {"conv1.weight": torch.ones(3)}, {}, "pos_embed.*missing; it holds conv1.weight"),
+        ("x.pt", {"conv1.weight": torch.ones(3)}, {}, "pos_embed.*missing; it holds conv1.weight"),
         ("DiT.pt", {}, {}, "it holds nothing"),
         ("DiT.pt", [torch.ones(3)], {}, "holds a list, not named tensors"),
         ("DiT.pt", torch.nn.Linear(2, 2), {}, "placeholder of torch.nn.modules.linear.Linear"),

@@ -123,8 +123,6 @@ def read_official(path: Path, kind: Kind | None = None, heads: int | None = None
     """
     content = read_tensors(path)
     state = _weights(path, content)
-    arguments = _arguments(content)
-    kind = kind or _kind(path, arguments)
     lacking = [name for name in (POSITIONS, PATCHES, LABELS, HIDDEN) if name not in state]
     if lacking:
         raise InputError(
@@ -135,19 +133,8 @@ def read_official(path: Path, kind: Kind | None = None, heads: int | None = None
     classes = _shape(path, state, LABELS, 2)[0] - 1  # the last row is "unknown"
     outputs = _shape(path, state, "final_layer.linear.weight", 2)[0] // patch**2
     grid = math.isqrt(_shape(path, state, POSITIONS, 3)[1])
-    scale, shift = CLOCKS[kind]
-    config = DiTConfig.checked(
-        {
-            "width": width,
-            "depth": depth_of(state),
-            "heads": heads or _heads(path, width),
-            "patch": patch,
-            "mlp_ratio": _ratio(_shape(path, state, HIDDEN, 2)[0], width),
-            "time_scale": scale,
-            "time_shift": shift,
-        },
-        str(path),
-    )
+    ratio = _ratio(_shape(path, state, HIDDEN, 2)[0], width)
+    shape = {"width": width, "depth": depth_of(state), "patch": patch, "mlp_ratio": ratio}
     if classes < 1:
         raise InputError(
             f"{path}: a label table of {classes + 1} rows; at least a class and unknown are needed"
@@ -156,8 +143,15 @@ def read_official(path: Path, kind: Kind | None = None, heads: int | None = None
         raise InputError(
             f"{path}: {outputs} output channels for {channels} input channels; as many or twice as many are known"
         )
-    check_fit(path, state, to_official(empty_state(config, channels, classes, outputs), grid))
+    any_heads = DiTConfig.checked({**shape, "heads": 1}, str(path))
+    check_fit(path, state, to_official(empty_state(any_heads, channels, classes, outputs), grid))
     _check_positions(path, state[POSITIONS], grid)
+    # Only now what the weights do not say: a file that does not fit needs no answers.
+    arguments = _arguments(content)
+    kind = kind or _kind(path, arguments)
+    scale, shift = CLOCKS[kind]
+    told = {"heads": heads or _heads(path, width), "time_scale": scale, "time_shift": shift}
+    config = DiTConfig.checked({**shape, **told}, str(path))
     weights = to_ours(state)
     if kind == "DiT":
         transport = Transport(
@@ -195,11 +189,11 @@ def _described(value: Any) -> str:
     )
 
 
-def _arguments(content: Any) -> Mapping[str, Any]:
+def _arguments(content: dict) -> Mapping[str, Any]:
     """The plain values of the training script's arguments, where a checkpoint carries them."""
-    arguments = content.get("args") if isinstance(content, dict) else None
-    state = arguments.state if isinstance(arguments, Placeholder) else None
-    return state if isinstance(state, dict) else {}
+    arguments = content.get("args")
+    values = arguments.state if isinstance(arguments, Placeholder) else arguments
+    return values if isinstance(values, dict) else {}
 
 
 def _kind(path: Path, arguments: Mapping[str, Any]) -> Kind:
