@@ -11,7 +11,15 @@ from ditkit.backbones import BACKBONES, backbone
 from ditkit.errors import InputError
 from ditkit.evaluation.cost import count_cost
 from ditkit.nn.attention import MOST_EXPLICIT_TOKENS, CrossAttention, attend
-from ditkit.nn.blocks import CONDITIONINGS, Block, CrossAttentionBlock, TanhGelu, modulated_norm
+from ditkit.nn.blocks import (
+    CONDITIONINGS,
+    AdaLNBlock,
+    Block,
+    CrossAttentionBlock,
+    Head,
+    TanhGelu,
+    modulated_norm,
+)
 from ditkit.nn.embeddings import _sincos_table, sincos_positions, sinusoid
 from ditkit.nn.patches import PatchEmbed, unpatchify
 
@@ -458,6 +466,33 @@ def test_a_cross_attention_block_takes_a_sequence_of_any_length():
     torch.testing.assert_close(block(x, c.flip(1)), out, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(block(x, torch.cat([c, c], 1)), out, rtol=1e-4, atol=1e-5)
     assert (block(x, c[:, :6]) - out).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_what_blocks_compute():
+    """Every branch begins with a norm; the sequence is heard between self-attention and MLP."""
+    x, c, sequence = torch.randn(2, 5, 16), torch.randn(2, 16), torch.randn(2, 2, 16)
+
+    def normal(x):
+        return F.layer_norm(x, (16,), eps=1e-6)
+
+    block = CrossAttentionBlock(16, 2, 4.0)
+    h = x + block.attention(normal(x))
+    plain = h + block.mlp(normal(h))
+    torch.testing.assert_close(Block.forward(block, x, c), plain)
+    h = h + block.cross(normal(h), sequence)
+    torch.testing.assert_close(block(x, sequence), h + block.mlp(normal(h)))
+
+    block = AdaLNBlock(16, 2, 4.0)
+    torch.nn.init.normal_(block.modulation.linear.weight)
+    vectors = block.modulation.linear(F.silu(c))[:, None]
+    shift1, scale1, shift2, scale2 = vectors.chunk(4, dim=-1)
+    h = x + block.attention(normal(x) * (1 + scale1) + shift1)
+    torch.testing.assert_close(block(x, c), h + block.mlp(normal(h) * (1 + scale2) + shift2))
+
+    head = Head(16, 3)
+    torch.nn.init.normal_(head.linear.weight)
+    torch.testing.assert_close(head(x, c), head.linear(normal(x)))
 
 
 def test_modulated_norm():
