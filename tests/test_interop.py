@@ -556,24 +556,38 @@ def rewritten(source, target, change):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    "changes",
     [
-        (b"K\x07\x85", b"K\x09\x85"),  # a larger tensor than its storage
-        (b"K\x01\x85", b"K\x02\x85"),  # a stride beyond it
-        (b"QK\x00", b"QK\x01"),  # an offset beyond it
-        (b"K\x07t", b"K\x09t"),  # a storage longer than its file
-        (b"FloatStorage", b"FlotaStorage"),
-        (b"X\x07\x00\x00\x00storage", b"X\x07\x00\x00\x00martian"),
+        {b"K\x07\x85": b"K\x09\x85"},  # a larger tensor than its storage
+        {b"K\x07\x85": b"K\x09\x85", b"K\x01\x85": b"K\x00\x85"},  # the same by repetition
+        {b"K\x01\x85": b"K\x02\x85"},  # a stride beyond it
+        {b"QK\x00": b"QK\x01"},  # an offset beyond it
+        {b"K\x07t": b"K\x09t"},  # a storage longer than its file
+        {b"FloatStorage": b"FlotaStorage"},
+        {b"X\x07\x00\x00\x00storage": b"X\x07\x00\x00\x00martian"},
     ],
 )
-def test_tensors_stay_inside_their_bytes(tmp_path, old, new):
+def test_tensors_stay_inside_their_bytes(tmp_path, changes):
     torch.save({"x": torch.ones(7)}, tmp_path / "a.pt")
     rewritten(tmp_path / "a.pt", tmp_path / "same.pt", lambda data: data)
     assert read_tensors(tmp_path / "same.pt")["x"].equal(torch.ones(7))
 
     def change(data):
-        assert data.count(old) == 1
-        return data.replace(old, new)
+        for old, new in changes.items():
+            assert data.count(old) == 1
+            data = data.replace(old, new)
+        return data
 
     with pytest.raises(InputError, match="damaged"):
         read_tensors(rewritten(tmp_path / "a.pt", tmp_path / "b.pt", change))
+
+
+@pytest.mark.parametrize("length", [1, 6, 8, -1, 2**40])
+def test_a_storage_of_the_older_format_is_as_long_as_it_says(tmp_path, length):
+    file = tmp_path / "a.pt"
+    torch.save({"x": torch.ones(7)}, file, _use_new_zipfile_serialization=False)
+    whole = file.read_bytes()
+    assert whole[-36:-28] == (7).to_bytes(8, "little")
+    file.write_bytes(whole[:-36] + length.to_bytes(8, "little", signed=True) + whole[-28:])
+    with pytest.raises(InputError, match="damaged"):
+        read_tensors(file)
