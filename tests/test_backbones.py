@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from ditkit.backbones import BACKBONES, backbone
+from ditkit.costs.count import count_cost
 from ditkit.errors import InputError
-from ditkit.evaluation.cost import count_cost
 from ditkit.nn.attention import MOST_EXPLICIT_TOKENS, CrossAttention, attend
 from ditkit.nn.blocks import (
     CONDITIONINGS,

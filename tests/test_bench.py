@@ -9,7 +9,7 @@ import torch
 
 from ditkit.benchmark import EVALUATION, STEP
 from ditkit.cli import main
-from ditkit.evaluation import speed
+from ditkit.costs import speed
 
 
 def test_record_and_table(tmp_path, capsys):

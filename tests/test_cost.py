@@ -12,12 +12,12 @@ from torch import nn
 import ditkit
 from ditkit.backbones import BACKBONES, backbone
 from ditkit.cli import main
+from ditkit.costs import speed
+from ditkit.costs.count import HEAP_WASTE, Memory, count_cost
+from ditkit.costs.operators import CPU, Amount, Keeping, Operators
+from ditkit.costs.speed import Rate, Rates
 from ditkit.device import autocast
 from ditkit.errors import InputError
-from ditkit.evaluation import speed
-from ditkit.evaluation.cost import HEAP_WASTE, Memory, count_cost
-from ditkit.evaluation.operators import CPU, Amount, Keeping, Operators
-from ditkit.evaluation.speed import Rate, Rates
 from ditkit.nn.attention import MOST_EXPLICIT_TOKENS
 
 # DiT paper, table 4 (Gflops are multiply-adds, as printed), and the released code (trainable parameters).

@@ -6,7 +6,7 @@ training loop and pipeline call; the other side is diffusers' `DiTTransformer2DM
 in the loop everybody writes. Both see the same loss (`Transport.loss`) under the same autocast.
 
 `measure_step` times ditkit's step alone, in a process of its own, with the memory it takes: what the
-predictions of `evaluation.cost` and `evaluation.speed` are held against (`ditkit bench --cost`).
+predictions of `costs.count` and `costs.speed` are held against (`ditkit bench --cost`).
 """
 
 import contextlib

@@ -1,9 +1,7 @@
 """`ditkit bench`: how fast ditkit's training step and guided evaluation are here, next to diffusers'."""
 
 import contextlib
-import json
 import os
-import platform
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -11,15 +9,15 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated
 
-import torch
 from pydantic import Field
 
 from ditkit.backbones.dit import DIT_SIZES
 from ditkit.benchmark import CPU, STEP, TINY, Contender, Suite, baseline_of, build_suite, measure, shares
+from ditkit.cli import bench_cost
+from ditkit.cli.measured import check_folder_of, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
 from ditkit.device import Precision, check_compiler, has_fast_bf16
-from ditkit.errors import InputError
 from ditkit.progress import progress_bar
 from ditkit.scoring import software
 
@@ -52,8 +50,6 @@ class BenchCommand(Section):
 
 def run(argv: list[str]) -> None:
     if "--cost" in argv:
-        from ditkit.cli import bench_cost
-
         bench_cost.run([flag for flag in argv if flag != "--cost"])
         return
     command = parse(BenchCommand, argv, "bench")
@@ -125,43 +121,6 @@ def _report(record: dict) -> Iterator[str]:
         f"{machine['cpu']}, {machine['threads']} threads, torch {versions['torch']}, "
         f"diffusers {versions['diffusers']}, ditkit {versions.get('commit', versions['ditkit'])}"
     )
-
-
-def check_folder_of(file: Path | None) -> None:
-    """InputError, before the long work, when there is no folder to write `file` in."""
-    if file is not None and not file.parent.is_dir():
-        raise InputError(f"--out {file}: the folder {file.parent} does not exist")
-
-
-def write(record: dict, file: Path | None) -> None:
-    """The record as JSON, where a file was asked for."""
-    if file is not None:
-        file.write_text(json.dumps(record, indent=1) + "\n")
-        print(file)
-
-
-def machine() -> dict:
-    """Where something was measured."""
-    return {"name": platform.node(), "cpu": _cpu_name(), "threads": torch.get_num_threads()}
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-@contextlib.contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Torch with that many threads; None leaves them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

@@ -10,12 +10,12 @@ from pydantic import Field
 
 from ditkit.backbones import BACKBONES, BackboneConfig, DiTConfig
 from ditkit.benchmark import CHANNELS, CLASSES, CPU, SIDE, TINY, check_memory_known, measure_step
-from ditkit.cli.bench import check_folder_of, machine, threads, write
+from ditkit.cli.measured import check_folder_of, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
+from ditkit.costs.count import count_cost
+from ditkit.costs.speed import Rates, calibrate
 from ditkit.device import Precision, has_fast_bf16
-from ditkit.evaluation.cost import count_cost
-from ditkit.evaluation.speed import Rates, calibrate
 from ditkit.progress import progress_bar
 from ditkit.scoring import software
 

@@ -13,10 +13,10 @@ from ditkit.backbones import BACKBONES
 from ditkit.cli.parsing import parse, switch_kinds
 from ditkit.config import Section
 from ditkit.costs import cost, recipe_cost
+from ditkit.costs.count import Cost
+from ditkit.costs.speed import calibrate
 from ditkit.device import Precision
 from ditkit.errors import InputError
-from ditkit.evaluation.cost import Cost
-from ditkit.evaluation.speed import calibrate
 from ditkit.pipeline import SNAPSHOTS
 from ditkit.recipe import Recipe
 from ditkit.recipes import RECIPES

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ditkit.costs.operators import CPU, PRODUCTS, Amount, Operators, Work
 from ditkit.device import Precision, autocast
-from ditkit.evaluation.operators import CPU, PRODUCTS, Amount, Operators, Work
 from ditkit.nn.blocks import AdaLNZeroBlock
 from ditkit.nn.convolutions import ResidualBlock
 

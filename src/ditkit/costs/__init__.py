@@ -1,4 +1,4 @@
-"""Costs by name: what a named network or a recipe costs (counted by `evaluation.cost`).
+"""Costs by name: what a named network or a recipe costs (counted by `costs.count`).
 
 cost = ditkit.cost("DiT-XL/2", size=256)
 cost.params, cost.macs      # 674,834,720 and 118.62 G, as printed in the paper
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 
 from ditkit.backbones import Backbone, backbone
+from ditkit.costs.count import Cost, count_cost
 from ditkit.errors import InputError
-from ditkit.evaluation.cost import Cost, count_cost
 from ditkit.recipe import Recipe
 
 # A named network is taken as DiT and SiT were published: latents of an autoencoder, 1,000 classes, an

@@ -18,9 +18,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from ditkit.costs.operators import Work, activations, bytes_of, step_work
 from ditkit.device import Precision
 from ditkit.errors import InputError
-from ditkit.evaluation.operators import Work, activations, bytes_of, step_work
 
 # glibc's heap holds on to more than is allocated, because kept activations lie between freed ones.
 # Share of the activations, measured (docs/results.md): from 0.31 to 0.65, and 1.2 below 50 MB.
