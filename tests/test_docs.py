@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ditkit.cli import VERBS, main
+from ditkit.cli.info import parse_info
 from ditkit.cli.parsing import parse
 from ditkit.cli.train import parse_train
 
@@ -34,13 +35,28 @@ def test_every_documented_command_is_understood(words, tmp_path):
     verb, *rest = [str(tmp_path) if word in ("DIR", "/data/imagenet/train") else word for word in words]
     assert verb in VERBS
     if verb in ("train", "info"):
-        parse_train(rest)
+        (parse_train if verb == "train" else parse_info)(rest)
         return
-    from ditkit.cli import bench, classifier, convert, demo, evaluate, listing, sample
+    from ditkit.cli import (
+        bench,
+        bench_cost,
+        classifier,
+        compare,
+        convert,
+        demo,
+        evaluate,
+        listing,
+        reference,
+        sample,
+        study,
+    )
 
     targets = {
         "sample": sample.SampleCommand,
         "eval": evaluate.EvalCommand,
+        "compare": compare.CompareCommand,
+        "reference": reference.ReferenceCommand,
+        "study": study.StudyCommand,
         "list": listing.ListCommand,
         "bench": bench.BenchCommand,
         "convert": convert.ConvertCommand,

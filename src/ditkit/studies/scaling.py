@@ -171,7 +171,7 @@ def _draw(models: list[Model], out: Path) -> None:
     figure.savefig(out / "macs.png", dpi=120)
 
     figure, axes = _axes(
-        "training compute, 10^12 multiply-adds (3 x MACs x images)", "the same networks as they train"
+        "training compute, $10^{12}$ multiply-adds (3 x MACs x images)", "the same networks as they train"
     )
     for model in models:
         compute = [3 * model.macs * images / 1e12 for images in BUDGETS]
@@ -186,7 +186,7 @@ def _draw(models: list[Model], out: Path) -> None:
     figure.savefig(out / "training.png", dpi=120)
 
     figure, axes = _axes(
-        "sampling compute, 10^9 multiply-adds an image (MACs x evaluations)", "more steps, or more network?"
+        "sampling compute, $10^9$ multiply-adds an image (MACs x evaluations)", "more steps, or more network?"
     )
     for model in models:
         compute = [model.macs * nfe / 1e9 for nfe in model.by_nfe]
@@ -201,5 +201,6 @@ def _axes(across: str, title: str) -> tuple[Figure, Axes]:
     axes.set(xlabel=across, ylabel="Fréchet distance", title=title)
     logarithmic(axes, "x")
     logarithmic(axes, "y")
+    axes.margins(0.08)
     axes.grid(alpha=0.3)
     return figure, axes
