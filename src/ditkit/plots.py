@@ -106,10 +106,12 @@ def trade_offs(series: Sequence[Series], path: Path) -> None:
 
 
 def logarithmic(axes: Axes, name: Literal["x", "y"] = "y") -> None:
-    """A logarithmic axis whose ticks are plain numbers."""
+    """A logarithmic axis whose ticks are plain numbers; called when the data are in."""
     axes.set(**{f"{name}scale": "log"})
     axis = axes.xaxis if name == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8)))
+    low, high = axis.get_data_interval()
+    subs = (1, 1.5, 2, 3, 4, 5, 6, 8) if high < 100 * low else (1, 2, 5)
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import pearsonr, spearmanr
@@ -155,9 +156,12 @@ def _beats_at_most(small: Model, large: Model) -> bool:
 
 def _draw(models: list[Model], out: Path) -> None:
     dits = [model for model in models if model.name != "UNet"]
-    colours = {model.name: f"C{k}" for k, model in enumerate(models)}
+    shades = colormaps["viridis_r"](np.linspace(0.1, 1, len(dits)))  # the darker, the more MACs
+    colours = {model.name: shade for model, shade in zip(dits, shades, strict=True)} | {"UNet": "red"}
 
-    figure, axes = _axes("multiply-adds of one evaluation, millions", f"{BUDGETS[-1]:,} training images each")
+    figure, axes = _figure(
+        "multiply-adds of one evaluation, millions", f"{BUDGETS[-1]:,} training images each"
+    )
     for k, patch in enumerate(PATCHES):
         mine = [model for model in dits if model.name.endswith(f"/{patch}")]
         axes.plot(
@@ -167,10 +171,9 @@ def _draw(models: list[Model], out: Path) -> None:
         if model.name == "UNet":
             axes.plot(model.macs / 1e6, model.final, "k*", markersize=12, label="convolutional U-Net")
         axes.annotate(model.name, (model.macs / 1e6, model.final), textcoords="offset points", xytext=(5, 5))
-    axes.legend()
-    figure.savefig(out / "macs.png", dpi=120)
+    _save(figure, axes, out / "macs.png")
 
-    figure, axes = _axes(
+    figure, axes = _figure(
         "training compute, $10^{12}$ multiply-adds (3 x MACs x images)", "the same networks as they train"
     )
     for model in models:
@@ -182,25 +185,28 @@ def _draw(models: list[Model], out: Path) -> None:
             color=colours[model.name],
             label=model.name,
         )
-    axes.legend(ncols=2)
-    figure.savefig(out / "training.png", dpi=120)
+    _save(figure, axes, out / "training.png", columns=2)
 
-    figure, axes = _axes(
+    figure, axes = _figure(
         "sampling compute, $10^9$ multiply-adds an image (MACs x evaluations)", "more steps, or more network?"
     )
     for model in models:
         compute = [model.macs * nfe / 1e9 for nfe in model.by_nfe]
         axes.plot(compute, list(model.by_nfe.values()), "o-", color=colours[model.name], label=model.name)
-    axes.legend(ncols=2)
-    figure.savefig(out / "sampling.png", dpi=120)
+    _save(figure, axes, out / "sampling.png", columns=2)
 
 
-def _axes(across: str, title: str) -> tuple[Figure, Axes]:
+def _figure(across: str, title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=across, ylabel="Fréchet distance", title=title)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _save(figure: Figure, axes: Axes, path: Path, columns: int = 1) -> None:
     logarithmic(axes, "x")
     logarithmic(axes, "y")
     axes.margins(0.08)
-    axes.grid(alpha=0.3)
-    return figure, axes
+    axes.legend(ncols=columns)
+    figure.savefig(path, dpi=120)
