@@ -146,7 +146,7 @@ def test_sit_sde(sampler, choices, total):
     chosen = SamplingConfig(sampler=sampler, steps=steps, **choices)
     denoise = FLOW.denoiser(sit_network())
     torch.manual_seed(0)
-    x = chosen.run(denoise, wave(), chosen.grid(FLOW), LABELS, noise=contiguous_noise)
+    x = chosen.run(denoise, wave(), chosen.times(FLOW), LABELS, noise=contiguous_noise)
     close(x.double().sum().item(), total)
 
 

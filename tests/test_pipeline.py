@@ -15,11 +15,16 @@ def pipe():
     return load("digits", CPU)
 
 
+def steps_of(sampler, steps):
+    """Where the sampler has them."""
+    return {} if SAMPLERS[sampler].nfe is None else {"steps": steps}
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_image_k_depends_on_seed_k_only(pipe, sampler):
     """Whatever the batch, the company and the order: within 1 of 255."""
     seeds, labels = [7, 3, 11, 5, 2], [1, 4, 4, 8, 0]
-    options = {"sampler": sampler, "steps": 4, "guidance": 2.0}
+    options = {"sampler": sampler, "guidance": 2.0, **steps_of(sampler, 4)}
     together = pipe.generate({"label": labels}, seeds=seeds, batch=5, **options)
     apart = pipe.generate({"label": labels}, seeds=seeds, batch=2, **options)
     alone = pipe.generate({"label": [4]}, seeds=[11], **options)
@@ -40,9 +45,11 @@ def test_evaluations_are_counted_as_declared(pipe, sampler, guidance, monkeypatc
         return forward(*arguments)
 
     monkeypatch.setattr(pipe.backbone, "forward", counting)
-    pipe.generate({"label": [1]}, seeds=[0], sampler=sampler, steps=5, guidance=guidance)
-    chosen = pipe.recipe.sample.override({"sampler": sampler, "steps": 5})
-    assert calls == chosen.nfe(chosen.grid(pipe.transport))
+    how = {"sampler": sampler, **steps_of(sampler, 5)}
+    pipe.generate({"label": [1]}, seeds=[0], guidance=guidance, **how)
+    chosen = pipe.recipe.sample.override(how)
+    declared = chosen.nfe(chosen.times(pipe.transport))
+    assert calls == declared if declared else calls > 10
 
 
 def test_guidance_outside_its_interval_is_none(pipe):

@@ -46,8 +46,12 @@ class Sampling(TypedDict, total=False):
     """Classifier-free guidance scale; 1 is off, others cost twice the evaluations' rows, in one call."""
     interval: tuple[float, float] | None
     """Times between which guidance is on."""
+    grid: str | None
+    """This and what follows as in `ditkit.sampling.config.SolverChoices`."""
+    respacing: str | None
+    eta: float | None
+    tolerance: float | None
     diffusion: str | None
-    """Of an SDE sampler; these four as in `ditkit.sampling.config.SolverChoices`."""
     diffusion_norm: float | None
     last_step: str | None
     last_step_size: float | None
@@ -108,7 +112,7 @@ class Pipeline:
         batch, precision = how.get("batch", 64), how.get("precision", "fp32")
         if not len(seeds):
             raise InputError("no seeds: give one per image")
-        grid = chosen.grid(self.transport)
+        grid = chosen.times(self.transport)
         labels = self._labels(cond or {}, len(seeds))
         if not self.classes and guidance not in (None, 1):
             raise InputError(
@@ -118,7 +122,8 @@ class Pipeline:
         denoise = self.transport.denoiser(self.backbone, layout)
         if self.classes:
             denoise = cfg(denoise, self.backbone.null, chosen.guidance, chosen.interval)
-        total = chosen.nfe(grid) * -(-len(seeds) // batch)
+        nfe = chosen.nfe(grid)
+        total = None if nfe is None else nfe * -(-len(seeds) // batch)
 
         @torch.no_grad()
         def made() -> Iterator[Tensor]:

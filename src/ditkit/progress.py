@@ -6,9 +6,9 @@ from tqdm import tqdm
 
 
 def progress_bar(
-    total: int, what: str, unit: str, *, initial: int = 0, shown: bool = True, delay: float = 0
+    total: int | None, what: str, unit: str, *, initial: int = 0, shown: bool = True, delay: float = 0
 ) -> tqdm:
-    """A bar of `total` units that is updated by its `.update(n)` and closed by `with` or `.close()`.
+    """A bar of `total` units (None: not known) that is updated by its `.update(n)` and closed by `with` or `.close()`.
 
     With `delay`, in seconds, work that is over sooner shows none.
     """
@@ -18,7 +18,7 @@ def progress_bar(
         initial=initial,
         desc=what,
         unit=unit,
-        unit_scale=total >= 10_000,
+        unit_scale=(total or 0) >= 10_000,
         mininterval=0.2 if lively else 30,
         dynamic_ncols=lively,
         disable=not shown,

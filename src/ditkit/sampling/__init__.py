@@ -1,8 +1,8 @@
 """Samplers: plain functions of a denoiser and a time grid, and what wraps a denoiser.
 
-Which one? Transports that predict velocity: `heun` (ODE, two evaluations a step) or `euler`, or
-`euler_maruyama` (SDE). DDPM: `ddim` for few evaluations, `ancestral` for many. Every sampler runs on
-every transport.
+Which one? Transports that predict velocity: `heun` (ODE, two evaluations a step) or `ab2` (one), or
+`euler_maruyama` (SDE). DDPM: `dpmpp_2m` or `ddim` for few evaluations, `ancestral` for many. `dopri5` for
+the ODE's own answer. Every sampler runs on every transport.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,9 +10,11 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from ditkit.sampling.adaptive import dopri5
 from ditkit.sampling.ancestral import ancestral, ddim
 from ditkit.sampling.grids import LAST_STEP_SIZE, respaced, time_grid
 from ditkit.sampling.guidance import cfg
+from ditkit.sampling.multistep import ab2, dpmpp_2m
 from ditkit.sampling.ode import euler, heun
 from ditkit.sampling.sde import DIFFUSIONS, euler_maruyama, sde_heun
 
@@ -22,13 +24,20 @@ class SamplerEntry(NamedTuple):
 
     run: Callable[..., Tensor]
     use: Literal["ode", "sde", "jump"]
-    nfe: Callable[..., int] = lambda steps, **choices: steps
-    """Evaluations of the network in so many steps; a guided one counts once."""
-    choices: Mapping[str, Any] = {}
+    nfe: Callable[..., int] | None = lambda steps, **choices: steps
+    """Evaluations of the network in so many steps (a guided one counts once); None where it chooses them."""
+    choices: Mapping[str, Any] = {"grid": None}
     """Keywords of `run` and `time_grid` that one can choose (`SolverChoices`), and what they are if not."""
 
 
-SDE = {"diffusion": "sigma", "diffusion_norm": 1.0, "last_step": "mean", "last_step_size": LAST_STEP_SIZE}
+JUMP = {"grid": None, "respacing": None}
+SDE = {
+    "grid": None,
+    "diffusion": "sigma",
+    "diffusion_norm": 1.0,
+    "last_step": "mean",
+    "last_step_size": LAST_STEP_SIZE,
+}
 
 
 def sde_heun_nfe(steps: int, *, last_step: str, **choices: Any) -> int:
@@ -38,8 +47,11 @@ def sde_heun_nfe(steps: int, *, last_step: str, **choices: Any) -> int:
 SAMPLERS: dict[str, SamplerEntry] = {
     "euler": SamplerEntry(euler, "ode"),
     "heun": SamplerEntry(heun, "ode", lambda steps, **choices: 2 * steps),
-    "ddim": SamplerEntry(ddim, "jump"),
-    "ancestral": SamplerEntry(ancestral, "jump"),
+    "ab2": SamplerEntry(ab2, "ode"),
+    "dopri5": SamplerEntry(dopri5, "ode", None, {"tolerance": 1e-4}),
+    "dpmpp_2m": SamplerEntry(dpmpp_2m, "jump", choices=JUMP),
+    "ddim": SamplerEntry(ddim, "jump", choices={**JUMP, "eta": 0.0}),
+    "ancestral": SamplerEntry(ancestral, "jump", choices=JUMP),
     "euler_maruyama": SamplerEntry(euler_maruyama, "sde", choices=SDE),
     "sde_heun": SamplerEntry(sde_heun, "sde", sde_heun_nfe, SDE),
 }
@@ -48,9 +60,12 @@ __all__ = [
     "DIFFUSIONS",
     "SAMPLERS",
     "SamplerEntry",
+    "ab2",
     "ancestral",
     "cfg",
     "ddim",
+    "dopri5",
+    "dpmpp_2m",
     "euler",
     "euler_maruyama",
     "heun",

@@ -12,12 +12,21 @@ from ditkit.transports import Denoiser
 from ditkit.transports.variational import learned_log_variance
 
 
-def ddim(denoise: Denoiser, x: Tensor, grid: Tensor, cond: dict, *, noise=None) -> Tensor:
-    """x_s = alpha_s x0 + sigma_s eps (Song et al., 2021, equation 12 with eta = 0), on any path."""
-    for t, s in pairwise(grid):
+def ddim(denoise: Denoiser, x: Tensor, grid: Tensor, cond: dict, *, noise=None, eta: float = 0.0) -> Tensor:
+    """x_s = alpha_s x0 + sigma_s eps (Song et al., 2021, equation 12), on any path.
+
+    With `eta`, that much of the posterior's standard deviation is drawn anew: 0 none, 1 as `ancestral`.
+    """
+    last = len(grid) - 2
+    for i, (t, s) in enumerate(pairwise(grid)):
         prediction = denoise(x, rows(t, x), cond)
         c = denoise.coeffs(rows(s, x), x)
-        x = c.alpha * prediction.x0 + c.sigma * prediction.eps
+        if eta == 0 or i == last:
+            x = c.alpha * prediction.x0 + c.sigma * prediction.eps
+        else:
+            fresh = eta * (denoise.posterior(rows(t, x), rows(s, x), x).log_small / 2).exp()
+            kept = (c.sigma**2 - fresh**2).clamp(min=0).sqrt()
+            x = c.alpha * prediction.x0 + kept * prediction.eps + fresh * noise(x)
     return x
 
 

@@ -26,6 +26,15 @@ Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
 class SolverChoices(Section):
     """What only some samplers let one choose; not given, it is as the sampler has it."""
 
+    grid: Literal["uniform", "log_snr", "karras", "shifted"] | None = None
+    """Spacing of the times: even in t, in the log signal-to-noise ratio, EDM's, or SD3's shift to noise by 3;
+    the sampler's own when not given."""
+    respacing: str | None = None
+    """Knots of the ddpm path to visit, instead of steps: 250, 100,50 (by sections) or ddim50 (by stride)."""
+    eta: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Noise of ddim: 0 (when not given) none, 1 as much as ancestral."""
+    tolerance: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Of dopri5, relative and absolute: 1e-4 when not given."""
     diffusion: (
         Literal["sigma", "linear", "constant", "decreasing", "increasing_decreasing", "sbdm", "kl_eta"] | None
     ) = None
@@ -42,7 +51,9 @@ class SolverChoices(Section):
 class SamplingConfig(SolverChoices):
     """Sampler, steps and guidance; kept in the recipe so that a snapshot knows how it is best used."""
 
-    sampler: Literal["euler", "heun", "ddim", "ancestral", "euler_maruyama", "sde_heun"] = "heun"
+    sampler: Literal[
+        "euler", "heun", "ab2", "dopri5", "dpmpp_2m", "ddim", "ancestral", "euler_maruyama", "sde_heun"
+    ] = "heun"  # fmt: skip
     """`ditkit list samplers` says which is for what."""
     steps: Annotated[int, Field(ge=1)] = 25
     """Steps of the grid; heun asks the network twice in each."""
@@ -71,6 +82,12 @@ class SamplingConfig(SolverChoices):
         name = fields.get("sampler", self.sampler)
         if name not in SAMPLERS:
             raise InputError(f"unknown --sampler {name!r}; choose one of: {', '.join(SAMPLERS)}")
+        if "steps" in fields and SAMPLERS[name].nfe is None:
+            raise InputError(f"--steps {fields['steps']}: {name} chooses its own steps; give --tolerance")
+        if "steps" in fields and "respacing" in fields:
+            raise InputError(
+                f"--steps {fields['steps']} and --respacing {fields['respacing']}: both say which times; give one"
+            )
         unfit = set(SolverChoices.model_fields) - SAMPLERS[name].choices.keys()
         return SamplingConfig.checked(self.model_dump(exclude=unfit) | fields, "")
 
@@ -80,10 +97,11 @@ class SamplingConfig(SolverChoices):
         own = SAMPLERS[self.sampler].choices
         return {name: own[name] if (value := getattr(self, name)) is None else value for name in own}
 
-    def grid(self, transport: Transport) -> Tensor:
+    def times(self, transport: Transport) -> Tensor:
         """The times the sampler visits; InputError for a transport that does not have them."""
         entry = SAMPLERS[self.sampler]
-        return time_grid(transport, entry.use, self.steps, **_those(time_grid, self.choices))
+        steps = 1 if entry.nfe is None else self.steps
+        return time_grid(transport, entry.use, steps, **_those(time_grid, self.choices))
 
     @property
     def run(self) -> Callable[..., Tensor]:
@@ -91,11 +109,13 @@ class SamplingConfig(SolverChoices):
         entry = SAMPLERS[self.sampler]
         return partial(entry.run, **_those(entry.run, self.choices))
 
-    def nfe(self, grid: Tensor) -> int:
-        """Evaluations of the network for one batch of images; a guided one counts once."""
-        return SAMPLERS[self.sampler].nfe(len(grid) - 1, **self.choices)
+    def nfe(self, grid: Tensor) -> int | None:
+        """Evaluations of the network for an image (a guided one counts once); None where the sampler decides."""
+        count = SAMPLERS[self.sampler].nfe
+        return None if count is None else count(len(grid) - 1, **self.choices)
 
 
 def _those(function: Callable, choices: Mapping[str, Any]) -> dict[str, Any]:
-    """The choices that a function takes."""
-    return {name: value for name, value in choices.items() if name in signature(function).parameters}
+    """The choices that a function takes, as keywords."""
+    keywords = [p.name for p in signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return {name: value for name, value in choices.items() if name in keywords}

@@ -10,6 +10,7 @@ from ditkit.errors import InputError
 from ditkit.transports import DDPM_STEPS, Transport
 
 LAST_STEP_SIZE = 0.04  # of an SDE: SiT's
+CLEANEST = 1e-3  # the last time at which a spaced grid asks before it jumps to 0
 
 
 def time_grid(
@@ -17,32 +18,90 @@ def time_grid(
     use: Literal["ode", "sde", "jump"],
     steps: int,
     *,
+    grid: str | None = None,
+    respacing: str | None = None,
     last_step: str = "mean",
     last_step_size: float = LAST_STEP_SIZE,
 ) -> Tensor:
-    """The default grid of `steps` steps.
+    """The grid of `steps` steps, or of the knots of `respacing`, spaced by the name of `grid` (`SPACINGS`).
 
     ode: uniform over the transport's safe interval. sde: uniform down to `last_step_size`, then one long
     step to 0 (SiT); as an ode's with `last_step` none. jump: ends at 0, where only coefficients are needed;
     the evenly respaced knots of the `ddpm` path, uniform elsewhere.
+
+    Raises InputError: no steps; respacing of a path without knots, or with a named grid.
     """
     if steps < 1:
         raise InputError(f"--steps must be at least 1, not {steps}")
-    if use == "jump" and transport.path == "ddpm":
+    if respacing and transport.path != "ddpm":
+        raise InputError(f"--respacing {respacing}: path {transport.path} has no knots; give --steps instead")
+    if respacing and grid:
+        raise InputError(f"--respacing {respacing} and --grid {grid}: both say which times; give one")
+    if use == "jump" and transport.path == "ddpm" and not grid:
+        sections = respacing or str(steps)
         # The published rule gives a single step the cleanest knot; sampling starts from noise.
-        indices = respaced(str(steps)) if steps > 1 else [DDPM_STEPS - 1]
+        indices = respaced(sections) if sections != "1" else [DDPM_STEPS - 1]
         knots = (torch.tensor(indices[::-1], dtype=torch.float64) + 1) / DDPM_STEPS
         return torch.cat([knots, torch.zeros(1, dtype=torch.float64)])
     low, high = transport.interval("ode")
-    if use == "sde" and last_step != "none" and steps > 1:
-        if last_step_size >= high:
-            raise InputError(
-                f"--last-step-size {last_step_size} must be less than {high}, where the grid begins"
-            )
-        before = torch.linspace(high, last_step_size, steps, dtype=torch.float64)
-        return torch.cat([before, torch.zeros(1, dtype=torch.float64)])
+    spacing = SPACINGS[grid or "uniform"]
     to_zero = use == "jump" or (use == "sde" and last_step != "none")
-    return torch.linspace(high, 0.0 if to_zero else low, steps + 1, dtype=torch.float64)
+    if to_zero and steps > 1 and (use == "sde" or spacing is not _uniform):
+        low = last_step_size if use == "sde" else max(low, CLEANEST)
+        if low >= high:
+            raise InputError(f"--last-step-size {low} must be less than {high}, where the grid begins")
+        return torch.cat([spacing(transport, high, low, steps - 1), torch.zeros(1, dtype=torch.float64)])
+    return spacing(transport, high, 0.0 if to_zero else low, steps)
+
+
+def _uniform(transport: Transport, high: float, low: float, steps: int) -> Tensor:
+    return torch.linspace(high, low, steps + 1, dtype=torch.float64)
+
+
+def _shifted(transport: Transport, high: float, low: float, steps: int) -> Tensor:
+    """More steps near noise (Esser et al., 2024, equation 23): t -> 3 t / (1 + 2 t)."""
+    even = _uniform(transport, 1, 0, steps)
+    first, last = torch.tensor([low, high], dtype=torch.float64)
+    return torch.lerp(first, last, 3 * even / (1 + 2 * even))
+
+
+def _log_snr(transport: Transport, high: float, low: float, steps: int) -> Tensor:
+    """Even in log(alpha / sigma)."""
+    first, last = (ratio.log() for ratio in _ratios(transport, high, low))
+    return _at_ratios(
+        transport, high, low, torch.lerp(first, last, 1 - _uniform(transport, 1, 0, steps)).exp()
+    )
+
+
+def _karras(transport: Transport, high: float, low: float, steps: int) -> Tensor:
+    """Even in (sigma / alpha)^(1/7) (Karras et al., 2022, equation 5)."""
+    first, last = (ratio ** (1 / 7) for ratio in _ratios(transport, high, low))
+    return _at_ratios(
+        transport, high, low, torch.lerp(first, last, 1 - _uniform(transport, 1, 0, steps)) ** 7
+    )
+
+
+SPACINGS = {"uniform": _uniform, "log_snr": _log_snr, "karras": _karras, "shifted": _shifted}
+
+
+def _ratios(transport: Transport, high: float, low: float) -> tuple[Tensor, Tensor]:
+    """sigma / alpha at both ends, inside EDM's range, where pure noise and clean data have one too."""
+    c = transport.coeffs(torch.tensor([high, low], dtype=torch.float64))
+    first, last = (c.sigma / c.alpha).clamp(0.002, 80.0)
+    return first, last
+
+
+def _at_ratios(transport: Transport, high: float, low: float, ratios: Tensor) -> Tensor:
+    """The times at which sigma / alpha has these values, by bisection; the ends are high and low themselves."""
+    below, above = torch.zeros_like(ratios), torch.ones_like(ratios)
+    for _ in range(60):
+        middle = (below + above) / 2
+        c = transport.coeffs(middle)
+        less = c.sigma < ratios * c.alpha
+        below, above = torch.where(less, middle, below), torch.where(less, above, middle)
+    times = (below + above) / 2
+    times[0], times[-1] = high, low
+    return times
 
 
 def respaced(sections: str, total: int = DDPM_STEPS) -> list[int]:

@@ -77,13 +77,14 @@ def sampled(
 def sampling_facts(pipeline: Pipeline, how: Sampling) -> dict[str, Any]:
     """What decides a model's images besides seeds and labels, for the record."""
     chosen = pipeline.recipe.sample.override(how)
-    grid = chosen.grid(pipeline.transport)
+    grid = chosen.times(pipeline.transport)
+    nfe = chosen.nfe(grid)
     return {
         "recipe": pipeline.recipe.name,
         "weights": {"ema": True, **pipeline.record},
         "sampler": chosen.sampler,
-        "steps": len(grid) - 1,
-        "nfe": chosen.nfe(grid),
+        "steps": None if nfe is None else len(grid) - 1,
+        "nfe": "adaptive" if nfe is None else nfe,
         **chosen.choices,
         "guidance": chosen.guidance,
         "interval": chosen.interval,
