@@ -286,7 +286,7 @@ def test_every_sampler_on_every_transport(sampler, path, predict):
     if sampler == "dopri5":  # one by one: too slow for statistics
         x, denoise = normal(1, 2, seed=7), MIXTURE.denoiser(path, predict)
         expected = SAMPLERS["heun"].run(denoise, x, grid, {})
-        torch.testing.assert_close(run(denoise, x, grid, {}, tolerance=1e-3), expected, rtol=0, atol=0.05)
+        torch.testing.assert_close(run(denoise, x, grid, {}), expected, rtol=0, atol=0.02)
         return
     x = run(MIXTURE.denoiser(path, predict), normal(2000, 2, seed=7), grid, {}, noise=source(8))
     mean, covariance, weight = gaps(x)
