@@ -73,3 +73,11 @@ def test_cost_needs_a_folder_and_a_system_that_tells(monkeypatch, capsys, tmp_pa
     monkeypatch.setattr("ditkit.benchmark.STATUS", tmp_path / "status")
     assert main(["bench", "--cost", "--small"]) == 2
     assert "needs Linux" in capsys.readouterr().err
+
+
+def test_statistics_are_timed_in_small(tmp_path, capsys):
+    assert main(["bench", "--statistics", "--n", "20", "--threads", "1", "--out", str(tmp_path / "s.json")]) == 0
+    record = json.loads((tmp_path / "s.json").read_text())
+    assert record["n"] == 20
+    assert {"precision and recall", "FID, 2,048 features"} < set(record["seconds"])
+    assert "together" in capsys.readouterr().out

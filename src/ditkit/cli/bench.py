@@ -13,13 +13,15 @@ from pydantic import Field
 
 from ditkit.backbones.dit import DIT_SIZES
 from ditkit.benchmark import CPU, STEP, TINY, Contender, Suite, baseline_of, build_suite, measure, shares
-from ditkit.cli import bench_cost
+from ditkit.cli import bench_cost, bench_statistics
 from ditkit.cli.measured import check_folder_of, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
 from ditkit.device import Precision, check_compiler, has_fast_bf16
 from ditkit.progress import progress_bar
 from ditkit.scoring import software
+
+OTHERS = {"--cost": bench_cost, "--statistics": bench_statistics}
 
 
 class BenchCommand(Section):
@@ -29,7 +31,8 @@ class BenchCommand(Section):
     `ditkit train` does it; diffusers' network of the same size runs in a plain PyTorch loop. The
     evaluation is half a batch of images, guided. Leave the machine alone meanwhile.
 
-    `ditkit bench --cost` holds the costs that `ditkit info` predicts against measured ones instead.
+    `ditkit bench --cost` holds the costs that `ditkit info` predicts against measured ones instead;
+    `ditkit bench --statistics` times the mathematics of scores.
     """
 
     rounds: Annotated[int, Field(ge=1)] = 7
@@ -49,9 +52,10 @@ class BenchCommand(Section):
 
 
 def run(argv: list[str]) -> None:
-    if "--cost" in argv:
-        bench_cost.run([flag for flag in argv if flag != "--cost"])
-        return
+    for flag, other in OTHERS.items():
+        if flag in argv:
+            other.run([word for word in argv if word != flag])
+            return
     command = parse(BenchCommand, argv, "bench")
     if command.compile:
         check_compiler(CPU)
