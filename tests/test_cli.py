@@ -102,6 +102,7 @@ def test_every_flag_of_train_sets_its_field():
         "train.micro_batch": "16", "train.clip": "0.5", "sample.sampler": "ddim", "sample.interval": "0.1 0.9",
         "data.flip": None, "data.channels": "3", "transport.path": "gvp", "transport.predict": "v",
         "transport.time_law": "logit_normal", "train.label_dropout": "0.2", "backbone.width": "48",
+        "backbone.conditioning": "adaln",
         "train.score_features": "efficientnet-112",
     }  # fmt: skip
     fixed = {
@@ -109,7 +110,6 @@ def test_every_flag_of_train_sets_its_field():
         "data.classes",
         "codec.kind",
         "backbone.kind",
-        "backbone.conditioning",
         "transport.variance",
     }
     walked = 0

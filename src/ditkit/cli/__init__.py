@@ -22,7 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("compare", "score several models alike: error bars, pictures, guidance curves"),
     "reference": ("reference", "compute the statistics of reference images once, into a file"),
     "study": ("study", "run a named experiment of several trainings; every cell is cached"),
-    "convert": ("convert", "write a run as a snapshot to share"),
+    "convert": ("convert", "write a model as a snapshot, an official file or a folder of diffusers"),
     "info": ("info", "parameters, multiply-adds and memory of a recipe or a run"),
     "list": ("listing", "what can be chosen: recipes, backbones, samplers, ..."),
     "classifier": ("classifier", "make the frozen classifier that scores a data set"),

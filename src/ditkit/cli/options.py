@@ -28,6 +28,10 @@ class SolverOptions(SolverChoices):
     """Steps of the solver; the evaluations of the network (NFE) are printed."""
     interval: Interval | None = None
     """Times between which guidance is on: 0 is data, 1 is noise."""
+    guidance_channels: Annotated[int, Field(ge=1)] | None = None
+    """Guide only so many of the first channels: 3 samples as the released DiT and SiT code."""
+    weak: str | None = None
+    """A worse run or snapshot to guide away from (autoguidance), instead of from "no class"."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Image k is made from seed + k, whatever the batch."""
     batch: Annotated[int, Field(ge=1)] = 100
@@ -48,6 +52,8 @@ class SolverOptions(SolverChoices):
             "sampler": self.sampler,
             "steps": self.steps,
             "interval": self.interval,
+            "guidance_channels": self.guidance_channels,
+            "weak": self.weak,
             "batch": self.batch,
             "precision": self.precision,
             "progress": True,
