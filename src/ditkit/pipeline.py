@@ -31,8 +31,8 @@ from ditkit.interop import Kind, read_foreign, use_diffusers_time
 from ditkit.progress import progress_bar
 from ditkit.randomness import RowNoise
 from ditkit.recipe import Recipe
-from ditkit.sampling import cfg
-from ditkit.transports import Denoiser, Transport
+from ditkit.sampling import autoguidance, cfg
+from ditkit.transports import Denoiser, Layout, Transport
 
 SNAPSHOTS = Path(str(files("ditkit"))) / "assets" / "snapshots"
 
@@ -46,6 +46,10 @@ class Sampling(TypedDict, total=False):
     """Classifier-free guidance scale; 1 is off, others cost twice the evaluations' rows, in one call."""
     interval: tuple[float, float] | None
     """Times between which guidance is on."""
+    guidance_channels: int | None
+    """Guide only so many of the first channels; all when not given."""
+    weak: str | None
+    """A worse run or snapshot of the same kind to guide away from (autoguidance), instead of from "no class"."""
     grid: str | None
     """This and what follows as in `ditkit.sampling.config.SolverChoices`."""
     respacing: str | None
@@ -114,14 +118,23 @@ class Pipeline:
             raise InputError("no seeds: give one per image")
         grid = chosen.times(self.transport)
         labels = self._labels(cond or {}, len(seeds))
-        if not self.classes and guidance not in (None, 1):
+        weak = how.get("weak")
+        if not self.classes and guidance not in (None, 1) and not weak:
             raise InputError(
                 f"--guidance {guidance}: this model was trained without classes and cannot be guided"
             )
         layout = self.codec.layout(self.recipe.data.size, self.recipe.data.size)
         denoise = self.transport.denoiser(self.backbone, layout)
-        if self.classes:
-            denoise = cfg(denoise, self.backbone.null, chosen.guidance, chosen.interval)
+        if weak:
+            if chosen.guidance_channels:
+                raise InputError(
+                    f"--guidance-channels {chosen.guidance_channels} is not for --weak; leave one out"
+                )
+            weaker = self._weak(weak, layout)
+            denoise = autoguidance(denoise, weaker, chosen.guidance, chosen.interval)
+        elif self.classes:
+            null, channels = self.backbone.null, chosen.guidance_channels
+            denoise = cfg(denoise, null, chosen.guidance, chosen.interval, channels)
         nfe = chosen.nfe(grid)
         total = None if nfe is None else nfe * -(-len(seeds) // batch)
 
@@ -138,6 +151,18 @@ class Pipeline:
                     yield self.codec.decode(state).cpu()
 
         return made()
+
+    def _weak(self, path: str, layout: Layout) -> Denoiser:
+        """The denoiser of a weaker model; InputError when it is not of this one's kind."""
+        other = load(path, self.device)
+        theirs, ours = (
+            f"path {p.transport.path}, {p.recipe.data.size} pixels, {p.recipe.data.channels} channels, "
+            f"codec {p.recipe.codec.kind}, {p.classes} classes"
+            for p in (other, self)
+        )
+        if theirs != ours:
+            raise InputError(f"--weak {path}: {theirs}; a weak model needs {ours}")
+        return other.transport.denoiser(other.backbone, layout)
 
     def _labels(self, cond: Mapping[str, Sequence[int] | Tensor], count: int) -> Tensor | None:
         """The labels checked: present exactly when the model has classes, in range, one per seed."""
@@ -206,8 +231,6 @@ def load(
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
         raise InputError(f"{path}: the weights do not fit recipe.json ({reason})") from None
-    if record.get("clock") == "diffusers":
-        use_diffusers_time(net)
     net = net.to(where).eval().requires_grad_(False)
     return Pipeline(recipe, net, recipe.build_codec(where), where, {"origin": str(path), **record})
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ditkit.sampling.adaptive import dopri5
 from ditkit.sampling.ancestral import ancestral, ddim
 from ditkit.sampling.grids import LAST_STEP_SIZE, respaced, time_grid
-from ditkit.sampling.guidance import cfg
+from ditkit.sampling.guidance import autoguidance, cfg, classifier_guidance
 from ditkit.sampling.multistep import ab2, dpmpp_2m
 from ditkit.sampling.ode import euler, heun
 from ditkit.sampling.sde import DIFFUSIONS, euler_maruyama, sde_heun
@@ -62,7 +62,9 @@ __all__ = [
     "SamplerEntry",
     "ab2",
     "ancestral",
+    "autoguidance",
     "cfg",
+    "classifier_guidance",
     "ddim",
     "dopri5",
     "dpmpp_2m",

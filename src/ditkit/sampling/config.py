@@ -61,6 +61,8 @@ class SamplingConfig(SolverChoices):
     """Classifier-free guidance scale; 1 is off."""
     interval: Interval = (0.0, 1.0)
     """Times t between which guidance is on (0 data, 1 noise)."""
+    guidance_channels: Annotated[int, Field(ge=1)] | None = None
+    """Guide only so many of the first channels: 3 samples as the released DiT and SiT code; all if not given."""
 
     @model_validator(mode="after")
     def _sampler_takes_the_choices(self) -> "SamplingConfig":

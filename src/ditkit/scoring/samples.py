@@ -88,6 +88,8 @@ def sampling_facts(pipeline: Pipeline, how: Sampling) -> dict[str, Any]:
         **chosen.choices,
         "guidance": chosen.guidance,
         "interval": chosen.interval,
+        "guidance_channels": chosen.guidance_channels,
+        "weak": how.get("weak"),
         "precision": how.get("precision", "fp32"),
         "device": str(pipeline.device),
     }
