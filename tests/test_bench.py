@@ -76,7 +76,9 @@ def test_cost_needs_a_folder_and_a_system_that_tells(monkeypatch, capsys, tmp_pa
 
 
 def test_statistics_are_timed_in_small(tmp_path, capsys):
-    assert main(["bench", "--statistics", "--n", "20", "--threads", "1", "--out", str(tmp_path / "s.json")]) == 0
+    assert (
+        main(["bench", "--statistics", "--n", "20", "--threads", "1", "--out", str(tmp_path / "s.json")]) == 0
+    )
     record = json.loads((tmp_path / "s.json").read_text())
     assert record["n"] == 20
     assert {"precision and recall", "FID, 2,048 features"} < set(record["seconds"])

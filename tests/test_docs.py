@@ -39,7 +39,6 @@ def test_every_documented_command_is_understood(words, tmp_path):
         return
     from ditkit.cli import (
         bench,
-        bench_cost,
         classifier,
         compare,
         convert,

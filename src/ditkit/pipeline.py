@@ -27,7 +27,7 @@ from ditkit.checkpoint import load_newest
 from ditkit.codecs import Codec
 from ditkit.device import DeviceName, Precision, autocast, pick_device
 from ditkit.errors import InputError
-from ditkit.interop import Kind, read_foreign, use_diffusers_time
+from ditkit.interop import Kind, read_foreign
 from ditkit.progress import progress_bar
 from ditkit.randomness import RowNoise
 from ditkit.recipe import Recipe

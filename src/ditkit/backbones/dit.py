@@ -36,6 +36,8 @@ class DiTConfig(Section):
     """The network reads time_scale · t + time_shift: 1000 · t - 1 is DiT's index, 1 - t is SiT's clock."""
     time_shift: float = -1.0
     """See time_scale."""
+    time_period: Annotated[float, Field(gt=1)] = 10_000.0
+    """The time's frequencies are time_period^(-i/128); the released DiT's and SiT's."""
 
     def build(self, *, channels: int, classes: int, out_channels: int | None = None) -> "DiT":
         """The network, freshly initialised. `classes` 0: unconditional; out_channels: as `channels`."""
@@ -53,7 +55,7 @@ class DiT(Backbone):
         super().__init__()
         self.classes = classes
         self.patches = PatchEmbed(channels, patch, width)
-        self.time = TimeEmbedding(width, config.time_scale, config.time_shift)
+        self.time = TimeEmbedding(width, config.time_scale, config.time_shift, config.time_period)
         self.label = LabelEmbedding(classes, width) if classes else None
         self.conditioning = CONDITIONINGS[config.conditioning]
         self.blocks = nn.ModuleList(

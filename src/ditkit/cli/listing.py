@@ -64,7 +64,7 @@ def run(argv: list[str]) -> None:
 
 def _sizes(config: Section) -> str:
     """What distinguishes one backbone from another of its kind."""
-    clock = {"time_scale", "time_shift"}
+    clock = {"time_scale", "time_shift", "time_period"}
     return ", ".join(f"{name} {value}" for name, value in config.model_dump(exclude=clock).items())
 
 

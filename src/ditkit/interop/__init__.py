@@ -8,7 +8,7 @@ diffusers.py  diffusers' names <-> ours
 from pathlib import Path
 
 from ditkit.errors import InputError
-from ditkit.interop.diffusers import find_diffusers, read_diffusers, use_diffusers_time, write_diffusers
+from ditkit.interop.diffusers import find_diffusers, read_diffusers, write_diffusers
 from ditkit.interop.imported import Imported
 from ditkit.interop.official import Kind, read_official, write_official
 
@@ -37,7 +37,6 @@ __all__ = [
     "Imported",
     "Kind",
     "read_foreign",
-    "use_diffusers_time",
     "write_diffusers",
     "write_official",
 ]

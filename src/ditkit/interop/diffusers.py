@@ -31,13 +31,15 @@ from ditkit.interop.imported import (
 )
 from ditkit.interop.official import Kind, official_kind
 from ditkit.interop.tensors import read_tensors
-from ditkit.nn.embeddings import TimeEmbedding, sinusoid
 from ditkit.recipe import Recipe
 from ditkit.transports import Transport
 
 log = logging.getLogger(__name__)
 
 CLASS = "DiTTransformer2DModel"
+# Of the time embedding: diffusers has i/127 in the exponent of its frequencies where the released code has i/128.
+RELEASED_PERIOD = DiTConfig().time_period
+PERIOD = RELEASED_PERIOD ** (128 / 127)
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 Count = Annotated[int, Field(ge=1)]
 
@@ -73,23 +75,6 @@ class SchedulerConfig(Section):
     beta_start: Annotated[float, Field(ge=1e-4, le=1e-4)] = 1e-4
     beta_end: Annotated[float, Field(ge=0.02, le=0.02)] = 0.02
     prediction_type: Literal["epsilon"] = "epsilon"
-
-
-# The clock
-
-
-class DiffusersTime(TimeEmbedding):
-    """The time embedding with diffusers' frequencies, 10000^(-i/(n - 1)) for i = 0 .. n - 1."""
-
-    def forward(self, t: Tensor) -> Tensor:
-        half = self.frequencies // 2
-        period = 10_000.0 ** (half / (half - 1))
-        return self.mlp(sinusoid(self.scale * t + self.shift, self.frequencies, period))
-
-
-def use_diffusers_time(net: Backbone) -> None:
-    """Give `net` diffusers' frequencies, in place: it is the same module with the same weights."""
-    net.time.__class__ = DiffusersTime
 
 
 # Names
@@ -190,6 +175,7 @@ def read_diffusers(folder: Path, transformer: Path, kind: Kind | None = None) ->
             "depth": config.num_layers,
             "heads": config.num_attention_heads,
             "patch": config.patch_size,
+            "time_period": RELEASED_PERIOD if kind else PERIOD,
         },
         str(transformer / "config.json"),
     )
@@ -212,7 +198,7 @@ def read_diffusers(folder: Path, transformer: Path, kind: Kind | None = None) ->
         side=config.sample_size,
         codec=_autoencoder(folder, channels),
     )
-    return Imported(recipe, weights, {"imported_as": "DiT", "clock": "DiT" if kind else "diffusers"})
+    return Imported(recipe, weights, {"imported_as": "DiT"})
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -259,7 +245,7 @@ def write_diffusers(folder: Path, recipe: Recipe, net: Backbone, dtype: torch.dt
         )
     if config.mlp_ratio != 4:
         raise InputError(f"{recipe.name}: diffusers' {CLASS} has an mlp_ratio of 4, not {config.mlp_ratio:g}")
-    if not isinstance(net.time, DiffusersTime):
+    if config.time_period != PERIOD:
         log.warning(
             f"{folder}: diffusers reads the time with frequencies 10000^(-i/127), this network with "
             "10000^(-i/128) like the released DiT: the outputs differ there, as they do for diffusers' own "

@@ -33,7 +33,7 @@ from ditkit.interop.imported import (
     with_parameters,
 )
 from ditkit.interop.tensors import Placeholder, read_tensors
-from ditkit.nn.embeddings import TimeEmbedding, sincos_positions
+from ditkit.nn.embeddings import sincos_positions
 from ditkit.recipe import Recipe
 from ditkit.transports import Transport
 
@@ -262,7 +262,7 @@ def write_official(folder: Path, recipe: Recipe, net: Backbone, dtype: torch.dty
     state: State = net.state_dict()
     if kind == "SiT":
         state = _sit_head(state, config.patch, 2 * channels, _sit_sign(recipe.transport))
-    if type(net.time) is not TimeEmbedding:
+    if config.time_period != DIT_SIZES["DiT-XL/2"].time_period:
         log.warning(f"{folder}: this network reads diffusers' clock; the released code's output will differ")
     named = to_official(state, side // config.patch)
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,13 +28,15 @@ class TimeEmbedding(nn.Module):
     0..999 of t = (i + 1)/1000, so (1000, -1); SiT reads 1 - t, so (-1, 1).
     """
 
-    def __init__(self, width: int, scale: float, shift: float, frequencies: int = 256):
+    def __init__(
+        self, width: int, scale: float, shift: float, period: float = 10_000.0, frequencies: int = 256
+    ):
         super().__init__()
-        self.scale, self.shift, self.frequencies = scale, shift, frequencies
+        self.scale, self.shift, self.period, self.frequencies = scale, shift, period, frequencies
         self.mlp = nn.Sequential(small_dense(frequencies, width), nn.SiLU(), small_dense(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(sinusoid(self.scale * t + self.shift, self.frequencies))
+        return self.mlp(sinusoid(self.scale * t + self.shift, self.frequencies, self.period))
 
 
 class LabelEmbedding(nn.Embedding):
