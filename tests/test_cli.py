@@ -22,6 +22,7 @@ from ditkit.pipeline import SNAPSHOTS, load
 from ditkit.recipe import Recipe
 from ditkit.recipes import RECIPES
 from ditkit.sampling import SAMPLERS
+from ditkit.sampling.config import SolverChoices
 from ditkit.transports import PATHS, PREDICTIONS, TIME_LAWS
 
 
@@ -103,7 +104,8 @@ def test_every_flag_of_train_sets_its_field():
         "data.flip": None, "data.channels": "3", "transport.path": "gvp", "transport.predict": "v",
         "transport.time_law": "logit_normal", "train.label_dropout": "0.2", "backbone.width": "48",
         "backbone.conditioning": "adaln",
-        "train.score_features": "efficientnet-112",
+        "train.score_features": "efficientnet-112", "sample.grid": "karras", "sample.diffusion": "sbdm",
+        "sample.last_step": "tweedie", "sample.last_step_size": "0.1", "sample.tolerance": "0.01",
     }  # fmt: skip
     fixed = {
         "data.kind",
@@ -121,6 +123,9 @@ def test_every_flag_of_train_sets_its_field():
             flag = f"--{name.replace('_', '-')}"
             given = other[name] if name in other else str((value or 0) + 1)
             arguments = [flag] if given is None else [flag, *given.split()]
+            if field in SolverChoices.model_fields:  # a choice of some samplers only
+                taker = next(sampler for sampler, entry in SAMPLERS.items() if field in entry.choices)
+                arguments += ["--sample.sampler", taker]
             changed = getattr(getattr(parse_train(["digits", *arguments]).recipe, section), field)
             assert changed != value, name
             walked += 1
