@@ -6,8 +6,8 @@ writes what came out. Adding one: a file, and its line below.
 
 from types import ModuleType
 
-from ditkit.studies import scaling
+from ditkit.studies import conditionings, scaling
 
-STUDIES: dict[str, ModuleType] = {"scaling": scaling}
+STUDIES: dict[str, ModuleType] = {"scaling": scaling, "conditionings": conditionings}
 
 __all__ = ["STUDIES"]
