@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypedDict
 
 import torch
@@ -27,6 +28,7 @@ from ditkit.checkpoint import load_newest
 from ditkit.codecs import Codec
 from ditkit.device import DeviceName, Precision, autocast, pick_device
 from ditkit.errors import InputError
+from ditkit.hub import fetch, is_id, model_card, publish
 from ditkit.interop import Kind, read_foreign
 from ditkit.progress import progress_bar
 from ditkit.randomness import RowNoise
@@ -186,14 +188,23 @@ class Pipeline:
         """Compile the network's blocks: the first image waits for it, many images are faster."""
         compile_blocks(self.backbone, self.device)
 
-    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
-        """Write a snapshot: model.safetensors (in `dtype`) and recipe.json."""
+    def save(
+        self, folder: str | Path, dtype: torch.dtype = torch.float32, reports: Sequence[Mapping] = ()
+    ) -> Path:
+        """Write a snapshot: model.safetensors (in `dtype`), recipe.json and README.md, a model card with the
+        scores of `reports` (contents of report.json)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.to(dtype).contiguous() for name, value in self.backbone.state_dict().items()}
         save_file(tensors, folder / "model.safetensors", metadata={"record": json.dumps(self.record)})
         self.recipe.write(folder / "recipe.json")
+        (folder / "README.md").write_text(model_card(self.recipe, self.record, reports))
         return folder
+
+    def push_to_hub(self, model: str, *, private: bool = False, reports: Sequence[Mapping] = ()) -> str:
+        """Publish as OWNER/NAME on the Hugging Face Hub; the address. InputError as of `hub.publish`."""
+        with TemporaryDirectory(prefix="ditkit-") as folder:
+            return publish(self.save(folder, reports=reports), model, private)
 
 
 def _counted(denoise: Denoiser, bar: tqdm) -> Denoiser:
@@ -214,7 +225,8 @@ def load(
     heads: int | None = None,
 ) -> Pipeline:
     """A pipeline from a run's folder, a snapshot's folder, the name of a bundled snapshot, an official DiT
-    or SiT file (.pt or .safetensors), or a folder of diffusers' `DiTTransformer2DModel`.
+    or SiT file (.pt or .safetensors), a folder of diffusers' `DiTTransformer2DModel`, or the id OWNER/NAME of a
+    model on the Hugging Face Hub.
 
     Args:
         kind: "DiT" or "SiT", for an official file whose name does not say so; "DiT" for a folder of
@@ -240,6 +252,8 @@ def _read(path: Path, kind: Kind | None, heads: int | None) -> tuple[Recipe, dic
     folder = _own_folder(path)
     if folder is None:
         foreign = read_foreign(path, kind, heads)
+        if foreign is None and is_id(str(path)) and not path.exists():
+            return _read(fetch(str(path)), kind, heads)
         if foreign is None:
             bundled = ", ".join(sorted(entry.name for entry in SNAPSHOTS.glob("*"))) or "none"
             raise InputError(

@@ -1,5 +1,6 @@
 """`ditkit convert MODEL --out DIR`: any model as a snapshot, an official file or a folder of diffusers'."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +11,8 @@ from pydantic import Field
 from ditkit.cli.options import check_writable
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
+from ditkit.errors import InputError
+from ditkit.hub import is_id, publish
 from ditkit.interop import Kind, write_diffusers, write_official
 from ditkit.pipeline import Pipeline, load
 
@@ -17,7 +20,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class ConvertCommand(Section):
-    """Write a model in another form: by default as a snapshot, model.safetensors and recipe.json.
+    """Write a model in another form: by default as a snapshot, model.safetensors, recipe.json and a card.
 
     A snapshot is what `sample`, `eval` and `--init` read; it holds nothing that is needed to go on
     training. Official DiT and SiT files and folders of diffusers' are read as well, and nothing in them is
@@ -30,6 +33,10 @@ class ConvertCommand(Section):
     """The folder to write."""
     to: Literal["snapshot", "official", "diffusers"] = "snapshot"
     """official: a .pt file for the released DiT or SiT code; diffusers: a DiTTransformer2DModel folder."""
+    push: str | None = None
+    """Also publish the snapshot as OWNER/NAME on the Hugging Face Hub; the scores of RUN/eval go into its card."""
+    private: bool = False
+    """Publish for yourself only."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """bf16 halves the file and rounds the weights."""
     kind: Kind | None = None
@@ -41,6 +48,8 @@ class ConvertCommand(Section):
 def run(argv: list[str]) -> None:
     command = parse(ConvertCommand, argv, "convert")
     check_writable(command.out)
+    if command.push is not None and (command.to != "snapshot" or not is_id(command.push)):
+        raise InputError(f"--push {command.push}: publishes a snapshot as OWNER/NAME; leave out --to")
     pipeline = load(command.run, "cpu", kind=command.kind, heads=command.heads)
     file, then = _write(command, pipeline)
     print(f"{file.parent}: {file.name}, {file.stat().st_size:,} bytes\n{then}")
@@ -55,5 +64,10 @@ def _write(command: ConvertCommand, pipeline: Pipeline) -> tuple[Path, str]:
     if command.to == "diffusers":
         file = write_diffusers(command.out, pipeline.recipe, pipeline.backbone, dtype)
         return file, f'next: diffusers.DiTTransformer2DModel.from_pretrained("{command.out}")'
-    folder = pipeline.save(command.out, dtype)
-    return folder / "model.safetensors", f"next: ditkit sample {folder}"
+    report = Path(command.run) / "eval" / "report.json"
+    reports = [json.loads(report.read_text())] if report.exists() else []
+    folder = pipeline.save(command.out, dtype, reports)
+    then = f"next: ditkit sample {folder}"
+    return folder / "model.safetensors", publish(
+        folder, command.push, command.private
+    ) if command.push else then

@@ -1,0 +1,98 @@
+"""Models on the Hugging Face Hub: fetched by id, published with a card that holds the whole protocol.
+
+A published model is a snapshot, safetensors and JSON; nothing fetched is ever run.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ditkit.errors import InputError
+from ditkit.recipe import Recipe
+
+WANTED = ("*.json", "model.safetensors", "transformer/*", "scheduler/*.json", "vae/*")
+ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def is_id(name: str) -> bool:
+    """Whether a name could be a model's id: OWNER/NAME."""
+    return ID.fullmatch(name) is not None
+
+
+def fetch(model: str) -> Path:
+    """The local folder of a model on the Hub; InputError when it cannot be fetched."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(WANTED)))
+    except (OSError, HFValidationError) as error:  # no such model, no network, no right to it
+        raise InputError(
+            f"{model}: neither a folder here nor fetched from the Hub ({_first_line(error)}); give a run, a "
+            "snapshot or the id of a model"
+        ) from None
+
+
+def publish(folder: Path, model: str, private: bool = False) -> str:
+    """Upload a snapshot's folder as OWNER/NAME, made if need be; its address.
+
+    InputError: not such an id, no connection, or not logged in (`hf auth login`).
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    if not is_id(model):
+        raise InputError(f"{model!r} is not the id of a model on the Hub; give OWNER/NAME")
+    try:
+        api = HfApi()
+        address = api.create_repo(model, exist_ok=True, private=private)
+        api.upload_folder(repo_id=model, folder_path=folder)
+    except (OSError, HFValidationError) as error:  # LocalTokenNotFoundError is an OSError, too
+        raise InputError(
+            f"{model}: cannot be published ({_first_line(error)}); try `hf auth login`"
+        ) from None
+    return str(address)
+
+
+def model_card(recipe: Recipe, record: Mapping[str, Any], reports: Sequence[Mapping[str, Any]] = ()) -> str:
+    """README.md of a snapshot: what the model is, how to use it, its scores with their protocols, and the
+    recipe. `reports` are the contents of `report.json` files of `ditkit eval`."""
+    data, sample = recipe.data, recipe.sample
+    images = f"{data.size} x {data.size}, {data.channels} channels, {data.classes or 'no'} classes"
+    cond = '{"label": [0, 1]}' if data.classes else "{}"
+    scores = "\n".join(f"- {report['card']}" for report in reports) or "None yet: `ditkit eval` makes them."
+    known = ", ".join(f"{name} {value}" for name, value in record.items()) or "unknown"
+    return f"""---
+library_name: ditkit
+tags: [diffusion, {recipe.backbone.kind}]
+---
+
+# {recipe.name}
+
+{recipe.backbone.kind} on the {recipe.transport.path} path, predicts {recipe.transport.predict}. Images {images};
+codec {recipe.codec.kind}; trained on {data.kind}, {recipe.train.images:,} images seen. Weights: {known}.
+
+```python
+import ditkit
+
+pipe = ditkit.load("OWNER/NAME")  # or the folder
+images = pipe.generate({cond}, seeds=[0, 1])  # uint8 (2, C, H, W)
+```
+
+Samples best with {sample.sampler}, {sample.steps} steps, guidance {sample.guidance:g}.
+
+## Scores
+
+{scores}
+
+## Recipe
+
+```json
+{recipe.model_dump_json(indent=1)}
+```
+"""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
