@@ -23,29 +23,6 @@ from ditkit.nn.blocks import (
 from ditkit.nn.embeddings import _sincos_table, sincos_positions, sinusoid
 from ditkit.nn.patches import PatchEmbed, unpatchify
 
-# Trainable parameters (1,000 classes, 4 channels, learned variance) and billions of multiply-adds at
-# 32x32x4: DiT paper, table 4, and its released code.
-PAPER = {
-    "S/8": (33_142_016, 0.36),
-    "S/4": (32_920_448, 1.41),
-    "S/2": (32_865_056, 6.06),
-    "B/8": (130_869_248, 1.42),
-    "B/4": (130_426_496, 5.56),
-    "B/2": (130_315_808, 23.01),
-    "L/8": (458_578_432, 5.01),
-    "L/4": (457_988_224, 19.70),
-    "L/2": (457_840_672, 80.71),
-    "XL/8": (675_664_640, 7.39),
-    "XL/4": (675_000_704, 29.05),
-    "XL/2": (674_834_720, 118.64),
-}
-# The same of XL/2 by conditioning; Gflops as printed. Two printed counts are 449 and 598 million.
-PAPER_XL2 = {
-    "in_context": (449_031_200, 119.37),
-    "cross_attention": (597_795_872, 137.62),
-    "adaln": (600_452_384, 118.56),
-    "adaln_zero": (674_834_720, 118.64),
-}
 every_conditioning = pytest.mark.parametrize("conditioning", CONDITIONINGS)
 
 
@@ -92,15 +69,6 @@ def test_unet_refuses_what_it_cannot_halve():
         net.check_size(30, 28)
 
 
-@pytest.mark.parametrize("size", PAPER)
-def test_published_sizes_and_costs(size):
-    params, macs = PAPER[size]
-    net = on_meta(f"DiT-{size}", classes=1000, channels=4, learned_variance=True)
-    cost = count_cost(net, (4, 32, 32), labelled=True)
-    assert cost.params == params
-    assert cost.macs / 1e9 == pytest.approx(macs, abs=0.03)
-
-
 @every_conditioning
 @pytest.mark.parametrize("name", ["DiT-S/8", "SiT-B/4"])
 def test_every_size_takes_every_conditioning(name, conditioning):
@@ -111,15 +79,6 @@ def test_every_size_takes_every_conditioning(name, conditioning):
         assert net(x, t, cond).shape == x.shape
         tokens, c = net.embed(x), net.condition(t, cond)
         assert net.body(tokens, c).shape == tokens.shape
-
-
-@every_conditioning
-def test_published_conditionings(conditioning):
-    params, macs = PAPER_XL2[conditioning]
-    net = on_meta("DiT-XL/2", classes=1000, learned_variance=True, conditioning=conditioning)
-    cost = count_cost(net, (4, 32, 32), labelled=True)
-    assert cost.params == params
-    assert cost.macs / 1e9 == pytest.approx(macs, rel=2e-4)  # norms, which are not counted, are 0.017
 
 
 @every_conditioning

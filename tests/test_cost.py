@@ -54,6 +54,21 @@ def test_the_papers_gflops(name, size, printed):
     assert abs(gigamacs - float(printed)) <= max(0.5 * 10**-digits, 0.005 * float(printed))
 
 
+@pytest.mark.parametrize(
+    ("conditioning", "printed", "params"),
+    [
+        ("in_context", 119.37, 449_031_200),
+        ("cross_attention", 137.62, 597_795_872),
+        ("adaln", 118.56, 600_452_384),
+        ("adaln_zero", 118.64, 674_834_720),
+    ],
+)
+def test_the_papers_conditionings(conditioning, printed, params):
+    cost = ditkit.cost("DiT-XL/2", conditioning=conditioning)
+    assert cost.params == params
+    assert cost.macs / 1e9 == pytest.approx(printed, rel=2e-4)  # norms, which are not counted, are 0.017
+
+
 @pytest.mark.parametrize("family", ["DiT", "SiT"])
 @pytest.mark.parametrize("size", PAPER)
 def test_published_parameters(family, size):

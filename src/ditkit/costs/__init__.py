@@ -19,17 +19,18 @@ from ditkit.recipe import Recipe
 CHANNELS, DOWNSAMPLING, CLASSES = 4, 8, 1000
 
 
-def cost(name: str, size: int = 256) -> Cost:
-    """Parameters, multiply-adds and memory of a network by name, a key of `BACKBONES`.
+def cost(name: str, size: int = 256, **overrides) -> Cost:
+    """Parameters, multiply-adds and memory of a network by name, a key of `BACKBONES`; `overrides` are fields of
+    its configuration, such as conditioning="in_context".
 
     Counted as published for ImageNet: images of `size` x `size` pixels are latents of 4 channels and an
     eighth of the side; 1,000 classes; learned variance, so 8 output channels. Nothing is computed.
 
     Raises:
-        InputError: unknown name, or a size that the autoencoder or the network cannot divide.
+        InputError: unknown name or field, or a size that the autoencoder or the network cannot divide.
     """
     with torch.device("meta"):
-        net = backbone(name, classes=CLASSES, channels=CHANNELS, learned_variance=True)
+        net = backbone(name, classes=CLASSES, channels=CHANNELS, learned_variance=True, **overrides)
     if not _fits(net, size):
         others = ", ".join(map(str, _fitting(net, size)))
         raise InputError(

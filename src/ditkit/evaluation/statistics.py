@@ -122,8 +122,11 @@ def gather_all(
     """`gather` by several networks in one pass over the images."""
     gatherers = [_Gatherer(network, first, keep) for network in networks]
     for images, labels in batches:
-        for gatherer in gatherers:
-            gatherer.add(images, labels)
+        if len(images):
+            digests = bytearray(b"".join(map(digest_of, images.cpu())))  # once for all networks
+            rows = torch.frombuffer(digests, dtype=torch.uint8).view(-1, 32)
+            for gatherer in gatherers:
+                gatherer.add(images, labels, rows)
     return [gatherer.result() for gatherer in gatherers]
 
 
@@ -158,10 +161,8 @@ class _Gatherer:
         nothing = {"digest": torch.empty(0, 32, dtype=torch.uint8), "pooled": torch.empty(0, network.dim)}
         self._whole = _part(nothing, first, network, keep)
 
-    def add(self, images: Tensor, labels: Tensor | None) -> None:
-        if not len(images):
-            return
-        self._waiting.append(_reading(images, labels, self._network))
+    def add(self, images: Tensor, labels: Tensor | None, digests: Tensor) -> None:
+        self._waiting.append({"digest": digests, **_reading(images, labels, self._network)})
         self._held += len(images)
         while self._held >= SPLIT:
             self._join(SPLIT)
@@ -191,8 +192,6 @@ def _reading(images: Tensor, labels: Tensor | None, network: FeatureNetwork) -> 
                 f"the {name} features of {network.name} are not finite for {len(images)} images; "
                 "look at the images, and at the weights of the network"
             )
-    digests = bytearray(b"".join(map(digest_of, images.cpu())))
-    found["digest"] = torch.frombuffer(digests, dtype=torch.uint8).view(-1, 32)
     if network.classes is not None:
         found["asked"] = _labels(labels, len(images), network)
     return found
