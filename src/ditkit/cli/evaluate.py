@@ -18,7 +18,7 @@ from ditkit.pictures import grid
 from ditkit.pipeline import Pipeline, load
 from ditkit.scoring import Samples, card_line, evaluate, files, held_out, rulers, sampled, table
 from ditkit.scoring.rulers import class_names
-from ditkit.scoring.samples import Balance, image_folder
+from ditkit.scoring.samples import Balance, image_folder, keeping
 
 SHOWN = 100  # images of samples.png
 
@@ -62,7 +62,7 @@ def run(argv: list[str]) -> None:
     measure = rulers(command.features, reference, pick_device(command.device), data)
     names = class_names(reference, measure)
     shown: list[Tensor] = []
-    report = evaluate(_watched(samples, shown), measure, names)
+    report = evaluate(keeping(samples, SHOWN, shown), measure, names)
     rows = [(command.what, report)]
     floor = None if isinstance(reference, Path) else held_out(reference, report.images)
     if floor is not None:
@@ -75,7 +75,7 @@ def run(argv: list[str]) -> None:
     if floor is not None:
         record["held_out"] = rows[1][1].model_dump(mode="json", exclude={"protocol"})
     (out / "report.json").write_text(json.dumps(record, indent=1) + "\n")
-    grid(torch.cat(shown)[:SHOWN], 10).save(out / "samples.png")
+    grid(torch.cat(shown), 10).save(out / "samples.png")
     print(f"{out / 'report.json'}\n{out / 'samples.png'}")
 
 
@@ -111,15 +111,3 @@ def _samples(
         return files(path, command.size, None if isinstance(reference, Path) else reference.channels)
     command.compile_if_asked(pipeline)
     return sampled(pipeline, command.n, first_seed=command.seed, labels=command.labels, **command.how)
-
-
-def _watched(samples: Samples, shown: list[Tensor]) -> Samples:
-    """The same samples; the first of them are kept to be shown."""
-
-    def batches():
-        for images, labels in samples.batches:
-            if sum(map(len, shown)) < SHOWN:
-                shown.append(images)
-            yield images, labels
-
-    return Samples(batches(), samples.labels, samples.protocol)

@@ -28,7 +28,7 @@ from ditkit.evaluation import (
 from ditkit.pictures import class_rows
 from ditkit.pipeline import Pipeline, Sampling
 from ditkit.scoring.rulers import Ruler
-from ditkit.scoring.samples import Samples, sampled
+from ditkit.scoring.samples import keeping, sampled
 from ditkit.scoring.score import measure, report_of
 
 COLUMNS = 4  # images of each class kept to be looked at
@@ -90,7 +90,7 @@ def compare_cell(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "wanted.json").unlink(missing_ok=True)
         kept: list[Tensor] = []
-        statistics = measure(_first_rows(samples, kept, pipeline.classes), rulers)
+        statistics = measure(keeping(samples, max(pipeline.classes, 1) * COLUMNS, kept), rulers)
         report = report_of(samples, rulers, statistics, names)
         for k, found in enumerate(statistics):
             save_statistics(folder / f"{k}.npz", found)
@@ -144,18 +144,6 @@ def _errors(cell: Cell, place: int, ruler: Ruler, frechet: float) -> Errors:
         ),
         standard_error(lambda half: precision_recall(real, rows[half]).recall, len(rows), resamples=HALVES),
     )
-
-
-def _first_rows(samples: Samples, kept: list[Tensor], classes: int) -> Samples:
-    """The same samples; the first images of each class are kept."""
-    most = max(classes, 1) * COLUMNS
-
-    def batches():
-        for images, labels in samples.batches:
-            kept.append(images[: max(most - sum(map(len, kept)), 0)])
-            yield images, labels
-
-    return Samples(batches(), samples.labels, samples.protocol)
 
 
 def _by_class(images: Tensor, classes: int) -> Tensor:

@@ -36,6 +36,20 @@ class Samples:
     """What decides the images."""
 
 
+def keeping(samples: Samples, count: int, kept: list[Tensor]) -> Samples:
+    """The same samples; the first `count` images are put into `kept` as they pass, to be looked at."""
+
+    def batches() -> Iterator[tuple[Tensor, Tensor | None]]:
+        left = count
+        for images, labels in samples.batches:
+            if left > 0:
+                kept.append(images[:left])
+                left -= len(kept[-1])
+            yield images, labels
+
+    return Samples(batches(), samples.labels, samples.protocol)
+
+
 def balanced_labels(count: int, classes: int) -> Tensor:
     """0, 1, ..., classes - 1, 0, 1, ...: `count` labels."""
     return torch.arange(count) % classes
