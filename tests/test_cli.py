@@ -102,7 +102,8 @@ def test_every_flag_of_train_sets_its_field():
         "train.precision": "bf16", "train.schedule": "constant", "train.betas": "0.8 0.9", "train.compile": None,
         "train.micro_batch": "16", "train.clip": "0.5", "sample.sampler": "ddim", "sample.interval": "0.1 0.9",
         "data.flip": None, "data.channels": "3", "transport.path": "gvp", "transport.predict": "v",
-        "transport.time_law": "logit_normal", "train.label_dropout": "0.2", "backbone.width": "48",
+        "transport.time_law": "logit_normal", "transport.weighting": "likelihood", "transport.variance": "learned",
+        "train.label_dropout": "0.2", "backbone.width": "48",
         "backbone.conditioning": "adaln",
         "train.score_features": "efficientnet-112", "sample.grid": "karras", "sample.diffusion": "sbdm",
         "sample.last_step": "tweedie", "sample.last_step_size": "0.1", "sample.tolerance": "0.01",
@@ -112,7 +113,10 @@ def test_every_flag_of_train_sets_its_field():
         "data.classes",
         "codec.kind",
         "backbone.kind",
-        "transport.variance",
+    }
+    company = {
+        "transport.variance": ["--transport.path", "ddpm"],
+        "transport.weighting": ["--transport.predict", "noise"],
     }
     walked = 0
     for section in ("data", "codec", "backbone", "transport", "train", "sample"):
@@ -123,6 +127,7 @@ def test_every_flag_of_train_sets_its_field():
             flag = f"--{name.replace('_', '-')}"
             given = other[name] if name in other else str((value or 0) + 1)
             arguments = [flag] if given is None else [flag, *given.split()]
+            arguments += company.get(name, [])
             if field in SolverChoices.model_fields:  # a choice of some samplers only
                 taker = next(sampler for sampler, entry in SAMPLERS.items() if field in entry.choices)
                 arguments += ["--sample.sampler", taker]

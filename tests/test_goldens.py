@@ -161,14 +161,22 @@ def test_sit_velocity_loss():
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("predict", "expected"), [("score", [0.92035, 1.31898]), ("noise", [1.03896, 1.25859])]
+    ("predict", "weighting", "expected"),
+    [
+        ("score", "none", [0.92035, 1.31898]),
+        ("score", "velocity", [7.04071, 13.37974]),
+        ("score", "likelihood", [3.98711, 6.12354]),
+        ("noise", "none", [1.03896, 1.25859]),
+        ("noise", "velocity", [7.94805, 12.76715]),
+        ("noise", "likelihood", [4.50093, 5.84318]),
+    ],
 )
-def test_sit_unweighted_losses(predict, expected):
+def test_sit_losses_and_weightings(predict, weighting, expected):
     """The same draw, mapped to SiT's training interval [0.001, 0.999] for these predictions."""
     torch.manual_seed(0)
     eps, t = torch.randn(2, 4, 8, 8), torch.rand(2).double()
     net = tiny(time_scale=-1.0, time_shift=1.0)
-    transport = Transport(path="linear", predict=predict)
+    transport = Transport(path="linear", predict=predict, weighting=weighting)
     t = 1 - (t * 0.998 + 0.001)
     terms = transport.loss(lambda x, t, cond: net(x, t, cond)[:, :4], wave(), LABELS, t=t, eps=eps)
     close(terms["loss"].tolist(), expected, rel=2e-5)

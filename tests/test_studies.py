@@ -9,7 +9,7 @@ from filelock import FileLock
 from ditkit.cli import main
 from ditkit.costs import recipe_cost
 from ditkit.pipeline import load
-from ditkit.studies import STUDIES, cells, scaling
+from ditkit.studies import STUDIES, cells, samplers, scaling, sit_ladder
 from ditkit.studies.cells import Cell, Point, read_cells, run_cells
 
 
@@ -135,3 +135,90 @@ def test_study_runs_chosen_cells_from_the_command_line(tiny, tmp_path, capsys, m
     out = capsys.readouterr().out
     assert "PARTIAL: 1 of 2 cells" in out
     assert "['b']" in out
+
+
+def test_points_say_how_to_sample_and_are_unguided_unless_they_say(tiny):
+    point = Point(images=320, sampler="euler_maruyama", steps=4, diffusion="sbdm")
+    assert point.how == {"sampler": "euler_maruyama", "steps": 4, "diffusion": "sbdm", "guidance": 1.0}
+    assert point.key == "320 images, euler_maruyama 4, guidance 1, n 1000, diffusion sbdm"
+    assert Point(images=320, sampler="dopri5", tolerance=0.1).how.keys() == {
+        "sampler",
+        "tolerance",
+        "guidance",
+    }
+    with pytest.raises(ValueError, match="sampler heun has no such choice"):
+        Point(images=320, sampler="heun", steps=4, diffusion="sbdm")
+
+
+def test_cells_record_the_choices_and_what_an_adaptive_solver_took(tiny, tmp_path):
+    points = (
+        Point(images=160, sampler="dopri5", tolerance=0.1, n=20),
+        Point(images=160, sampler="euler_maruyama", steps=3, diffusion="sbdm", last_step="tweedie", n=20),
+    )
+    cells = {"a": Cell(tiny["a"].recipe, points)}
+    run_cells(cells, tmp_path / "results", tmp_path / "runs", CPU)
+    adaptive, stochastic = read_cells(cells, tmp_path / "results")["a"]["scores"].values()
+    assert 6 <= adaptive["nfe"] < 500
+    assert (stochastic["nfe"], stochastic["last_step"]) == (3, "tweedie")
+
+
+def made_up_samplers():
+    """Records in which a sampler is the worse the later its name comes, and all gain from evaluations."""
+    found = {}
+    for name, cell in samplers.cells().items():
+        scores = {}
+        for point in cell.points:
+            chosen = cell.recipe.sample.override(point.how)
+            nfe = chosen.nfe(chosen.times(cell.recipe.transport)) or 71.3
+            distance = 3 + 20 / nfe + ord(point.sampler[0]) / 100 + (point.guidance != 1) - bool(point.grid)
+            scores[point.key] = {"images": 1, "n": 9, **point.how, "nfe": nfe, "frechet": distance}
+        found[name] = {"scores": scores, "finished": True}
+    return found
+
+
+def test_samplers_reports_every_score_and_draws(tmp_path):
+    text = samplers.report(made_up_samplers(), tmp_path)
+    heun = "| heun | 9.04 | 6.04 | 5.04 | 4.44 | 4.24 | 4.12 | 6.04 |"  # 4 evaluations for 5
+    assert heun in text.partition("**fashion-dit**")[0]
+    assert "| dopri5, 0.001: 71.3 evaluations | " in text
+    assert "| heun | 6.04 | 5.04 | 5.04 | 5.04 |" in text
+    assert "5: ab2 7.97; 10: ab2 5.97;" in text
+    assert (tmp_path / "samplers.png").stat().st_size > 10_000
+    # what is missing is left empty
+    partial = made_up_samplers()
+    del partial["fashion-dit"]
+    lost = next(key for key in partial["fashion-sit"]["scores"] if "heun 10, guidance 1," in key)
+    del partial["fashion-sit"]["scores"][lost]
+    assert "| heun | 9.04 | 6.04 |  | 4.44 |" in samplers.report(partial, tmp_path)
+
+
+def test_samplers_spends_the_budget_and_no_more():
+    for name, cell in samplers.cells().items():
+        for point in cell.points:
+            chosen = cell.recipe.sample.override(point.how)
+            nfe = chosen.nfe(chosen.times(cell.recipe.transport))
+            assert nfe is None or nfe in (*samplers.BUDGETS, 4, 9, 19, 49, 99), (name, point.key)
+
+
+def made_up_ladder():
+    found = {}
+    for name, cell in sit_ladder.cells().items():
+        model, _, seed = name.rpartition("-")
+        base = 10 + list(sit_ladder.MODELS).index(model) + int(seed)
+        found[name] = {
+            "scores": {
+                point.key: {**point.how, "frechet": base + 0.1 * k} for k, point in enumerate(cell.points)
+            },
+            "finished": True,
+        }
+    return found
+
+
+def test_sit_ladder_reports_means_beside_the_papers(tmp_path):
+    text = sit_ladder.report(made_up_ladder(), tmp_path)
+    assert "| ddpm-noise, ODE | 10.00, 11.00 | 10.50 | 44.2 |" in text
+    assert "| linear-velocity, SDE, w^KL | 14.10, 15.10 | 14.60 | 33.6 |" in text
+    assert "| linear-velocity, SDE, tuned: w^KL | 14.10, 15.10 | 14.60 | 33.0 |" in text
+    assert "| linear-score | 16.00 | **16.10** (41.0) | 16.20 (35.3) | 16.30 (34.4) | 16.40 (34.9) |" in text
+    assert "linear-score, ODE" not in text
+    assert (tmp_path / "ladder.png").stat().st_size > 10_000

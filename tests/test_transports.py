@@ -350,6 +350,40 @@ def test_loss_of_a_perfect_network_is_zero(path, predict):
     assert loss.max().item() < 1e-20
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("predict", ["score", "noise"])
+def test_velocity_weighting_gives_the_loss_of_the_decoded_velocity(path, predict):
+    tr, flow = transport(path, predict=predict, weighting="velocity"), transport(path, predict="velocity")
+    x0, eps, out = normal(3, 2, seed=1), normal(3, 2, seed=2), normal(3, 2, seed=3)
+    t = tr.times(f64(0.1, 0.5, 0.9))
+    loss = tr.loss(lambda x, t, cond: out, x0, {}, t=t, eps=eps)["loss"]
+    decoded = flow.loss(
+        lambda x, t, cond: tr.denoiser(lambda *_: out)(x, t, cond).velocity, x0, {}, t=t, eps=eps
+    )["loss"]
+    close(loss, decoded, 1e-6)
+
+
+def test_likelihood_weighting_is_between_none_and_velocity():
+    """1, V/sigma², (V/sigma)²: on the linear path 1, 1/(t (1 - t)), 1/(1 - t)² at our t."""
+    x0, eps, t = normal(1, 2, seed=1), normal(1, 2, seed=2), f64(0.2)
+    losses = [
+        transport("linear", predict="score", weighting=weighting).loss(
+            lambda x, t, cond: torch.zeros_like(x), x0, {}, t=t, eps=eps
+        )["loss"]
+        for weighting in ("none", "velocity", "likelihood")
+    ]
+    close(losses[1] / losses[0], f64(1 / 0.8**2))
+    close(losses[2] / losses[0], f64(1 / (0.2 * 0.8)))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"path": "linear"}, {"path": "ddpm", "predict": "noise", "variance": "learned"}]
+)
+def test_weighting_elsewhere_is_refused(fields):
+    with pytest.raises(InputError, match=r"transport.weighting velocity is for .*predict score or noise"):
+        transport(**fields, weighting="velocity")
+
+
 @pytest.mark.parametrize("tr", [HYBRID, transport("gvp"), transport("vp", predict="score")], ids=str)
 def test_loss_of_an_image_is_its_own(tr):
     net = Small(4 if tr.variance == "learned" else 2, torch.float64)

@@ -9,7 +9,7 @@ Official DiT and SiT files and diffusers' folders are read too (`ditkit.interop`
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -67,6 +67,8 @@ class Sampling(TypedDict, total=False):
     """"fp32" when not given; bf16 can be faster, and images then depend a little on the batch."""
     progress: bool
     """Show a progress bar."""
+    evaluated: Callable[[int], None] | None
+    """Called at each evaluation with the number of images it is for: what an adaptive solver takes."""
 
 
 @dataclass
@@ -137,7 +139,7 @@ class Pipeline:
         elif self.classes:
             null, channels = self.backbone.null, chosen.guidance_channels
             denoise = cfg(denoise, null, chosen.guidance, chosen.interval, channels)
-        nfe = chosen.nfe(grid)
+        nfe, evaluated = chosen.nfe(grid), how.get("evaluated")
         total = None if nfe is None else nfe * -(-len(seeds) // batch)
 
         @torch.no_grad()
@@ -149,7 +151,7 @@ class Pipeline:
                     x = noise(torch.empty(len(seeds[part]), *layout.shape, device=self.device))
                     part_cond = {} if labels is None else {"label": labels[part].to(self.device)}
                     with autocast(self.device, precision):
-                        state = chosen.run(_counted(denoise, bar), x, grid, part_cond, noise=noise)
+                        state = chosen.run(_watched(denoise, bar, evaluated), x, grid, part_cond, noise=noise)
                     yield self.codec.decode(state).cpu()
 
         return made()
@@ -207,11 +209,13 @@ class Pipeline:
             return publish(self.save(folder, reports=reports), model, private)
 
 
-def _counted(denoise: Denoiser, bar: tqdm) -> Denoiser:
-    """The same denoiser, moving the progress bar at each evaluation."""
+def _watched(denoise: Denoiser, bar: tqdm, evaluated: Callable[[int], None] | None) -> Denoiser:
+    """The same denoiser, moving the progress bar at each evaluation and telling of it."""
 
     def predict(x_t, t, cond):
         bar.update()
+        if evaluated:
+            evaluated(len(x_t))
         return denoise(x_t, t, cond)
 
     return replace(denoise, predict=predict)

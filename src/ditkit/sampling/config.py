@@ -20,13 +20,20 @@ def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
     return interval
 
 
+SamplerName = Literal[
+    "euler", "heun", "ab2", "dopri5", "dpmpp_2m", "ddim", "ancestral", "euler_maruyama", "sde_heun"
+]
+Spacing = Literal["uniform", "log_snr", "karras", "shifted"]
+DiffusionName = Literal[
+    "sigma", "linear", "constant", "decreasing", "increasing_decreasing", "sbdm", "kl_eta"
+]
 Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
 
 
 class SolverChoices(Section):
     """What only some samplers let one choose; not given, it is as the sampler has it."""
 
-    grid: Literal["uniform", "log_snr", "karras", "shifted"] | None = None
+    grid: Spacing | None = None
     """Spacing of the times: even in t, in the log signal-to-noise ratio, EDM's, or SD3's shift to noise by 3;
     the sampler's own when not given."""
     respacing: str | None = None
@@ -35,9 +42,7 @@ class SolverChoices(Section):
     """Noise of ddim: 0 (when not given) none, 1 as much as ancestral."""
     tolerance: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Of dopri5, relative and absolute: 1e-4 when not given."""
-    diffusion: (
-        Literal["sigma", "linear", "constant", "decreasing", "increasing_decreasing", "sbdm", "kl_eta"] | None
-    ) = None
+    diffusion: DiffusionName | None = None
     """Noise that an SDE adds and removes on its way (`ditkit list diffusions`): sigma when not given."""
     diffusion_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Factor of that noise: 1 when not given."""
@@ -51,9 +56,7 @@ class SolverChoices(Section):
 class SamplingConfig(SolverChoices):
     """Sampler, steps and guidance; kept in the recipe so that a snapshot knows how it is best used."""
 
-    sampler: Literal[
-        "euler", "heun", "ab2", "dopri5", "dpmpp_2m", "ddim", "ancestral", "euler_maruyama", "sde_heun"
-    ] = "heun"  # fmt: skip
+    sampler: SamplerName = "heun"
     """`ditkit list samplers` says which is for what."""
     steps: Annotated[int, Field(ge=1)] = 25
     """Steps of the grid; heun asks the network twice in each."""

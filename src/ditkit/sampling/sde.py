@@ -32,8 +32,8 @@ def constant(t: Tensor, c: Coeffs, norm: float) -> Tensor:
 
 
 def sbdm(t: Tensor, c: Coeffs, norm: float) -> Tensor:
-    """norm V, V = sigma sigma' - sigma² alpha'/alpha: the score-based SDE's own; the paper's w^KL is 2 V."""
-    return norm * _half_kl(c)
+    """norm V, V the velocity's factor of the score: the score-based SDE's own; the paper's w^KL is 2 V."""
+    return norm * c.score_factor
 
 
 def sigma(t: Tensor, c: Coeffs, norm: float) -> Tensor:
@@ -68,13 +68,8 @@ def kl_eta(
     w^{KL,eta} = w^KL sqrt(L / (L + eta (w^KL)²)), L the velocity loss at t. The table of L the paper used is
     not public: without `loss` it is constant.
     """
-    value, at = _half_kl(c), loss(t)
+    value, at = c.score_factor, loss(t)
     return norm * value * (at / (at + eta * (2 * value) ** 2)).sqrt()
-
-
-def _half_kl(c: Coeffs) -> Tensor:
-    # 1e-3: where SiT starts the paths whose alpha vanishes at t = 1, and this with it.
-    return c.sigma * c.d_sigma - c.sigma**2 * c.d_alpha / c.alpha.clamp(min=1e-3)
 
 
 DIFFUSIONS: dict[str, Diffusion] = {

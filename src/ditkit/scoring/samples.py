@@ -68,7 +68,10 @@ def sampled(
     labels: Balance = "balanced",
     **how: Unpack[Sampling],
 ) -> Samples:
-    """`count` images of a model, made as they are asked for; `how` as in `Pipeline.generate`."""
+    """`count` images of a model, made as they are asked for; `how` as in `Pipeline.generate`.
+
+    Of a solver that chooses its own steps, the protocol's "nfe" is the mean over the images made so far.
+    """
     seeds = range(first_seed, first_seed + count)
     chosen = None
     if pipeline.classes:
@@ -76,16 +79,26 @@ def sampled(
         chosen = (
             balanced_labels(count, pipeline.classes) if balanced else random_labels(seeds, pipeline.classes)
         )
+    asked: list[int] = []
+    how["evaluated"] = asked.append
     stream = pipeline.stream({} if chosen is None else {"label": chosen}, seeds=seeds, **how)
+    facts = {
+        **sampling_facts(pipeline, how),
+        "first_seed": first_seed,
+        "labels": labels if pipeline.classes else "none",
+    }
+    adaptive = facts["nfe"] == "adaptive"
 
     def labelled() -> Iterator[tuple[Tensor, Tensor | None]]:
         done = 0
         for images in stream:
-            yield images, None if chosen is None else chosen[done : done + len(images)]
+            part = slice(done, done + len(images))
             done += len(images)
+            if adaptive:
+                facts["nfe"] = round(sum(asked) / done, 1)
+            yield images, None if chosen is None else chosen[part]
 
-    facts = {**sampling_facts(pipeline, how), "first_seed": first_seed}
-    return Samples(labelled(), chosen, facts | {"labels": labels if pipeline.classes else "none"})
+    return Samples(labelled(), chosen, facts)
 
 
 def sampling_facts(pipeline: Pipeline, how: Sampling) -> dict[str, Any]:

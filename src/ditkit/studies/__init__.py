@@ -6,8 +6,13 @@ writes what came out. Adding one: a file, and its line below.
 
 from types import ModuleType
 
-from ditkit.studies import conditionings, scaling
+from ditkit.studies import conditionings, samplers, scaling, sit_ladder
 
-STUDIES: dict[str, ModuleType] = {"scaling": scaling, "conditionings": conditionings}
+STUDIES: dict[str, ModuleType] = {
+    "scaling": scaling,
+    "conditionings": conditionings,
+    "samplers": samplers,
+    "sit-ladder": sit_ladder,
+}
 
 __all__ = ["STUDIES"]

@@ -9,15 +9,15 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
 from pydantic import Field
 
-from ditkit.config import Section
 from ditkit.pipeline import load
 from ditkit.recipe import Recipe
+from ditkit.sampling.config import SamplingConfig
 from ditkit.scoring import Ruler, evaluate, rulers, sampled, software
 from ditkit.training import train
 from ditkit.training.log import read_log
@@ -28,20 +28,26 @@ Results = Mapping[str, dict]
 """Of a study: the cell's name -> its record, as written."""
 
 
-class Point(Section):
-    """Where a cell is scored: after so many images of training, by these samples."""
+class Point(SamplingConfig):
+    """Where a cell is scored: after so many images of training, by samples drawn so."""
 
     images: Annotated[int, Field(ge=1)]
     """Training images seen."""
-    sampler: str
-    steps: Annotated[int, Field(ge=1)]
-    guidance: float = 1.0
     n: Annotated[int, Field(ge=2)] = 1000
     """Samples, of seeds 0 .. n - 1, the same number of every class."""
 
     @property
+    def how(self) -> dict[str, Any]:
+        """What is said of the sampling; the rest is as the cell's recipe has it. Unguided unless it says."""
+        said = self.model_dump(include=set(SamplingConfig.model_fields), exclude_unset=True)
+        return {"sampler": self.sampler, "guidance": self.guidance} | said
+
+    @property
     def key(self) -> str:
-        return f"{self.images} images, {self.sampler} {self.steps}, guidance {self.guidance:g}, n {self.n}"
+        said = {"steps": "adaptive"} | self.how
+        sampler, steps, guidance = (said.pop(name) for name in ("sampler", "steps", "guidance"))
+        choices = "".join(f", {name} {value}" for name, value in said.items())
+        return f"{self.images} images, {sampler} {steps}, guidance {guidance:g}, n {self.n}{choices}"
 
 
 class Cell(NamedTuple):
@@ -92,15 +98,8 @@ def _run_cell(
         for point in missing:
             if point.images != images:
                 continue
-            samples = sampled(
-                pipeline,
-                point.n,
-                sampler=point.sampler,
-                steps=point.steps,
-                guidance=point.guidance,
-                precision=cell.recipe.train.precision,
-                progress=True,
-            )
+            how: Any = point.how
+            samples = sampled(pipeline, point.n, **how, precision=cell.recipe.train.precision, progress=True)
             found = evaluate(samples, known[data.kind]).first
             rows = read_log(run / "log.jsonl")
             record |= {
@@ -113,7 +112,9 @@ def _run_cell(
                 "software": software(),
             }
             record["scores"][point.key] = {
-                **point.model_dump(),
+                "images": point.images,
+                "n": point.n,
+                **point.how,
                 "nfe": samples.protocol["nfe"],
                 "frechet": found.frechet,
                 "accuracy": found.labels.accuracy if found.labels else None,

@@ -26,6 +26,14 @@ class Coeffs(NamedTuple):
     d_alpha: Tensor
     d_sigma: Tensor
 
+    @property
+    def score_factor(self) -> Tensor:
+        """V in velocity = alpha'/alpha x_t - V score: V = sigma sigma' - sigma² alpha'/alpha.
+
+        Without bounds where alpha vanishes; cut off 1e-3 before, where SiT starts such paths.
+        """
+        return self.sigma * self.d_sigma - self.sigma**2 * self.d_alpha / self.alpha.clamp(min=1e-3)
+
 
 Path = Callable[[Tensor], Coeffs]
 

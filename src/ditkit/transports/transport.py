@@ -46,6 +46,19 @@ class Transport(Section):
     """learned: twice the output channels and DiT's hybrid loss with the variational bound (ddpm only)."""
     time_law: Literal["uniform", "logit_normal"] = "uniform"
     """How training times are distributed."""
+    weighting: Literal["none", "velocity", "likelihood"] = "none"
+    """Of the loss of a score or noise in t: none, as the velocity's loss has it, or as the likelihood's bound."""
+
+    @model_validator(mode="after")
+    def _weighting_needs_score_or_noise(self) -> "Transport":
+        if self.weighting != "none" and (
+            self.predict not in ("score", "noise") or self.variance == "learned"
+        ):
+            raise ValueError(
+                f"transport.weighting {self.weighting} is for transport.predict score or noise with fixed "
+                f"variance, not {self.predict} with {self.variance}; leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _learned_variance_needs_knots(self) -> "Transport":
@@ -92,7 +105,8 @@ class Transport(Section):
             x0, eps: data and noise, (B, *S). t: times, (B,), or (B, K) for a state of K parts.
 
         The raw output is compared with its target, the mean squared error per part, then summed. A
-        score s is compared as sigma · s with -eps, as in SiT.
+        score s is compared as sigma · s with -eps, as in SiT; `weighting` multiplies these two by
+        (V/sigma)², which makes it the velocity's loss, or by V/sigma² (`Coeffs.score_factor` is V).
         """
         layout = layout or Layout(tuple(x0.shape[1:]))
         c = _expanded(self.coeffs(t), layout, x0)
@@ -102,6 +116,10 @@ class Transport(Section):
             residual = c.sigma * out + eps
         else:
             residual = out - PREDICTIONS[self.predict].view(x0, eps, c)
+        if self.weighting != "none":
+            residual = (
+                residual * c.score_factor ** {"velocity": 1.0, "likelihood": 0.5}[self.weighting] / c.sigma
+            )
         mse = layout.mean(residual**2).sum(1)
         if var is None:
             return {"loss": mse, "mse": mse}
