@@ -190,3 +190,35 @@ def test_guidance_is_linear_in_the_raw_output():
     guided = cfg(FLOW.denoiser(net), lambda cond: empty, 4.0)(x, t, cond).velocity
     expected = net(x, t, empty) + 4 * (net(x, t, cond) - net(x, t, empty))
     torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_guidance_of_three_channels_is_the_released_one():
+    """Both released codes return the guided three channels twice, and the others of either half."""
+    x, t = wave()[:1], torch.tensor([0.5], dtype=torch.float64)
+    cond, empty = {"label": LABELS["label"][:1]}, {"label": LABELS["label"][1:]}
+    goldens = [
+        (DDPM, tiny(), index(3, 250), "eps", 14.56702, 495.48203),
+        (
+            FLOW,
+            sit_network(),
+            1 - torch.tensor([0.3, 0.8], dtype=torch.float64),
+            "velocity",
+            28.77719,
+            39.17049,
+        ),
+    ]
+    for transport, net, times, meaning, total, square in goldens:
+        raw = net(torch.cat([x, x]), times, LABELS)
+        # the vectors have a time for each half, which no sampler does
+        denoise = transport.denoiser(lambda x, t, cond, net=net, times=times: net(x, times, cond))
+        guided = cfg(denoise, lambda cond: empty, 4.0, channels=3)(x, t, cond)
+        own = getattr(guided, meaning)
+        parts = torch.cat([own[:, :3].repeat(2, 1, 1, 1), raw[:, 3:]], dim=1)
+        if transport is FLOW:
+            parts = -parts
+        close(parts.double().sum().item(), total)
+        close(parts.double().square().sum().item(), square)
+        torch.testing.assert_close(own[:, 3:], raw[:1, 3:4], rtol=1e-4, atol=1e-5)
+        if transport is DDPM:
+            close(own[0, 0, 0, :4].tolist(), [0.3984242, -0.6483748, 0.2435124, -0.5113144])

@@ -178,17 +178,26 @@ def test_any_size_equals_the_reference(tmp_path, size, suffix):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("path", "predict"), [("GVP", "score"), ("VP", "noise")])
-def test_a_sit_is_what_its_training_arguments_say(tmp_path, path, predict):
+@pytest.mark.parametrize(
+    ("path", "predict", "loss_weight"),
+    [("GVP", "score", None), ("VP", "noise", "velocity"), ("Linear", "score", "likelihood")],
+)
+def test_a_sit_is_what_its_training_arguments_say(tmp_path, path, predict, loss_weight):
     """Score and noise do not change with the direction of time."""
     state = random_state(outputs=4)
-    file = training_file(tmp_path / "SiT.pt", state, path_type=path, prediction=predict)
-    pipe = ditkit.load(file, CPU, heads=3)
-    assert (pipe.transport.path, pipe.transport.predict) == (path.lower(), predict)
+    said = {"path_type": path, "prediction": predict, "loss_weight": loss_weight}
+    pipe = ditkit.load(training_file(tmp_path / "SiT.pt", state, **said), CPU, heads=3)
+    expected = ditkit.transport(path.lower(), predict=predict, weighting=str(loss_weight).lower())
+    assert pipe.transport == expected
     x, t = torch.randn(2, 4, 16, 16), torch.tensor([0.3, 0.7], dtype=torch.float64)
     found = pipe.transport.denoiser(pipe.backbone)(x, t, {"label": torch.tensor([6, 7])})
     expected = reference(state, 3, x, 1 - t, torch.tensor([6, 7]))
     assert error(found.eps if predict == "noise" else found.score, expected) < 1e-5
+
+
+def test_a_velocity_is_not_weighted_whatever_the_arguments_say(tmp_path):
+    file = training_file(tmp_path / "SiT.pt", random_state(outputs=4), loss_weight="velocity")
+    assert ditkit.load(file, CPU, heads=3).transport == ditkit.transport("linear")
 
 
 def test_parts_and_recipe(tmp_path):

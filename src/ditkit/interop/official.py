@@ -240,10 +240,10 @@ def _check_positions(path: Path, found: Tensor, grid: int) -> None:
 
 def _sit_transport(path: Path, arguments: Mapping[str, Any]) -> Transport:
     """As the training arguments say; the released weights, which carry none, are Linear and velocity."""
-    values = {
-        "path": str(arguments.get("path_type", "Linear")).lower(),
-        "predict": str(arguments.get("prediction", "velocity")),
-    }
+    predict = str(arguments.get("prediction", "velocity"))
+    values = {"path": str(arguments.get("path_type", "Linear")).lower(), "predict": predict}
+    if predict != "velocity":  # whose loss their code does not weight, whatever it is told
+        values["weighting"] = str(arguments.get("loss_weight")).lower()
     return Transport.checked(values, f"{path}: its training arguments")
 
 

@@ -1,4 +1,10 @@
-"""Convolutional parts: residual blocks that are told the condition, and changes of resolution."""
+"""Convolutional parts: residual blocks that are told the condition, and changes of resolution.
+
+Maps are (B, C, H, W) or, where a name says "on tokens", a grid of tokens (B, H, W, C): the same memory
+as channels last, so that going from one to the other moves nothing.
+"""
+
+import math
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +20,29 @@ def zero_conv(fan_in: int, fan_out: int) -> nn.Conv2d:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # Conv2d's bias may be None; not here
     return layer
+
+
+def xavier_conv(fan_in: int, fan_out: int, kernel: int, *, depthwise: bool = False) -> nn.Conv2d:
+    """Any odd kernel, at the same resolution; Xavier-uniform weight, zero bias."""
+    groups = fan_in if depthwise else 1
+    layer = nn.Conv2d(fan_in, fan_out, kernel, padding=kernel // 2, groups=groups)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def embedding_conv(channels: int, width: int, kernel: int) -> nn.Conv2d:
+    """The first layer: Xavier as if it were the linear map of a patch that it is, zero bias."""
+    layer = nn.Conv2d(channels, width, kernel, padding=kernel // 2)
+    bound = math.sqrt(6 / (channels * kernel**2 + width))
+    nn.init.uniform_(layer.weight, -bound, bound)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def on_tokens(function, x: Tensor) -> Tensor:
+    """A function of maps (B, C, H, W), such as a convolution, of a grid of tokens (B, H, W, C)."""
+    return function(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
 
 
 class ResidualBlock(nn.Module):
@@ -54,3 +83,27 @@ class Upsample(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Unshuffle(nn.Conv2d):
+    """Half the resolution and twice the channels: a convolution to half of them, then each 2 × 2 pixels
+    become channels, (channel, row, column). On tokens; no bias (Restormer: Zamir et al., 2022)."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels // 2, 3, padding=1, bias=False)
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return on_tokens(lambda m: F.pixel_unshuffle(nn.Conv2d.forward(self, m), 2), x)
+
+
+class Shuffle(nn.Conv2d):
+    """Twice the resolution and half the channels: a convolution to twice of them, then channels become
+    pixels. On tokens; no bias."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, 2 * channels, 3, padding=1, bias=False)
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return on_tokens(lambda m: F.pixel_shuffle(nn.Conv2d.forward(self, m), 2), x)
