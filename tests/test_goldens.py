@@ -9,6 +9,7 @@ from ditkit.nn.patches import unpatchify
 from ditkit.sampling import SAMPLERS, cfg, respaced
 from ditkit.sampling.config import SamplingConfig
 from ditkit.transports import Transport
+from ditkit.transports.variational import learned_log_variance
 
 DDPM = Transport(path="ddpm", predict="noise", variance="learned")
 FLOW = Transport(path="linear", predict="velocity")
@@ -95,6 +96,19 @@ def test_ancestral_loop():
     close(x.double().sum().item(), -4869.4656)
     close(x.double().square().sum().item(), 8292705.70)
     close(x[0, 0, 0, :4].tolist(), [-103.05913, -89.50472, -22.07021, 11.70837])
+
+
+@torch.no_grad()
+def test_ddpm_mean_and_learned_variance_of_a_step():
+    t = index(0, 500)
+    denoise = DDPM.denoiser(tiny())
+    p = denoise(wave(), t, LABELS)
+    close(p.x0.double().sum().item(), -49.397203)
+    step = denoise.posterior(t, t - 1 / 1000, wave())
+    close(step.mean(p.x0, wave()).double().sum().item(), 3.3373042, rel=2e-5)
+    log_variance = learned_log_variance(p.var, step, DDPM.log_variance_floor())
+    close(log_variance.double().sum().item(), -3607.04533)
+    close(log_variance[0, 0, 0, :4].tolist(), [-9.5273008, -9.447361, -9.5095577, -9.4463005])
 
 
 @torch.no_grad()
