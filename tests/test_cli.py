@@ -564,3 +564,11 @@ def test_framed_errors_become_one_line(corner, side, bar):
     assert fold(frame) == (
         "Unrecognized options: --data.heigt, 3; Perhaps you meant: --data.height INT (see ditkit train digits --help)"
     )
+
+
+def test_wrong_values_are_named_by_their_flag(capsys):
+    status, _, err = ditkit(capsys, "sample", "digits", "--sampler", "sde_heun", "--diffusion-norm", "-1")
+    assert status == 2
+    assert err.strip() == (
+        "ditkit: --diffusion-norm: Input should be greater than 0 (see ditkit sample --help)"
+    )
