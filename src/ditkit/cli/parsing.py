@@ -54,7 +54,7 @@ def fold(framed: str) -> str:
             parts[-1].append(text)
     text = "; ".join(" ".join(part) for part in parts if part)
     text = re.sub(
-        r"\[type=.*?\]|For further information visit \S+|Value error, |; Argument helptext: .*?(?=;)",
+        r"\[type=.*?\]|For further information visit \S+|Value error[,;] |; Argument helptext: .*?(?=;)",
         "",
         text,
     )
