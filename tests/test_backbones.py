@@ -35,13 +35,19 @@ def on_meta(name, **fields):
 def test_contract(name):
     """What the rest of the library needs of any backbone, at its own size."""
     net = on_meta(name, classes=10, channels=3, learned_variance=True)
-    assert len(net.blocks) >= BACKBONES[name].depth
+    depth = BACKBONES[name].depth
+    assert len(net.blocks) >= (sum(depth) if isinstance(depth, tuple) else depth)
     x, t = torch.empty(2, 3, 16, 32, device="meta"), torch.empty(2, device="meta")
     cond = {"label": torch.zeros(2, dtype=torch.long, device="meta")}
     with torch.no_grad():
         assert net(x, t, cond).shape == (2, 6, 16, 32)
         tokens, c = net.embed(x), net.condition(t, cond)
-        assert net.body(tokens, c).shape == tokens.shape
+        body = net.body(tokens, c)
+        assert body.shape[:-1] == tokens.shape[:-1]
+        assert net.head(body, c, x.shape[2:]).shape == (2, 6, 16, 32)
+        fused = net.fused()
+        assert fused(x, t, cond).shape == (2, 6, 16, 32)
+        assert count_cost(fused, (3, 16, 32), labelled=True).macs <= count_cost(net, (3, 16, 32), True).macs
     assert {key: value.shape for key, value in net.null(cond).items()} == {"label": (2,)}
 
 
@@ -364,9 +370,9 @@ def test_in_context_tokens_come_last_and_go():
 def test_explicit_attention_is_the_fused_one(tokens, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     q, k, v, cotangent = (torch.randn(2, 3, tokens, 8, generator=generator) for _ in range(4))
-    fused = F.scaled_dot_product_attention
-    calls = []
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args: calls.append(1) or fused(*args))
+    fused, calls = F.scaled_dot_product_attention, []
+    counted = lambda *args, **kwargs: calls.append(1) or fused(*args, **kwargs)  # noqa: E731
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
 
     def run(function):
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]
@@ -384,7 +390,7 @@ def test_explicit_attention_is_the_fused_one(tokens, monkeypatch):
 
 def test_long_sequences_use_the_fused_attention(monkeypatch):
     calls = []
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args: calls.append(1))
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **kwargs: calls.append(1))
     attend(*(torch.zeros(1, 1, MOST_EXPLICIT_TOKENS + 1, 2, requires_grad=True) for _ in range(3)))
     assert calls == [1]
 
@@ -392,7 +398,7 @@ def test_long_sequences_use_the_fused_attention(monkeypatch):
 def test_cross_attention_with_few_to_attend_to_is_explicit_at_any_size(monkeypatch):
     """What takes memory is the product of both lengths."""
     calls = []
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args: calls.append(1))
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **kwargs: calls.append(1))
     q = torch.zeros(1, 1, MOST_EXPLICIT_TOKENS**2 // 2, 2, requires_grad=True)
     attend(q, torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
     assert calls == []

@@ -7,16 +7,19 @@ from pydantic import Field
 
 from ditkit.backbones.base import Backbone, Cond
 from ditkit.backbones.dit import DIT_SIZES, SIT_SIZES, DiT, DiTConfig
+from ditkit.backbones.udit import UDIT_SIZES, UDiT, UDiTConfig
 from ditkit.backbones.unet import UNet, UNetConfig
 from ditkit.device import check_compiler
 from ditkit.errors import InputError
 
-BackboneConfig = Annotated[DiTConfig | UNetConfig, Field(discriminator="kind")]
+BackboneConfig = Annotated[DiTConfig | UDiTConfig | UNetConfig, Field(discriminator="kind")]
 
-BACKBONES: dict[str, DiTConfig | UNetConfig] = {
+BACKBONES: dict[str, DiTConfig | UDiTConfig | UNetConfig] = {
     "DiT": DiTConfig(),
     **DIT_SIZES,
     **SIT_SIZES,
+    "U-DiT": UDiTConfig(),
+    **UDIT_SIZES,
     "UNet": UNetConfig(),
 }
 
@@ -67,6 +70,8 @@ __all__ = [
     "Cond",
     "DiT",
     "DiTConfig",
+    "UDiT",
+    "UDiTConfig",
     "UNet",
     "UNetConfig",
     "backbone",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ditkit.errors import InputError
 from ditkit.nn.blocks import summed
-from ditkit.nn.embeddings import LabelEmbedding, TimeEmbedding
+from ditkit.nn.embeddings import LabelEmbedding, SideBySide, TimeEmbedding
 
 Cond = dict[str, Tensor]
 
@@ -24,8 +24,8 @@ class Backbone(nn.Module):
     """
 
     classes: int  # 0: unconditional
-    time: TimeEmbedding
-    label: LabelEmbedding | None
+    time: TimeEmbedding | SideBySide
+    label: LabelEmbedding | SideBySide | None
     blocks: nn.ModuleList
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
@@ -60,6 +60,14 @@ class Backbone(nn.Module):
     @abstractmethod
     def check_size(self, height: int, width: int) -> None:
         """InputError, naming the remedy, when the network cannot take a state of that size."""
+
+    def fused(self) -> "Backbone":
+        """What to sample with: the same function, where possible of fewer products; itself otherwise.
+
+        A copy with weights of its own, in the same mode, that is never saved: weights in files are those
+        that are trained.
+        """
+        return self
 
     def null(self, cond: Cond) -> Cond:
         """The same keys, every entry "unknown"."""

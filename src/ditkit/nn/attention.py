@@ -18,7 +18,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tenso
     """
     training_on_cpu = q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
     if training_on_cpu and q.shape[-2] * k.shape[-2] <= MOST_EXPLICIT_TOKENS**2:
-        q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
+        if scale != 1:
+            q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
         weights = (q @ k.transpose(-2, -1)).softmax(-1)
         return weights.to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v, scale=scale)

@@ -1,10 +1,11 @@
 """Convolutional parts: residual blocks that are told the condition, and changes of resolution.
 
-Maps are (B, C, H, W) or, where a name says "on tokens", a grid of tokens (B, H, W, C): the same memory
-as channels last, so that going from one to the other moves nothing.
+Maps are (B, C, H, W) or, where it says "on tokens", a grid of tokens (B, H, W, C): the same memory as a
+channels-last map, so that going from one to the other moves nothing.
 """
 
 import math
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from ditkit.nn.linear import dense
 
 GROUPS = 8
+
+Map = Callable[[Tensor], Tensor]
 
 
 def zero_conv(fan_in: int, fan_out: int) -> nn.Conv2d:
@@ -40,9 +43,15 @@ def embedding_conv(channels: int, width: int, kernel: int) -> nn.Conv2d:
     return layer
 
 
-def on_tokens(function, x: Tensor) -> Tensor:
-    """A function of maps (B, C, H, W), such as a convolution, of a grid of tokens (B, H, W, C)."""
+def on_tokens(function: Map, x: Tensor) -> Tensor:
+    """A function of maps (B, C, H, W), such as a depthwise convolution, of a grid of tokens (B, H, W, C)."""
     return function(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
+
+
+def on_planes(function: Map, x: Tensor) -> Tensor:
+    """The same for full convolutions, with every channel moved to a plane of its own: their kernels for
+    channels last round four times as much on a CPU, which the released numbers show."""
+    return function(x.permute(0, 3, 1, 2).contiguous()).permute(0, 2, 3, 1).contiguous()
 
 
 class ResidualBlock(nn.Module):
@@ -94,7 +103,7 @@ class Unshuffle(nn.Conv2d):
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return on_tokens(lambda m: F.pixel_unshuffle(nn.Conv2d.forward(self, m), 2), x)
+        return on_planes(lambda m: F.pixel_unshuffle(nn.Conv2d.forward(self, m), 2), x)
 
 
 class Shuffle(nn.Conv2d):
@@ -106,4 +115,4 @@ class Shuffle(nn.Conv2d):
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return on_tokens(lambda m: F.pixel_shuffle(nn.Conv2d.forward(self, m), 2), x)
+        return on_planes(lambda m: F.pixel_shuffle(nn.Conv2d.forward(self, m), 2), x)

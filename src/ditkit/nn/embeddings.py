@@ -47,6 +47,13 @@ class LabelEmbedding(nn.Embedding):
         nn.init.normal_(self.weight, std=0.02)
 
 
+class SideBySide(nn.ModuleList):
+    """Several embeddings of the same thing, one after another in one vector: (B,) -> (B, sum of widths)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([embedding(x) for embedding in self], dim=-1)
+
+
 @lru_cache(maxsize=16)
 def _sincos_table(height: int, width: int, dim: int) -> Tensor:
     def count(n: int) -> Tensor:  # on the CPU whatever the default device: the table is kept
