@@ -1,7 +1,8 @@
-"""Foreign checkpoints: official DiT and SiT files, diffusers' folders; nothing in them is ever run.
+"""Foreign checkpoints: official DiT, SiT and U-DiT files, diffusers' folders; nothing in them is ever run.
 
 tensors.py    reads files without running what they name
-official.py   the released names <-> ours
+official.py   the released DiT's and SiT's names <-> ours
+udit.py       the released U-DiT's names <-> ours
 diffusers.py  diffusers' names <-> ours
 """
 

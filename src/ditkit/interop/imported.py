@@ -1,9 +1,11 @@
 """What every import ends in, and what all of them check: an `Imported` with its recipe, the fit of names.
 
 official.py   the released DiT's and SiT's names
+udit.py       the released U-DiT's names
 diffusers.py  diffusers' names
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ditkit.backbones import DiTConfig
+from ditkit.backbones import BackboneConfig, DiTConfig, UDiTConfig
 from ditkit.codecs import CodecConfig, IdentityConfig, VaeConfig
 from ditkit.data import Folder
 from ditkit.errors import InputError
@@ -42,7 +44,9 @@ def with_parameters(modules: Iterable[tuple[str, str]]) -> list[tuple[str, str]]
     ]
 
 
-def empty_state(config: DiTConfig, channels: int, classes: int, out_channels: int) -> dict[str, Tensor]:
+def empty_state(
+    config: DiTConfig | UDiTConfig, channels: int, classes: int, out_channels: int
+) -> dict[str, Tensor]:
     """The network's state dict without numbers: names and shapes."""
     with torch.device("meta"):
         net = config.build(channels=channels, classes=classes, out_channels=out_channels)
@@ -67,6 +71,20 @@ def check_fit(origin: Path, found: State, expected: State) -> None:
         raise InputError(f"{origin}: these weights do not fit; {'; '.join(problems)}")
 
 
+def shape_of(path: Path, state: State, name: str, dimensions: int) -> tuple[int, ...]:
+    """A tensor's shape; InputError unless it has that many dimensions and none is empty."""
+    shape = tuple(state[name].shape) if name in state else ()
+    if len(shape) != dimensions or not all(shape):
+        raise InputError(f"{path}: these weights do not fit; {name} is {shape or 'missing'}")
+    return shape
+
+
+def mlp_ratio(hidden: int, width: int) -> float:
+    """The ratio of which `int(width * ratio)` is `hidden`, also where the quotient is rounded down."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
 def _listed(names: list[str]) -> str:
     more = len(names) - LISTED
     return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
@@ -74,7 +92,7 @@ def _listed(names: list[str]) -> str:
 
 def imported_recipe(
     name: str,
-    backbone: DiTConfig,
+    backbone: BackboneConfig,
     transport: Transport,
     *,
     classes: int,

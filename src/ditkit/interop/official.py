@@ -8,7 +8,7 @@ have one set of names and shapes; they differ in what the network is told and in
          state are computed and thrown away by its code
 
 So a SiT's last layer changes sign, and its unused half is left out (zeros, when written). Reading the
-file itself is tensors.py's affair.
+file itself is tensors.py's affair, a U-DiT's names udit.py's.
 """
 
 import logging
@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ditkit.backbones import Backbone, DiTConfig
+from ditkit.backbones import Backbone, DiTConfig, UDiTConfig
 from ditkit.backbones.dit import DIT_SIZES, SIT_SIZES
 from ditkit.errors import InputError
 from ditkit.interop.imported import (
@@ -30,9 +30,12 @@ from ditkit.interop.imported import (
     check_fit,
     empty_state,
     imported_recipe,
+    mlp_ratio,
+    shape_of,
     with_parameters,
 )
 from ditkit.interop.tensors import Placeholder, read_tensors
+from ditkit.interop.udit import is_udit, read_udit, write_udit
 from ditkit.nn.embeddings import sincos_positions
 from ditkit.recipe import Recipe
 from ditkit.transports import Transport
@@ -123,17 +126,21 @@ def read_official(path: Path, kind: Kind | None = None, heads: int | None = None
     """
     content = read_tensors(path)
     state = _weights(path, content)
+    if is_udit(state):
+        if kind is not None or heads is not None:
+            raise InputError(f"{path}: a U-DiT, whose weights say all; leave out --kind and --heads")
+        return read_udit(path, state, _arguments(content))
     lacking = [name for name in (POSITIONS, PATCHES, LABELS, HIDDEN) if name not in state]
     if lacking:
         raise InputError(
-            f"{path}: no DiT or SiT under the released names: {', '.join(lacking)} missing; it holds "
+            f"{path}: no DiT, SiT or U-DiT under the released names: {', '.join(lacking)} missing; it holds "
             f"{', '.join(list(state)[:3]) or 'nothing'}"
         )
-    width, channels, patch, _ = _shape(path, state, PATCHES, 4)
-    classes = _shape(path, state, LABELS, 2)[0] - 1  # the last row is "unknown"
-    outputs = _shape(path, state, "final_layer.linear.weight", 2)[0] // patch**2
-    grid = math.isqrt(_shape(path, state, POSITIONS, 3)[1])
-    ratio = _ratio(_shape(path, state, HIDDEN, 2)[0], width)
+    width, channels, patch, _ = shape_of(path, state, PATCHES, 4)
+    classes = shape_of(path, state, LABELS, 2)[0] - 1  # the last row is "unknown"
+    outputs = shape_of(path, state, "final_layer.linear.weight", 2)[0] // patch**2
+    grid = math.isqrt(shape_of(path, state, POSITIONS, 3)[1])
+    ratio = mlp_ratio(shape_of(path, state, HIDDEN, 2)[0], width)
     shape = {"width": width, "depth": depth_of(state), "patch": patch, "mlp_ratio": ratio}
     if classes < 1:
         raise InputError(
@@ -202,7 +209,7 @@ def _kind(path: Path, arguments: Mapping[str, Any]) -> Kind:
             return "DiT" if "DiT" in said else "SiT"
     raise InputError(
         f"{path}: DiT or SiT? Their weights look alike and the file's name does not say; "
-        'give --kind DiT or --kind SiT (kind="SiT" in Python)'
+        'give ditkit convert --kind DiT or --kind SiT (kind="SiT" in Python)'
     )
 
 
@@ -210,22 +217,9 @@ def _heads(path: Path, width: int) -> int:
     if width not in HEADS:
         raise InputError(
             f"{path}: how many attention heads? Weights of width {width}, which is no released size, do not "
-            "show it; give --heads N (heads=N in Python)"
+            "show it; give ditkit convert --heads N (heads=N in Python)"
         )
     return HEADS[width]
-
-
-def _shape(path: Path, state: State, name: str, dimensions: int) -> tuple[int, ...]:
-    shape = tuple(state[name].shape) if name in state else ()
-    if len(shape) != dimensions or not all(shape):
-        raise InputError(f"{path}: these weights do not fit; {name} is {shape or 'missing'}")
-    return shape
-
-
-def _ratio(hidden: int, width: int) -> float:
-    """The ratio of which `int(width * ratio)` is `hidden`, also where the quotient is rounded down."""
-    ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def _check_positions(path: Path, found: Tensor, grid: int) -> None:
@@ -255,6 +249,8 @@ def write_official(folder: Path, recipe: Recipe, net: Backbone, dtype: torch.dty
 
     InputError, before anything is written, for a network that the released code cannot be.
     """
+    if isinstance(recipe.backbone, UDiTConfig):
+        return write_udit(folder, recipe, net, dtype)
     kind = official_kind(recipe)
     config = recipe.backbone
     assert isinstance(config, DiTConfig)  # official_kind has seen to it
