@@ -1,12 +1,21 @@
 """Likelihoods of exact Gaussians, whose density is known."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from conftest import CPU
 
+from ditkit.cli import main
+from ditkit.codecs import CODECS
+from ditkit.data import in_order
+from ditkit.errors import InputError
+from ditkit.pipeline import Pipeline, load
 from ditkit.sampling import respaced, time_grid
 from ditkit.sampling.likelihood import bits_per_dim, log_likelihood, variational_bound
+from ditkit.scoring.likelihood import likelihoods
 from ditkit.transports import PATHS, PREDICTIONS, transport
 
 
@@ -98,3 +107,66 @@ def test_all_knots_are_the_papers_grid():
     assert time_grid(transport("ddpm"), "jump", 1000)[:-1].flip(0).tolist() == [
         (i + 1) / 1000 for i in respaced("1000")
     ]
+
+
+# --- of a trained model on its own data ---------------------------------------------------------------
+
+
+def test_images_of_one_level_cost_what_their_level_does():
+    """A network that knows every pixel to be grey 0 but for a spread: the flow's bits are that Gaussian's."""
+    spread = 0.1
+    pipe = load("digits", CPU)
+    net = OneGaussian(spread)
+    found = likelihoods(replace(pipe, backbone=net), 6, method="flow")
+    x0 = pipe.codec.encode(found.images).double()
+    # minus log2 of the mass of a level, the noise of the level within it: close to density times width
+    density = torch.distributions.Normal(0, spread).log_prob(x0).flatten(1).mean(1)
+    expected = -density / math.log(2) - math.log2(2 / 255)
+    torch.testing.assert_close(found.bits, expected, rtol=0.02, atol=0.02)
+    assert net.labels == found_labels(pipe, 6)
+
+
+class OneGaussian(torch.nn.Module):
+    """The velocity of N(0, spread² I) on straight lines."""
+
+    def __init__(self, spread):
+        super().__init__()
+        self.spread, self.labels = spread, None
+
+    def forward(self, x, t, cond):
+        self.labels = cond["label"].tolist()
+        t = t[:, None, None, None].to(x)
+        return (t - (1 - t) * self.spread**2) * x / ((1 - t) ** 2 * self.spread**2 + t**2)
+
+
+def found_labels(pipe, count):
+    (_, labels), *_ = in_order(pipe.recipe.data, "test", limit=count)
+    return labels.tolist()
+
+
+@pytest.mark.parametrize("method", ["flow", "bound"])
+def test_an_images_bits_do_not_depend_on_the_batch(method):
+    pipe = load("digits-dit", CPU)
+    whole, parts = (likelihoods(pipe, 5, method=method, steps=4, batch=batch) for batch in (5, 2))
+    torch.testing.assert_close(whole.bits, parts.bits, rtol=1e-4, atol=1e-4)
+    assert whole.images.equal(parts.images)
+    other = likelihoods(pipe, 5, method=method, steps=4, seed=100)
+    assert (other.bits - whole.bits).abs().max() > 1e-3
+
+
+def test_the_command_reports_both_parts_and_draws(tmp_path, capsys):
+    assert main(["likelihood", "digits-dit", "--n", "4", "--steps", "5", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "likelihood.json").read_text())
+    assert record["method"] == "bound"  # the ddpm path's own
+    assert record["bits_per_dimension"].keys() == {"train", "test"}
+    mean = record["bits_per_dimension"]["test"]["mean"]
+    assert f"test   {mean:.3f} ± " in capsys.readouterr().out
+    for picture in ("bits.png", "images.png"):
+        assert (tmp_path / picture).stat().st_size > 1000
+
+
+def test_latents_have_no_bits(small):
+    latent = small.replace(codec=CODECS["vae"])
+    pipe = Pipeline(latent, None, None, CPU)
+    with pytest.raises(InputError, match="bits per dimension are of pixels"):
+        likelihoods(pipe, 2)

@@ -1,6 +1,6 @@
 """Curves people look at: losses and scores of a run, trade-offs of several models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -102,6 +102,18 @@ def trade_offs(series: Sequence[Series], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
     figure.suptitle("guidance scales")
+    figure.savefig(path, dpi=DPI)
+
+
+def histograms(values: Mapping[str, Sequence[float]], what: str, path: Path) -> None:
+    """How some sets of numbers are distributed, one over the other."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    edges = np.histogram_bin_edges(np.concatenate([list(each) for each in values.values()]), 30)
+    for name, each in values.items():
+        axes.hist(each, edges.tolist(), density=True, alpha=0.5, label=f"{name}, mean {np.mean(each):.3f}")
+    axes.set(xlabel=what, ylabel="density")
+    axes.legend()
     figure.savefig(path, dpi=DPI)
 
 

@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "sample": ("sample", "make images with a run or a snapshot"),
     "eval": ("evaluate", "score a run, a folder or an .npz file"),
     "compare": ("compare", "score several models alike: error bars, pictures, guidance curves"),
+    "likelihood": ("likelihood", "bits per dimension of real images"),
     "reference": ("reference", "compute the statistics of reference images once, into a file"),
     "study": ("study", "run a named experiment of several trainings; every cell is cached"),
     "convert": ("convert", "write a model as a snapshot, an official file or a folder of diffusers"),
