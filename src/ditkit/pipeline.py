@@ -5,7 +5,7 @@
 
 A snapshot is a folder with model.safetensors (the moving average) and recipe.json. A run's folder is
 loaded from its newest intact checkpoint. Some tiny trained snapshots come with the package, by name.
-Official DiT and SiT files and diffusers' folders are read too (`ditkit.interop`).
+Official DiT, SiT and U-DiT files and diffusers' folders are read too (`ditkit.interop`).
 """
 
 import json
@@ -81,6 +81,7 @@ class Pipeline:
     device: torch.device
     record: dict = field(default_factory=dict)
     """Where the weights come from: images seen, minutes, file."""
+    _fused: tuple[list, Backbone] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def transport(self) -> Transport:
@@ -89,6 +90,17 @@ class Pipeline:
     @property
     def classes(self) -> int:
         return self.recipe.data.classes or 0
+
+    @property
+    def network(self) -> Backbone:
+        """What is sampled with: `backbone.fused()`, made again when the backbone's weights have changed.
+
+        `backbone` itself, the form that is trained and saved, where there is nothing to fuse.
+        """
+        weights = [(parameter.data_ptr(), parameter._version) for parameter in self.backbone.parameters()]
+        if self._fused is None or self._fused[0] != weights:
+            self._fused = weights, self.backbone.fused()
+        return self._fused[1]
 
     def generate(
         self,
@@ -128,7 +140,7 @@ class Pipeline:
                 f"--guidance {guidance}: this model was trained without classes and cannot be guided"
             )
         layout = self.codec.layout(self.recipe.data.size, self.recipe.data.size)
-        denoise = self.transport.denoiser(self.backbone, layout)
+        denoise = self.transport.denoiser(self.network, layout)
         if weak:
             if chosen.guidance_channels:
                 raise InputError(
@@ -166,7 +178,7 @@ class Pipeline:
         )
         if theirs != ours:
             raise InputError(f"--weak {path}: {theirs}; a weak model needs {ours}")
-        return other.transport.denoiser(other.backbone, layout)
+        return other.transport.denoiser(other.network, layout)
 
     def _labels(self, cond: Mapping[str, Sequence[int] | Tensor], count: int) -> Tensor | None:
         """The labels checked: present exactly when the model has classes, in range, one per seed."""
@@ -188,7 +200,7 @@ class Pipeline:
 
     def compile(self) -> None:
         """Compile the network's blocks: the first image waits for it, many images are faster."""
-        compile_blocks(self.backbone, self.device)
+        compile_blocks(self.network, self.device)
 
     def save(
         self, folder: str | Path, dtype: torch.dtype = torch.float32, reports: Sequence[Mapping] = ()
@@ -228,8 +240,8 @@ def load(
     kind: Kind | None = None,
     heads: int | None = None,
 ) -> Pipeline:
-    """A pipeline from a run's folder, a snapshot's folder, the name of a bundled snapshot, an official DiT
-    or SiT file (.pt or .safetensors), a folder of diffusers' `DiTTransformer2DModel`, or the id OWNER/NAME of a
+    """A pipeline from a run's folder, a snapshot's folder, the name of a bundled snapshot, an official DiT,
+    SiT or U-DiT file (.pt or .safetensors), a folder of diffusers' `DiTTransformer2DModel`, or the id OWNER/NAME of a
     model on the Hugging Face Hub.
 
     Args:

@@ -54,13 +54,20 @@ def backbone(
 
 
 def compile_blocks(net: Backbone, device: torch.device) -> None:
-    """Compile the blocks, all of one kind, once for all of them; weights keep their names.
+    """Compile the blocks, once for all that are alike; weights keep their names.
+
+    Where blocks differ in width and resolution, as in a U, each kind is compiled for its own sizes, and
+    again for a batch of another size.
 
     InputError where a CPU has no C++ compiler.
     """
     check_compiler(device)
+    kinds = {tuple(p.shape for p in block.parameters()) for block in net.blocks}
+    if len(kinds) > 1:  # by default the compiler gives up after 8 forms of one function
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, 8 * len(kinds))
     for block in net.blocks:
-        block.compile()
+        block.compile(dynamic=False if len(kinds) > 1 else None)
 
 
 __all__ = [

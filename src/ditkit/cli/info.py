@@ -9,7 +9,7 @@ import torch
 import tyro
 from pydantic import Field
 
-from ditkit.backbones import BACKBONES
+from ditkit.backbones import BACKBONES, UDiTConfig
 from ditkit.cli.parsing import parse, switch_kinds
 from ditkit.config import Section
 from ditkit.costs import cost, recipe_cost
@@ -28,7 +28,8 @@ USAGE = """usage: ditkit info BACKBONE [--size 256] [--batch 16] [--precision au
 
 Parameters, multiply-adds of one forward pass of one image (the papers' "Gflops"), memory of training,
 and a forecast of the training step on this CPU, not compiled. --modules adds a table by module; --json
-prints a recipe as JSON instead. Nothing is trained or loaded: the network is built without numbers.
+prints a recipe as JSON instead. A U-DiT samples in a form with fewer products than the one that is trained;
+both are told, --modules is of the former. Nothing is trained or loaded: the network is built without numbers.
 A backbone is counted as published: latents of 4 channels and 1/8 of the side, 1,000 classes, learned
 variance. For its own data take a recipe, or `ditkit info RECIPE --backbone NAME`."""
 
@@ -98,10 +99,16 @@ def _every_backbone(command: NamedCommand) -> Iterator[str]:
 
 
 def _backbone(name: str, command: NamedCommand) -> Iterator[str]:
-    found = cost(name, command.size)
+    found, sampled = cost(name, command.size), cost(name, command.size, fused=True)
     side = command.size // 8
     yield f"{name}: {command.size} x {command.size} pixels as 4 x {side} x {side} latents, 1,000 classes"
-    yield from _costs(found, command.batch, None, command.precision, command.modules)
+    is_udit = isinstance(BACKBONES[name], UDiTConfig)
+    yield from _counts(
+        found, sampled, cost(name, command.size, fused=True, attention="full") if is_udit else None
+    )
+    yield from _training(found, command.batch, None, command.precision)
+    if command.modules:
+        yield from _table(sampled)
 
 
 def _recipe(command: RecipeCommand) -> Iterator[str]:
@@ -121,14 +128,41 @@ def _recipe(command: RecipeCommand) -> Iterator[str]:
     yield f"  images      {size} x {size}, {recipe.data.channels} channels, {recipe.data.classes} classes"
     yield f"  state       {' x '.join(map(str, state))} ({recipe.codec.kind})"
     yield f"  training    {train.images:,} images in batches of {train.batch}"
-    yield from _costs(recipe_cost(recipe), batch, train.micro_batch, train.precision, command.modules)
+    found, sampled = recipe_cost(recipe), recipe_cost(recipe, fused=True)
+    downsampled = isinstance(recipe.backbone, UDiTConfig) and recipe.backbone.attention != "full"
+    full = recipe.replace(backbone={"attention": "full"}) if downsampled else None
+    yield from _counts(found, sampled, recipe_cost(full, fused=True) if full else None)
+    yield from _training(found, batch, train.micro_batch, train.precision)
+    if command.modules:
+        yield from _table(sampled)
 
 
-def _costs(
-    found: Cost, batch: int, micro_batch: int | None, precision: Precision, modules: bool
-) -> Iterator[str]:
-    yield f"  parameters  {found.params:,}"
-    yield f"  MACs        {found.macs / 1e9:,.3f} G per image and evaluation"
+def _counts(found: Cost, sampled: Cost, undownsampled: Cost | None) -> Iterator[str]:
+    """Of the network as it is trained and as it samples, which for most is the same; with downsampled attention
+    also what it saves."""
+    if sampled.params == found.params:
+        yield f"  parameters  {found.params:,}"
+        yield f"  MACs        {found.macs / 1e9:,.3f} G per image and evaluation"
+    else:
+        yield f"  parameters  {sampled.params:,} fused, as it samples and is published; {found.params:,} trained"
+        yield (
+            f"  MACs        {sampled.macs / 1e9:,.3f} G per image and evaluation fused; "
+            f"{found.macs / 1e9:,.3f} G in training"
+        )
+    if undownsampled is not None:
+        products, whole = _attention(sampled), _attention(undownsampled)
+        yield (
+            f"  attention   {products / 1e9:,.3f} G of them ({products / sampled.macs:.1%}); {whole / 1e9:,.3f} G "
+            "without downsampling"
+        )
+
+
+def _attention(found: Cost) -> int:
+    """Multiply-adds of queries with keys and of weights with values."""
+    return sum(part.macs for name, part in found.modules.items() if name.endswith("attention"))
+
+
+def _training(found: Cost, batch: int, micro_batch: int | None, precision: Precision) -> Iterator[str]:
     memory = found.memory(batch, precision, micro_batch)
     per_pass = min(batch, micro_batch or batch)
     yield f"  memory      {memory.peak / MB:,.0f} MB at its peak, training with {per_pass} images per pass on a CPU"
@@ -146,8 +180,6 @@ def _costs(
         f"  speed       about {per_pass / seconds:,.3g} images/s here, forecast for this CPU, "
         f"threads: {torch.get_num_threads()}, not compiled"
     )
-    if modules:
-        yield from _table(found)
 
 
 def _table(found: Cost) -> Iterator[str]:

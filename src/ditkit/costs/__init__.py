@@ -19,9 +19,10 @@ from ditkit.recipe import Recipe
 CHANNELS, DOWNSAMPLING, CLASSES = 4, 8, 1000
 
 
-def cost(name: str, size: int = 256, **overrides) -> Cost:
+def cost(name: str, size: int = 256, *, fused: bool = False, **overrides) -> Cost:
     """Parameters, multiply-adds and memory of a network by name, a key of `BACKBONES`; `overrides` are fields of
-    its configuration, such as conditioning="in_context".
+    its configuration, such as conditioning="in_context". `fused`: in the form it samples in (U-DiT), which is
+    what its paper counts, instead of the one that is trained.
 
     Counted as published for ImageNet: images of `size` x `size` pixels are latents of 4 channels and an
     eighth of the side; 1,000 classes; learned variance, so 8 output channels. Nothing is computed.
@@ -37,15 +38,15 @@ def cost(name: str, size: int = 256, **overrides) -> Cost:
             f"--size {size}: {name} behind an autoencoder of factor {DOWNSAMPLING} takes {others}"
         )
     side = size // DOWNSAMPLING
-    return count_cost(net, (CHANNELS, side, side), labelled=True)
+    return count_cost(net.fused() if fused else net, (CHANNELS, side, side), labelled=True)
 
 
-def recipe_cost(recipe: Recipe) -> Cost:
-    """That of a recipe's own network and state; its number of classes must be known."""
+def recipe_cost(recipe: Recipe, *, fused: bool = False) -> Cost:
+    """That of a recipe's own network and state; its number of classes must be known. `fused` as of `cost`."""
     with torch.device("meta"):
         net = recipe.build_backbone()
     state = recipe.build_codec().layout(recipe.data.size, recipe.data.size).shape
-    return count_cost(net, state, bool(recipe.data.classes))
+    return count_cost(net.fused() if fused else net, state, bool(recipe.data.classes))
 
 
 def _fits(net: Backbone, size: int) -> bool:
