@@ -69,6 +69,34 @@ def test_the_papers_conditionings(conditioning, printed, params):
     assert cost.macs / 1e9 == pytest.approx(printed, rel=2e-4)  # norms, which are not counted, are 0.017
 
 
+# U-DiT paper, tables 2 and 5: M parameters, "Gflops" at 256 pixels, which count norms and softmax, and what the
+# released code, fused, multiplies and adds without them.
+UDIT = {"S": (52.05, 6.04, 6.021), "B": (204.43, 22.22, 22.179), "L": (810.19, 85.00, 84.909)}
+
+
+@pytest.mark.parametrize("size", UDIT)
+def test_the_papers_udits(size):
+    """Fused, as they sample; 512 pixels and the form for training with one of them."""
+    params, printed, counted = UDIT[size]
+    cost = ditkit.cost(f"U-DiT-{size}", fused=True)
+    assert cost.params / 1e6 == pytest.approx(params, abs=0.005)
+    assert cost.macs / 1e9 == pytest.approx(counted, abs=5e-4)
+    assert cost.macs / 1e9 == pytest.approx(printed, rel=0.004)
+    if size == "B":
+        large = ditkit.cost("U-DiT-B", 512, fused=True).macs / 1e9
+        assert large == pytest.approx(106.29, abs=0.005)
+        assert large == pytest.approx(106.7, rel=0.004)
+    if size == "S":
+        vanilla = ditkit.cost("U-DiT-S", ffn="basic", cosine=False, rotary=False).macs / 1e9
+        assert vanilla == pytest.approx(5.893, abs=5e-4)
+        assert vanilla == pytest.approx(5.91, rel=0.004)
+        # As released each of the three depthwise kernels is convolved by itself; here they are added first.
+        hidden = cost.modules["blocks.*.mlp.depthwise"].macs / 25
+        assert (cost_of("U-DiT-S").macs + (9 + 1) * hidden) / 1e9 == pytest.approx(7.129, abs=5e-4)
+    if size != "L":
+        assert cost_of(f"U-DiT-{size}").params == {"S": 58_896_568, "B": 231_251_304}[size]
+
+
 @pytest.mark.parametrize("family", ["DiT", "SiT"])
 @pytest.mark.parametrize("size", PAPER)
 def test_published_parameters(family, size):
@@ -153,11 +181,15 @@ def inputs(net, batch, side):
 def small(name, **fields):
     if name == "UNet":
         return backbone(name, classes=10, **({"width": 16, "depth": 1} | fields))
+    if name == "U-DiT":
+        return backbone(name, classes=10, **({"width": 16, "heads": 2, "depth": (1, 1, 2, 1, 1)} | fields))
     return backbone(name, classes=10, **({"width": 48, "depth": 2, "heads": 4} | fields))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(("name", "side", "batch"), [("DiT", 16, 3), ("DiT", 48, 1), ("UNet", 16, 3)])
+@pytest.mark.parametrize(
+    ("name", "side", "batch"), [("DiT", 16, 3), ("DiT", 48, 1), ("UNet", 16, 3), ("U-DiT", 16, 3)]
+)
 def test_activations_are_those_of_a_real_step(name, side, batch, precision):
     """To the byte, on both sides of the number of tokens up to which attention is written out.
 
@@ -221,7 +253,7 @@ def test_peak():
 
 def test_nothing_is_left_behind():
     """The network is as it was, and no table kept by a network has become a fake one."""
-    for name in ("DiT", "UNet"):
+    for name in ("DiT", "U-DiT", "UNet"):
         net = small(name)
         before = {key: value.clone() for key, value in net.state_dict().items()}
         cost = count_cost(net, (4, 24, 24), labelled=True)
@@ -378,6 +410,19 @@ def test_info_of_a_backbone(info):
     shares = [float(row[2].rstrip("%")) for row in rows.values()]
     assert sum(shares) == pytest.approx(100, abs=0.5)
     assert "qkv" not in info("DiT-S/8", "--size", "64")
+
+
+def test_info_of_a_udit_tells_both_forms_and_what_attention_costs(info, monkeypatch):
+    monkeypatch.setattr("ditkit.cli.info._training", lambda *args: [])  # which takes long for 44 blocks
+    out = info("U-DiT-S", "--modules")
+    for told in ("52,045,240 fused", "58,896,568 trained", "6.021 G", "7.078 G in training"):
+        assert told in out
+    assert "attention   0.742 G of them (12.3%); 2.970 G without downsampling" in out
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if "%" in line}
+    assert rows["blocks.*.attention"][3:] == ["742.392", "12.3%"]
+    small = ["--backbone", "U-DiT", "--backbone.width", "8", "--backbone.depth", *"11111"]
+    assert "without downsampling" in info("digits", *small)
+    assert "without downsampling" not in info("digits", *small, "--backbone.attention", "full")
 
 
 def test_info_of_a_recipe_and_its_flags(info):
