@@ -5,7 +5,6 @@ plain (B, C, H, W). The golden numbers were computed with the released code; the
 by a formula, written to a file as its training script would, and read back.
 """
 
-import copy
 import math
 from argparse import Namespace
 
@@ -17,11 +16,10 @@ from torch._dynamo.testing import CompileCounter
 
 import ditkit
 from ditkit.backbones import BACKBONES, backbone, compile_blocks
-from ditkit.cli import main
 from ditkit.costs.count import count_cost
 from ditkit.errors import InputError
-from ditkit.interop.udit import udit_names, udit_to_official, udit_to_ours
-from ditkit.nn.depthwise import DepthwiseMlp, ReparameterisedMlp
+from ditkit.interop.udit import udit_names, udit_to_official
+from ditkit.nn.depthwise import ReparameterisedMlp
 from ditkit.nn.downsampled import (
     KeyValueDownsampledAttention,
     TokenDownsampledAttention,
@@ -31,8 +29,7 @@ from ditkit.nn.downsampled import (
 from ditkit.nn.rotary import rotary_positions, rotate
 from ditkit.pipeline import Pipeline
 from ditkit.recipes import recipe
-from ditkit.sampling import SAMPLERS, cfg
-from ditkit.transports import PATHS, PREDICTIONS
+from ditkit.sampling import cfg
 
 LEVELS = ("encoder_level_1", "encoder_level_2", "latent", "decoder_level_2", "decoder_level_1")
 SMALL = {"width": 8, "heads": 2, "depth": (1, 1, 2, 1, 1)}
@@ -294,3 +291,326 @@ def test_the_ladder_in_multiply_adds():
     assert tiny_cost().macs == depthwise + sum(
         depth * 2 * n * d**2 for n, d, depth in zip(PIXELS, WIDTHS, DEPTHS, strict=True)
     )
+
+
+# Another implementation, on any grid
+
+
+def reference(state, x, time, labels):
+    """The released forward pass under its names: x (B, C, H, W), the index it reads, labels.
+
+    Positions are what the released code means and gets wrong on grids that are not square.
+    """
+
+    def conv(name, h, groups=1):
+        weight, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
+        return F.conv2d(h, weight, bias, padding=weight.shape[-1] // 2, groups=groups)
+
+    def linear(name, h):
+        return F.linear(h, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def modulated(h, shift, scale):
+        h = F.layer_norm(h.permute(0, 2, 3, 1), h.shape[1:2], eps=1e-6)
+        return (h * (1 + scale[:, None, None]) + shift[:, None, None]).permute(0, 3, 1, 2)
+
+    def turned(part, height, width):
+        """Each pair of channels by its angle, token by token."""
+        out, d = torch.empty_like(part), part.shape[-1]
+        for n in range(height * width):
+            for pair in range(d // 2):
+                place = n // width if pair % 2 else n % width
+                angle = place * 10_000 ** (-4 * (pair // 2) / d)
+                a, b = part[:, :, n, 2 * pair], part[:, :, n, 2 * pair + 1]
+                out[:, :, n, 2 * pair] = a * math.cos(angle) - b * math.sin(angle)
+                out[:, :, n, 2 * pair + 1] = a * math.sin(angle) + b * math.cos(angle)
+        return out
+
+    def attention(name, z):
+        z = conv(f"{name}.downsampler.layer", z, groups=z.shape[1]) + z
+        out = torch.empty_like(z)
+        scale = state[f"{name}.logit_scale"].clamp(max=math.log(100)).exp()
+        for dy in (0, 1):
+            for dx in (0, 1):
+                part = z[:, :, dy::2, dx::2]
+                batch, channels, height, width = part.shape
+                qkv = linear(f"{name}.to_qkv", part.flatten(2).mT).chunk(3, dim=-1)
+                q, k, v = (p.unflatten(-1, (len(scale), -1)).transpose(1, 2) for p in qkv)
+                q, k = (F.normalize(turned(p, height, width), dim=-1) for p in (q, k))
+                mixed = (q @ k.mT * scale).softmax(-1) @ v
+                out[:, :, dy::2, dx::2] = mixed.permute(0, 1, 3, 2).reshape(batch, channels, height, width)
+        return conv(f"{name}.to_out", out)
+
+    def mlp(name, h):
+        a = F.gelu(conv(f"{name}.project_in.1", conv(f"{name}.project_in.0", h)))
+        b = a + sum(conv(f"{name}.dwconv.{i}", a, groups=a.shape[1]) for i in range(3))
+        return conv(f"{name}.project_out.1", conv(f"{name}.project_out.0", b))
+
+    def level(name, h, c):
+        for i in range(len({key.split(".")[1] for key in state if key.startswith(f"{name}.")})):
+            for k in (1, 2):
+                m = linear(f"{name}.{i}.adaLN_modulation{k}.1", F.silu(c)).chunk(6, dim=1)
+                gate1, gate2 = (gate[..., None, None] for gate in (m[2], m[5]))
+                h = h + gate1 * attention(f"{name}.{i}.attn{k}", modulated(h, m[0], m[1]))
+                h = h + gate2 * mlp(f"{name}.{i}.mlp{k}", modulated(h, m[3], m[4]))
+        return h
+
+    angles = time.float()[:, None] * torch.exp(-math.log(10_000) * torch.arange(128) / 128)
+    told = []
+    for k in (1, 2, 3):
+        embedded = F.silu(linear(f"t_embedder_{k}.mlp.0", torch.cat([angles.cos(), angles.sin()], dim=1)))
+        told.append(
+            linear(f"t_embedder_{k}.mlp.2", embedded)
+            + state[f"y_embedder_{k}.embedding_table.weight"][labels]
+        )
+    h1 = level("encoder_level_1", conv("x_embedder.proj", x), told[0])
+    h2 = level("encoder_level_2", F.pixel_unshuffle(conv("down1_2.body.0", h1), 2), told[1])
+    h = level("latent", F.pixel_unshuffle(conv("down2_3.body.0", h2), 2), told[2])
+    h = torch.cat([F.pixel_shuffle(conv("up3_2.body.0", h), 2), h2], dim=1)
+    h = level("decoder_level_2", conv("reduce_chan_level2", h), told[1])
+    h = torch.cat([F.pixel_shuffle(conv("up2_1.body.0", h), 2), h1], dim=1)
+    h = conv("output", level("decoder_level_1", conv("reduce_chan_level1", h), told[1]))
+    shift, scale = linear("final_layer.adaLN_modulation.1", F.silu(told[1])).chunk(2, dim=1)
+    return conv("final_layer.out_proj", modulated(h, shift, scale))
+
+
+def error(found, expected):
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 24), (24, 16)])
+def test_any_grid_equals_the_reference(height, width):
+    """In both forms, "unknown" among the labels."""
+    net = awake(learned_variance=True)
+    x, t, _ = inputs(2, height, width)
+    labels = torch.tensor([3, 10])
+    expected = reference(udit_to_official(net.state_dict(), SMALL["depth"]), x, 1000 * t - 1, labels)
+    assert expected.shape == (2, 4, height, width)
+    assert error(net(x, t, {"label": labels}), expected) < 2e-5
+    assert error(net.fused()(x, t, {"label": labels}), expected) < 2e-5
+
+
+# Parts
+
+
+def test_positions_of_a_part_of_a_grid_are_those_of_the_whole():
+    """Whatever the shape of either; rows and columns change places when the grid is turned."""
+    whole = rotary_positions(6, 10, 16).unflatten(1, (6, 10))
+    assert rotary_positions(4, 3, 16).unflatten(1, (4, 3)).equal(whole[:, :4, :3])
+    turned = rotary_positions(10, 6, 16).unflatten(1, (10, 6)).transpose(1, 2)
+    assert turned[..., 0::2].equal(whole[..., 1::2])
+    assert turned[..., 1::2].equal(whole[..., 0::2])
+    coarse = rotary_positions(3, 5, 16, 0.5, 2.0).unflatten(1, (3, 5))
+    fine = rotary_positions(12, 20, 16, 0.0, 0.5).unflatten(
+        1, (12, 20)
+    )  # of which every fourth, from the second
+    torch.testing.assert_close(coarse, fine[:, 1::4, 1::4])
+
+
+def test_products_of_rotated_vectors_depend_on_offsets_only():
+    """q at p with k at p + o, for all p of a grid that is not square; lengths stay."""
+    torch.manual_seed(0)
+    height, width = 5, 9
+    q, k = torch.randn(2, 1, 1, 2, 12).expand(2, 1, height * width, 2, 12)
+    table = rotary_positions(height, width, 12)
+    q, k = (rotate(x, table).view(height, width, 2, 12) for x in (q, k))
+    torch.testing.assert_close(q.norm(dim=-1), q[:1, :1].norm(dim=-1).expand(height, width, 2))
+    seen = []
+    for row, column in ((0, 1), (1, 0), (2, 3)):
+        products = (q[: height - row, : width - column] * k[row:, column:]).sum(-1)
+        torch.testing.assert_close(products, products[:1, :1].expand_as(products), rtol=1e-4, atol=1e-4)
+        seen.append(products[0, 0, 0].item())
+    assert len({round(value, 3) for value in seen}) == 3
+
+
+def test_tables_ignore_the_default_device():
+    rotary_positions.cache_clear()
+    with torch.device("meta"):
+        assert rotary_positions(2, 2, 8).device.type == "cpu"
+
+
+def test_sub_maps_by_parity():
+    """Which token is where, and back."""
+    x = torch.arange(2 * 4 * 6).view(2, 4, 6, 1)
+    parts = split_parity(x)
+    assert parts.shape == (8, 6, 1)
+    for image in range(2):
+        for dy in (0, 1):
+            for dx in (0, 1):
+                assert parts[4 * image + 2 * dy + dx].flatten().equal(x[image, dy::2, dx::2].flatten())
+    x = torch.randn(2, 4, 6, 8)
+    heads = split_parity(x).unflatten(-1, (2, 4)).transpose(1, 2)  # (8, heads, tokens, d)
+    assert merge_parity(heads, 4, 6).equal(x)
+
+
+def reached(attention, spot=(2, 3)):
+    """Which tokens of a 6 × 8 grid change when the one at `spot` does."""
+    x = torch.randn(1, 6, 8, 8)
+    moved = x.clone()
+    moved[0, spot[0], spot[1]] += 1
+    where = attention.positions(6, 8, 4)
+    return ((attention(x, where) - attention(moved, where)).abs().amax(-1) > 1e-7)[0]
+
+
+@torch.no_grad()
+def test_what_tokens_hear_of():
+    """Of their own parity without the convolution; with it, of all that are near one of it."""
+    torch.manual_seed(0)
+    heard = reached(TokenDownsampledAttention(8, 2, "none", True))
+    parity = torch.zeros(6, 8, dtype=torch.bool)
+    parity[0::2, 1::2] = True
+    assert heard.equal(parity)
+    assert reached(TokenDownsampledAttention(8, 2, "depthwise", True)).all()
+    assert reached(KeyValueDownsampledAttention(8, 2, "none", True)).all()
+
+
+@torch.no_grad()
+def test_key_value_downsampling_by_hand():
+    """Every token asks, squares of 2 × 2 answer from their middle."""
+    attention = KeyValueDownsampledAttention(8, 2, "depthwise_shortcut", False)
+    x, where = torch.randn(1, 4, 6, 8), KeyValueDownsampledAttention.positions(4, 6, 4)
+    spread = attention.spread.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) + x
+    q = rotate(attention.q(x.flatten(1, 2)).view(1, 24, 2, 4), rotary_positions(4, 6, 4)).transpose(1, 2)
+    squares = torch.stack(
+        [spread[0, i : i + 2, j : j + 2].flatten() for i in (0, 2) for j in (0, 2, 4)]
+    )  # (6, 32)
+    k, v = attention.kv(squares)[None].chunk(2, dim=-1)
+    k = rotate(k.view(1, 6, 2, 4), rotary_positions(2, 3, 4, 0.5, 2.0)).transpose(1, 2)
+    mixed = (q @ k.mT / 2).softmax(-1) @ v.view(1, 6, 2, 4).transpose(1, 2)
+    expected = attention.proj(mixed.transpose(1, 2).reshape(1, 4, 6, 8))
+    torch.testing.assert_close(attention(x, where), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_kernels_added_up_are_the_convolutions_added_up():
+    """Values and gradients of every one of the three; the identity is among them."""
+    mlp = ReparameterisedMlp(4, 8)
+    x = torch.randn(2, 8, 6, 10)
+    parts = [mlp.depthwise.five, mlp.depthwise.three, mlp.depthwise.one]
+    for part in parts:
+        torch.nn.init.normal_(part.bias)
+    separate, together = x + sum(part(x) for part in parts), mlp.depthwise(x)
+    torch.testing.assert_close(together, separate, rtol=1e-4, atol=1e-5)
+    cotangent = torch.randn_like(x)
+    for part in parts:
+        one, other = (
+            torch.autograd.grad((out * cotangent).sum(), [part.weight, part.bias], retain_graph=True)
+            for out in (separate, together)
+        )
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+# Its two forms
+
+
+@torch.no_grad()
+def test_fusing_is_a_copy_in_every_mode():
+    """Nothing random is drawn, no mode changes weights, what is fused lives by itself."""
+    net = awake()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    arguments, drawn = inputs(), torch.get_rng_state()
+    out = net(*arguments)
+    fused = net.eval().fused()
+    assert torch.get_rng_state().equal(drawn)
+    assert not fused.training
+    assert net.train().fused().training
+    assert all(value.equal(before[name]) for name, value in net.state_dict().items())
+    assert net(*arguments).equal(out)
+    for parameter in net.parameters():
+        parameter.zero_()
+    assert error(fused(*arguments), out) < 1e-5
+    assert all(p.requires_grad for p in fused.parameters())
+    assert not any(p.requires_grad for p in awake().requires_grad_(False).fused().parameters())
+
+
+@pytest.mark.parametrize("ffn", ["depthwise", "basic"])
+def test_nothing_to_fuse(ffn):
+    net = awake(ffn=ffn)
+    assert net.fused() is net
+    assert awake("DiT", depth=1, width=8).fused().__class__.__name__ == "DiT"
+
+
+def test_mixing_up_the_forms_is_one_line():
+    net, plain = awake(), awake(ffn="depthwise")
+    fused = net.fused()
+    plain.load_state_dict(fused.state_dict())  # the fused form is that of ffn depthwise
+    for target, source, message in (
+        (net, fused, r"these weights are fused .*; load what it was fused from"),
+        (fused, net, r"form for training and this network is fused .*call its fused\(\)"),
+        (plain, net, "ffn reparameterised"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            target.load_state_dict(source.state_dict())
+        assert "\n" not in str(caught.value)
+
+
+def small_recipe(**backbone_fields):
+    """digits, with a U-DiT that trains in seconds."""
+    network = BACKBONES["U-DiT"].model_copy(update=SMALL | backbone_fields)
+    return recipe("digits").replace(backbone=network, sample={"steps": 2}, train={"precision": "fp32"})
+
+
+def small_pipe(**backbone_fields):
+    chosen = small_recipe(**backbone_fields)
+    net = chosen.build_backbone().eval().requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for parameter in net.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return Pipeline(chosen, net, chosen.build_codec(), CPU)
+
+
+def test_a_snapshot_holds_the_form_for_training(tmp_path):
+    pipe = small_pipe()
+    images = pipe.generate({"label": [1, 2]}, seeds=[0, 1])
+    again = ditkit.load(pipe.save(tmp_path / "snapshot"), CPU)
+    trained = again.backbone.state_dict()
+    assert "blocks.0.mlp.depthwise.three.weight" in trained
+    assert all(value.equal(trained[name]) for name, value in pipe.backbone.state_dict().items())
+    assert again.generate({"label": [1, 2]}, seeds=[0, 1]).equal(images)
+    fused = Pipeline(pipe.recipe, pipe.network, pipe.codec, CPU)
+    fused.save(tmp_path / "fused")
+    with pytest.raises(InputError, match="these weights are fused"):
+        ditkit.load(tmp_path / "fused", CPU)
+
+
+def test_a_pipeline_samples_fused_and_follows_its_weights(monkeypatch):
+    """Fused once while the weights stay, and again when training has moved the average."""
+    pipe, made = small_pipe(), []
+    fuse = type(pipe.backbone).fused
+    monkeypatch.setattr(type(pipe.backbone), "fused", lambda net: made.append(1) or fuse(net))
+    monkeypatch.setattr(
+        type(pipe.backbone.blocks[0].mlp), "forward", None
+    )  # the form for training is not run
+    first = pipe.generate({"label": [1]}, seeds=[0])
+    assert pipe.generate({"label": [1]}, seeds=[0]).equal(first)
+    assert made == [1]
+    with torch.no_grad():
+        torch._foreach_lerp_(
+            list(pipe.backbone.parameters()), [p + 1 for p in pipe.backbone.parameters()], 0.1
+        )
+    assert not pipe.generate({"label": [1]}, seeds=[0]).equal(first)
+    assert made == [1, 1]
+
+
+def test_what_is_sampled_with_is_compiled(monkeypatch):
+    pipe, compiled = small_pipe(), []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **how: compiled.append(module))
+    pipe.compile()
+    assert compiled == list(pipe.network.blocks)
+    assert not set(compiled) & set(pipe.backbone.blocks)
+
+
+def test_a_kind_of_block_is_compiled_once_for_its_size(monkeypatch):
+    """Not once per block; and blocks of four kinds do not exhaust the compiler's patience."""
+    torch._dynamo.reset()
+    net, counter = awake(depth=(2, 1, 1, 2, 1)), CompileCounter()
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **how: compile_module(module, backend=counter, **how)
+    )
+    expected = [net(*inputs(n)).detach() for n in (2, 3, 4)]
+    compile_blocks(net, CPU)
+    for n, out in zip((2, 3, 4), expected, strict=True):
+        assert net(*inputs(n)).allclose(out, atol=1e-6)
+        assert counter.frame_count == 4 * (n - 1)
+    torch._dynamo.reset()
