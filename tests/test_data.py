@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from ditkit.data import (
     Folder,
     Hub,
     Stream,
+    Webdataset,
     arrays,
     batches,
     center_crop,
@@ -378,6 +380,184 @@ def test_hub_errors_name_the_remedy(parquet):
         Hub().open()
 
 
+# captions
+
+
+def write_rows(folder: Path, *rows: dict) -> None:
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+
+
+def test_captions_of_a_metadata_file_go_with_their_images_and_classes(tmp_path):
+    for number, name in enumerate(["a/1.png", "a/2.png", "b/3.png"]):
+        save(tmp_path / name, (number, 0, 0))
+    write_rows(
+        tmp_path,
+        {"file_name": "b/3.png", "text": " zwölf Äpfel\n", "id": 3},
+        {"file_name": "./a/1.png", "text": "one"},
+        {"file_name": "a/2.png", "text": "two"},
+    )
+    source = Folder(path=tmp_path, caption_column="text").open()
+    assert source.captions == ["one", "two", "zwölf Äpfel"]
+    assert source.labels.tolist() == [0, 0, 1]
+    assert Folder(path=tmp_path).open().captions is None
+
+
+def test_text_files_beside_images_are_captions_and_what_has_none_is_left_out(tmp_path, caplog):
+    for number in range(5):
+        save(tmp_path / f"{number}.png", (number, 0, 0))
+    (tmp_path / "0.txt").write_bytes(b"\xef\xbb\xbfa caf\xc3\xa9\r\n")
+    (tmp_path / "1.txt").write_bytes(b"caf\xe9")  # Latin-1
+    (tmp_path / "2.txt").write_text(" \n")
+    (tmp_path / "4.txt").write_text("the fourth")
+    source = Folder(path=tmp_path, caption_column="txt", check=False).open()
+    assert source.captions == ["a café", "the fourth"]
+    assert listing(source) == [(None, 0), (None, 4)]
+    assert source.broken == ("1.png", "2.png", "3.png")
+    assert "left out 3 of 5 images, whose caption is missing, empty or not UTF-8: 1.png" in caplog.text
+
+
+def test_broken_images_and_missing_captions_are_counted_apart(tmp_path, caplog):
+    save(tmp_path / "good.png")
+    save(tmp_path / "silent.png")
+    break_three(tmp_path)
+    for name in ("good", "cut", "nothing", "text"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    source = Folder(path=tmp_path, caption_column="txt").open()
+    assert source.captions == ["good"]
+    assert source.broken == ("silent.png", "cut.jpg", "nothing.png", "text.png")
+    assert "left out 1 of 5 images, whose caption" in caplog.text
+    assert "left out 3 of 4 images, which cannot be decoded" in caplog.text
+
+
+def test_wrong_caption_files_are_named_with_the_remedy(tmp_path):
+    save(tmp_path / "a.png")
+    lines = tmp_path / "metadata.jsonl"
+
+    def refused(words: str, column: str = "text") -> None:
+        with pytest.raises(InputError, match=words) as caught:
+            Folder(path=tmp_path, caption_column=column).open()
+        assert "\n" not in str(caught.value)
+
+    refused(r"metadata\.jsonl is not there; --data\.caption-column txt")
+    refused(r"none of the 1 images has a caption \(a\.png", column="txt")
+    write_rows(tmp_path, {"file_name": "a.png", "title": "x"})
+    refused(r"no column 'text'; --data\.caption-column is one of: title, txt")
+    write_rows(tmp_path, {"file_name": "a.png", "text": ["x", "y"]})
+    refused(r"'text' of a\.png is not one text \(\['x', 'y'\]\)")
+    write_rows(tmp_path, {"file_name": "a.png", "text": "x"}, {"file_name": "gone.png", "text": "y"})
+    refused(r"names 1 images that are not in the folder \(gone\.png\)")
+    write_rows(tmp_path, {"file_name": "a.png", "text": "x"}, {"file_name": "a.png", "text": "y"})
+    refused("line 2: a.png a second time")
+    lines.write_bytes(b'\n{"file_name": "a.png", "text": "caf\xe9"}\n')
+    refused("line 2: not UTF-8")
+    for wrong in ("{", '{"text": "x"}', "[1]", '{"file_name": 3}'):
+        lines.write_text(wrong)
+        refused("line 1: not a JSON object with a file_name")
+    write_rows(tmp_path, {"file_name": "a.png", "text": None})
+    save(tmp_path / "b.png")
+    refused("none of the 2 images has a caption")
+
+
+def test_hub_reads_a_column_of_captions(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    png = save(tmp_path / "one.png", (9, 0, 0)).read_bytes()
+    features = datasets.Features({"image": datasets.Image(), "words": datasets.Value("string")})
+    columns = {"image": [{"bytes": png, "path": None}] * 4, "words": ["a", None, "  ", "d "]}
+    (tmp_path / "set").mkdir()
+    table = datasets.Dataset.from_dict(columns, features=features).add_column("many", [["x"]] * 4)
+    table.to_parquet(tmp_path / "set" / "train.parquet")
+    source = Hub(id=str(tmp_path / "set"), caption_column="words").open()
+    assert source.captions == ["a", "d"]
+    assert source.broken == ("row 1", "row 2")
+    assert Hub(id=str(tmp_path / "set")).open().captions is None
+    with pytest.raises(InputError, match=r"--data\.caption-column is one of: image, words, many"):
+        Hub(id=str(tmp_path / "set"), caption_column="text").open()
+    with pytest.raises(InputError, match=r"row 0 of column 'many' is not one text \(\['x'\]\)"):
+        Hub(id=str(tmp_path / "set"), caption_column="many").open()
+
+
+# shards
+
+
+def write_shard(path: Path, members: dict[str, bytes | str], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:
+        for name, data in members.items():
+            content = data.encode() if isinstance(data, str) else data
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def picture(red: int, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (red, 0, 0)).save(buffer, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    return buffer.getvalue()
+
+
+def test_shards_are_numbered_by_name_and_member_and_give_labels_and_captions(tmp_path):
+    write_shard(tmp_path / "1.tar", {"x/9.webp": picture(30, "WEBP"), "x/9.cls": "0", "x/9.txt": "nine"})
+    write_shard(
+        tmp_path / "0.tar",
+        {"README": "no sample", "b.txt": "bee", "b.cls": " 2\n", "b.PNG": picture(10), "a.png": picture(20),
+         "a.cls": "0", "a.txt": "ay", "c.txt": "no image", "a.seg.png": picture(99)},
+    )  # fmt: skip
+    source = Webdataset(path=tmp_path, classes=3).open()
+    assert listing(source) == [(2, 10), (0, 20), (0, 30)]
+    assert source.captions == ["bee", "ay", "nine"]
+    assert source.names == ("0", "1", "2")
+    assert listing(Webdataset(path=tmp_path / "1.tar").open()) == [(0, 30)]
+
+
+def test_shards_take_labels_and_captions_from_json(tmp_path):
+    def sample(number: int, **fields) -> dict:
+        return {f"{number}.png": picture(number), f"{number}.json": json.dumps(fields)}
+
+    members = sample(0, kind="cat", words="ä cat") | sample(1, kind="ant", words="") | sample(2, kind="cat")
+    shard = write_shard(tmp_path / "a.tar", members | sample(3, kind="ant", words="an ant"))
+    source = Webdataset(path=shard, label_column="kind", caption_column="words").open()
+    assert source.names == ("ant", "cat")
+    assert listing(source) == [(1, 0), (0, 3)]
+    assert source.captions == ["ä cat", "an ant"]
+    assert source.broken == ("1.png of a.tar", "2.png of a.tar")
+    plain = Webdataset(path=shard).open()
+    assert (plain.labels, plain.captions, len(plain)) == (None, None, 4)
+
+
+def test_shards_leave_out_broken_images_and_name_wrong_files(tmp_path):
+    good, bad = {"a.png": picture(1), "a.txt": "a"}, {"b.png": picture(2)[:40], "b.txt": "b"}
+    shard = write_shard(tmp_path / "a.tar", good | bad)
+    source = Webdataset(path=shard).open()
+    assert (source.broken, source.captions) == (("b.png of a.tar",), ["a"])
+    for options, words in {
+        ("label_column", "kind"): r"a\.png of a\.tar: 'kind' is not a label \(None\)",
+        ("caption_column", "words"): r"no 'words'; --data\.caption-column",
+        ("classes", 2): r"has 0 classes, but --data\.classes is 2",
+    }.items():
+        with pytest.raises(InputError, match=words):
+            Webdataset(path=shard, **dict([options])).open()
+    for members, words in {
+        (("a.png", picture(1)), ("a.cls", "x")): r"'cls' is not a label \('x'\)",
+        (("a.png", picture(1)), ("a.json", "{")): r"its \.json is not a JSON object",
+        (("a.txt", "words only"),): "holds no images",
+    }.items():
+        with pytest.raises(InputError, match=words):
+            Webdataset(path=write_shard(tmp_path / "b.tar", dict(members)), caption_column="words").open()
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:600])
+    with pytest.raises(InputError, match=r"a\.tar cannot be read as an uncompressed tar .* fetch it again"):
+        Webdataset(path=shard).open()
+    with pytest.raises(InputError, match=r"cannot be read as an uncompressed tar"):
+        Webdataset(path=write_shard(tmp_path / "a.tar", good, "w:gz")).open()
+    for path, words in {None: "which shards", tmp_path / "gone": r"no \.tar file"}.items():
+        with pytest.raises(InputError, match=words):
+            Webdataset(path=path).open()
+    with pytest.raises(InputError, match="no held-out part"):
+        Webdataset(path=tmp_path).open("test")
+
+
 # order and batches
 
 
@@ -401,7 +581,7 @@ def data(request, tmp_path):
 def run(data, *, seed=0, start=0, stop=50, batch=8, **options):
     """All of `batches` joined: images, label, index."""
     parts = list(batches(*data, seed=seed, start=start, stop=stop, batch=batch, **options))
-    return [torch.cat(field) for field in zip(*parts, strict=True)]
+    return [torch.cat(field) for field in zip(*(part[:3] for part in parts), strict=True)]
 
 
 def test_every_epoch_is_its_own_permutation(data):
@@ -447,6 +627,20 @@ def test_images_are_the_sources_own_and_about_half_are_mirrored(data):
     assert torch.equal(label, source.labels[positions])
     assert torch.equal(plain[0][7], to_array(center_crop(source[positions[7]][0], 8)))
     assert torch.equal(run(data, stop=200)[0], images)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_captions_travel_with_their_images_wherever_a_run_starts(tmp_path, workers):
+    members = {f"{n}.png": picture(n) for n in range(7)} | {f"{n}.txt": f"number {n}" for n in range(7)}
+    config = Webdataset(path=write_shard(tmp_path / "a.tar", members), size=8)
+    source = config.open()
+    seen = []
+    for start, stop in ((0, 9), (9, 20)):
+        for batch in batches(source, config, seed=5, start=start, stop=stop, batch=4, workers=workers):
+            assert batch.caption == tuple(f"number {red}" for red in batch.images[:, 0, 0, 0].tolist())
+            seen += batch.caption
+    stream = Stream(source, config, 5)
+    assert seen == [f"number {stream.position(n)}" for n in range(20)]
 
 
 def test_batches_leave_the_global_random_state_and_the_source_alone(data):

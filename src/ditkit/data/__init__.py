@@ -1,4 +1,4 @@
-"""Images to train on and to score against: four kinds of source, one loader.
+"""Images to train on and to score against: kinds of source, one loader.
 
 `DATA["digits"].open()` gives a source, `batches(source, config, ...)` its training batches,
 `load_all(config, "test")` every image of a part. To add a kind: a section with a `kind` literal and
@@ -13,16 +13,18 @@ from ditkit.data.arrays import Digits, FashionMNIST
 from ditkit.data.folder import Folder
 from ditkit.data.hub import Hub
 from ditkit.data.loader import Batch, Stream, batches, in_order, load_all
+from ditkit.data.shards import Webdataset
 from ditkit.data.sources import Arrays, DataSection, Encoded, Source, Split
 from ditkit.data.transforms import center_crop, prepare, to_array, to_mode
 
-DataConfig = Annotated[Digits | FashionMNIST | Folder | Hub, Field(discriminator="kind")]
+DataConfig = Annotated[Digits | FashionMNIST | Folder | Hub | Webdataset, Field(discriminator="kind")]
 
-DATA: dict[str, Digits | FashionMNIST | Folder | Hub] = {
+DATA: dict[str, Digits | FashionMNIST | Folder | Hub | Webdataset] = {
     "digits": Digits(),
     "fashion-mnist": FashionMNIST(),
     "folder": Folder(),
     "hub": Hub(),
+    "webdataset": Webdataset(),
 }
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "Source",
     "Split",
     "Stream",
+    "Webdataset",
     "batches",
     "center_crop",
     "in_order",

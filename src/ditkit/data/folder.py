@@ -1,7 +1,8 @@
 """A folder of image files; the first directory level is the class.
 
 The scan is our own because `datasets`' imagefolder reads meaning into names (train, test, ...) and
-silently splits or drops such folders. Here a name is a class and nothing else.
+silently splits or drops such folders. Here a name is a class and nothing else. Captions are read by
+captions.py.
 """
 
 import os
@@ -10,6 +11,7 @@ from typing import Literal
 
 from PIL import Image
 
+from ditkit.data.captions import read_captions
 from ditkit.data.sources import DataSection, Encoded, Split
 from ditkit.errors import InputError
 
@@ -80,21 +82,26 @@ class Files:
 class Folder(DataSection):
     """Your own image files: one folder per class, or one folder of images without classes.
 
-    Deeper folders belong to the class they are in. Broken images are left out and named.
+    Deeper folders belong to the class they are in. Broken images are left out and named, and so are those
+    without a caption where captions are asked for.
     """
 
     kind: Literal["folder"] = "folder"
     path: Path | None = None
     """The folder."""
+    caption_column: str | None = None
+    """Column of the folder's metadata.jsonl with the captions, or txt: a .txt file beside each image."""
     check: bool = True
     """Decode every image once at the start, to leave out those that are broken."""
 
     def open(self, split: Split = "train") -> Encoded:
-        """The images of the folder; a folder has no test part. InputError: see `scan`, `check_classes`."""
+        """The images of the folder; a folder has no test part. InputError: see `scan`, `check_classes`,
+        `read_captions`."""
         if self.path is None:
             raise InputError("which folder? --data.path DIR names the folder of images")
         if split == "test":
             raise InputError(f"{self.path} has no held-out part; keep test images in a folder of their own")
         files, labels, names = scan(self.path)
         self.check_classes(names, str(self.path))
-        return Encoded(Files(self.path, files), labels, names, self.channels, self.check)
+        captions = read_captions(self.path, files, self.caption_column) if self.caption_column else None
+        return Encoded(Files(self.path, files), labels, names, self.channels, self.check, captions)

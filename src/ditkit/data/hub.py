@@ -4,8 +4,9 @@ Images are fetched undecoded and decoded here, so that broken ones can be counte
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from ditkit.data.captions import usable
 from ditkit.data.sources import DataSection, Encoded, Split
 from ditkit.errors import InputError
 
@@ -19,12 +20,26 @@ def column_of_kind(table: "Dataset", kind: str) -> str | None:
     return next(found, None)
 
 
+def read_column(table: "Dataset", column: str) -> list[Any]:
+    """A column's plain values."""
+    return table.select_columns([column]).with_format("arrow")[:].column(column).to_pylist()
+
+
+def read_texts(table: "Dataset", column: str, where: str) -> list[str | None]:
+    """The captions in a column of text, None for an empty cell; InputError when it holds something else."""
+    values = read_column(table, column)
+    for row, value in enumerate(values):
+        if not isinstance(value, str | None):
+            raise InputError(f"{where}: row {row} of column {column!r} is not one text ({value!r:.40})")
+    return [usable(value) for value in values]
+
+
 def read_labels(table: "Dataset", column: str, where: str) -> tuple[list[int], tuple[str, ...]]:
     """(labels, class names) from a column of class labels, or of any values that sort.
 
     Plain values are numbered in sorted order. InputError when a row has no label.
     """
-    values = table.select_columns([column]).with_format("arrow")[:].column(column).to_pylist()
+    values = read_column(table, column)
     names = getattr(table.features[column], "names", None)
     known = range(len(names)) if names else sorted({value for value in values if value is not None})
     number = {value: label for label, value in enumerate(known)}
@@ -73,6 +88,8 @@ class Hub(DataSection):
     """Column of the images. None: the first that holds images."""
     label_column: str | None = None
     """Column of the classes. None: the first of class labels; unlabelled when there is none."""
+    caption_column: str | None = None
+    """Column of the captions. None: no captions."""
     check: bool = True
     """Decode every image once at the start, to leave out those that are broken."""
 
@@ -82,10 +99,11 @@ class Hub(DataSection):
         where = str(self.id)
         image = self.image_column or column_of_kind(table, "Image")
         label = self.label_column or column_of_kind(table, "ClassLabel")
-        for column, flag in ((image, "--data.image-column"), (label, "--data.label-column")):
+        asked = {"image": image, "label": label, "caption": self.caption_column}
+        for what, column in asked.items():
             if column is not None and column not in table.features:
                 raise InputError(
-                    f"{where}: no column {column!r}; {flag} is one of: {', '.join(table.features)}"
+                    f"{where}: no column {column!r}; --data.{what}-column is one of: {', '.join(table.features)}"
                 )
         if image is None:
             raise InputError(
@@ -93,7 +111,8 @@ class Hub(DataSection):
             )
         labels, names = read_labels(table, label, where) if label else (None, ())
         self.check_classes(names, where)
-        return Encoded(Rows(table, image, where), labels, names, self.channels, self.check)
+        captions = read_texts(table, self.caption_column, where) if self.caption_column else None
+        return Encoded(Rows(table, image, where), labels, names, self.channels, self.check, captions)
 
     def _load(self, split: Split) -> "Dataset":
         if self.id is None:

@@ -25,6 +25,7 @@ class Batch(NamedTuple):
     images: Tensor  # uint8 (B, C, H, W)
     label: Tensor | None  # int64 (B,); None when the data is unlabelled
     index: Tensor  # type: ignore[assignment]  # int64 (B,): the counters n; hides tuple.index
+    caption: tuple[str, ...] | None = None  # (B,); None when the data has no captions
 
 
 def batches(
@@ -122,10 +123,12 @@ class Stream(Dataset):
         positions = [self.position(n) for n in counters]
         images = self._fetch(positions)
         label = None if self._source.labels is None else self._source.labels[positions]
+        captions = self._source.captions
+        caption = None if captions is None else tuple(captions[place] for place in positions)
         if self._config.flip:
             chosen = torch.tensor([self.flipped(n) for n in counters])
             images[chosen] = images[chosen].flip(-1)
-        return Batch(images, label, torch.tensor(counters))
+        return Batch(images, label, torch.tensor(counters), caption)
 
     def _fetch(self, positions: list[int]) -> Tensor:
         """In this process's own thread: a loader's workers are what runs beside each other."""

@@ -1,8 +1,8 @@
 """What a source of images is, the settings all sources share, and the two ways of holding images.
 
 `Arrays` holds prepared pixels in memory; `Encoded` holds compressed files or rows and decodes one
-when asked. Where the images come from lives in arrays.py, folder.py and hub.py; how one is made
-square in transforms.py; order, augmentation and batches in loader.py.
+when asked. Where the images come from lives in arrays.py, emoji.py, folder.py, hub.py and shards.py; how one
+is made square in transforms.py; order, augmentation and batches in loader.py.
 """
 
 import logging
@@ -44,11 +44,12 @@ def each(
 
 
 class Source(Protocol):
-    """Images with or without a class, numbered 0 .. len - 1 in an order that never changes."""
+    """Images with or without a class and a caption, numbered 0 .. len - 1 in an order that never changes."""
 
     names: tuple[str, ...]  # of the classes, in the order of their labels; () when unlabelled
     labels: Tensor | None  # int64 (N,); None when unlabelled
-    broken: tuple[str, ...]  # names of the images left out because they cannot be decoded
+    captions: Sequence[str] | None  # (N,), none of them empty; None when there are none
+    broken: tuple[str, ...]  # names of the images left out: they cannot be decoded, or lack a caption
 
     def __len__(self) -> int: ...
 
@@ -93,12 +94,19 @@ def stack(source: Source, picks: Sequence[int], config: DataSection, *, shown: b
 
 
 class Arrays:
-    """Images held in memory, already of one size: uint8 (N, C, H, W), with int64 labels (N,) or None."""
+    """Images held in memory, already of one size: uint8 (N, C, H, W), with int64 labels (N,) or None and
+    captions (N,) or None."""
 
     broken: tuple[str, ...] = ()
 
-    def __init__(self, images: Tensor, labels: Tensor | None, names: tuple[str, ...]):
-        self.images, self.labels, self.names = images, labels, names
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        names: tuple[str, ...],
+        captions: Sequence[str] | None = None,
+    ):
+        self.images, self.labels, self.names, self.captions = images, labels, names, captions
 
     def __len__(self) -> int:
         return len(self.images)
@@ -126,19 +134,36 @@ class Encoded:
 
     With `check` every image is decoded once now, on a pool of threads, and those that cannot be are
     left out, named in `broken` and logged; InputError when none is left. Without it a broken image
-    raises InputError when its turn comes.
+    raises InputError when its turn comes. Where there are `captions`, an image whose caption is None is
+    left out in the same way, with or without `check`.
     """
 
     def __init__(
-        self, store: Store, labels: Sequence[int] | None, names: tuple[str, ...], channels: int, check: bool
+        self,
+        store: Store,
+        labels: Sequence[int] | None,
+        names: tuple[str, ...],
+        channels: int,
+        check: bool,
+        captions: Sequence[str | None] | None = None,
     ):
         self.names = names
         self.broken: tuple[str, ...] = ()
         self._store, self._channels = store, channels
         self._kept = list(range(len(store)))  # numbers in the store
+        if captions is not None:
+            self._keep(
+                [captions[number] is not None for number in self._kept],
+                "has a caption",
+                "whose caption is missing, empty or not UTF-8",
+            )
         if check:
-            self._leave_out_broken()
+            sound = each(self._is_sound, self._kept, "checking images")
+            self._keep(sound, "can be decoded", "which cannot be decoded")
         self.labels = None if labels is None else torch.tensor([labels[number] for number in self._kept])
+        self.captions: Sequence[str] | None = None
+        if captions is not None:
+            self.captions = [captions[number] or "" for number in self._kept]  # none is None any more
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -169,19 +194,17 @@ class Encoded:
             return False
         return True
 
-    def _leave_out_broken(self) -> None:
-        sound = each(self._is_sound, range(len(self._store)), "checking images")
-        self._kept = [number for number, is_sound in enumerate(sound) if is_sound]
-        self.broken = tuple(
-            self._store.title(number) for number, is_sound in enumerate(sound) if not is_sound
+    def _keep(self, good: Sequence[bool], so: str, otherwise: str) -> None:
+        """Leave out the images that are not good, name and count them; InputError when none is."""
+        bad = tuple(
+            self._store.title(number) for number, is_good in zip(self._kept, good, strict=True) if not is_good
         )
+        self._kept = [number for number, is_good in zip(self._kept, good, strict=True) if is_good]
+        self.broken += bad
         if not self._kept:
-            raise InputError(
-                f"{self._store.where}: none of the {len(sound)} images can be decoded ({self.broken[0]}, ...)"
-            )
-        if self.broken:
-            shown = ", ".join(self.broken[:5]) + (", ..." if len(self.broken) > 5 else "")
+            raise InputError(f"{self._store.where}: none of the {len(good)} images {so} ({bad[0]}, ...)")
+        if bad:
+            shown = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
             log.warning(
-                f"{self._store.where}: left out {len(self.broken)} of {len(sound)} images, "
-                f"which cannot be decoded: {shown}"
+                f"{self._store.where}: left out {len(bad)} of {len(good)} images, {otherwise}: {shown}"
             )

@@ -1,0 +1,180 @@
+"""Webdataset shards: .tar files whose members `KEY.jpg`, `KEY.txt`, `KEY.cls`, `KEY.json` make one sample.
+
+A member's key is its path up to the first dot of its name, and what follows the dot says what it is
+(github.com/webdataset/webdataset). Shards are read by index, not as a stream: the headers are walked once,
+samples are numbered in the order of the shards' names and of their members, and an image is read from its
+place in the file when asked for. So order and resumption are those of every other source.
+
+Differs: Python's own tarfile, because the package `webdataset` streams; it shuffles within a buffer.
+"""
+
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ditkit.data.captions import BESIDE, usable
+from ditkit.data.folder import image_suffixes
+from ditkit.data.sources import DataSection, Encoded, Split
+from ditkit.errors import InputError
+
+CLASS = "cls"
+
+
+class Place(NamedTuple):
+    """Where a member's bytes are."""
+
+    shard: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        with self.shard.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+class Sample(NamedTuple):
+    """An image's place and those of the members beside it, by ending without the dot."""
+
+    title: str
+    image: Place
+    beside: dict[str, Place]
+
+
+def find_shards(path: Path) -> list[Path]:
+    """The .tar files of a folder by name, or the one file given; InputError when there is none."""
+    shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+    if not shards or not shards[0].is_file():
+        raise InputError(f"{path}: no .tar file; --data.path names one or a folder of them")
+    return shards
+
+
+def walk(shard: Path) -> list[Sample]:
+    """The samples of one shard that have an image; InputError when it is compressed, cut short or no tar."""
+    members: dict[str, dict[str, Place]] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                folder, _, name = member.name.rpartition("/")
+                key, _, ending = name.partition(".")
+                if member.isfile() and key and ending:
+                    place = Place(shard, member.offset_data, member.size)
+                    members.setdefault(f"{folder}/{key}".lstrip("/"), {})[ending.lower()] = place
+    except (tarfile.TarError, EOFError) as error:
+        raise InputError(
+            f"{shard} cannot be read as an uncompressed tar ({error}); unpack it (gunzip) or fetch it again"
+        ) from None
+    suffixes = image_suffixes()
+    samples = []
+    for key, parts in members.items():
+        image = next((ending for ending in parts if f".{ending}" in suffixes), None)
+        if image is not None:
+            samples.append(Sample(f"{key}.{image} of {shard.name}", parts[image], parts))
+    return samples
+
+
+def read_field(sample: Sample, column: str) -> Any:
+    """What a sample says under this name: the text of its .txt, the bytes of another member, or else a field of
+    its .json; None when it has no such thing. InputError when the .json is damaged."""
+    if column in sample.beside:
+        return sample.beside[column].read()
+    if "json" not in sample.beside:
+        return None
+    try:
+        return json.loads(sample.beside["json"].read()).get(column)
+    except (ValueError, AttributeError):
+        raise InputError(f"{sample.title}: its .json is not a JSON object in UTF-8; repair it") from None
+
+
+def number_classes(samples: Sequence[Sample], column: str) -> tuple[list[int], tuple[str, ...]]:
+    """(labels, class names): the whole numbers of the .cls members themselves, any other values in sorted order.
+
+    InputError naming the sample that has no label, or a .cls that is no whole number.
+    """
+    values = []
+    for sample in samples:
+        value = read_field(sample, column)
+        text = value.decode("utf-8", "replace").strip() if isinstance(value, bytes) else value
+        if text is None or isinstance(text, list | dict) or (column == CLASS and not text.isdecimal()):
+            raise InputError(
+                f"{sample.title}: {column!r} is not a label ({text!r:.40}); see --data.label-column"
+            )
+        values.append(str(text))
+    if column == CLASS:
+        labels = list(map(int, values))
+        return labels, tuple(map(str, range(max(labels) + 1)))
+    known = sorted(set(values))
+    number = {value: label for label, value in enumerate(known)}
+    return [number[value] for value in values], tuple(known)
+
+
+def read_captions(samples: Sequence[Sample], column: str) -> list[str | None]:
+    """The caption of each sample, None where it is not usable; InputError when it is not one text, or no
+    sample has any."""
+    captions: list[str | None] = []
+    found = False
+    for sample in samples:
+        value = read_field(sample, column)
+        if not isinstance(value, str | bytes | None):
+            raise InputError(f"{sample.title}: {column!r} is not one text ({value!r:.40})")
+        found |= value is not None
+        captions.append(usable(value))
+    if not found:
+        raise InputError(
+            f"{samples[0].title} and all others: no {column!r}; --data.caption-column is a field of the .json, or "
+            f"{BESIDE}"
+        )
+    return captions
+
+
+class Members:
+    """The images of the samples, by number."""
+
+    def __init__(self, path: Path, samples: Sequence[Sample]):
+        self.where = str(path)
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def read(self, index: int) -> bytes:
+        return self._samples[index].image.read()
+
+    def title(self, index: int) -> str:
+        return self._samples[index].title
+
+
+class Webdataset(DataSection):
+    """Webdataset shards: .tar files of images with .txt captions, .cls classes or .json beside them."""
+
+    kind: Literal["webdataset"] = "webdataset"
+    path: Path | None = None
+    """Folder of the .tar files, or one of them."""
+    label_column: str | None = None
+    """Field of the .json with the class, or an ending such as cls. None: cls where the first image has it."""
+    caption_column: str | None = None
+    """Field of the .json with the caption, or an ending such as txt. None: txt where the first image has it."""
+    check: bool = True
+    """Decode every image once at the start, to leave out those that are broken."""
+
+    def open(self, split: Split = "train") -> Encoded:
+        """The images of all shards; there is no test part. InputError: see `find_shards`, `walk`,
+        `number_classes`, `read_captions`, `check_classes`."""
+        if self.path is None:
+            raise InputError("which shards? --data.path names a .tar file or a folder of them")
+        if split == "test":
+            raise InputError(f"{self.path} has no held-out part; keep test shards in a folder of their own")
+        samples = [sample for shard in find_shards(self.path) for sample in walk(shard)]
+        if not samples:
+            raise InputError(
+                f"{self.path} holds no images; --data.path names a .tar file or a folder of them"
+            )
+        beside = samples[0].beside
+        label = self.label_column or (CLASS if CLASS in beside else None)
+        caption = self.caption_column or (BESIDE if BESIDE in beside else None)
+        labels, names = number_classes(samples, label) if label else (None, ())
+        self.check_classes(names, str(self.path))
+        captions = read_captions(samples, caption) if caption else None
+        return Encoded(Members(self.path, samples), labels, names, self.channels, self.check, captions)
