@@ -56,22 +56,25 @@ def test_registry_builds():
 # An autoencoder
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def saved(path, blocks=4, seed=0, **config):
+    """A tiny random autoencoder in diffusers' format; the folder."""
     diffusers = pytest.importorskip("diffusers")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = diffusers.AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(16,) * 4,
-            latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * blocks,
+            up_block_types=("UpDecoderBlock2D",) * blocks,
+            block_out_channels=(16,) * blocks,
             norm_num_groups=8,
-            sample_size=16,
+            **({"latent_channels": 4, "sample_size": 16} | config),
         )
-    path = tmp_path_factory.mktemp("vae")
     model.save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("vae"))
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +111,105 @@ def test_a_sample_of_the_posterior(vae):
     torch.testing.assert_close(vae.encode(pixels, noise), expected)
     torch.testing.assert_close(vae.encode(pixels, torch.zeros_like(noise)), vae.encode(pixels))
     assert (vae.encode(pixels, noise) - vae.encode(pixels)).abs().max() > 0.01
+
+
+def test_moments_and_a_sample_of_them_are_the_two_halves_of_encoding(vae):
+    """Mean and logvar as the network gives them; diffusers' limits of logvar are kept in the sample."""
+    pixels, noise = images(3), torch.randn(3, 4, 2, 3, generator=torch.Generator().manual_seed(1))
+    moments = vae.moments(pixels)
+    with torch.no_grad():
+        posterior = vae.autoencoder.encode(to_signed(pixels)).latent_dist
+    assert moments.shape == (3, 8, 2, 3)
+    assert moments.dtype == torch.float32
+    torch.testing.assert_close(moments, posterior.parameters)
+    assert torch.equal(vae.sample(moments, noise), vae.encode(pixels, noise))
+    assert torch.equal(vae.sample(moments), vae.encode(pixels))
+    extreme = torch.tensor([-1000.0, 1000.0]).reshape(2, 1, 1, 1)
+    wild = torch.cat([torch.zeros(2, 4, 1, 1), extreme.expand(-1, 4, 1, 1)], dim=1)
+    stds = vae.sample(wild, torch.ones(2, 4, 1, 1))[:, 0, 0, 0] / 0.18215
+    torch.testing.assert_close(stds.log(), torch.tensor([-15.0, 10.0]))
+
+
+def test_scale_and_shift_are_the_folders_own(tmp_path, folder):
+    """Stable Diffusion's from its name; elsewhere scaling_factor and shift_factor, or one pair per channel; what
+    the recipe says goes before both."""
+    sd = VaeConfig().resolved()
+    assert (sd.scale, sd.shift, sd.channels, sd.downsampling) == (0.18215, 0, 4, 8)
+    assert VaeConfig(id="someone/else").resolved().scale is None  # known when it is fetched
+    own = saved(tmp_path / "a", blocks=2, latent_channels=3, scaling_factor=0.5, shift_factor=0.25)
+    found = VaeConfig(id=own).resolved()
+    assert (found.scale, found.shift, found.channels, found.downsampling) == (0.5, 0.25, 3, 2)
+    pixels = images(3)
+    codec = VaeConfig(id=own).build(3)
+    mean = codec.moments(pixels)[:, :3]
+    torch.testing.assert_close(codec.encode(pixels), (mean - 0.25) * 0.5)
+    codec.config = codec.config.model_copy(
+        update={"scale": None, "shift": None}
+    )  # as of a Hub id, once fetched
+    torch.testing.assert_close(codec.encode(pixels), (mean - 0.25) * 0.5)
+    per_channel = saved(
+        tmp_path / "b", blocks=2, latent_channels=3, latents_mean=[1.0, 2.0, 3.0], latents_std=[0.5, 1.0, 2.0],
+        scaling_factor=0.5,
+    )  # fmt: skip
+    each = VaeConfig(id=per_channel).build(3)
+    mean = each.moments(pixels)[:, :3]
+    expected = torch.stack([(mean[:, c] - (c + 1)) * 0.5 / 2.0 ** (c - 1) for c in range(3)], dim=1)
+    torch.testing.assert_close(each.encode(pixels), expected)
+    given = VaeConfig(id=own, scale=(1, 2, 4), shift=(0, 0, 1)).build(3)
+    mean = given.moments(pixels)[:, :3]
+    assert torch.equal(given.encode(pixels)[:, 2], (mean[:, 2] - 1) * 4)
+    undone = (given.decode(given.encode(pixels)).int() - codec.decode(codec.encode(pixels)).int()).abs()
+    assert undone.max() <= 1
+    with pytest.raises(InputError, match=r"--codec\.scale has 2 numbers.* 3 channels; give one, or 3"):
+        VaeConfig(id=own, scale=(1, 2)).build(3)
+    assert VaeConfig.model_validate_json(VaeConfig(scale=(1, 2)).model_dump_json()).scale == (1, 2)
+
+
+def test_the_encoders_hash_names_what_encodes(tmp_path, folder):
+    """Another decoder: the same hash; another encoder: another one."""
+    other = saved(tmp_path / "other", seed=1)
+    first, second = (VaeConfig(id=path).build(3) for path in (folder, other))
+    assert first.encoder_hash != second.encoder_hash
+    second.autoencoder.encoder.load_state_dict(first.autoencoder.encoder.state_dict())
+    second.autoencoder.quant_conv.load_state_dict(first.autoencoder.quant_conv.state_dict())
+    del second.encoder_hash
+    assert first.encoder_hash == second.encoder_hash
+
+
+def test_batches_tiles_and_bf16(tmp_path, folder):
+    """Any batch gives the same; tiles of 16 pixels and bf16 give nearly the same."""
+    with pytest.raises(InputError, match=r"--codec\.tiling: the tiles .* are 2 latent pixels wide"):
+        VaeConfig(id=folder, tiling=True).build(3).encode(images(3))
+    folder = saved(tmp_path, blocks=2)
+    pixels = images(3, 32, 32, n=5)
+    whole = VaeConfig(id=folder).build(3)
+    parts = VaeConfig(id=folder, batch=2).build(3)
+    calls = []
+    encode = parts.autoencoder.encode
+    parts.autoencoder.encode = lambda part: calls.append(len(part)) or encode(part)
+    moments = whole.moments(pixels)
+    torch.testing.assert_close(parts.moments(pixels), moments, rtol=0, atol=1e-5)
+    assert calls == [2, 2, 1]
+    assert (
+        parts.decode(parts.sample(moments)).int() - whole.decode(whole.sample(moments)).int()
+    ).abs().max() <= 1
+    for changed in (VaeConfig(id=folder, tiling=True), VaeConfig(id=folder, precision="bf16")):
+        other = changed.build(3).moments(pixels)
+        assert other.shape == moments.shape
+        assert other.dtype == torch.float32
+        assert 0 < (other - moments).abs().mean() < 0.5 * moments.std(), changed
+
+
+def test_autoencoders_of_grey_images(tmp_path):
+    """One channel in and out: grey images as they are, colour images refused."""
+    path = saved(tmp_path, blocks=2, in_channels=1, out_channels=1)
+    codec, pixels = VaeConfig(id=path).build(1), images(1)
+    with torch.no_grad():
+        expected = codec.autoencoder.encode(to_signed(pixels)).latent_dist.parameters
+    torch.testing.assert_close(codec.moments(pixels), expected)
+    assert codec.decode(codec.encode(pixels)).shape == pixels.shape
+    with pytest.raises(InputError, match=r"for images of 1 channel, these have 3; set --data\.channels 1"):
+        VaeConfig(id=path).build(3).encode(images(3))
 
 
 def test_images_are_encoded_one_by_one(vae):

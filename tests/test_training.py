@@ -296,7 +296,7 @@ def test_paper_recipes_have_the_papers_settings():
         assert chosen.train.weight_decay == 0
         assert chosen.train.label_dropout == 0.1
         assert 0.5 ** (256 / chosen.train.ema_half_life_images) == pytest.approx(0.9999, abs=1e-7)
-        assert chosen.codec.scale == 0.18215
+        assert chosen.codec.resolved().scale == 0.18215
         assert chosen.data.flip
     assert dit.backbone == BACKBONES["DiT-XL/2"]
     assert (dit.transport.path, dit.transport.predict, dit.transport.variance) == ("ddpm", "noise", "learned")

@@ -1,11 +1,20 @@
 """Latent space of a diffusers `AutoencoderKL`: the codec of DiT and SiT on ImageNet.
 
-The state is a sample of the encoder's posterior times `scale`; decoding divides by it. The
-autoencoder is loaded when it is first needed, so that a recipe can be built without its file.
+    state = (mean + std · noise - shift) · scale,    std = exp(logvar / 2)
+
+The encoder gives the moments of a posterior, mean and logvar (Kingma & Welling 2014; as in Rombach et al. 2022);
+a state is a sample of it, brought to a spread of about 1. `Vae.moments` and `Vae.sample` are the two halves: the
+first needs the images and the network, the second the moments only, so that they can be kept on disk
+(`ditkit encode`, ditkit.data.latents). The autoencoder is loaded when it is first needed, so that a recipe can be
+built without its file. Training one on images of one's own: ditkit.training.codec.
 """
 
+import hashlib
+import json
+from collections.abc import Callable
 from functools import cached_property
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -13,39 +22,97 @@ from torch import Tensor
 
 from ditkit.codecs.identity import to_signed, to_uint8
 from ditkit.config import Section
+from ditkit.device import Precision, autocast
 from ditkit.errors import InputError
 from ditkit.transports import Layout
+
+STABLE_DIFFUSION = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse")
+LOGVAR = (-30.0, 20.0)  # diffusers' limits
+
+Factors = float | tuple[float, ...]
+
+
+def latent_shape(config: Any) -> tuple[int, int]:
+    """Latent channels, and image pixels per latent pixel, of an AutoencoderKL's configuration."""
+    return config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
+
+
+def own_factors(config: Any) -> tuple[Factors, Factors]:
+    """Shift and scale that an AutoencoderKL's configuration asks for.
+
+    diffusers: scaling_factor, about shift_factor (SD 3, Flux) or, per channel, latents_mean and latents_std.
+    """
+    scale = config.get("scaling_factor") or 1.0
+    if config.get("latents_mean") and config.get("latents_std"):
+        return tuple(config["latents_mean"]), tuple(scale / std for std in config["latents_std"])
+    return config.get("shift_factor") or 0.0, scale
 
 
 class VaeConfig(Section):
     """A pretrained autoencoder (needs the extra: pip install 'ditkit[latent]')."""
 
     kind: Literal["vae"] = "vae"
-    id: str = "stabilityai/sd-vae-ft-ema"
-    """Hugging Face id, or a local folder in diffusers' format."""
-    scale: float = 0.18215
-    """Latents are multiplied by this, so that their spread is about 1."""
-    channels: Annotated[int, Field(ge=1)] = 4
-    """Channels of the latent; checked against the autoencoder."""
-    downsampling: Annotated[int, Field(ge=1)] = 8
-    """Image pixels per latent pixel; checked against the autoencoder."""
+    id: str = STABLE_DIFFUSION[0]
+    """Hugging Face id, or a local folder in diffusers' format (`ditkit train-codec` makes one)."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    scale: Factors | None = None
+    """Latents are multiplied by this, so that their spread is about 1: a number, or one for each channel. None: as
+    the autoencoder's own configuration has it, 0.18215 for Stable Diffusion's."""
+    shift: Factors | None = None
+    """Taken away before that: a number, or one for each channel. None: the autoencoder's own, mostly 0."""
+    channels: Annotated[int, Field(ge=1)] | None = None
+    """Channels of the latent. None: a local folder's own, otherwise 4; checked against the autoencoder."""
+    downsampling: Annotated[int, Field(ge=1)] | None = None
+    """Image pixels per latent pixel. None: a local folder's own, otherwise 8; checked against the autoencoder."""
+    batch: Annotated[int, Field(ge=1)] = 16
+    """Images encoded or decoded at once; 1 takes least memory."""
+    tiling: bool = False
+    """Encode and decode large images in overlapping tiles that are blended: less memory, other values."""
+    precision: Precision = "fp32"
+    """bf16 is faster where the machine has it, and rounds images and latents to about 1 in 256."""
 
     def build(self, image_channels: int, device: torch.device | str = "cpu") -> "Vae":
-        return Vae(self, image_channels, device)
+        return Vae(self.resolved(), image_channels, device)
+
+    def resolved(self) -> "VaeConfig":
+        """The same with what is None filled in, as far as it is known without the Hub."""
+        channels, downsampling, shift, scale = 4, 8, None, None
+        try:
+            found = json.loads((Path(self.id) / "config.json").read_text())
+            channels, downsampling = latent_shape(found)
+            shift, scale = own_factors({"scaling_factor": 0.18215} | found)
+        except (OSError, ValueError, KeyError, TypeError):  # elsewhere or damaged, which loading it will tell
+            if self.id in STABLE_DIFFUSION:
+                shift, scale = 0.0, 0.18215
+        known = {"channels": channels, "downsampling": downsampling, "shift": shift, "scale": scale}
+        given = self.model_dump(include=set(known), exclude_none=True)
+        return self.model_copy(update=known | given)
 
 
 class Vae:
-    """Images uint8 (B, C, H, W) to latents (B, channels, H/8, W/8) and back; grey images become RGB."""
+    """Images uint8 (B, C, H, W) to latents (B, channels, H/8, W/8) and back; grey images become RGB where the
+    autoencoder asks for it."""
 
     random = True
 
     def __init__(self, config: VaeConfig, image_channels: int, device: torch.device | str):
-        self.config, self.image_channels, self.device = config, image_channels, device
-        self.channels = config.channels
+        """InputError: a scale or shift for another number of channels."""
+        self.config, self.image_channels, self.device = config, image_channels, torch.device(device)
+        self.channels = config.channels or 4
+        self.downsampling = config.downsampling or 8
+        for name in ("scale", "shift"):
+            factors = getattr(config, name)
+            if isinstance(factors, tuple) and len(factors) not in (1, self.channels):
+                raise InputError(
+                    f"--codec.{name} has {len(factors)} numbers, but the latents of {config.id} have {self.channels} "
+                    f"channels; give one, or {self.channels}"
+                )
 
     @cached_property
     def autoencoder(self):
-        """diffusers' AutoencoderKL, frozen. InputError: no extra, no such model, another latent shape."""
+        """diffusers' AutoencoderKL, frozen. InputError: no extra, no such model, another shape of latents or
+        number of image channels."""
         config = self.config
         try:
             from diffusers import AutoencoderKL
@@ -53,23 +120,56 @@ class Vae:
             raise InputError("--codec vae needs diffusers: pip install 'ditkit[latent]'") from None
         try:
             # The other way of loading needs accelerate, and warns without it.
-            model = AutoencoderKL.from_pretrained(config.id, low_cpu_mem_usage=False)
+            model = AutoencoderKL.from_pretrained(
+                config.id, revision=config.revision, low_cpu_mem_usage=False
+            )
         except Exception as error:  # diffusers and the Hub raise many kinds; each means "not there"
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
                 f"--codec.id {config.id}: cannot load this autoencoder ({reason}); give a local folder "
                 "in diffusers' format, or check the id and the connection"
             ) from None
-        found = (model.config.latent_channels, 2 ** (len(model.config.block_out_channels) - 1))
-        if found != (config.channels, config.downsampling):
+        found = latent_shape(model.config)
+        if found != (self.channels, self.downsampling):
             raise InputError(
                 f"--codec.id {config.id} has {found[0]} latent channels at 1/{found[1]}; set "
                 f"--codec.channels {found[0]} --codec.downsampling {found[1]}"
             )
+        if model.config.in_channels not in (self.image_channels, 3):
+            raise InputError(
+                f"--codec.id {config.id} is for images of {model.config.in_channels} channel, these have "
+                f"{self.image_channels}; set --data.channels {model.config.in_channels}"
+            )
+        if config.tiling:
+            if model.tile_latent_min_size % 4:  # tiles overlap by a quarter
+                raise InputError(
+                    f"--codec.tiling: the tiles of {config.id} are {model.tile_latent_min_size} latent pixels wide, "
+                    "which four do not divide; use --no-codec.tiling"
+                )
+            model.enable_tiling()
         return model.eval().requires_grad_(False).to(self.device)
 
+    @cached_property
+    def encoder_hash(self) -> str:
+        """SHA-256 of the weights that encode: latents depend on nothing else, so autoencoders that differ in their
+        decoders only, as Stable Diffusion's two, have one hash."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.autoencoder.state_dict().items()):
+            if name.startswith(("encoder.", "quant_conv.")):
+                digest.update(name.encode())
+                digest.update(value.float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """Shift and scale, each (1,) or (channels, 1, 1)."""
+        shift, scale = own_factors(self.autoencoder.config)
+        shift = shift if self.config.shift is None else self.config.shift
+        scale = scale if self.config.scale is None else self.config.scale
+        return torch.tensor(shift).reshape(-1, 1, 1), torch.tensor(scale).reshape(-1, 1, 1)
+
     def layout(self, height: int, width: int) -> Layout:
-        factor = self.config.downsampling
+        factor = self.downsampling
         if height % factor or width % factor:
             raise InputError(
                 f"images of {height}x{width} are not divisible by the autoencoder's factor {factor}; "
@@ -77,17 +177,39 @@ class Vae:
             )
         return Layout((self.channels, height // factor, width // factor))
 
-    @torch.no_grad()
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """A sample of the posterior drawn with `noise` (latent's shape); its mean without."""
-        images = to_signed(images).expand(-1, self.autoencoder.config.in_channels, -1, -1)
-        posterior = self.autoencoder.encode(images.to(self.device)).latent_dist
-        latent = posterior.mean if noise is None else posterior.mean + posterior.std * noise
-        return latent * self.config.scale
+        return self.sample(self.moments(images), noise)
+
+    @torch.no_grad()
+    def moments(self, images: Tensor) -> Tensor:
+        """Mean and logvar of the posterior of uint8 images (B, C, H, W), as the network gives them: float32
+        (B, 2 channels, H/8, W/8)."""
+        colours = self.autoencoder.config.in_channels
+
+        def encode(part: Tensor) -> Tensor:
+            pixels = to_signed(part.to(self.device)).expand(-1, colours, -1, -1)
+            return self.autoencoder.encode(pixels).latent_dist.parameters
+
+        return self._in_parts(encode, images)
+
+    def sample(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The state of a posterior's moments: a sample drawn with `noise`, or its mean, shifted and scaled."""
+        mean, logvar = moments.chunk(2, dim=1)
+        latent = mean if noise is None else mean + (logvar.clamp(*LOGVAR) / 2).exp() * noise
+        shift, scale = self._factors
+        return (latent - shift.to(latent)) * scale.to(latent)
 
     @torch.no_grad()
     def decode(self, state: Tensor) -> Tensor:
-        images = self.autoencoder.decode(state / self.config.scale).sample
+        shift, scale = self._factors
+        latents = state / scale.to(state) + shift.to(state)
+        images = self._in_parts(lambda part: self.autoencoder.decode(part).sample, latents)
         if self.image_channels == 1:
             images = images.mean(1, keepdim=True)
         return to_uint8(images)
+
+    def _in_parts(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """The function of all rows, `config.batch` at a time, as float32."""
+        with autocast(self.device, self.config.precision):
+            return torch.cat([function(part).float() for part in rows.split(self.config.batch)])
