@@ -53,6 +53,10 @@ TINY := --name fashion --backbone.width 96 --backbone.depth 4 --backbone.heads 3
 assets: $(VENV)/package
 	$(BIN)/ditkit classifier digits --out src/ditkit/assets/classifiers/digits.safetensors
 	$(BIN)/ditkit classifier fashion-mnist --out src/ditkit/assets/classifiers/fashion-mnist.safetensors
+	for side in 16 32; do \
+		$(BIN)/ditkit classifier fashion-mnist --data.size $$side \
+			--out src/ditkit/assets/classifiers/fashion-mnist-$$side.safetensors || exit 1; \
+	done
 	$(BIN)/ditkit train digits --out runs/digits
 	$(BIN)/ditkit train digits $(AS_DIT) --out runs/digits-dit
 	$(BIN)/ditkit train fashion-sit $(TINY) --out runs/fashion

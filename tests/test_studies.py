@@ -16,11 +16,11 @@ from ditkit.studies.cells import Cell, Point, read_cells, run_cells
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_cell_of_every_study_can_be_built(name):
     study = STUDIES[name]
-    for cell, (recipe, points) in study.cells().items():
-        assert "/" not in cell
-        assert recipe_cost(recipe).macs > 0
-        assert len({point.key for point in points}) == len(points) > 0
-        assert max(point.images for point in points) <= recipe.train.images
+    for name, cell in study.cells().items():
+        assert "/" not in name
+        assert recipe_cost(cell.recipe).macs > 0
+        assert len({point.key for point in cell.points}) == len(cell.points) > 0
+        assert max(point.images for point in cell.points) <= cell.recipe.train.images
     assert study.__doc__.count("Command: ditkit study") == 1
 
 
@@ -160,6 +160,23 @@ def test_cells_record_the_choices_and_what_an_adaptive_solver_took(tiny, tmp_pat
     adaptive, stochastic = read_cells(cells, tmp_path / "results")["a"]["scores"].values()
     assert 6 <= adaptive["nfe"] < 500
     assert (stochastic["nfe"], stochastic["last_step"]) == (3, "tweedie")
+
+
+def test_what_is_measured_of_a_network_is_measured_once(tiny, tmp_path, monkeypatch):
+    asked = []
+
+    def measure(pipeline):
+        asked.append(pipeline.record["images"])
+        return {"seen": pipeline.record["images"]}
+
+    recipe = tiny["a"].recipe.replace(train={"images": 320})
+    half = {"a": Cell(recipe, tiny["a"].points[:1], measure)}
+    run_cells(half, tmp_path / "results", tmp_path / "runs", CPU)
+    assert asked == [320]  # the whole training, though the only point is before its end
+    run_cells(half, tmp_path / "results", tmp_path / "runs", CPU)
+    found = read_cells(half, tmp_path / "results")["a"]
+    assert asked == [320]
+    assert (found["measured"], found["finished"]) == ({"seen": 320}, True)
 
 
 def made_up_samplers():

@@ -89,7 +89,7 @@ def network(name: str, data: DataSection | None, device: torch.device | str = "c
         return load_features(name, weights or None, device)
     if weights:
         return load_classifier(weights).to(device)
-    found = None if data is None else bundled_classifier(data.kind)
+    found = None if data is None else bundled_classifier(data.kind, data.size)
     if found is None:
         what = "a file of statistics" if data is None else f"data {data.kind!r}"
         raise InputError(

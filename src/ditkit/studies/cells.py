@@ -7,7 +7,7 @@ the same command. Several processes on the same folder share the cells: each cla
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import Field
 
-from ditkit.pipeline import load
+from ditkit.pipeline import Pipeline, load
 from ditkit.recipe import Recipe
 from ditkit.sampling.config import SamplingConfig
 from ditkit.scoring import Ruler, evaluate, rulers, sampled, software
@@ -53,6 +53,8 @@ class Point(SamplingConfig):
 class Cell(NamedTuple):
     recipe: Recipe
     points: tuple[Point, ...]
+    measure: Callable[[Pipeline], dict[str, Any]] | None = None
+    """Asked of the trained network once; the record keeps its answer as "measured"."""
 
 
 def run_cells(cells: Mapping[str, Cell], results: Path, runs: Path, device: torch.device) -> None:
@@ -75,7 +77,8 @@ def read_cells(cells: Mapping[str, Cell], results: Path) -> Results:
         file = results / f"{name}.json"
         if file.exists():
             record = json.loads(file.read_text())
-            record["finished"] = all(point.key in record["scores"] for point in cell.points)
+            scored = all(point.key in record["scores"] for point in cell.points)
+            record["finished"] = scored and (cell.measure is None or "measured" in record)
             found[name] = record
     return found
 
@@ -85,38 +88,48 @@ def _run_cell(
 ) -> None:
     record = json.loads(file.read_text()) if file.exists() else {"scores": {}}
     missing = [point for point in cell.points if point.key not in record["scores"]]
-    data = cell.recipe.data
-    for images in sorted({point.images for point in missing}):
+    unmeasured = cell.measure is not None and "measured" not in record
+    last = cell.recipe.train.images
+    for images in sorted({point.images for point in missing} | ({last} if unmeasured else set())):
         log.info(f"{name}: {images:,} images")
         torch.compiler.reset()  # every network of a process compiles anew; the cache has a limit
         train(cell.recipe.replace(train={"images": images}), run, device=device)
         pipeline = load(run, device)
         if cell.recipe.train.compile:
             pipeline.compile()
-        if data.kind not in known:
-            known[data.kind] = rulers(["classifier"], data)
+        rows = read_log(run / "log.jsonl")
+        record |= {
+            "recipe": cell.recipe.model_dump(mode="json"),
+            "images_per_second": sorted(row["images_per_second"] for row in rows)[len(rows) // 2],
+            "loss": rows[-1]["loss"],
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "software": software(),
+        }
         for point in missing:
-            if point.images != images:
-                continue
-            how: Any = point.how
-            samples = sampled(pipeline, point.n, **how, precision=cell.recipe.train.precision, progress=True)
-            found = evaluate(samples, known[data.kind]).first
-            rows = read_log(run / "log.jsonl")
-            record |= {
-                "recipe": cell.recipe.model_dump(mode="json"),
-                "features": found.features_hash,
-                "images_per_second": sorted(row["images_per_second"] for row in rows)[len(rows) // 2],
-                "loss": rows[-1]["loss"],
-                "device": str(device),
-                "threads": torch.get_num_threads(),
-                "software": software(),
-            }
-            record["scores"][point.key] = {
-                "images": point.images,
-                "n": point.n,
-                **point.how,
-                "nfe": samples.protocol["nfe"],
-                "frechet": found.frechet,
-                "accuracy": found.labels.accuracy if found.labels else None,
-            }
+            if point.images == images:
+                record["scores"][point.key] = _score(pipeline, point, known)
+                file.write_text(json.dumps(record, indent=1) + "\n")
+        if cell.measure is not None and unmeasured and images == last:
+            record["measured"] = cell.measure(pipeline)
             file.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _score(pipeline: Pipeline, point: Point, known: dict[str, list[Ruler]]) -> dict[str, Any]:
+    data = pipeline.recipe.data
+    ruler = f"{data.kind} {data.size}"
+    if ruler not in known:
+        known[ruler] = rulers(["classifier"], data)
+    how: Any = point.how
+    precision = pipeline.recipe.train.precision
+    samples = sampled(pipeline, point.n, **how, precision=precision, progress=True)
+    found = evaluate(samples, known[ruler]).first
+    return {
+        "images": point.images,
+        "n": point.n,
+        **point.how,
+        "nfe": samples.protocol["nfe"],
+        "frechet": found.frechet,
+        "accuracy": found.labels.accuracy if found.labels else None,
+        "features": found.features_hash,
+    }

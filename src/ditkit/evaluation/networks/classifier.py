@@ -113,13 +113,17 @@ def load_classifier(path: str | Path) -> Classifier:
     return classifier
 
 
-def bundled_classifier(name: str) -> Classifier | None:
-    """The classifier inside the package for the data set `name`, or None when there is none."""
-    source = resources.files("ditkit") / "assets" / "classifiers" / f"{name}.safetensors"
-    if not source.is_file():
-        return None
-    with resources.as_file(source) as path:
-        return load_classifier(path)
+def bundled_classifier(name: str, side: int | None = None) -> Classifier | None:
+    """The classifier inside the package for the data set `name`, or None when there is none.
+
+    That of images of `side` pixels where there is one, otherwise that of the set's own size.
+    """
+    folder = resources.files("ditkit") / "assets" / "classifiers"
+    for source in (folder / f"{name}-{side}.safetensors", folder / f"{name}.safetensors"):
+        if source.is_file():
+            with resources.as_file(source) as path:
+                return load_classifier(path)
+    return None
 
 
 def trunk(shape: tuple[int, int, int], features: int, *, normalise: bool = False) -> nn.Sequential:
