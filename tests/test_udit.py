@@ -16,9 +16,10 @@ from torch._dynamo.testing import CompileCounter
 
 import ditkit
 from ditkit.backbones import BACKBONES, backbone, compile_blocks
+from ditkit.cli import main
 from ditkit.costs.count import count_cost
 from ditkit.errors import InputError
-from ditkit.interop.udit import udit_names, udit_to_official
+from ditkit.interop.udit import udit_names, udit_to_official, udit_to_ours
 from ditkit.nn.depthwise import ReparameterisedMlp
 from ditkit.nn.downsampled import (
     KeyValueDownsampledAttention,
@@ -29,9 +30,9 @@ from ditkit.nn.downsampled import (
 from ditkit.nn.rotary import rotary_positions, rotate
 from ditkit.pipeline import Pipeline
 from ditkit.recipes import recipe
-from ditkit.sampling import cfg
+from ditkit.sampling import SAMPLERS, cfg
+from ditkit.transports import PATHS, PREDICTIONS
 
-LEVELS = ("encoder_level_1", "encoder_level_2", "latent", "decoder_level_2", "decoder_level_1")
 SMALL = {"width": 8, "heads": 2, "depth": (1, 1, 2, 1, 1)}
 
 
@@ -256,9 +257,9 @@ def test_official_names_and_shapes():
     assert {ours for _, ours in udit_names((2, 5, 8, 5, 2))} == set(net.state_dict())
 
 
-TINY = {"width": 16, "heads": 2, "depth": (1, 2, 1, 2, 1)}
+TINY = {"width": 16, "heads": 2, "depth": (1, 1, 1, 1, 1)}
 PIXELS, WIDTHS = (1024, 256, 64, 256, 1024), (16, 32, 64, 32, 32)  # of its stages
-DEPTHS = (2, 4, 2, 4, 2)
+DEPTHS = (2, 2, 2, 2, 2)
 
 
 def tiny_cost(**fields):
@@ -603,7 +604,7 @@ def test_what_is_sampled_with_is_compiled(monkeypatch):
 def test_a_kind_of_block_is_compiled_once_for_its_size(monkeypatch):
     """Not once per block; and blocks of four kinds do not exhaust the compiler's patience."""
     torch._dynamo.reset()
-    net, counter = awake(depth=(2, 1, 1, 2, 1)), CompileCounter()
+    net, counter = awake(depth=(1, 1, 1, 1, 1)), CompileCounter()
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda module, **how: compile_module(module, backend=counter, **how)
@@ -614,3 +615,344 @@ def test_a_kind_of_block_is_compiled_once_for_its_size(monkeypatch):
         assert net(*inputs(n)).allclose(out, atol=1e-6)
         assert counter.frame_count == 4 * (n - 1)
     torch._dynamo.reset()
+
+
+# The ladder, and what every network promises
+
+LADDER = [
+    {"attention": "full", "cosine": False, "rotary": False, "ffn": "basic"},
+    {"attention": "key_value", "cosine": False, "rotary": False, "ffn": "basic"},
+    {"attention": "token", "cosine": False, "rotary": False, "ffn": "basic"},
+    {"cosine": True, "rotary": False, "ffn": "basic"},
+    {"cosine": True, "rotary": True, "ffn": "basic"},
+    {"ffn": "depthwise"},
+    {},
+    {"downsampler": "none"},
+    {"downsampler": "depthwise"},
+    {"attention": "full"},
+    {"attention": "key_value"},
+]
+every_rung = pytest.mark.parametrize("options", LADDER, ids=lambda o: " ".join(map(str, o.values())) or "all")
+
+
+@every_rung
+def test_every_rung_learns(options):
+    """Every parameter has a finite gradient; it runs where it should and rows of a batch are independent."""
+    net = awake(**options)
+    x, t, cond = inputs(3, 8, 16)
+    out = net(x, t, cond)
+    assert out.shape == x.shape
+    out.square().mean().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0 or name == "label", name
+    with torch.no_grad():
+        alone = net(x[1:2], t[1:2], {"label": cond["label"][1:2]})
+        torch.testing.assert_close(alone, out[1:2], rtol=1e-3, atol=1e-4)
+        assert error(net.fused()(x, t, cond), out) < 1e-4
+
+
+def test_rungs_differ():
+    """No option is without effect: same weights where names agree, other outputs or other names."""
+    seen = []
+    for options in LADDER:
+        net = awake(**options)
+        with torch.no_grad():
+            for name, parameter in sorted(net.named_parameters()):
+                generator = torch.Generator().manual_seed(len(name))
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+            seen.append(net(*inputs(2, 8, 16)).flatten())
+    assert torch.cdist(torch.stack(seen), torch.stack(seen)).add(torch.eye(len(seen)) * 9).min() > 1e-3
+
+
+def test_zero_at_initialisation():
+    """Every block is the identity, the network says nothing; where what starts."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = backbone("U-DiT", classes=10, channels=2, width=32, depth=(1, 1, 1, 1, 1))
+    x, t, cond = inputs()
+    assert net(x, t, cond).abs().max() == 0
+    h, c = net.embed(x), net.condition(t, cond)
+    told = c[:, None, None].split((32, 64, 128), dim=-1)
+    assert net.blocks[0](h, told[0], net.attention.positions(8, 8, 16)).equal(h)
+    mlp, attention = net.blocks[0].mlp, net.blocks[0].attention
+    for weight, fans in (
+        (mlp.into.second.weight, 32 + 64), (mlp.depthwise.five.weight, 25 + 25 * 64), (attention.qkv.weight, 4 * 32),
+        (attention.spread.conv.weight, 25 + 25 * 32), (net.stem.weight, 2 * 9 + 32),
+        (net.down[0].weight, 9 * (32 + 16)), (net.smooth.weight, 9 * 2 * 64),
+    ):  # fmt: skip
+        bound = math.sqrt(6 / fans)
+        assert 0.9 * bound < weight.abs().max() <= bound
+    assert all(p.abs().max() == 0 for name, p in net.named_parameters() if name.endswith("bias"))
+    assert net.time[0].mlp[0].weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert net.label[2].weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert attention.logit_scale.exp().allclose(torch.tensor(10.0))
+
+
+@torch.no_grad()
+def test_time_and_label_are_embedded_for_each_width():
+    """One "unknown" for all three; without classes there is only the time."""
+    net = awake()
+    _, t, cond = inputs()
+    parts = net.condition(t, cond).split((8, 16, 32), dim=-1)
+    for part, time, label in zip(parts, net.time, net.label, strict=True):
+        assert part.equal(time(t) + label(cond["label"]))
+    empty = net.condition(t, net.null(cond)) - net.time(t)
+    torch.testing.assert_close(empty, torch.cat([label.weight[10:] for label in net.label], 1).expand(2, -1))
+    plain = awake(classes=0)
+    assert plain.null({}) == {}
+    x = inputs()[0]
+    assert ((plain(x, t) - plain(x, 1 - t)).abs().amax((1, 2, 3)) > 1e-3).all()
+
+
+def test_bf16_autocast_is_close_in_value_and_gradient():
+    net = awake()
+    arguments = inputs(4, 16, 16)
+
+    def run(enabled):
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = net(*arguments)
+        out.float().square().mean().backward()
+        return out.float(), torch.cat([p.grad.flatten() for p in net.parameters()])
+
+    for exact, rounded in zip(run(False), run(True), strict=True):
+        assert rounded.isfinite().all()
+        assert 1e-6 < error(rounded, exact) < 0.05
+
+
+CHOICES = [(path, predict) for path in PATHS for predict in PREDICTIONS]
+
+
+@pytest.mark.parametrize(("path", "predict"), CHOICES)
+def test_every_transport_trains_it(path, predict):
+    transport = ditkit.transport(path, predict=predict)
+    net = awake()
+    x0, t, cond = inputs(3)
+    terms = transport.loss(
+        net, x0, cond, t=transport.times(t.double().clamp(0.1, 0.9)), eps=torch.randn_like(x0)
+    )
+    terms["loss"].sum().backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+    assert net.blocks[0].mlp.depthwise.five.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_samples_it(sampler):
+    """Guided, with image k depending on seed k only."""
+    pipe = small_pipe()
+    choices = {"tolerance": 0.5} if SAMPLERS[sampler].nfe is None else {"steps": 3}
+    how = {"sampler": sampler, "guidance": 1.5, **choices}
+    together = pipe.generate({"label": [1, 2]}, seeds=[4, 5], **how)
+    alone = pipe.generate({"label": [2]}, seeds=[5], **how)
+    assert together.shape == (2, 1, 8, 8)
+    assert (together[1].int() - alone[0].int()).abs().max() <= 1
+    assert together.float().std() > 1
+
+
+def test_a_run_resumes_from_the_form_for_training(tmp_path):
+    """The command line trains it, says its form in the checkpoint, resumes and samples."""
+    flags = [
+        "digits", "--backbone", "U-DiT", "--backbone.width", "8", "--backbone.depth", *"11111",
+        "--train.batch", "16", "--train.preview-images", "10000", "--train.validate-images", "0",
+        "--sample.steps", "1", "--train.checkpoint-images", "32", "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    assert main(["train", *flags, "--train.images", "32"]) == 0
+    assert main(["train", *flags, "--train.images", "64"]) == 0
+    pipe = ditkit.load(tmp_path / "run", CPU)
+    assert pipe.record["images"] == 64
+    assert isinstance(pipe.backbone.blocks[0].mlp, ReparameterisedMlp)
+    assert pipe.generate({"label": [3]}, seeds=[0]).shape == (1, 1, 8, 8)
+
+
+# Files of the released code's
+
+
+def official(**fields):
+    """A small network's weights under the released names."""
+    net = awake(**({"learned_variance": True, "channels": 4} | fields))
+    return net, udit_to_official(net.state_dict(), SMALL["depth"])
+
+
+def one_line(message, path, **choices):
+    with pytest.raises(InputError, match=message) as caught:
+        ditkit.load(path, CPU, **choices)
+    assert "\n" not in str(caught.value)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["bare", "module.", "training"])
+def test_any_size_is_read(tmp_path, form):
+    """Everything is in the weights, whatever the file is called; the average is what counts."""
+    net, state = official()
+    content = {
+        "bare": state,
+        "module.": {f"module.{name}": value for name, value in state.items()},
+        "training": {
+            "model": {name: value + 1 for name, value in state.items()},
+            "ema": state,
+            "opt": {},
+            "args": Namespace(image_size=512, model="U-DiT-custom"),
+        },
+    }[form]
+    torch.save(content, tmp_path / "0400000.pt")
+    pipe = ditkit.load(tmp_path / "0400000.pt", CPU)
+    assert pipe.backbone(*inputs(channels=4)).equal(net(*inputs(channels=4)))
+    size = 512 if form == "training" else 256
+    assert (pipe.classes, pipe.recipe.codec.kind, pipe.recipe.data.size) == (10, "vae", size)
+    config = pipe.recipe.backbone
+    assert {name: getattr(config, name) for name in SMALL} == SMALL
+    assert pipe.transport.variance == "learned"
+
+
+def test_pixels_fixed_variance_and_a_wider_mlp_are_read_from_shapes(tmp_path):
+    net, state = official(channels=3, learned_variance=False, classes=1, mlp_ratio=3.0)
+    torch.save(state, tmp_path / "x.pt")
+    pipe = ditkit.load(tmp_path / "x.pt", CPU)
+    assert (pipe.classes, pipe.recipe.data.channels, pipe.recipe.codec.kind) == (1, 3, "identity")
+    assert (pipe.recipe.backbone.mlp_ratio, pipe.transport.variance) == (3.0, "fixed")
+    assert all(value.equal(net.state_dict()[name]) for name, value in pipe.backbone.state_dict().items())
+
+
+def test_there_and_back(tmp_path):
+    """Bit for bit, in the official order, by way of a snapshot."""
+    _, state = official()
+    torch.save(state, tmp_path / "U-DiT-x.pt")
+    for source, out, to in (("U-DiT-x.pt", "snapshot", "snapshot"), ("snapshot", "back", "official")):
+        assert main(["convert", str(tmp_path / source), "--out", str(tmp_path / out), "--to", to]) == 0
+    back = torch.load(tmp_path / "back" / "U-DiT-x.pt", weights_only=True)
+    assert list(back) == list(state)
+    assert all(value.equal(state[name]) for name, value in back.items())
+    assert {name: value.shape for name, value in udit_to_ours(back).items()} == {
+        name: value.shape
+        for name, value in ditkit.load(tmp_path / "snapshot", CPU).backbone.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "choices", "message"),
+    [
+        (lambda s: s.pop("latent.1.mlp2.dwconv.1.bias"), {}, "missing: latent.1.mlp2.dwconv.1.bias$"),
+        (lambda s: s.update({"latent.1.extra": torch.ones(1)}), {}, "not expected: latent.1.extra$"),
+        (
+            lambda s: s.update({"output.bias": torch.ones(3)}),
+            {},
+            r"of another shape: output.bias \(3,\) instead of \(16,\)",
+        ),
+        (lambda s: s.pop("encoder_level_1.0.attn1.logit_scale"), {}, "attn1.logit_scale missing"),
+        (
+            lambda s: s.update({"encoder_level_1.0.mlp1.project_in.weight": torch.ones(16, 8, 1, 1)}),
+            {},
+            "weights are fused",
+        ),
+        (
+            lambda s: s.update({"final_layer.out_proj.weight": torch.ones(5, 16, 3, 3)}),
+            {},
+            "5 output channels for 4",
+        ),
+        (
+            lambda s: s.update({"y_embedder_1.embedding_table.weight": torch.ones(1, 8)}),
+            {},
+            "table of 1 rows",
+        ),
+        (lambda s: s.update({"x_embedder.proj.weight": torch.ones(8)}), {}, "x_embedder.proj.weight is"),
+        (lambda s: None, {"kind": "DiT"}, "a U-DiT, whose weights say all; leave out --kind"),
+        (lambda s: None, {"heads": 2}, "leave out --kind and --heads"),
+        (
+            lambda s: [s.pop(name) for name in list(s) if name.startswith("decoder_level_1")],
+            {},
+            "missing: decoder_level_1.0.attn1.logit_scale",
+        ),
+    ],
+)
+def test_files_that_do_not_fit(tmp_path, change, choices, message):
+    _, state = official()
+    change(state)
+    torch.save(state, tmp_path / "x.pt")
+    one_line(message, tmp_path / "x.pt", **choices)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sections", "message"),
+    [
+        ({"cosine": False}, {}, "backbone.cosine is False; the released U-DiT's is True"),
+        ({"ffn": "basic"}, {}, "backbone.ffn is basic; .* reparameterised"),
+        ({"time_scale": 1.0}, {}, "backbone.time_scale is 1.0"),
+        ({}, {"transport": {"path": "linear", "predict": "velocity", "variance": "fixed"}}, "ddpm and noise"),
+        ({}, {"data": {"kind": "folder", "size": 8, "channels": 1, "classes": 0}}, "have classes"),
+    ],
+)
+def test_what_has_no_official_form(tmp_path, capsys, fields, sections, message):
+    transport = {"path": "ddpm", "predict": "noise", "variance": "learned"}
+    chosen = small_recipe(**fields).replace(**{"transport": transport} | sections)
+    pipe = Pipeline(chosen, chosen.build_backbone(), chosen.build_codec(), CPU)
+    pipe.save(tmp_path / "snapshot")
+    assert (
+        main(["convert", str(tmp_path / "snapshot"), "--out", str(tmp_path / "x"), "--to", "official"]) == 2
+    )
+    err = capsys.readouterr().err
+    assert message.split(".*")[0] in err
+    assert not (tmp_path / "x").exists()
+
+
+# Wrong input
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"width": 96, "heads": 5}, "96 channels in 5 heads; use a width that is a multiple of 20"),
+        ({"width": 24, "heads": 4}, "multiple of 4, not 24 channels in 4 heads"),
+        (
+            {"width": 24, "heads": 5, "rotary": False},
+            "width 24 is not divisible by 5 heads; use one of 1, 2, 3",
+        ),
+        ({"attention": "keys"}, "U-DiT: attention: .*'token', 'key_value' or 'full' .not 'keys'"),
+        ({"downsampler": "conv"}, "downsampler: .*'depthwise_shortcut', 'depthwise' or 'none' .not 'conv'"),
+        ({"ffn": "fused"}, "ffn: .*'reparameterised', 'depthwise' or 'basic' .not 'fused'"),
+        ({"depth": (1, 2, 3)}, "U-DiT: depth"),
+        ({"depth": (1, 2, 0, 1, 1)}, "depth.2: .*greater than or equal to 1"),
+        ({"patch": 2}, r"U-DiT has no field \['patch'\]; it has: .*attention"),
+        ({"width": 30}, "width: .*multiple of 4 .not 30"),
+    ],
+)
+def test_errors(fields, message):
+    with pytest.raises(InputError, match=message) as caught:
+        on_meta("U-DiT", **fields)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("attention", "factor"), [("token", 8), ("key_value", 8), ("full", 4)])
+def test_error_of_a_size_that_does_not_halve(attention, factor):
+    net = awake(attention=attention)
+    net.check_size(factor, 3 * factor)
+    net(*inputs(1, factor, 3 * factor))
+    for size in ((factor + factor // 2, factor), (factor, factor - 1)):
+        expected = f"{size[0]}x{size[1]} cannot be halved .*--data.size to a multiple of {factor} "
+        with pytest.raises(InputError, match=expected):
+            net(*inputs(1, *size))
+
+
+def test_error_of_a_size_is_told_before_a_run_begins(tmp_path, capsys):
+    assert main(["train", "fashion-sit", "--backbone", "U-DiT", "--out", str(tmp_path / "run")]) == 2
+    assert "28x28 cannot be halved 3 times; change --data.size to a multiple of 8" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_error_of_a_time_per_token():
+    with pytest.raises(InputError, match="one time per image"):
+        awake()(inputs()[0], torch.rand(2, 64), inputs()[2])
+
+
+@pytest.mark.parametrize("name", ["256-udit-s", "256-udit-b", "256-udit-l", "512-udit-b"])
+def test_recipes_have_the_papers_settings(name):
+    chosen, train = recipe(f"imagenet{name}"), recipe(f"imagenet{name}").train
+    assert chosen.backbone == BACKBONES[f"U-DiT-{name[-1].upper()}"]
+    assert chosen.data.size == int(name[:3])
+    assert chosen.transport == ditkit.transport("ddpm", predict="noise", variance="learned")
+    assert (train.lr, train.batch, train.weight_decay, train.label_dropout) == (1e-4, 256, 0, 0.1)
+    assert (train.betas, train.warmup_images, train.clip, train.seed) == ((0.9, 0.999), 0, None, 0)
+    assert train.images == 256 * 400_000
+    assert 0.5 ** (256 / train.ema_half_life_images) == pytest.approx(0.9999, abs=1e-7)
+    assert (chosen.codec.kind, chosen.data.flip) == ("vae", True)
+    assert (chosen.sample.sampler, chosen.sample.steps, chosen.sample.guidance) == ("ancestral", 250, 1.0)

@@ -9,8 +9,12 @@ from ditkit.recipes.fashion import fashion_dit, fashion_sit
 from ditkit.recipes.imagenet import (
     imagenet256_dit_xl2,
     imagenet256_sit_xl2,
+    imagenet256_udit_b,
+    imagenet256_udit_l,
+    imagenet256_udit_s,
     imagenet512_dit_xl2,
     imagenet512_sit_xl2,
+    imagenet512_udit_b,
 )
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -19,8 +23,12 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "fashion-sit": fashion_sit,
     "imagenet256-dit-xl2": imagenet256_dit_xl2,
     "imagenet256-sit-xl2": imagenet256_sit_xl2,
+    "imagenet256-udit-b": imagenet256_udit_b,
+    "imagenet256-udit-l": imagenet256_udit_l,
+    "imagenet256-udit-s": imagenet256_udit_s,
     "imagenet512-dit-xl2": imagenet512_dit_xl2,
     "imagenet512-sit-xl2": imagenet512_sit_xl2,
+    "imagenet512-udit-b": imagenet512_udit_b,
 }
 
 
