@@ -3,13 +3,14 @@
 import json
 
 import pytest
+import torch
 from conftest import CPU
 from filelock import FileLock
 
 from ditkit.cli import main
 from ditkit.costs import recipe_cost
-from ditkit.pipeline import load
-from ditkit.studies import STUDIES, cells, samplers, scaling, sit_ladder
+from ditkit.pipeline import Pipeline, load
+from ditkit.studies import STUDIES, cells, samplers, scaling, sit_ladder, udit, udit_ladder
 from ditkit.studies.cells import Cell, Point, read_cells, run_cells
 
 
@@ -239,3 +240,98 @@ def test_sit_ladder_reports_means_beside_the_papers(tmp_path):
     assert "| linear-score | 16.00 | **16.10** (41.0) | 16.20 (35.3) | 16.30 (34.4) | 16.40 (34.9) |" in text
     assert "linear-score, ODE" not in text
     assert (tmp_path / "ladder.png").stat().st_size > 10_000
+
+
+# --- U-DiT ------------------------------------------------------------------------------------------
+
+
+def test_udit_and_dit_have_equal_macs_and_the_small_one_a_sixth():
+    macs = {
+        name: recipe_cost(cell.recipe, fused=True).macs
+        for name, cell in udit.cells().items()
+        if name.endswith("-0")
+    }
+    assert 0.9 < macs["U-DiT-0"] / macs["DiT-0"] <= 1
+    assert macs["DiT-sixfold-0"] / macs["U-DiT-sixth-0"] == pytest.approx(6, rel=0.03)
+
+
+def test_the_ladder_changes_one_thing_a_step():
+    configs = {name: rung.backbone.model_dump() for name, rung in udit_ladder.RUNGS.items()}
+    for before, after in (
+        ("full", "key-value"),
+        ("key-value", "token"),
+        ("token", "cosine"),
+        ("cosine", "rotary"),
+        ("rotary", "depthwise"),
+        ("depthwise", "reparameterised"),
+        ("token", "no-convolution"),
+        ("token", "no-shortcut"),
+    ):
+        assert len(configs[before].items() - configs[after].items()) == 1
+    macs = {name: recipe_cost(cell.recipe, fused=True).macs for name, cell in udit_ladder.cells().items()}
+    assert macs["dit"] == pytest.approx(macs["full"], rel=0.02)  # as the paper's
+    assert macs["slim"] == pytest.approx(macs["token"], rel=0.1)
+    assert macs["token"] < 0.72 * macs["full"]
+
+
+def test_bands_of_waves():
+    """cos(2 pi f x): all of its power in the band of f, up and down alike."""
+    place = torch.arange(16.0)
+    for cycles, band in ((1, 1), (3, 3), (7, 7), (8, 7)):
+        wave = (2 * torch.pi * cycles / 16 * place).cos()
+        for maps in (wave[:, None].expand(16, 16), wave.expand(16, 16)):
+            shares = udit_ladder._bands(5 + maps[None, :, :, None])
+            assert shares[band] == pytest.approx(1, abs=1e-5)
+
+
+def test_spectra_of_an_untrained_network(tmp_path):
+    recipe = udit_ladder.cells()["token"].recipe
+    pipeline = Pipeline(recipe, recipe.build_backbone().eval(), recipe.build_codec(), CPU)
+    found = udit_ladder.spectra(pipeline)
+    assert list(found) == ["0.1", "0.5", "0.9"]
+    for parts in found.values():
+        assert parts.keys() == {"tokens", "spread"}
+        for shares in parts.values():
+            assert sum(shares) == pytest.approx(1, abs=1e-4)
+    high = [sum(found[time]["tokens"][4:]) for time in ("0.1", "0.9")]
+    assert high[0] < high[1]  # noise is white, images are not
+
+
+def made_up_cells(study):
+    """Records of a study whose scores count up."""
+    found = {}
+    for number, (name, cell) in enumerate(study.cells().items()):
+        scores = {
+            point.key: {
+                "images": point.images,
+                **point.how,
+                "frechet": 10 + number + 0.1 * k,
+                "accuracy": 0.5,
+            }
+            for k, point in enumerate(cell.points)
+        }
+        found[name] = {
+            "recipe": cell.recipe.model_dump(mode="json"),
+            "scores": scores,
+            "images_per_second": 9.0,
+            "finished": True,
+            "measured": {f"{t:g}": {"tokens": [0.125] * 8, "spread": [0.125] * 8} for t in udit_ladder.TIMES},
+        }
+    return found
+
+
+def test_udit_reports(tmp_path):
+    text = udit.report(made_up_cells(udit), tmp_path)
+    assert "| 10.00 | 10.10 | 10.20 | 50.0% | 10.30 | 50.0% | 9 | U-DiT-S 31.51 |" in text
+    assert (tmp_path / "frechet.png").stat().st_size > 10_000
+
+
+def test_udit_ladder_reports(tmp_path):
+    records = made_up_cells(udit_ladder)
+    text = udit_ladder.report(records, tmp_path)
+    assert "| 15.00 | 50.0% | 15.10 | 9 | 86.96 |" in text
+    assert "| DiT-UNet: what attention reads | 50.0% | 50.0% | 50.0% |" in text
+    del records["full"]
+    assert "DiT-UNet: what" not in udit_ladder.report(records, tmp_path)
+    for picture in ("ladder.png", "spectrum.png"):
+        assert (tmp_path / picture).stat().st_size > 10_000

@@ -6,13 +6,15 @@ writes what came out. Adding one: a file, and its line below.
 
 from types import ModuleType
 
-from ditkit.studies import conditionings, samplers, scaling, sit_ladder
+from ditkit.studies import conditionings, samplers, scaling, sit_ladder, udit, udit_ladder
 
 STUDIES: dict[str, ModuleType] = {
     "scaling": scaling,
     "conditionings": conditionings,
     "samplers": samplers,
     "sit-ladder": sit_ladder,
+    "udit": udit,
+    "udit-ladder": udit_ladder,
 }
 
 __all__ = ["STUDIES"]
