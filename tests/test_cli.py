@@ -57,11 +57,18 @@ CHOICES = (
 )
 
 
+# What a choice needs beside it to fit any recipe.
+COMPANY = {
+    "--transport.path": ["--transport.variance", "fixed"],
+    "--backbone.conditioning": ["--backbone", "DiT"],
+}
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_registry_name_can_be_chosen_over_every_recipe(name):
     """One after another over one recipe; and the result builds on the meta device."""
     for flag, value in CHOICES:
-        extra = ["--transport.variance", "fixed"] if flag == "--transport.path" else []
+        extra = COMPANY.get(flag, [])
         chosen = parse_train([name, flag, value, *extra]).recipe
         dumped = chosen.model_dump(mode="json")
         section, _, field = flag.removeprefix("--").replace("-", "_").partition(".")
