@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ditkit.data.arrays import Digits, FashionMNIST
+from ditkit.data.emoji import EmojiData
 from ditkit.data.folder import Folder
 from ditkit.data.hub import Hub
 from ditkit.data.loader import Batch, Stream, batches, in_order, load_all
@@ -17,11 +18,14 @@ from ditkit.data.shards import Webdataset
 from ditkit.data.sources import Arrays, DataSection, Encoded, Source, Split
 from ditkit.data.transforms import center_crop, prepare, to_array, to_mode
 
-DataConfig = Annotated[Digits | FashionMNIST | Folder | Hub | Webdataset, Field(discriminator="kind")]
+DataConfig = Annotated[
+    Digits | FashionMNIST | EmojiData | Folder | Hub | Webdataset, Field(discriminator="kind")
+]
 
-DATA: dict[str, Digits | FashionMNIST | Folder | Hub | Webdataset] = {
+DATA: dict[str, Digits | FashionMNIST | EmojiData | Folder | Hub | Webdataset] = {
     "digits": Digits(),
     "fashion-mnist": FashionMNIST(),
+    "emoji": EmojiData(),
     "folder": Folder(),
     "hub": Hub(),
     "webdataset": Webdataset(),
@@ -34,6 +38,7 @@ __all__ = [
     "DataConfig",
     "DataSection",
     "Digits",
+    "EmojiData",
     "Encoded",
     "FashionMNIST",
     "Folder",
