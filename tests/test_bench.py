@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+import ditkit
 from ditkit.benchmark import EVALUATION, STEP
 from ditkit.cli import main
 from ditkit.costs import speed
@@ -83,3 +84,28 @@ def test_statistics_are_timed_in_small(tmp_path, capsys):
     assert record["n"] == 20
     assert {"precision and recall", "FID, 2,048 features"} < set(record["seconds"])
     assert "together" in capsys.readouterr().out
+
+
+def test_backbones_against_each_other(tmp_path, capsys):
+    out = tmp_path / "backbones.json"
+    given = ["--backbones", "U-DiT", "UNet", "--batch", "1", "--rounds", "2", "--no-train", "--out", str(out)]
+    assert main(["bench", *given]) == 0
+    record = json.loads(out.read_text())
+    first, last = record["rows"]
+    assert [first["task"], last["task"]] == ["evaluation"] * 2
+    assert first["macs"] == ditkit.cost("U-DiT", 256, fused=True).macs
+    assert first["macs_ratio"] == pytest.approx(first["macs"] / last["macs"])
+    pairs = zip(first["times_ms"], last["times_ms"], strict=True)
+    assert first["time_ratio"] == pytest.approx(sum(a / b for a, b in pairs) / 2)  # the median of two
+    assert first["excess"] == pytest.approx(first["time_ratio"] / first["macs_ratio"])
+    assert last["excess"] == 1
+    assert sum(record["shares"]["evaluation, UNet"].values()) == pytest.approx(1)
+    assert "time/MACs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [(["DiT", "nope"], "unknown 'nope'"), (["DiT"], "two different names")]
+)
+def test_backbones_that_cannot_be_compared(names, message, capsys):
+    assert main(["bench", "--backbones", *names]) == 2
+    assert message in capsys.readouterr().err

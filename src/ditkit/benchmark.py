@@ -178,18 +178,39 @@ def measure_step(backbone: BackboneConfig, batch: int, precision: Precision, rou
 
 def _measure_here(backbone: BackboneConfig, batch: int, precision: Precision, rounds: int) -> Measured:
     torch.set_num_threads(1)
-    _step(TINY, 2, precision)()  # loads the libraries' code, which is no cost of the network
+    step_of(TINY, 2, precision)[1]()  # loads the libraries' code, which is no cost of the network
     gc.collect()
     before = _memory("VmRSS")
-    step = _step(backbone, batch, precision)
+    _, step = step_of(backbone, batch, precision)
     step()
     seconds = [_seconds(step, time.process_time) for _ in range(rounds)]
     return Measured(seconds, _memory("VmHWM") - before)
 
 
-def _step(backbone: BackboneConfig, batch: int, precision: Precision) -> Callable[[], None]:
+def step_of(
+    backbone: BackboneConfig, batch: int, precision: Precision
+) -> tuple[Backbone, Callable[[], None]]:
+    """A network and the training step that trains it, on `batch` latents."""
     recipe = _recipe(backbone, batch, precision)
-    return ditkit_step(recipe, recipe.build_backbone().train())
+    net = recipe.build_backbone().train()
+    return net, ditkit_step(recipe, net)
+
+
+def evaluation_of(
+    backbone: BackboneConfig, batch: int, precision: Precision
+) -> tuple[Backbone, Callable[[], Tensor]]:
+    """A network in the form it samples in, and its evaluation of `batch` latents, unguided."""
+    recipe = _recipe(backbone, batch, precision)
+    net = recipe.build_backbone().eval().requires_grad_(False).fused()
+    x, labels = _latents(batch)
+    t = torch.full((batch,), TIME, dtype=torch.float64)
+
+    @torch.no_grad()
+    def evaluate() -> Tensor:
+        with autocast(CPU, precision):
+            return net(x, t, {"label": labels})
+
+    return net, evaluate
 
 
 def _memory(key: str) -> int:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ditkit.backbones.dit import DIT_SIZES
 from ditkit.benchmark import CPU, STEP, TINY, Contender, Suite, baseline_of, build_suite, measure, shares
-from ditkit.cli import bench_cost, bench_statistics
+from ditkit.cli import bench_backbones, bench_cost, bench_statistics
 from ditkit.cli.measured import check_folder_of, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
@@ -21,7 +21,7 @@ from ditkit.device import Precision, check_compiler, has_fast_bf16
 from ditkit.progress import progress_bar
 from ditkit.scoring import software
 
-OTHERS = {"--cost": bench_cost, "--statistics": bench_statistics}
+OTHERS = {"--cost": bench_cost, "--statistics": bench_statistics}  # a flag of their own, taken away
 
 
 class BenchCommand(Section):
@@ -32,7 +32,8 @@ class BenchCommand(Section):
     evaluation is half a batch of images, guided. Leave the machine alone meanwhile.
 
     `ditkit bench --cost` holds the costs that `ditkit info` predicts against measured ones instead;
-    `ditkit bench --statistics` times the mathematics of scores.
+    `ditkit bench --statistics` times the mathematics of scores; `ditkit bench --backbones A B` times backbones
+    against each other.
     """
 
     rounds: Annotated[int, Field(ge=1)] = 7
@@ -52,6 +53,9 @@ class BenchCommand(Section):
 
 
 def run(argv: list[str]) -> None:
+    if "--backbones" in argv:
+        bench_backbones.run(argv)
+        return
     for flag, other in OTHERS.items():
         if flag in argv:
             other.run([word for word in argv if word != flag])
