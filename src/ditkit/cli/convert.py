@@ -23,7 +23,7 @@ class ConvertCommand(Section):
     """Write a model in another form: by default as a snapshot, model.safetensors, recipe.json and a card.
 
     A snapshot is what `sample`, `eval` and `--init` read; it holds nothing that is needed to go on
-    training. Official DiT and SiT files and folders of diffusers' are read as well, and nothing in them is
+    training. Official DiT, SiT and U-DiT files and folders of diffusers' are read as well, and nothing in them is
     ever run.
     """
 
@@ -32,7 +32,7 @@ class ConvertCommand(Section):
     out: Path
     """The folder to write."""
     to: Literal["snapshot", "official", "diffusers"] = "snapshot"
-    """official: a .pt file for the released DiT or SiT code; diffusers: a DiTTransformer2DModel folder."""
+    """official: a .pt file for the released DiT, SiT or U-DiT code; diffusers: a DiTTransformer2DModel folder."""
     push: str | None = None
     """Also publish the snapshot as OWNER/NAME on the Hugging Face Hub; the scores of RUN/eval go into its card."""
     private: bool = False
