@@ -71,6 +71,8 @@ class TrainConfig(Section):
     """A checkpoint every so many images, and at the end."""
     keep: Count = 2
     """Checkpoints kept; the newest ones."""
+    latents: Path | None = None
+    """Train from this cache of latents (`ditkit encode`, or another project's) instead of from the images."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that read images ahead; useful for folders of large images."""
 

@@ -1,6 +1,7 @@
 """`ditkit train RECIPE`: every field of the recipe is a flag."""
 
 from pathlib import Path
+from typing import TypeVar
 
 from ditkit.cli.parsing import parse, switch_kinds
 from ditkit.device import DeviceName, pick_device
@@ -20,28 +21,40 @@ The run's folder gets recipe.json, log.jsonl, loss.png, previews/ and checkpoint
 by noise level on held-out images; and with --train.score-images N, scores.png."""
 
 
-class TrainCommand(Recipe):
-    """Train a recipe; given again, the same command resumes it. Every field of the recipe is a flag."""
+class RecipeFlags(Recipe):
+    """A recipe whose every field is a flag, for verbs that add some of their own."""
 
-    out: Path | None = None
-    """The run's folder; runs/NAME when not given."""
-    init: str | None = None
-    """Start from another run or snapshot: its classes, size or data may differ; what did not fit is printed."""
     device: DeviceName = "auto"
-    """Where to train; auto takes the fastest present."""
+    """Where to compute; auto takes the fastest present."""
 
     @property
     def recipe(self) -> Recipe:
         return Recipe.model_validate({name: getattr(self, name) for name in Recipe.model_fields})
 
 
-def parse_train(argv: list[str]) -> TrainCommand:
+Flags = TypeVar("Flags", bound=RecipeFlags)
+
+
+class TrainCommand(RecipeFlags):
+    """Train a recipe; given again, the same command resumes it. Every field of the recipe is a flag."""
+
+    out: Path | None = None
+    """The run's folder; runs/NAME when not given."""
+    init: str | None = None
+    """Start from another run or snapshot: its classes, size or data may differ; what did not fit is printed."""
+
+
+def parse_recipe(command: type[Flags], verb: str, argv: list[str]) -> Flags:
     """The recipe named first, with its sections and fields replaced by the flags after it."""
     if not argv or argv[0].startswith("-"):
-        raise InputError(f"train: name a recipe first; choose one of: {', '.join(RECIPES)}")
+        raise InputError(f"{verb}: name a recipe first; choose one of: {', '.join(RECIPES)}")
     name, *flags = argv
     base, rest = switch_kinds(recipe(name), flags)
-    return parse(TrainCommand, rest, f"train {name}", default=TrainCommand.model_validate(base.model_dump()))
+    return parse(command, rest, f"{verb} {name}", default=command.model_validate(base.model_dump()))
+
+
+def parse_train(argv: list[str]) -> TrainCommand:
+    return parse_recipe(TrainCommand, "train", argv)
 
 
 def run(argv: list[str]) -> None:

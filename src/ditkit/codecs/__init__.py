@@ -2,7 +2,7 @@
 
 A codec has `.channels` of its state, `.random`, `.layout(height, width)`, `.encode(images uint8 (B, C, H, W),
 noise) -> state float32` and `.decode(state) -> uint8`. Adding one: a section with a `kind` literal and
-`.build`, and its line below.
+`.build` and `.resolved` (itself with what is known of its files filled in), and its line below.
 """
 
 from typing import Annotated, Protocol
@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ditkit.codecs.identity import IdentityConfig
-from ditkit.codecs.vae import VaeConfig
+from ditkit.codecs.vae import Vae, VaeConfig
 from ditkit.transports import Layout
 
 
@@ -36,4 +36,4 @@ CodecConfig = Annotated[IdentityConfig | VaeConfig, Field(discriminator="kind")]
 
 CODECS: dict[str, IdentityConfig | VaeConfig] = {"identity": IdentityConfig(), "vae": VaeConfig()}
 
-__all__ = ["CODECS", "Codec", "CodecConfig", "IdentityConfig", "VaeConfig"]
+__all__ = ["CODECS", "Codec", "CodecConfig", "IdentityConfig", "Vae", "VaeConfig"]

@@ -24,6 +24,9 @@ class IdentityConfig(Section):
 
     kind: Literal["identity"] = "identity"
 
+    def resolved(self) -> "IdentityConfig":
+        return self
+
     def build(self, image_channels: int, device: torch.device | str = "cpu") -> "Identity":
         return Identity(image_channels)
 

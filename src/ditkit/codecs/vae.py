@@ -22,12 +22,12 @@ from torch import Tensor
 
 from ditkit.codecs.identity import to_signed, to_uint8
 from ditkit.config import Section
+from ditkit.data.latents.source import LOGVAR
 from ditkit.device import Precision, autocast
 from ditkit.errors import InputError
 from ditkit.transports import Layout
 
 STABLE_DIFFUSION = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse")
-LOGVAR = (-30.0, 20.0)  # diffusers' limits
 
 Factors = float | tuple[float, ...]
 
@@ -144,7 +144,7 @@ class Vae:
             if model.tile_latent_min_size % 4:  # tiles overlap by a quarter
                 raise InputError(
                     f"--codec.tiling: the tiles of {config.id} are {model.tile_latent_min_size} latent pixels wide, "
-                    "which four do not divide; use --no-codec.tiling"
+                    "which four do not divide; use --codec.no-tiling"
                 )
             model.enable_tiling()
         return model.eval().requires_grad_(False).to(self.device)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ditkit.data.latents.source import Latents
 from ditkit.data.sources import Arrays, DataSection, Source, Split, stack
 from ditkit.data.transforms import prepare
 from ditkit.errors import InputError
@@ -22,14 +23,14 @@ from ditkit.randomness import generator
 class Batch(NamedTuple):
     """B training images."""
 
-    images: Tensor  # uint8 (B, C, H, W)
+    images: Tensor  # uint8 (B, C, H, W); of latents on disk their moments, float32
     label: Tensor | None  # int64 (B,); None when the data is unlabelled
     index: Tensor  # type: ignore[assignment]  # int64 (B,): the counters n; hides tuple.index
     caption: tuple[str, ...] | None = None  # (B,); None when the data has no captions
 
 
 def batches(
-    source: Source,
+    source: Source | Latents,
     config: DataSection,
     *,
     seed: int,
@@ -99,7 +100,7 @@ def _as_it_is(batch: Any) -> Any:
 class Stream(Dataset):
     """The training images of run `seed` by their counter n = 0, 1, 2, ..., over all epochs."""
 
-    def __init__(self, source: Source, config: DataSection, seed: int):
+    def __init__(self, source: Source | Latents, config: DataSection, seed: int):
         self._source, self._config, self._seed = source, config, seed
         self._epoch, self._order = -1, np.empty(0, dtype=int)
 
@@ -121,18 +122,21 @@ class Stream(Dataset):
     def __getitems__(self, counters: Sequence[int]) -> Batch:
         """The images of these counters; DataLoader asks for a whole batch at once."""
         positions = [self.position(n) for n in counters]
-        images = self._fetch(positions)
+        images = self._fetch(positions, [self.flipped(n) for n in counters])
         label = None if self._source.labels is None else self._source.labels[positions]
         captions = self._source.captions
         caption = None if captions is None else tuple(captions[place] for place in positions)
-        if self._config.flip:
-            chosen = torch.tensor([self.flipped(n) for n in counters])
-            images[chosen] = images[chosen].flip(-1)
         return Batch(images, label, torch.tensor(counters), caption)
 
-    def _fetch(self, positions: list[int]) -> Tensor:
+    def _fetch(self, positions: list[int], flipped: list[bool]) -> Tensor:
         """In this process's own thread: a loader's workers are what runs beside each other."""
         source, config = self._source, self._config
+        if isinstance(source, Latents):
+            return source.moments(positions, flipped)
         if isinstance(source, Arrays):
-            return stack(source, positions, config)
-        return torch.stack([prepare(source[place][0], config.size, config.channels) for place in positions])
+            images = stack(source, positions, config)
+        else:
+            images = torch.stack([prepare(source[k][0], config.size, config.channels) for k in positions])
+        chosen = torch.tensor(flipped)
+        images[chosen] = images[chosen].flip(-1)
+        return images

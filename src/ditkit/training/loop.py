@@ -12,7 +12,8 @@ import torch
 
 from ditkit.backbones import compile_blocks
 from ditkit.checkpoint import load_newest, optimizer_tensors, restore_optimizer, save_checkpoint
-from ditkit.data import batches
+from ditkit.data import Source, batches
+from ditkit.data.latents import Latents
 from ditkit.device import check_compiler
 from ditkit.errors import InputError
 from ditkit.pipeline import Pipeline
@@ -21,6 +22,7 @@ from ditkit.progress import progress_bar
 from ditkit.recipe import Recipe, TrainConfig
 from ditkit.training.ema import Ema
 from ditkit.training.initial import load_initial
+from ditkit.training.latents import open_for
 from ditkit.training.log import Log, read_log
 from ditkit.training.monitor import Monitor
 from ditkit.training.preview import save_preview
@@ -42,17 +44,22 @@ def train(
 ) -> Path:
     """Train `recipe` in the folder `out`, resuming what is there; the path of the last checkpoint.
 
-    Leaves recipe.json, log.jsonl, loss.png, previews/, checkpoints/ and what `monitor.py` measures. `init` starts from the moving
-    average of another run or snapshot instead of fresh weights.
+    Leaves recipe.json, log.jsonl, loss.png, previews/, checkpoints/ and what `monitor.py` measures. `init` starts
+    from the moving average of another run or snapshot instead of fresh weights. With `train.latents` the batches
+    come from a cache; what is measured meanwhile is still of the images.
 
     Raises:
-        InputError: data that cannot be read, a folder made by another recipe, no intact checkpoint,
-            a full disk, or a loss that stays non-finite.
+        InputError: data that cannot be read, a cache of something else, a folder made by another recipe, no
+            intact checkpoint, a full disk, or a loss that stays non-finite.
     """
-    source = recipe.data.open("train")
-    recipe = recipe.replace(data={"classes": len(source.names)})
     config = recipe.train
     codec = recipe.build_codec(device)
+    source: Source | Latents
+    if config.latents is None:
+        source, encoding = recipe.data.open("train"), codec
+    else:
+        source, encoding = open_for(recipe, codec, config.latents)
+    recipe = recipe.replace(data={"classes": len(source.names)}, codec=recipe.codec.resolved())
     net = recipe.build_backbone()  # before anything is written: refuses what cannot be built
     if config.compile:
         check_compiler(device)
@@ -93,7 +100,7 @@ def train(
         for batch in stream:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, seen)
-            terms = backward(recipe, net, codec, batch, device)
+            terms = backward(recipe, net, encoding, batch, device)
             norm = update(net, optimizer, config.clip)
             before, seen = seen, seen + len(batch.index)
             if norm.isfinite():

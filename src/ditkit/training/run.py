@@ -20,6 +20,7 @@ MAY_CHANGE = {
         "workers",
         "micro_batch",
         "compile",
+        "latents",
     },
     "sample": {"sampler", "steps", "guidance", "interval"},
 }

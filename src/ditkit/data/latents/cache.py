@@ -1,0 +1,244 @@
+"""The cache of `ditkit encode`: shards of moments, and an index that says what they are.
+
+    index.json                 `Index`: which encoder, which data, how many, statistics of the channels
+    latents-00000.safetensors  moments (n, 2 channels, height, width), moments_flip of the mirrored images where
+                               the recipe flips, labels (n,) where there are classes
+    captions.json              where there are captions
+
+A shard is written beside its place and renamed into it, so what is there is whole and an encoding that was
+killed goes on with the next one. Until the last, index.json is called unfinished.json. Nothing in the files
+depends on when or in how many sittings they were made.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ditkit.config import Section
+from ditkit.data.latents.source import LOGVAR, Latents, ShardFiles, shapes
+from ditkit.data.sources import DataSection, Source, stack
+from ditkit.errors import InputError
+from ditkit.progress import progress_bar
+
+INDEX, PLAN, CAPTIONS = "index.json", "unfinished.json", "captions.json"
+NOT_PIXELS = {"flip", "check", "classes"}  # fields of a data section that do not decide what is encoded
+
+Dtype = Literal["float32", "float16"]
+
+
+class Index(Section):
+    """What a cache holds, and what it was made from."""
+
+    version: Literal[1] = 1
+    count: int
+    """Images."""
+    shape: tuple[int, int, int]
+    """(2 channels, height, width) of the moments of an image."""
+    flips: bool
+    """Whether the mirrored images are there, too."""
+    dtype: Dtype
+    shard: int
+    """Images per file."""
+    encoder: str
+    """SHA-256 of the weights that encoded."""
+    codec: dict[str, Any]
+    """id, revision and what else decides the moments."""
+    data: dict[str, Any]
+    """What decides which images there are and how they look."""
+    names: tuple[str, ...]
+    """Of the classes; () when unlabelled."""
+    captions: bool
+    mean: tuple[float, ...] | None = None
+    """Of each channel of the latents, over images, places and draws; None until all are encoded."""
+    std: tuple[float, ...] | None = None
+    """The spread, likewise."""
+
+    @property
+    def files(self) -> list[tuple[str, range]]:
+        """The shards' names, and which images each holds."""
+        starts = range(0, self.count, self.shard)
+        return [
+            (f"latents-{number:05d}.safetensors", range(start, min(start + self.shard, self.count)))
+            for number, start in enumerate(starts)
+        ]
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        return ("moments", "moments_flip") if self.flips else ("moments",)
+
+
+def data_facts(data: DataSection) -> dict[str, Any]:
+    """What of a data section decides which images there are and how they look."""
+    return data.model_dump(mode="json", exclude=NOT_PIXELS)
+
+
+def write_cache(
+    out: Path,
+    source: Source,
+    data: DataSection,
+    moments: Callable[[Tensor], Tensor],
+    plan: Index,
+    batch: int = 64,
+) -> int:
+    """Encode the images of `source` into the folder `out`, or go on doing so; how many were encoded now.
+
+    `moments` maps uint8 (B, C, H, W) to (B, 2 channels, height, width). InputError when the folder holds the
+    cache of another plan or something else, or cannot be written.
+    """
+    _claim(out, plan)
+    encoded = 0
+    with progress_bar(plan.count, "encoding", "img") as bar:
+        for name, places in plan.files:
+            if not (out / name).exists():
+                _save(out / name, _shard(source, data, moments, plan, places, batch, bar.update))
+                encoded += len(places)
+            else:
+                bar.update(len(places))
+    if source.captions is not None:
+        _replace(out / CAPTIONS, json.dumps(list(source.captions)).encode())
+    mean, std = _statistics([out / name for name, _ in plan.files])
+    index = plan.model_copy(update={"mean": mean, "std": std})
+    _replace(out / INDEX, (index.model_dump_json(indent=1) + "\n").encode())
+    (out / PLAN).unlink(missing_ok=True)
+    return encoded
+
+
+def read_index(path: Path) -> Index:
+    """InputError when the file is missing or says something else."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); encode again") from None
+    return Index.checked(values, str(path))
+
+
+def _claim(out: Path, plan: Index) -> None:
+    """Make `out` the folder of this plan, unless it is another's."""
+    for name in (INDEX, PLAN):
+        if (out / name).exists():
+            found = read_index(out / name).model_copy(update={"mean": None, "std": None})
+            old, new = found.model_dump(mode="json"), plan.model_dump(mode="json")
+            for field in old:
+                if old[field] != new[field]:
+                    raise InputError(
+                        f"--out {out} holds latents with {field} {old[field]}, not {new[field]}; give the same command "
+                        "to go on, or another --out"
+                    )
+            return
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"--out {out} is not empty and holds no latents; give another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be made ({error.strerror}); give another folder") from None
+    _replace(out / PLAN, (plan.model_dump_json(indent=1) + "\n").encode())
+
+
+def _shard(
+    source: Source,
+    data: DataSection,
+    moments: Callable[[Tensor], Tensor],
+    plan: Index,
+    places: range,
+    batch: int,
+    done: Callable[[int], object],
+) -> dict[str, Tensor]:
+    """The tensors of one shard, by name; `done` is told of every batch."""
+    dtype = getattr(torch, plan.dtype)
+    parts: dict[str, list[Tensor]] = {name: [] for name in plan.tensors}
+    picks = [places[start : start + batch] for start in range(0, len(places), batch)]
+    for images in _ahead(lambda part: stack(source, part, data, shown=False), picks):
+        for name, some in zip(plan.tensors, (images, images.flip(-1)), strict=False):
+            parts[name].append(moments(some).to("cpu", dtype))
+        done(len(images))
+    tensors = {name: torch.cat(rows).contiguous() for name, rows in parts.items()}
+    if source.labels is not None:
+        tensors["labels"] = source.labels[list(places)]
+    return tensors
+
+
+def _ahead(read: Callable[[range], Tensor], parts: Sequence[range]) -> Iterator[Tensor]:
+    """Each part, read while the one before it is worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(read, parts[0])
+        for following in parts[1:]:
+            ready, coming = coming, pool.submit(read, following)
+            yield ready.result()
+        yield coming.result()
+
+
+def _save(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a shard, with its channels' sums of the latents and of their squares, and put it in its place."""
+    rows = torch.cat([rows for name, rows in tensors.items() if name != "labels"]).double()
+    mean, logvar = rows.chunk(2, dim=1)
+    squares = mean.square() + logvar.clamp(*LOGVAR).exp()
+    sums = {
+        "value": mean.sum(dim=(0, 2, 3)).tolist(),
+        "square": squares.sum(dim=(0, 2, 3)).tolist(),
+        "count": mean[:, 0].numel(),
+    }
+    unfinished = file.with_suffix(".unfinished")
+    try:
+        save_file(tensors, unfinished, {"sums": json.dumps(sums)})
+        os.replace(unfinished, file)
+    except (OSError, SafetensorError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise InputError(
+            f"{file}: cannot be written ({error}); make room on the disk and give the same command, it goes on"
+        ) from None
+
+
+def _statistics(files: Sequence[Path]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and spread of each channel of the latents, from what `_save` wrote into the files."""
+    found = []
+    for file in files:
+        shapes(file)
+        with safe_open(file, "pt") as reader:
+            found.append(json.loads(reader.metadata()["sums"]))
+    count = sum(sums["count"] for sums in found)
+    mean, square = (
+        torch.tensor([sums[name] for sums in found], dtype=torch.float64).sum(dim=0) / count
+        for name in ("value", "square")
+    )
+    std = (square - mean.square()).clamp(min=0).sqrt()
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _replace(file: Path, content: bytes) -> None:
+    unfinished = file.with_suffix(".tmp")
+    unfinished.write_bytes(content)
+    os.replace(unfinished, file)
+
+
+class Cache(Latents):
+    """A finished cache; its files are mapped into memory and read row by row."""
+
+    def __init__(self, folder: Path):
+        """InputError when a file is missing or damaged."""
+        self.index = read_index(folder / INDEX)
+        self.names, self.shape, self.flips = self.index.names, self.index.shape, self.index.flips
+        self._paths = [folder / name for name, _ in self.index.files]
+        for path, (_, places) in zip(self._paths, self.index.files, strict=True):
+            found = shapes(path)
+            if any(found.get(name) != (len(places), *self.shape) for name in self.index.tensors):
+                raise InputError(f"{path}: does not hold what {INDEX} says; encode again into another folder")
+        self.labels = None
+        if self.names:
+            self.labels = torch.cat([ShardFiles().rows(path, "labels") for path in self._paths])
+        self.captions = json.loads((folder / CAPTIONS).read_text()) if self.index.captions else None
+        self._files = ShardFiles()
+
+    def __len__(self) -> int:
+        return self.index.count
+
+    def row(self, place: int, mirrored: bool) -> Tensor:
+        shard, row = divmod(place, self.index.shard)
+        return self._files.rows(self._paths[shard], self.index.tensors[mirrored], slice(row, row + 1))[0]

@@ -1,0 +1,67 @@
+"""What latents on disk are to the loader: a source of moments."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ditkit.errors import InputError
+
+LOGVAR = (-30.0, 20.0)  # diffusers' limits
+
+
+def shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a safetensors file; InputError when it is missing or damaged."""
+    try:
+        with safe_open(file, "pt") as reader:
+            return {name: tuple(reader.get_slice(name).get_shape()) for name in reader.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file} is missing or damaged ({error}); encode it again") from None
+
+
+class ShardFiles:
+    """Safetensors files, mapped into memory when they are first read and kept so."""
+
+    def __init__(self):
+        self._open = {}
+
+    def rows(self, file: Path, name: str, rows: slice | None = None) -> Tensor:
+        """Rows of one tensor; all of them when none are named."""
+        try:
+            if file not in self._open:
+                self._open[file] = safe_open(file, "pt")
+            return self._open[file].get_slice(name)[rows or slice(None)]
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{file} is missing or damaged ({error}); encode it again") from None
+
+
+class Latents(ABC):
+    """The moments of a data set's images, numbered 0 .. len - 1 in an order that never changes."""
+
+    names: tuple[str, ...]
+    """Of the classes; () when unlabelled."""
+    labels: Tensor | None
+    """int64 (N,); None when unlabelled."""
+    captions: Sequence[str] | None = None
+    """(N,); None when there are none."""
+    shape: tuple[int, ...]
+    """(2 channels, height, width) of the moments of one image."""
+    flips: bool
+    """Whether there are the mirrored images' moments, too."""
+    note: str = ""
+    """What the layout lacks."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def row(self, place: int, mirrored: bool) -> Tensor:
+        """Mean and logvar of one image, or of the image mirrored: (2 channels, height, width)."""
+
+    def moments(self, places: Sequence[int], mirrored: Sequence[bool]) -> Tensor:
+        """Mean and logvar of these images: float32 (B, 2 channels, height, width)."""
+        rows = [self.row(place, flip) for place, flip in zip(places, mirrored, strict=True)]
+        return torch.stack(rows).float()

@@ -1,0 +1,109 @@
+"""Training from latents on disk instead of images: does the cache belong to the recipe, and how it is read.
+
+The batches of a cache hold moments where those of images hold pixels; everything else about them, order,
+labels and flips, is the same, and so are the draws from the posteriors. So a run from a cache is the run on
+the images, to the rounding of the encoder's sums.
+"""
+
+import logging
+from pathlib import Path
+
+from torch import Tensor
+
+from ditkit.codecs import Codec, Vae, VaeConfig
+from ditkit.data.latents import Cache, Latents, open_latents
+from ditkit.data.latents.cache import data_facts
+from ditkit.errors import InputError
+from ditkit.recipe import Recipe
+from ditkit.transports import Layout
+
+log = logging.getLogger(__name__)
+
+
+def codec_facts(config: VaeConfig) -> dict[str, object]:
+    """What of the codec's section, besides the encoder's weights, decides the moments."""
+    return config.model_dump(mode="json", include={"precision", "tiling"})
+
+
+def open_for(recipe: Recipe, codec: Codec, folder: Path) -> tuple[Latents, Codec]:
+    """The latents in `folder`, if they are those of the recipe's images and codec, and the codec of their batches.
+
+    InputError, naming both values and the remedy, when codec, size, data or classes are others or mirrored
+    images are lacking; of another project's layout only size, classes and flips are known.
+    """
+    where = f"--train.latents {folder}"
+    if not isinstance(codec, Vae):
+        raise InputError(
+            f"{where}: the codec is {recipe.codec.kind}, which has no latents; give --codec vae, or leave the cache out"
+        )
+    found = open_latents(folder)
+    channels, height, width = codec.layout(recipe.data.size, recipe.data.size).shape
+    expected = (2 * channels, height, width)
+    if tuple(found.shape) != expected:
+        raise InputError(
+            f"{where} has latents of {_size(found.shape)}, the recipe's are {_size(expected)} (--data.size "
+            f"{recipe.data.size} at 1/{codec.downsampling}); give its --data.size and --codec, or encode again"
+        )
+    if recipe.data.flip and not found.flips:
+        raise InputError(
+            f"{where} has no mirrored images, but --data.flip is True; give --data.no-flip, or encode with flips"
+        )
+    if isinstance(found, Cache):
+        recipe.data.check_classes(found.names, where)
+        _check_origin(found, recipe, codec, where)
+    else:
+        log.info(f"{folder}: {found.note}; which autoencoder and images it was made from is not recorded")
+        asked = recipe.data.classes
+        if asked is not None and asked < len(found.names):
+            raise InputError(
+                f"{where} has labels up to {len(found.names) - 1}, but --data.classes is {asked}; correct it or leave "
+                "it out"
+            )
+        found.names = tuple(str(label) for label in range(asked or len(found.names)))
+    return found, FromMoments(codec)
+
+
+def _check_origin(found: Cache, recipe: Recipe, codec: Vae, where: str) -> None:
+    """InputError at the first thing that the cache was made with and the recipe has otherwise."""
+    index = found.index
+    theirs = {f"data.{name}": value for name, value in index.data.items()}
+    ours = {f"data.{name}": value for name, value in data_facts(recipe.data).items()}
+    facts = codec_facts(codec.config)
+    theirs |= {f"codec.{name}": index.codec.get(name) for name in facts}
+    ours |= {f"codec.{name}": value for name, value in facts.items()}
+    for name in theirs | ours:
+        if theirs.get(name) != ours.get(name):
+            raise InputError(
+                f"{where} was made with {name} {theirs.get(name)}, the recipe has {ours.get(name)}; give the same, or "
+                "`ditkit encode` the recipe's own into another folder"
+            )
+    if index.encoder != codec.encoder_hash:
+        raise InputError(
+            f"{where} was made by another autoencoder: {index.codec.get('id')} with encoder {index.encoder[:12]}, the "
+            f"recipe's {codec.config.id} has {codec.encoder_hash[:12]}; give its --codec.id, or `ditkit encode` with "
+            "this one into another folder"
+        )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    channels, height, width = shape
+    return f"{height}x{width} with {channels // 2} channels"
+
+
+class FromMoments:
+    """The codec of batches that hold moments: the first half of encoding is done."""
+
+    random = True
+
+    def __init__(self, codec: Vae):
+        self.channels, self._codec = codec.channels, codec
+
+    def layout(self, height: int, width: int) -> Layout:
+        """Of moments of that height and width."""
+        return Layout((self.channels, height, width))
+
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self._codec.sample(images, noise)
+
+    def decode(self, state: Tensor) -> Tensor:
+        return self._codec.decode(state)
