@@ -1,0 +1,192 @@
+"""Embeddings of a data set's captions, computed once and read from disk.
+
+    text.json         encoder, count, hash of the captions, the captions themselves
+    text.safetensors  tokens (T, D) of all captions one after another, without padding; starts (N + 1,), where each
+                      begins; pooled (N, D)
+
+Tokens are kept in the encoder's own precision, so reading gives what encoding gave, bit for bit. Equal captions
+are kept once, and the empty one always. The index is written last and renamed into place: what is there is whole.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ditkit.config import Section
+from ditkit.errors import InputError
+from ditkit.progress import progress_bar
+from ditkit.text.encoders import DTYPES, Text, TextConfig, TextEncoder
+from ditkit.text.files import find_folder, identity
+
+INDEX, TENSORS = "text.json", "text.safetensors"
+
+
+class TextIndex(Section):
+    """What a cache holds, and what it was made with."""
+
+    version: Literal[1] = 1
+    encoder: TextConfig
+    """Name, length and precision."""
+    identity: str
+    """SHA-256 of the encoder's files."""
+    dim: int
+    count: int
+    """Different captions, the empty one among them."""
+    hash: str
+    """SHA-256 of the captions."""
+    captions: tuple[str, ...]
+
+
+def distinct(captions: Iterable[str]) -> tuple[str, ...]:
+    """The empty caption, then every other once, in the order of its first appearance."""
+    return tuple(dict.fromkeys(["", *captions]))
+
+
+def captions_hash(captions: Sequence[str]) -> str:
+    """SHA-256 of captions in their order."""
+    return hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()
+
+
+def embed(
+    captions: Iterable[str],
+    config: TextConfig,
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    batch: int = 64,
+) -> "TextCache":
+    """The cache of these captions in a folder: made, or read where it is. The encoder is freed before returning.
+
+    InputError: the folder holds another encoder's embeddings or lacks some, or the encoder cannot be had.
+    """
+    if not (folder / INDEX).is_file():
+        _write(config.build(device), distinct(captions), folder, batch)
+        return TextCache(folder)
+    cache = TextCache(folder)
+    cache.check(config, captions)
+    return cache
+
+
+def _write(encoder: TextEncoder, captions: tuple[str, ...], folder: Path, batch: int) -> None:
+    """Embeddings are gathered in memory, and written when all are there."""
+    tokens, pooled, lengths = [], [], [0]
+    with progress_bar(len(captions), "reading captions", "caption", delay=1.0) as bar:
+        for start in range(0, len(captions), batch):
+            text = encoder.encode(captions[start : start + batch], batch)
+            tokens.append(text.tokens[text.mask].to(DTYPES[encoder.config.dtype]).cpu())
+            pooled.append(text.pooled.cpu())
+            lengths += text.mask.sum(1).tolist()
+            bar.update(len(text.mask))
+    tensors = {
+        "tokens": torch.cat(tokens),
+        "starts": torch.tensor(lengths).cumsum(0),
+        "pooled": torch.cat(pooled),
+    }
+    index = TextIndex(
+        encoder=encoder.config,
+        identity=encoder.identity,
+        dim=encoder.dim,
+        count=len(captions),
+        hash=captions_hash(captions),
+        captions=captions,
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / TENSORS)
+        unfinished = folder / f"{INDEX}.unfinished"
+        unfinished.write_text(index.model_dump_json(indent=1), encoding="utf-8")
+        unfinished.replace(folder / INDEX)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder}: cannot write the captions' embeddings ({error}); make room") from None
+
+
+class TextCache:
+    """Captions to `Text`, from a folder that `embed` wrote. Memory-mapped: only what is asked for is read."""
+
+    def __init__(self, folder: Path):
+        """InputError when the folder holds no whole cache."""
+        self.folder = folder
+        try:
+            content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{folder} holds no embeddings of captions ({INDEX} is not there)") from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder / INDEX} is damaged ({error}); delete the folder") from None
+        self.index = TextIndex.checked(content, str(folder / INDEX))
+        self.dim, self.length = self.index.dim, self.index.encoder.length
+        self._rows = {caption: row for row, caption in enumerate(self.index.captions)}
+        try:
+            self._file = safe_open(folder / TENSORS, framework="pt")
+            self._starts = self._file.get_tensor("starts").tolist()
+            shapes = [tuple(self._file.get_slice(name).get_shape()) for name in ("tokens", "pooled")]
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{folder / TENSORS} is damaged ({error}); delete the folder") from None
+        count = self.index.count
+        fits = (len(self._starts), *shapes) == (count + 1, (self._starts[-1], self.dim), (count, self.dim))
+        if not fits or captions_hash(self.index.captions) != self.index.hash:
+            raise InputError(f"{folder}: {TENSORS} and {INDEX} do not belong together; delete the folder")
+
+    def __len__(self) -> int:
+        return self.index.count
+
+    def __call__(self, captions: Sequence[str]) -> Text:
+        """What the encoder gave for these captions: tokens (B, M, D), mask (B, M), pooled (B, D), on the CPU.
+
+        InputError naming a caption that is not in the cache.
+        """
+        tokens = torch.zeros((len(captions), self.length, self.dim))
+        mask = torch.zeros((len(captions), self.length), dtype=torch.bool)
+        pooled = torch.zeros((len(captions), self.dim))
+        for place, caption in enumerate(captions):
+            row = self._row(caption)
+            start, end = self._starts[row], self._starts[row + 1]
+            tokens[place, : end - start] = self._tokens[start:end].float()
+            mask[place, : end - start] = True
+            pooled[place] = self._pooled[row]
+        return Text(tokens, mask, pooled)
+
+    def check(self, config: TextConfig, captions: Iterable[str]) -> None:
+        """InputError, with both values, unless all these captions were embedded by this encoder."""
+        mine = self.index.encoder
+        for name in ("length", "dtype"):
+            here, there = getattr(mine, name), getattr(config, name)
+            if here != there:
+                raise InputError(
+                    f"{self.folder}: its captions were embedded with --text.{name} {here}, not {there}; give "
+                    "another folder"
+                )
+        if self.index.identity != (found := identity(find_folder(config.id, config.revision))):
+            raise InputError(
+                f"{self.folder}: its captions were embedded by {mine.id} ({self.index.identity[:12]}), not by "
+                f"{config.id} ({found[:12]}); give another folder"
+            )
+        absent = [caption for caption in distinct(captions) if caption not in self._rows]
+        if absent:
+            raise InputError(
+                f"{self.folder} lacks {len(absent)} of the data's captions, {absent[0][:50]!r} among them; give "
+                "another folder"
+            )
+
+    def _row(self, caption: str) -> int:
+        try:
+            return self._rows[caption]
+        except KeyError:
+            raise InputError(
+                f"{self.folder}: {caption[:50]!r} is not among its captions; embed it anew"
+            ) from None
+
+    @cached_property
+    def _tokens(self) -> Tensor:
+        return self._file.get_tensor("tokens")  # a view of the file; nothing is read yet
+
+    @cached_property
+    def _pooled(self) -> Tensor:
+        return self._file.get_tensor("pooled")
