@@ -1,5 +1,7 @@
 """The base of every configuration section: frozen, strict, JSON in and out."""
 
+import json
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -7,6 +9,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ditkit.errors import InputError
 
 Checked = TypeVar("Checked", bound="Section")
+
+
+def write_section(section: "Section", path: Path) -> None:
+    """The section as a JSON file."""
+    path.write_text(json.dumps(section.model_dump(mode="json"), indent=1) + "\n")
+
+
+def read_section(cls: "type[Checked]", path: Path) -> Checked:
+    """The section in a JSON file; InputError when it is missing or holds something else."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot read this {cls.__name__.lower()} ({error})") from None
+    return cls.checked(values, str(path))
 
 
 class Section(BaseModel):

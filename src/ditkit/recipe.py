@@ -3,7 +3,6 @@
 Python functions in `ditkit.recipes` return recipes; every field is a flag of `ditkit train`.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +11,7 @@ from pydantic import Field, model_validator
 
 from ditkit.backbones import Backbone, BackboneConfig
 from ditkit.codecs import Codec, CodecConfig, IdentityConfig
-from ditkit.config import Section
+from ditkit.config import Section, read_section, write_section
 from ditkit.data import DataConfig
 from ditkit.device import Precision
 from ditkit.errors import InputError
@@ -22,15 +21,13 @@ from ditkit.transports import Transport
 Count = Annotated[int, Field(ge=1)]
 
 
-class TrainConfig(Section):
-    """The training run. Everything is counted in images, so that batch sizes can be compared."""
+class Training(Section):
+    """Length, optimiser and records of a training. All is counted in images, so that batch sizes can be compared."""
 
     images: Count = 1_000_000
     """Train until this many images have been seen."""
     batch: Count = 128
     """Images per optimiser step."""
-    micro_batch: Count | None = None
-    """Images per forward pass, where a whole batch does not fit in memory (gradient accumulation)."""
     lr: Annotated[float, Field(gt=0)] = 1e-4
     """AdamW's learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -43,20 +40,33 @@ class TrainConfig(Section):
     """cosine: the learning rate falls to 0 at the last image."""
     clip: Annotated[float, Field(gt=0)] | None = None
     """Clip the gradient's norm to this."""
+    precision: Precision = "auto"
+    """auto: bf16 autocast over float32 weights where this machine has fast bf16."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides initial weights, order, augmentation and every other draw."""
+    log_images: Count = 10_000
+    """A line in log.jsonl every so many images."""
+    checkpoint_images: Count = 100_000
+    """A checkpoint every so many images, and at the end."""
+    keep: Count = 2
+    """Checkpoints kept; the newest ones."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that read images ahead; useful for folders of large images."""
+
+
+class TrainConfig(Training):
+    """The training run of a diffusion transformer."""
+
+    micro_batch: Count | None = None
+    """Images per forward pass, where a whole batch does not fit in memory (gradient accumulation)."""
     label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of images trained without their label, for classifier-free guidance."""
     ema_half_life_images: Annotated[float, Field(gt=0)] = 1_774_000
     """Half-life of the weights' moving average (DiT's decay of 0.9999 at batch 256)."""
     ema_rampup: Annotated[float, Field(gt=0)] | None = None
     """The half-life is at most this share of the images seen so far (EDM uses 0.05)."""
-    precision: Precision = "auto"
-    """auto: bf16 autocast over float32 weights where this machine has fast bf16."""
     compile: bool = False
     """Compile each block (one compilation for all of them; needs a C++ compiler on a CPU)."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Decides initial weights, order, augmentation, times, noise and dropout."""
-    log_images: Count = 10_000
-    """A line in log.jsonl every so many images."""
     preview_images: Count = 250_000
     """A grid of samples every so many images."""
     validate_images: Annotated[int, Field(ge=0)] = 50_000
@@ -67,14 +77,8 @@ class TrainConfig(Section):
     """Samples to score each time, of seeds 0, 1, ..."""
     score_features: str = "classifier"
     """The network to score with, as in `ditkit eval`."""
-    checkpoint_images: Count = 100_000
-    """A checkpoint every so many images, and at the end."""
-    keep: Count = 2
-    """Checkpoints kept; the newest ones."""
     latents: Path | None = None
     """Train from this cache of latents (`ditkit encode`, or another project's) instead of from the images."""
-    workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that read images ahead; useful for folders of large images."""
 
 
 class Recipe(Section):
@@ -127,13 +131,9 @@ class Recipe(Section):
         return Recipe.checked(merged, self.name)
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
+        write_section(self, path)
 
     @classmethod
     def read(cls, path: Path) -> "Recipe":
         """InputError when the file is missing or is not a recipe of this version."""
-        try:
-            values = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot read this recipe ({error})") from None
-        return cls.checked(values, str(path))
+        return read_section(cls, path)

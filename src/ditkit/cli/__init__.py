@@ -17,6 +17,7 @@ from ditkit.errors import InputError
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "train on real digits, sample, score and draw: everything in a few minutes"),
     "train": ("train", "train a recipe; the same command again resumes it"),
+    "train-codec": ("train_codec", "train a small autoencoder on your own images"),
     "encode": ("encode", "encode a recipe's images once, to train from the latents"),
     "sample": ("sample", "make images with a run or a snapshot"),
     "eval": ("evaluate", "score a run, a folder or an .npz file"),

@@ -10,8 +10,9 @@ from pydantic import Field
 from ditkit.cli.options import check_writable
 from ditkit.cli.train import RecipeFlags, parse_recipe
 from ditkit.codecs import Vae
+from ditkit.config import read_section
 from ditkit.data.latents import Index, write_cache
-from ditkit.data.latents.cache import INDEX, Dtype, data_facts, read_index
+from ditkit.data.latents.cache import INDEX, Dtype, data_facts
 from ditkit.device import pick_device
 from ditkit.errors import InputError
 from ditkit.recipes import RECIPES
@@ -72,7 +73,7 @@ def run(argv: list[str]) -> None:
     )
     encoded = write_cache(out, source, command.data, codec.moments, plan)
     seconds = time.perf_counter() - start
-    index = read_index(out / INDEX)
+    index = read_section(Index, out / INDEX)
     mean, std = index.mean or (), index.std or ()
     print(f"{out}: {encoded:,} of {len(source):,} images encoded, {encoded / seconds:.1f} images/s")
     print(f"channels: mean {_numbers(mean)}, spread {_numbers(std)}")

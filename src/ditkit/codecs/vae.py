@@ -48,6 +48,12 @@ def own_factors(config: Any) -> tuple[Factors, Factors]:
     return config.get("shift_factor") or 0.0, scale
 
 
+def draw(moments: Tensor, noise: Tensor | None) -> Tensor:
+    """A latent of the posterior with these moments (B, 2C, h, w): the mean, or with `noise` (B, C, h, w) a sample."""
+    mean, logvar = moments.chunk(2, dim=1)
+    return mean if noise is None else mean + (logvar.clamp(*LOGVAR) / 2).exp() * noise
+
+
 class VaeConfig(Section):
     """A pretrained autoencoder (needs the extra: pip install 'ditkit[latent]')."""
 
@@ -195,10 +201,8 @@ class Vae:
 
     def sample(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """The state of a posterior's moments: a sample drawn with `noise`, or its mean, shifted and scaled."""
-        mean, logvar = moments.chunk(2, dim=1)
-        latent = mean if noise is None else mean + (logvar.clamp(*LOGVAR) / 2).exp() * noise
         shift, scale = self._factors
-        return (latent - shift.to(latent)) * scale.to(latent)
+        return (draw(moments, noise) - shift.to(moments)) * scale.to(moments)
 
     @torch.no_grad()
     def decode(self, state: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from ditkit.errors import InputError
 from ditkit.pipeline import Pipeline
 from ditkit.plots import loss_curve
 from ditkit.progress import progress_bar
-from ditkit.recipe import Recipe, TrainConfig
+from ditkit.recipe import Recipe, Training
 from ditkit.training.ema import Ema
 from ditkit.training.initial import load_initial
 from ditkit.training.latents import open_for
@@ -116,10 +116,10 @@ def train(
                     )
             bar.update(len(batch.index))
 
-            if _due(config.log_images, before, seen, config.images):
+            if due(config.log_images, before, seen, config.images):
                 row = lines.write(seen, lr=optimizer.param_groups[0]["lr"], skipped=skipped)
                 bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-            if _due(config.checkpoint_images, before, seen, config.images):
+            if due(config.checkpoint_images, before, seen, config.images):
                 parts = {
                     "model": net.state_dict(),
                     "ema": ema.net.state_dict(),
@@ -128,16 +128,16 @@ def train(
                 state = {"seconds": lines.seconds, "skipped": skipped}
                 checkpoint = save_checkpoint(out / "checkpoints", seen, parts, state, config.keep)
                 loss_curve(read_log(out / "log.jsonl"), out / "loss.png", recipe.name)
-            if _due(config.preview_images, before, seen, config.images):
+            if due(config.preview_images, before, seen, config.images):
                 save_preview(average, out / "previews" / f"{seen:012d}.png")
-            if config.validate_images and _due(config.validate_images, before, seen, config.images):
+            if config.validate_images and due(config.validate_images, before, seen, config.images):
                 monitor.validate(seen)
-            if config.score_images and _due(config.score_images, before, seen, config.images):
+            if config.score_images and due(config.score_images, before, seen, config.images):
                 monitor.score(seen)
     return checkpoint
 
 
-def learning_rate(config: TrainConfig, seen: int) -> float:
+def learning_rate(config: Training, seen: int) -> float:
     """The rate for the step after `seen` images: linear warm-up, then the schedule."""
     rate = config.lr
     if seen < config.warmup_images:
@@ -147,6 +147,6 @@ def learning_rate(config: TrainConfig, seen: int) -> float:
     return rate
 
 
-def _due(every: int, before: int, seen: int, last: int) -> bool:
+def due(every: int, before: int, seen: int, last: int) -> bool:
     """Whether the step from `before` to `seen` images crossed a multiple of `every`, or was the last."""
     return seen // every > before // every or seen >= last

@@ -1,9 +1,11 @@
-"""A run's folder and the recipe that owns it."""
+"""A run's folder and the recipe that owns it: recipe.json, or of an autoencoder's training, its settings."""
 
 from pathlib import Path
 
+from ditkit.config import Section, read_section, write_section
 from ditkit.errors import InputError
-from ditkit.recipe import Recipe
+
+RECIPE = "recipe.json"
 
 # What may change between two sittings of one run: it decides how far and how, not what is learned.
 MAY_CHANGE = {
@@ -26,12 +28,12 @@ MAY_CHANGE = {
 }
 
 
-def check_run(recipe: Recipe, out: Path) -> None:
+def check_run(settings: Section, out: Path, name: str = RECIPE) -> None:
     """InputError when `out` belongs to another recipe, naming the first field that differs, or holds
     something else. Writes nothing."""
-    file = out / "recipe.json"
+    file = out / name
     if file.exists():
-        difference = _first_difference(Recipe.read(file), recipe)
+        difference = _first_difference(read_section(type(settings), file), settings)
         if difference:
             field, before, now = difference
             raise InputError(
@@ -39,19 +41,19 @@ def check_run(recipe: Recipe, out: Path) -> None:
                 "another --out"
             )
     elif out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty and holds no recipe.json; give another --out")
+        raise InputError(f"{out} is not empty and holds no {name}; give another --out")
 
 
-def claim_run(recipe: Recipe, out: Path) -> None:
-    """Make the folder and write recipe.json into it; InputError when that is not possible."""
+def claim_run(settings: Section, out: Path, name: str = RECIPE) -> None:
+    """Make the folder and write the settings into it; InputError when that is not possible."""
     try:
         (out / "previews").mkdir(parents=True, exist_ok=True)
-        recipe.write(out / "recipe.json")
+        write_section(settings, out / name)
     except OSError as error:
         raise InputError(f"--out {out}: cannot be written ({error.strerror})") from None
 
 
-def _first_difference(old: Recipe, new: Recipe) -> tuple[str, object, object] | None:
+def _first_difference(old: Section, new: Section) -> tuple[str, object, object] | None:
     before, now = old.model_dump(mode="json"), new.model_dump(mode="json")
     for section, value in before.items():
         if not isinstance(value, dict):

@@ -12,7 +12,7 @@ from ditkit.codecs import Codec
 from ditkit.data import Batch
 from ditkit.device import autocast
 from ditkit.randomness import generator
-from ditkit.recipe import Recipe, TrainConfig
+from ditkit.recipe import Recipe, Training
 
 
 class Draws(NamedTuple):
@@ -66,14 +66,14 @@ def backward(
     return means
 
 
-def make_optimizer(net: Backbone, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(net: nn.Module, config: Training) -> torch.optim.AdamW:
     """AdamW in one fused call over all parameters."""
     return torch.optim.AdamW(
         net.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
 
 
-def update(net: Backbone, optimizer: torch.optim.Optimizer, clip: float | None) -> Tensor:
+def update(net: nn.Module, optimizer: torch.optim.Optimizer, clip: float | None) -> Tensor:
     """Take the step of the accumulated gradient unless it is not finite, and clear it; its norm."""
     norm = nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
     if norm.isfinite():

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ditkit.config import Section
+from ditkit.config import Section, read_section
 from ditkit.data.latents.source import LOGVAR, Latents, ShardFiles, shapes
 from ditkit.data.sources import DataSection, Source, stack
 from ditkit.errors import InputError
@@ -111,20 +111,11 @@ def write_cache(
     return encoded
 
 
-def read_index(path: Path) -> Index:
-    """InputError when the file is missing or says something else."""
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); encode again") from None
-    return Index.checked(values, str(path))
-
-
 def _claim(out: Path, plan: Index) -> None:
     """Make `out` the folder of this plan, unless it is another's."""
     for name in (INDEX, PLAN):
         if (out / name).exists():
-            found = read_index(out / name).model_copy(update={"mean": None, "std": None})
+            found = read_section(Index, out / name).model_copy(update={"mean": None, "std": None})
             old, new = found.model_dump(mode="json"), plan.model_dump(mode="json")
             for field in old:
                 if old[field] != new[field]:
@@ -223,7 +214,7 @@ class Cache(Latents):
 
     def __init__(self, folder: Path):
         """InputError when a file is missing or damaged."""
-        self.index = read_index(folder / INDEX)
+        self.index = read_section(Index, folder / INDEX)
         self.names, self.shape, self.flips = self.index.names, self.index.shape, self.index.flips
         self._paths = [folder / name for name, _ in self.index.files]
         for path, (_, places) in zip(self._paths, self.index.files, strict=True):

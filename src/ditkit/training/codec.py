@@ -1,0 +1,285 @@
+"""Training an autoencoder: diffusers' `AutoencoderKL` in small, on images of one's own, for the `vae` codec.
+
+    loss = mean |x - decode(z)| + kl · KL(q(z|x) || N(0, 1)) / pixel values,    z a sample of q(z|x)
+
+(Kingma & Welling 2014; the weight as in Rombach et al. 2022, whose 1e-6 stands before sums over all values of an
+image.) No perceptual or adversarial term: on small images outside the world of photographs, for which this is,
+there is no network to ask. What comes out is a folder in diffusers' format whose scaling_factor brings the
+training images' latents to a spread of 1. How a codec is used: ditkit.codecs.vae.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from ditkit.checkpoint import load_newest, optimizer_tensors, restore_optimizer, save_checkpoint
+from ditkit.codecs import Vae, VaeConfig
+from ditkit.codecs.identity import to_signed
+from ditkit.codecs.vae import LOGVAR, draw
+from ditkit.config import Section
+from ditkit.data import Batch, DataConfig, Split, batches, in_order
+from ditkit.device import autocast
+from ditkit.errors import InputError
+from ditkit.evaluation import FeatureNetwork, frechet_distance, gather
+from ditkit.pictures import grid
+from ditkit.plots import loss_curve
+from ditkit.progress import progress_bar
+from ditkit.randomness import generator
+from ditkit.recipe import Count, Training
+from ditkit.scoring.rulers import CLASSIFIER, network
+from ditkit.training.log import Log, read_log
+from ditkit.training.loop import due, learning_rate
+from ditkit.training.run import check_run, claim_run
+from ditkit.training.step import make_optimizer, update
+
+log = logging.getLogger(__name__)
+
+SETTINGS, REPORT, PICTURE = "train-codec.json", "reconstruction.json", "reconstructions.png"
+COLUMNS, ROWS = 10, 3  # of the picture
+SCALED = 2_000  # training images that the scaling factor is measured on
+
+
+class Architecture(Section):
+    """The autoencoder: each width after the first halves the side."""
+
+    widths: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 64, 64)
+    """Channels of the levels, from the image inwards; three levels make latents of a quarter of the side."""
+    channels: Count = 4
+    """Channels of the latents."""
+    layers: Count = 1
+    """Residual blocks at each level of the encoder; the decoder has one more."""
+
+    @property
+    def downsampling(self) -> int:
+        """Image pixels per latent pixel."""
+        return 2 ** (len(self.widths) - 1)
+
+
+class CodecTraining(Training):
+    """The training run of an autoencoder."""
+
+    images: Count = 300_000
+    """Train until this many images have been seen."""
+    batch: Count = 64
+    """Images per optimiser step."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """AdamW's learning rate."""
+    warmup_images: Annotated[int, Field(ge=0)] = 5_000
+    """The learning rate rises linearly from 0 over this many images."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """cosine: the learning rate falls to 0 at the last image."""
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Clip the gradient's norm to this."""
+    loss: Literal["l1", "mse"] = "l1"
+    """Of the pixels, in [-1, 1]: absolute or squared differences. l1 keeps edges sharper."""
+    kl: Annotated[float, Field(ge=0)] = 1e-6
+    """Weight of the KL divergence, in nats per pixel value; more makes latents smoother, images blurrier."""
+
+
+class CodecRecipe(Section):
+    """What an autoencoder is, what it is trained on and how."""
+
+    data: DataConfig
+    codec: Architecture = Architecture()
+    train: CodecTraining = CodecTraining()
+
+
+def train_codec(
+    recipe: CodecRecipe,
+    out: Path,
+    *,
+    device: torch.device,
+    features: str | None = None,
+    count: int = 2_000,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train an autoencoder in the folder `out`, resuming what is there, and measure it; the report.
+
+    Leaves a folder that diffusers and `VaeConfig(id=out)` read, train-codec.json, log.jsonl, loss.png, checkpoints/,
+    reconstructions.png and reconstruction.json.
+
+    Raises:
+        InputError: data that cannot be read or does not divide, a folder of other settings, a full disk, features
+            that are not there.
+    """
+    config, data = recipe.train, recipe.data
+    source = data.open("train")
+    data = data.model_copy(update={"classes": len(source.names)})
+    recipe = recipe.model_copy(update={"data": data})
+    if data.size % recipe.codec.downsampling:
+        raise InputError(
+            f"--data.size {data.size} is not divisible by {recipe.codec.downsampling}, to which {len(recipe.codec.widths)} "
+            "--codec.widths lead; give another size or number of widths"
+        )
+    ruler = _ruler(features, data, device)  # before the long work: says what is wrong with it
+    model = build(recipe).to(device).train()
+    check_run(recipe, out, SETTINGS)
+    claim_run(recipe, out, SETTINGS)
+    optimizer = make_optimizer(model, config)
+    seen, seconds = 0, 0.0
+    newest = load_newest(out / "checkpoints", ("model", "optimizer"))
+    if newest is not None:
+        state, tensors = newest
+        seen, seconds = state["images"], state["seconds"]
+        model.load_state_dict(tensors["model"])
+        restore_optimizer(optimizer, model, tensors["optimizer"])
+        log.info(f"{out}: going on after {seen:,} of {config.images:,} images")
+    lines = Log(out / "log.jsonl", seen, seconds)
+    stream = batches(
+        source,
+        data,
+        seed=config.seed,
+        start=seen,
+        stop=config.images,
+        batch=config.batch,
+        workers=config.workers,
+    )
+    with progress_bar(config.images, "autoencoder", "img", initial=seen, shown=progress) as bar:
+        for batch in stream:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, seen)
+            with autocast(device, config.precision):
+                terms = losses(model, batch, config, device)
+            terms["loss"].backward()
+            norm = update(model, optimizer, config.clip)
+            before, seen = seen, seen + len(batch.index)
+            if norm.isfinite():
+                lines.add({name: value.detach() for name, value in terms.items()} | {"grad_norm": norm})
+            bar.update(len(batch.index))
+            if due(config.log_images, before, seen, config.images):
+                row = lines.write(seen, lr=optimizer.param_groups[0]["lr"])
+                if math.isnan(row["loss"]):
+                    raise InputError(
+                        f"no gradient was finite for {config.log_images} images; lower --train.lr, or use "
+                        "--train.precision fp32"
+                    )
+                bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+            if due(config.checkpoint_images, before, seen, config.images):
+                parts = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer, model)}
+                save_checkpoint(out / "checkpoints", seen, parts, {"seconds": lines.seconds}, config.keep)
+                loss_curve(read_log(out / "log.jsonl"), out / "loss.png", out.name)
+    codec = save_codec(model.eval(), recipe, out, device)
+    report = measure(codec, data, ruler, count, out / PICTURE)
+    facts = {"images_seen": seen, "minutes": round(lines.seconds / 60, 2), "scale": codec.config.scale}
+    (out / REPORT).write_text(json.dumps(report | facts, indent=1) + "\n")
+    return report | facts
+
+
+def build(recipe: CodecRecipe):
+    """diffusers' AutoencoderKL of these settings, freshly initialised from train.seed. InputError: no extra."""
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError:
+        raise InputError("train-codec needs diffusers: pip install 'ditkit[latent]'") from None
+    widths, colours = recipe.codec.widths, recipe.data.channels
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        return AutoencoderKL(
+            in_channels=colours,
+            out_channels=colours,
+            down_block_types=("DownEncoderBlock2D",) * len(widths),
+            up_block_types=("UpDecoderBlock2D",) * len(widths),
+            block_out_channels=widths,
+            layers_per_block=recipe.codec.layers,
+            latent_channels=recipe.codec.channels,
+            norm_num_groups=math.gcd(8, *widths),
+            sample_size=recipe.data.size,
+        )
+
+
+def losses(model, batch: Batch, config: CodecTraining, device: torch.device) -> dict[str, Tensor]:
+    """Means over a batch: "loss", its parts "pixels" and "kl", the latter in nats per pixel value.
+
+    Image n's draw from its posterior is a function of (seed, n).
+    """
+    images = to_signed(batch.images.to(device))
+    moments = model.encode(images).latent_dist.parameters.float()
+    shape = (moments.shape[1] // 2, *moments.shape[2:])
+    noise = np.stack(
+        [generator(config.seed, n, "codec").standard_normal(shape, np.float32) for n in batch.index.tolist()]
+    )
+    drawn = model.decode(draw(moments, torch.from_numpy(noise).to(device))).sample.float()
+    mean, logvar = moments.chunk(2, dim=1)
+    logvar = logvar.clamp(*LOGVAR)
+    kl = (mean.square() + logvar.exp() - 1 - logvar).sum() / 2 / images.numel()
+    pixels = F.l1_loss(drawn, images) if config.loss == "l1" else F.mse_loss(drawn, images)
+    return {"loss": pixels + config.kl * kl, "pixels": pixels, "kl": kl}
+
+
+def save_codec(model, recipe: CodecRecipe, out: Path, device: torch.device) -> Vae:
+    """Write the autoencoder in diffusers' format, with the scaling factor of its latents; the codec read back."""
+    model.register_to_config(scaling_factor=1.0)
+    model.save_pretrained(out)
+    channels = recipe.data.channels
+    codec = VaeConfig(id=str(out)).build(channels, device)
+    moments = torch.cat(
+        [codec.moments(images).cpu() for images, _ in in_order(recipe.data, "train", SCALED, batch=100)]
+    )
+    mean, logvar = moments.double().chunk(2, dim=1)
+    spread = (
+        (mean.var() + logvar.clamp(*LOGVAR).exp().mean()).sqrt().item()
+    )  # of a draw: between and within images
+    model.register_to_config(scaling_factor=1 / spread)
+    model.save_pretrained(out)
+    return VaeConfig(id=str(out)).build(channels, device)
+
+
+def measure(
+    codec: Vae, data: DataConfig, ruler: FeatureNetwork | None, count: int, picture: Path
+) -> dict[str, Any]:
+    """Reconstruct at most `count` held-out images, without noise, and draw some above their reconstructions.
+
+    PSNR is 10 log10(255² / mean squared difference) of an image, averaged over images; the Fréchet distance, in the
+    features of `ruler`, is between the reconstructions and the same images. Training images stand in, and the
+    report says so, where nothing is held out.
+    """
+    split, originals = _held_out(data, count)
+    images = torch.cat([images for images, _ in originals])
+    again = torch.cat([codec.decode(codec.encode(part)).cpu() for part in images.split(100)])
+    pairs = zip(images.split(100), again.split(100), strict=True)
+    error = torch.cat(
+        [(ours.double() - theirs.double()).square().mean(dim=(1, 2, 3)) for ours, theirs in pairs]
+    )
+    rows = [part for pair in zip(images.split(COLUMNS), again.split(COLUMNS), strict=True) for part in pair]
+    grid(torch.cat(rows[: 2 * ROWS]), COLUMNS).save(picture)
+    report: dict[str, Any] = {
+        "images": len(images),
+        "split": split,
+        "psnr": (10 * torch.log10(255**2 / error.clamp(min=1e-3))).mean().item(),
+    }
+    if ruler is not None:
+        ours, theirs = (gather(((part, None) for part in some.split(100)), ruler) for some in (again, images))
+        report["frechet"] = frechet_distance(ours.moments, theirs.moments)
+        report["features"], report["features_hash"] = ours.network, ours.network_hash
+    return report
+
+
+def _held_out(data: DataConfig, count: int) -> tuple[Split, Iterator[tuple[Tensor, Tensor | None]]]:
+    try:
+        return "test", in_order(data, "test", count)
+    except InputError:
+        log.info("reconstruction: this data has no held-out part, training images are used")
+        return "train", in_order(data, "train", count)
+
+
+def _ruler(features: str | None, data: DataConfig, device: torch.device) -> FeatureNetwork | None:
+    """The network to measure with, tried on an image of that size. When none is named the data's own classifier,
+    and None where that is not to be had."""
+    try:
+        found = network(features or CLASSIFIER, data, device)
+        found(torch.zeros(1, data.channels, data.size, data.size, dtype=torch.uint8, device=device))
+    except InputError as error:
+        if features is not None:
+            raise
+        log.info(f"no Fréchet distance will be measured: {error}")
+        return None
+    return found
