@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 
 from ditkit.cli import VERBS, main
+from ditkit.cli.encode import parse_encode
 from ditkit.cli.info import parse_info
 from ditkit.cli.parsing import parse
 from ditkit.cli.train import parse_train
+from ditkit.cli.train_codec import parse_train_codec
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,8 +36,9 @@ def test_every_documented_command_is_understood(words, tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "0.png")
     verb, *rest = [str(tmp_path) if word in ("DIR", "/data/imagenet/train") else word for word in words]
     assert verb in VERBS
-    if verb in ("train", "info"):
-        (parse_train if verb == "train" else parse_info)(rest)
+    own = {"train": parse_train, "info": parse_info, "encode": parse_encode, "train-codec": parse_train_codec}
+    if verb in own:
+        own[verb](rest)
         return
     from ditkit.cli import (
         bench,
@@ -44,6 +47,7 @@ def test_every_documented_command_is_understood(words, tmp_path):
         convert,
         demo,
         evaluate,
+        likelihood,
         listing,
         reference,
         sample,
@@ -54,6 +58,7 @@ def test_every_documented_command_is_understood(words, tmp_path):
         "sample": sample.SampleCommand,
         "eval": evaluate.EvalCommand,
         "compare": compare.CompareCommand,
+        "likelihood": likelihood.LikelihoodCommand,
         "reference": reference.ReferenceCommand,
         "study": study.StudyCommand,
         "list": listing.ListCommand,

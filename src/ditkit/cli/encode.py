@@ -42,11 +42,15 @@ class EncodeCommand(RecipeFlags):
     """float16 takes half the disk and rounds every number to 1 in 2,048 of itself."""
 
 
+def parse_encode(argv: list[str]) -> EncodeCommand:
+    return parse_recipe(EncodeCommand, "encode", argv)
+
+
 def run(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return
-    command = parse_recipe(EncodeCommand, "encode", argv)
+    command = parse_encode(argv)
     out = command.out
     if out is None:
         raise InputError("encode: --out DIR names the folder of the cache")
