@@ -111,7 +111,7 @@ def test_every_flag_of_train_sets_its_field():
         "data.flip": None, "data.channels": "3", "transport.path": "gvp", "transport.predict": "v",
         "transport.time_law": "logit_normal", "transport.weighting": "likelihood", "transport.variance": "learned",
         "train.label_dropout": "0.2", "backbone.width": "48",
-        "backbone.conditioning": "adaln",
+        "backbone.conditioning": "adaln", "backbone.text": "in_context", "backbone.text_pooled": None,
         "train.score_features": "efficientnet-112", "sample.grid": "karras", "sample.diffusion": "sbdm",
         "sample.last_step": "tweedie", "sample.last_step_size": "0.1", "sample.tolerance": "0.01",
     }  # fmt: skip

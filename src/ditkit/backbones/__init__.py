@@ -25,7 +25,13 @@ BACKBONES: dict[str, DiTConfig | UDiTConfig | UNetConfig] = {
 
 
 def backbone(
-    name: str, *, classes: int = 0, channels: int = 4, learned_variance: bool = False, **overrides
+    name: str,
+    *,
+    classes: int = 0,
+    channels: int = 4,
+    learned_variance: bool = False,
+    text_dim: int = 0,
+    **overrides,
 ) -> Backbone:
     """A freshly initialised network by its paper name, for instance "DiT-S/2".
 
@@ -34,6 +40,7 @@ def backbone(
         classes: number of labels; 0 for an unconditional network.
         channels: channels of the state (4 behind Stable Diffusion's autoencoder, 3 or 1 for pixels).
         learned_variance: twice as many output channels, the second half for the variance (DiT).
+        text_dim: channels of the text encoder for a network that is told a text (DiT's `text`, `text_pooled`).
         overrides: any field of the network's configuration, such as width=192 or depth=4.
 
     Raises:
@@ -48,9 +55,12 @@ def backbone(
             f"{name} has no field {sorted(unknown)}; it has: {', '.join(type(config).model_fields)}"
         )
     config = type(config).checked(config.model_dump() | overrides, name)
-    return config.build(
-        channels=channels, classes=classes, out_channels=2 * channels if learned_variance else channels
-    )
+    shape = {"channels": channels, "classes": classes}
+    if text_dim:
+        if not isinstance(config, DiTConfig):
+            raise InputError(f"{name} is told no text; take a DiT")
+        shape["text_dim"] = text_dim
+    return config.build(**shape, out_channels=2 * channels if learned_variance else channels)
 
 
 def compile_blocks(net: Backbone, device: torch.device) -> None:
@@ -66,7 +76,7 @@ def compile_blocks(net: Backbone, device: torch.device) -> None:
     if len(kinds) > 1:  # by default the compiler gives up after 8 forms of one function
         config = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, 8 * len(kinds))
-    for block in net.blocks:
+    for block in net.repeated:
         block.compile(dynamic=False if len(kinds) > 1 else None)
 
 

@@ -1,4 +1,4 @@
-"""What every whole network has in common: it is told the time and the label, and runs in three parts.
+"""What every whole network has in common: it is told the time, a label, a text, and runs in three parts.
 
 A backbone maps (x, t, cond) to a tensor. It knows no diffusion and drops no conditions; what its output
 means is the transport's affair.
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ditkit.errors import InputError
 from ditkit.nn.blocks import summed
 from ditkit.nn.embeddings import LabelEmbedding, SideBySide, TimeEmbedding
+from ditkit.nn.text import TextEmbedding, Words
 
 Cond = dict[str, Tensor]
 
@@ -19,8 +20,10 @@ Cond = dict[str, Tensor]
 class Backbone(nn.Module):
     """(x (B, C, H, W), t (B,) or per token (B, L), cond) -> (B, C', H, W).
 
-    `forward` is `head(body(embed(x)))`, so that another network can wrap the body. `blocks` are the
-    repeated parts in the order they run: what is compiled, sharded or checkpointed one by one.
+    cond has "label" (B,) where the network has classes, and a text where it is told one (`nn/text.py`).
+
+    `forward` is `head(body(embed(x)))`, so that another network can wrap the body. `blocks` are in the
+    order they run.
     """
 
     classes: int  # 0: unconditional
@@ -28,30 +31,43 @@ class Backbone(nn.Module):
     label: LabelEmbedding | SideBySide | None
     blocks: nn.ModuleList
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: TextEmbedding | None = None
+
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         c = self.condition(t, cond)
-        return self.head(self.body(self.embed(x), c), c, x.shape[2:])
+        words = None if self.text is None else self.text.words(cond or {})
+        return self.head(self.body(self.embed(x), c, words), c, x.shape[2:])
+
+    @property
+    def repeated(self) -> list[nn.Module]:
+        """The parts that are compiled, sharded or checkpointed one by one."""
+        return list(self.blocks)
 
     def condition(self, t: Tensor, cond: Cond | None) -> Tensor:
-        """What the blocks are told of time and label."""
-        time = self.time(t)
-        if self.label is None:
-            return self.told(time, None)
-        if cond is None or "label" not in cond:
-            raise InputError(f"this network has {self.classes} classes: give cond a 'label' of shape (B,)")
-        return self.told(time, self.label(cond["label"]))
+        """What the blocks are told of time, label and a text as a whole."""
+        cond = cond or {}
+        label = None
+        if self.label is not None:
+            if "label" not in cond:
+                raise InputError(
+                    f"this network has {self.classes} classes: give cond a 'label' of shape (B,)"
+                )
+            label = self.label(cond["label"])
+        return self.told(self.time(t), label, None if self.text is None else self.text.vector(cond))
 
-    def told(self, time: Tensor, label: Tensor | None) -> Tensor:
-        """The embedded time and label as one: their sum, (B, D), or (B, L, D) for a time per token."""
-        return summed(time, label)
+    def told(self, time: Tensor, *others: Tensor | None) -> Tensor:
+        """The embedded time, label and text as one: their sum, (B, D), or (B, L, D) for a time per token."""
+        return summed(time, *others)
 
     @abstractmethod
     def embed(self, x: Tensor) -> Tensor:
         """The state as what the blocks work on."""
 
     @abstractmethod
-    def body(self, h: Tensor, c: Tensor) -> Tensor:
-        """The blocks."""
+    def body(self, h: Tensor, c: Tensor, words: Words | None = None) -> Tensor:
+        """The blocks; `words` where the network attends to a text."""
 
     @abstractmethod
     def head(self, h: Tensor, c: Tensor, size: torch.Size) -> Tensor:
@@ -70,5 +86,8 @@ class Backbone(nn.Module):
         return self
 
     def null(self, cond: Cond) -> Cond:
-        """The same keys, every entry "unknown"."""
-        return {key: torch.full_like(value, self.classes) for key, value in cond.items()}
+        """The keys that the network reads, every entry "unknown"."""
+        empty = {} if self.text is None else self.text.null(cond)
+        if "label" in cond:
+            empty["label"] = torch.full_like(cond["label"], self.classes)
+        return empty

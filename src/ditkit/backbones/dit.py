@@ -9,11 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ditkit.backbones.base import Backbone
+from ditkit.backbones.base import Backbone, Cond
 from ditkit.config import Section
+from ditkit.errors import InputError
 from ditkit.nn.blocks import CONDITIONINGS
 from ditkit.nn.embeddings import LabelEmbedding, TimeEmbedding, sincos_positions
 from ditkit.nn.patches import PatchEmbed, unpatchify
+from ditkit.nn.text import TextAttention, TextEmbedding, Words
 
 
 class DiTConfig(Section):
@@ -32,6 +34,10 @@ class DiTConfig(Section):
     """Width of the hidden layer of each MLP, relative to the token."""
     conditioning: Literal["adaln_zero", "adaln", "cross_attention", "in_context"] = "adaln_zero"
     """How blocks learn of time and label (`ditkit list conditionings`)."""
+    text: Literal["none", "cross_attention", "in_context"] = "none"
+    """How tokens learn of a text's: attending to them after each block, or among them in one sequence."""
+    text_pooled: bool = False
+    """The text as a whole is told as time and label are."""
     time_scale: float = 1000.0
     """The network reads time_scale · t + time_shift: 1000 · t - 1 is DiT's index, 1 - t is SiT's clock."""
     time_shift: float = -1.0
@@ -39,20 +45,32 @@ class DiTConfig(Section):
     time_period: Annotated[float, Field(gt=1)] = 10_000.0
     """The time's frequencies are time_period^(-i/128); the released DiT's and SiT's."""
 
-    def build(self, *, channels: int, classes: int, out_channels: int | None = None) -> "DiT":
-        """The network, freshly initialised. `classes` 0: unconditional; out_channels: as `channels`."""
-        return DiT(self, channels, classes, out_channels or channels)
+    def build(
+        self, *, channels: int, classes: int, out_channels: int | None = None, text_dim: int = 0
+    ) -> "DiT":
+        """The network, freshly initialised. `classes` 0: unlabelled; out_channels: as `channels`; text_dim: channels
+        of the text encoder, 0 without. InputError when there is a text and no way of telling it, or no text."""
+        return DiT(self, channels, classes, out_channels or channels, text_dim)
 
 
 class DiT(Backbone):
     """(x (B, C, H, W), t (B,) or per token (B, L), cond) -> (B, C', H, W); H, W multiples of the patch.
 
-    A time per token needs one of the adaptive conditionings.
+    A time per token needs one of the adaptive conditionings. A network that attends to text has the same names
+    for everything else, so it can start from one that does not, and starts as the same function of its input.
     """
 
-    def __init__(self, config: DiTConfig, channels: int, classes: int, out_channels: int):
-        width, patch = config.width, config.patch
+    def __init__(self, config: DiTConfig, channels: int, classes: int, out_channels: int, text_dim: int = 0):
+        width, patch, listens = config.width, config.patch, config.text != "none"
         super().__init__()
+        if bool(text_dim) != (listens or config.text_pooled):
+            raise InputError(
+                "a text encoder, but the network is told no text: give --backbone.text cross_attention or in_context, "
+                "or --backbone.text-pooled"
+                if text_dim
+                else f"--backbone.text {config.text}, text-pooled {config.text_pooled}: there is no text encoder; "
+                "give one, or leave both out"
+            )
         self.classes = classes
         self.patches = PatchEmbed(channels, patch, width)
         self.time = TimeEmbedding(width, config.time_scale, config.time_shift, config.time_period)
@@ -62,20 +80,45 @@ class DiT(Backbone):
             self.conditioning.block(width, config.heads, config.mlp_ratio) for _ in range(config.depth)
         )
         self.final = self.conditioning.head(width, patch * patch * out_channels)
+        if text_dim:
+            self.text = TextEmbedding(text_dim, width, tokens=listens, pooled=config.text_pooled)
+        self.in_context = config.text == "in_context"
+        self.listeners = nn.ModuleList(
+            TextAttention(width, config.heads)
+            for _ in range(config.depth if config.text == "cross_attention" else 0)
+        )
 
-    def told(self, time: Tensor, label: Tensor | None) -> Tensor:
-        return self.conditioning.told(time, label)
+    @property
+    def repeated(self) -> list[nn.Module]:
+        return [*self.blocks, *self.listeners]
+
+    def condition(self, t: Tensor, cond: Cond | None) -> Tensor:
+        if t.ndim == 2 and self.in_context:
+            raise InputError(
+                "a time per token leaves a text's tokens without one; give one time per image or --backbone.text "
+                "cross_attention"
+            )
+        return super().condition(t, cond)
+
+    def told(self, time: Tensor, *others: Tensor | None) -> Tensor:
+        return self.conditioning.told(time, *others)
 
     def embed(self, x: Tensor) -> Tensor:
         """Tokens (B, L, D) with their positions."""
         positions = sincos_positions(*self.patches.grid(*x.shape[2:]), self.patches.proj.out_channels)
         return self.patches(x) + positions.to(x.device)
 
-    def body(self, h: Tensor, c: Tensor) -> Tensor:
-        h = self.conditioning.enter(h, c)
-        for block in self.blocks:
-            h = block(h, c)
-        return self.conditioning.leave(h, c)
+    def body(self, h: Tensor, c: Tensor, words: Words | None = None) -> Tensor:
+        h, mask = self.conditioning.enter(h, c), None
+        own = h.shape[1]
+        if self.in_context and words is not None:
+            h = torch.cat([h, words.tokens.to(h.dtype)], dim=1)
+            mask = torch.cat([words.mask.new_ones(len(h), own), words.mask], dim=1)
+        for k, block in enumerate(self.blocks):
+            h = block(h, c, mask)
+            if self.listeners and words is not None:
+                h = self.listeners[k](h, *words)
+        return self.conditioning.leave(h[:, :own], c)
 
     def head(self, h: Tensor, c: Tensor, size: torch.Size) -> Tensor:
         return unpatchify(self.final(h, c), self.patches.grid(*size), self.patches.patch)

@@ -23,6 +23,7 @@ from ditkit.nn.downsampled import ATTENTIONS, GridBlock
 from ditkit.nn.embeddings import LabelEmbedding, SideBySide, TimeEmbedding
 from ditkit.nn.linear import dense
 from ditkit.nn.rotary import check_rotary
+from ditkit.nn.text import Words
 
 MULTIPLIERS = (1, 2, 4, 2, 2)  # widths of the stages; the last is wider than the first
 
@@ -109,17 +110,17 @@ class UDiT(Backbone):
         self.modulation = Modulation(2 * d, 2)
         self.final = zero_conv(2 * d, out_channels)
 
-    def told(self, time: Tensor, label: Tensor | None) -> Tensor:
+    def told(self, time: Tensor, *others: Tensor | None) -> Tensor:
         if time.ndim != 2:
             raise InputError("a U-DiT has one time per image; a time per token needs a DiT")
-        return super().told(time, label)
+        return super().told(time, *others)
 
     def embed(self, x: Tensor) -> Tensor:
         """A grid of tokens (B, H, W, D)."""
         self.check_size(*x.shape[2:])
         return self.stem(x.contiguous()).permute(0, 2, 3, 1).contiguous()
 
-    def body(self, h: Tensor, c: Tensor) -> Tensor:
+    def body(self, h: Tensor, c: Tensor, words: Words | None = None) -> Tensor:
         """(B, H, W, D) -> (B, H, W, 2D). What comes from below stands before what was kept."""
         c1, c2, c3 = self._parted(c)
         first = self._stage(0, h, c1)

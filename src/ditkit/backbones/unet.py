@@ -16,6 +16,7 @@ from ditkit.config import Section
 from ditkit.errors import InputError
 from ditkit.nn.convolutions import GROUPS, Downsample, ResidualBlock, Upsample, zero_conv
 from ditkit.nn.embeddings import LabelEmbedding, TimeEmbedding
+from ditkit.nn.text import Words
 
 Multipliers = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
@@ -80,7 +81,7 @@ class UNet(Backbone):
         """(B, width, H, W), channels last: the layout that convolutions are quickest in."""
         return self.stem(x.contiguous(memory_format=torch.channels_last))
 
-    def body(self, h: Tensor, c: Tensor) -> Tensor:
+    def body(self, h: Tensor, c: Tensor, words: Words | None = None) -> Tensor:
         blocks, skips = iter(self.blocks), [h]
         for level in range(self.levels):
             if level:

@@ -1,6 +1,7 @@
 """Transformer blocks, one for each way of telling a network its condition (DiT paper, section 3.2).
 
-A block maps tokens (B, L, D) and what it is told of time and label, c, to tokens. What c is, which last
+A block maps tokens (B, L, D) and what it is told of time and label, c, to tokens; a mask, bool (B, L), says which
+of them are attended to. What c is, which last
 layer goes with the block and whether further tokens pass through it, its `Conditioning` says; choosing one
 by name is a line in `CONDITIONINGS`.
 
@@ -77,8 +78,8 @@ class Block(nn.Module):
         self.attention = SelfAttention(width, heads)
         self.mlp = Mlp(width, mlp_ratio)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        x = x + self.attention(norm(x))
+    def forward(self, x: Tensor, c: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x + self.attention(norm(x), mask)
         return x + self.mlp(norm(x))
 
 
@@ -89,8 +90,8 @@ class CrossAttentionBlock(Block):
         super().__init__(width, heads, mlp_ratio)
         self.cross = CrossAttention(width, heads)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        x = x + self.attention(norm(x))
+    def forward(self, x: Tensor, c: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x + self.attention(norm(x), mask)
         x = x + self.cross(norm(x), c)
         return x + self.mlp(norm(x))
 
@@ -102,9 +103,9 @@ class AdaLNBlock(Block):
         super().__init__(width, heads, mlp_ratio)
         self.modulation = Modulation(width, 4)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, mask: Tensor | None = None) -> Tensor:
         shift1, scale1, shift2, scale2 = self.modulation(c)
-        x = x + self.attention(modulated_norm(x, shift1, scale1))
+        x = x + self.attention(modulated_norm(x, shift1, scale1), mask)
         return x + self.mlp(modulated_norm(x, shift2, scale2))
 
 
@@ -118,9 +119,9 @@ class AdaLNZeroBlock(Block):
         super().__init__(width, heads, mlp_ratio)
         self.modulation = Modulation(width, 6)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, mask: Tensor | None = None) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
-        x = x + gate1 * self.attention(modulated_norm(x, shift1, scale1))
+        x = x + gate1 * self.attention(modulated_norm(x, shift1, scale1), mask)
         return x + gate2 * self.mlp(modulated_norm(x, shift2, scale2))
 
 
@@ -148,20 +149,21 @@ class AdaLNHead(nn.Module):
         return self.linear(modulated_norm(x, shift, scale))
 
 
-def summed(time: Tensor, label: Tensor | None) -> Tensor:
-    """Time (B, D), or (B, L, D) for a time per token, plus label (B, D), if any: of the time's shape."""
-    if label is None:
-        return time
-    return time + (label if time.ndim == 2 else label[:, None])
+def summed(time: Tensor, *others: Tensor | None) -> Tensor:
+    """Time (B, D), or (B, L, D) for a time per token, plus what else there is, each (B, D): of the time's shape."""
+    for other in others:
+        if other is not None:
+            time = time + (other if time.ndim == 2 else other[:, None])
+    return time
 
 
-def in_sequence(time: Tensor, label: Tensor | None) -> Tensor:
-    """Time (B, D), then label (B, D), if any: (B, 2, D) or (B, 1, D). InputError for a time per token."""
+def in_sequence(time: Tensor, *others: Tensor | None) -> Tensor:
+    """Time (B, D), then what else there is, each (B, D): (B, N, D). InputError for a time per token."""
     if time.ndim != 2:
         raise InputError(
             "a time per token needs adaptive norms; give one time per image or --backbone.conditioning adaln_zero"
         )
-    return torch.stack([time] if label is None else [time, label], dim=1)
+    return torch.stack([time, *(other for other in others if other is not None)], dim=1)
 
 
 class Conditioning:
@@ -171,9 +173,9 @@ class Conditioning:
     head: type[Head] | type[AdaLNHead]
 
     @staticmethod
-    def told(time: Tensor, label: Tensor | None) -> Tensor:
-        """c, from the embedded time, (B, D) or per token (B, L, D), and label, (B, D) or None."""
-        return summed(time, label)
+    def told(time: Tensor, *others: Tensor | None) -> Tensor:
+        """c, from the embedded time, (B, D) or per token (B, L, D), and label and text, (B, D) or None."""
+        return summed(time, *others)
 
     @staticmethod
     def enter(tokens: Tensor, c: Tensor) -> Tensor:

@@ -1,0 +1,93 @@
+"""What a network makes of a text: tokens to attend to, and one vector to be told beside time and label.
+
+A text is what a frozen encoder gives (`ditkit.text`): in cond "text" (B, M, dim), "text_mask" (B, M), true where
+there is a token, at least one in a row, and "text_pooled" (B, dim).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ditkit.errors import InputError
+from ditkit.nn.attention import CrossAttention
+from ditkit.nn.blocks import TanhGelu, norm
+from ditkit.nn.linear import dense, zero_dense
+
+Cond = dict[str, Tensor]
+TOKENS, MASK, POOLED = "text", "text_mask", "text_pooled"
+
+
+class Words(NamedTuple):
+    """Tokens a network attends to."""
+
+    tokens: Tensor  # (B, M, width)
+    mask: Tensor  # bool (B, M): whether there is one
+
+
+class TextEmbedding(nn.Module):
+    """An encoder's tokens, its pooled vector or both, brought to the network's width; and "unknown", learned.
+
+    Encoders differ in scale, so what comes in is normed first.
+    """
+
+    def __init__(self, dim: int, width: int, *, tokens: bool, pooled: bool):
+        super().__init__()
+        self.dim = dim
+        self.tokens = _projection(dim, width) if tokens else None
+        self.pooled = _projection(dim, width) if pooled else None
+        self.null_token = nn.Parameter(torch.randn(dim)) if tokens else None
+        self.null_pooled = nn.Parameter(torch.randn(dim)) if pooled else None
+
+    def words(self, cond: Cond) -> Words | None:
+        """The tokens; None where only the pooled vector is taken."""
+        if self.tokens is None:
+            return None
+        tokens = self._given(cond, TOKENS)
+        return Words(self.tokens(norm(tokens)), self._given(cond, MASK))
+
+    def vector(self, cond: Cond) -> Tensor | None:
+        """(B, width); None where only tokens are taken."""
+        return None if self.pooled is None else self.pooled(norm(self._given(cond, POOLED)))
+
+    def null(self, cond: Cond) -> Cond:
+        """Of the keys that are used, "unknown": one learned token, and a learned vector."""
+        empty = {}
+        if self.null_token is not None:
+            tokens, mask = self._given(cond, TOKENS), self._given(cond, MASK)
+            first = torch.arange(tokens.shape[1], device=tokens.device) == 0
+            empty[TOKENS] = torch.where(first[:, None], self.null_token, 0.0).to(tokens).expand_as(tokens)
+            empty[MASK] = first.expand_as(mask)
+        if self.null_pooled is not None:
+            pooled = self._given(cond, POOLED)
+            empty[POOLED] = self.null_pooled.to(pooled).expand_as(pooled)
+        return empty
+
+    def _given(self, cond: Cond, key: str) -> Tensor:
+        if key not in cond:
+            raise InputError(
+                f"this network is told a text: cond has no {key!r}, it has {sorted(cond) or 'nothing'}"
+            )
+        value = cond[key]
+        if key != MASK and value.shape[-1] != self.dim:
+            raise InputError(
+                f"cond {key!r} has {value.shape[-1]} channels, this network was built for {self.dim}: it needs the "
+                "text encoder it was trained with"
+            )
+        return value
+
+
+class TextAttention(nn.Module):
+    """Tokens (B, L, D) listen to words: x + attention(norm(x), words). Starts as the identity."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.attention = CrossAttention(width, heads)
+        self.attention.proj = zero_dense(width, width)
+
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        return x + self.attention(norm(x), tokens, mask)
+
+
+def _projection(dim: int, width: int) -> nn.Sequential:
+    return nn.Sequential(dense(dim, width), TanhGelu(), dense(width, width))
