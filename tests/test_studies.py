@@ -198,9 +198,12 @@ def test_samplers_reports_every_score_and_draws(tmp_path):
     text = samplers.report(made_up_samplers(), tmp_path)
     heun = "| heun | 9.04 | 6.04 | 5.04 | 4.44 | 4.24 | 4.12 | 6.04 |"  # 4 evaluations for 5
     assert heun in text.partition("**fashion-dit**")[0]
-    assert "| dopri5, 0.001: 71.3 evaluations | " in text
+    assert "| ab2 | **7.97** | **5.97** | **4.97** | **4.37** | **4.17** |  | **5.97** |" in text
+    assert "dopri5 to 0.001: 4.28 with 71.3 evaluations" in text
     assert "| heun | 6.04 | 5.04 | 5.04 | 5.04 |" in text
-    assert "5: ab2 7.97; 10: ab2 5.97;" in text
+    assert "| ab2 | **5.97** | **4.97** | **4.97** | **4.97** |" in text
+    assert "The lowest of all is euler_maruyama's 4.09 with 250 evaluations." in text
+    assert "within 5% of it are ab2's 100 (4.17)" in text
     assert (tmp_path / "samplers.png").stat().st_size > 10_000
     # what is missing is left empty
     partial = made_up_samplers()

@@ -100,50 +100,58 @@ def _curves(scores) -> list[Curve]:
 
 
 def _table(name: str, curves: list[Curve]) -> Iterator[str]:
-    yield f"**{name}**, Fréchet distance by evaluations:\n"
+    yield f"**{name}**, Fréchet distance by evaluations; bold: the lowest of a column:\n"
     heads = " | ".join(str(budget) for budget in BUDGETS)
     yield f"| sampler | {heads} | {MIDDLE}, guidance {GUIDANCE:g} |"
     yield "|" + "---|" * (len(BUDGETS) + 2)
+    fixed = {
+        curve.sampler: [*_at_budgets(curve), curve.guided] for curve in curves if curve.sampler != "dopri5"
+    }
+    for sampler, row in _lowest_in_bold(fixed):
+        yield f"| {sampler} | {row} |"
     for curve in curves:
-        if not curve.plain:
-            continue
         if curve.sampler == "dopri5":
-            ((nfe, distance),) = curve.plain.items()
-            yield f"| dopri5, {TOLERANCE:g}: {nfe:g} evaluations | " + "| " * 4 + f"{distance:.2f} | | |"
-            continue
-        entry = SAMPLERS[curve.sampler]
-        assert entry.nfe is not None
-        costs = [entry.nfe(_steps(curve.sampler, budget), **entry.choices) for budget in BUDGETS]
-        values = " | ".join(f"{curve.plain[nfe]:.2f}" if nfe in curve.plain else "" for nfe in costs)
-        yield f"| {curve.sampler} | {values} | {'' if curve.guided is None else f'{curve.guided:.2f}'} |"
-    spaced = [curve for curve in curves if curve.spaced]
+            for nfe, distance in curve.plain.items():
+                yield f"\ndopri5 to {TOLERANCE:g}: {distance:.2f} with {nfe:g} evaluations, the mean over the images."
+    spaced = {
+        curve.sampler: [curve.plain.get(FEW), *(curve.spaced.get(grid) for grid in SPACINGS)]
+        for curve in curves
+        if curve.spaced
+    }
     if spaced:
         yield f"\nOther time grids, at {FEW} evaluations:\n"
         yield "| sampler | its own | " + " | ".join(SPACINGS) + " |"
         yield "|" + "---|" * (len(SPACINGS) + 2)
-        for curve in spaced:
-            here = [curve.plain.get(FEW), *(curve.spaced.get(grid) for grid in SPACINGS)]
-            yield f"| {curve.sampler} | " + " | ".join("" if v is None else f"{v:.2f}" for v in here) + " |"
-    yield ""
-    yield from _advice(curves)
-
-
-def _advice(curves: list[Curve]) -> Iterator[str]:
-    """The best of each budget, and the fewest evaluations that come near the best of all."""
+        for sampler, row in _lowest_in_bold(spaced):
+            yield f"| {sampler} | {row} |"
     plain = [(nfe, distance, curve.sampler) for curve in curves for nfe, distance in curve.plain.items()]
-    parts = []
-    for budget in BUDGETS:
-        affordable = [(distance, nfe, sampler) for nfe, distance, sampler in plain if nfe <= budget]
-        if affordable:
-            distance, nfe, sampler = min(affordable)
-            parts.append(f"{budget}: {sampler} {distance:.2f}" + (f" (with {nfe:g})" if nfe < budget else ""))
-    yield "Best by evaluations, each sampler on its own grid: " + "; ".join(parts) + "."
-    best, _, winner = min((distance, nfe, sampler) for nfe, distance, sampler in plain)
+    best, most, winner = min((distance, nfe, sampler) for nfe, distance, sampler in plain)
     nfe, distance, sampler = min(row for row in plain if row[1] <= NEAR * best)
     yield (
-        f"\nThe lowest of all is {winner}'s {best:.2f}; {sampler} comes within {NEAR - 1:.0%} of it "
-        f"with {nfe:g} evaluations ({distance:.2f})."
+        f"\nThe lowest of all is {winner}'s {best:.2f} with {most:g} evaluations. The fewest within {NEAR - 1:.0%} of "
+        f"it are {sampler}'s {nfe:g} ({distance:.2f})."
     )
+
+
+def _at_budgets(curve: Curve) -> Iterator[float | None]:
+    entry = SAMPLERS[curve.sampler]
+    assert entry.nfe is not None
+    for budget in BUDGETS:
+        yield curve.plain.get(entry.nfe(_steps(curve.sampler, budget), **entry.choices))
+
+
+def _lowest_in_bold(rows: Mapping[str, list[float | None]]) -> Iterator[tuple[str, str]]:
+    """Each row's name and its cells; the lowest of every column in bold, nothing where nothing is."""
+    columns = [
+        [value for value in column if value is not None] for column in zip(*rows.values(), strict=True)
+    ]
+    for name, row in rows.items():
+        cells = []
+        for value, column in zip(row, columns, strict=True):
+            text = "" if value is None else f"{value:.2f}"
+            cells.append(f"**{text}**" if value is not None and value == min(column) else text)
+        if any(cells):
+            yield name, " | ".join(cells)
 
 
 def _draw(known: Mapping[str, list[Curve]], path: Path) -> None:
