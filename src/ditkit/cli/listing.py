@@ -19,6 +19,7 @@ def registries() -> dict[str, dict[str, str]]:
     from ditkit.recipes import RECIPES
     from ditkit.sampling import DIFFUSIONS, SAMPLERS
     from ditkit.studies import STUDIES
+    from ditkit.text import TEXT_ENCODERS
     from ditkit.transports import PATHS, PREDICTIONS, TIME_LAWS
 
     return {
@@ -33,6 +34,7 @@ def registries() -> dict[str, dict[str, str]]:
         "samplers": {name: _first(entry.run) for name, entry in SAMPLERS.items()},
         "diffusions": {name: _first(function) for name, function in DIFFUSIONS.items()},
         "features": {name: entry.about for name, entry in FEATURES.items()},
+        "text-encoders": {name: entry.about for name, entry in TEXT_ENCODERS.items()},
         "studies": {name: _first(study) for name, study in STUDIES.items()},
         "snapshots": {folder.name: str(folder) for folder in sorted(SNAPSHOTS.glob("*"))},
     }
@@ -44,7 +46,7 @@ class ListCommand(Section):
     what: Annotated[
         Literal[
             "all", "recipes", "backbones", "conditionings", "codecs", "data", "paths", "predictions",
-            "time-laws", "samplers", "diffusions", "features", "studies", "snapshots",
+            "time-laws", "samplers", "diffusions", "features", "text-encoders", "studies", "snapshots",
         ],
         tyro.conf.Positional,
     ] = "all"  # fmt: skip

@@ -177,7 +177,7 @@ def open_model(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, Pool | None]
     )
     if missing:
         raise InputError(f"{folder}: {len(missing)} weights are missing, {missing[0]} among them")
-    return model.eval().requires_grad_(False), tokenizer, pool
+    return model.requires_grad_(False), tokenizer, pool  # in eval mode already
 
 
 @contextmanager
