@@ -41,6 +41,13 @@ def test_fusing_is_a_copy_in_every_mode():
     assert not any(p.requires_grad for p in awake().requires_grad_(False).fused().parameters())
 
 
+def test_fusing_is_exact_under_autocast():
+    net = awake()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = net.fused().state_dict()
+    assert all(value.equal(rounded[name]) for name, value in net.fused().state_dict().items())
+
+
 @pytest.mark.parametrize("ffn", ["depthwise", "basic"])
 def test_nothing_to_fuse(ffn):
     net = awake(ffn=ffn)
@@ -117,6 +124,23 @@ def test_a_kind_of_block_is_compiled_once_for_its_size(monkeypatch):
         assert net(*inputs(n)).allclose(out, atol=1e-6)
         assert counter.frame_count == 4 * (n - 1)
     torch._dynamo.reset()
+
+
+@pytest.mark.slow
+def test_compiled_blocks_compute_the_same():
+    """In earnest: values and gradients of every kind of block."""
+
+    def run():
+        net.zero_grad()
+        out = net(*inputs())
+        out.square().mean().backward()
+        return out.detach(), torch.cat([p.grad.flatten() for p in net.parameters()])
+
+    net = awake(depth=(1, 1, 1, 1, 1))
+    eager = run()
+    compile_blocks(net, CPU)
+    for found, expected in zip(run(), eager, strict=True):
+        assert error(found, expected) < 1e-4
 
 
 # In the library

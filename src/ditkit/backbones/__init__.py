@@ -55,12 +55,19 @@ def backbone(
             f"{name} has no field {sorted(unknown)}; it has: {', '.join(type(config).model_fields)}"
         )
     config = type(config).checked(config.model_dump() | overrides, name)
-    shape = {"channels": channels, "classes": classes}
+    return build(config, channels, classes, 2 * channels if learned_variance else channels, text_dim)
+
+
+def build(
+    config: BackboneConfig, channels: int, classes: int, out_channels: int, text_dim: int = 0
+) -> Backbone:
+    """The network of a configuration, freshly initialised. InputError for a text where it is told none."""
+    shape = {"channels": channels, "classes": classes, "out_channels": out_channels}
     if text_dim:
         if not isinstance(config, DiTConfig):
-            raise InputError(f"{name} is told no text; take a DiT")
+            raise InputError(f"a {config.kind} is told no text; take a DiT, or leave the text encoder out")
         shape["text_dim"] = text_dim
-    return config.build(**shape, out_channels=2 * channels if learned_variance else channels)
+    return config.build(**shape)
 
 
 def compile_blocks(net: Backbone, device: torch.device) -> None:
@@ -92,5 +99,6 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "backbone",
+    "build",
     "compile_blocks",
 ]

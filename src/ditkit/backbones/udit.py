@@ -19,7 +19,7 @@ from ditkit.errors import InputError
 from ditkit.nn.blocks import Mlp, Modulation, modulated_norm
 from ditkit.nn.convolutions import Shuffle, Unshuffle, embedding_conv, on_planes, xavier_conv, zero_conv
 from ditkit.nn.depthwise import DepthwiseMlp, ReparameterisedMlp
-from ditkit.nn.downsampled import ATTENTIONS, GridBlock
+from ditkit.nn.downsampled import ATTENTIONS, Downsampler, GridBlock
 from ditkit.nn.embeddings import LabelEmbedding, SideBySide, TimeEmbedding
 from ditkit.nn.linear import dense
 from ditkit.nn.rotary import check_rotary
@@ -27,13 +27,7 @@ from ditkit.nn.text import Words
 
 MULTIPLIERS = (1, 2, 4, 2, 2)  # widths of the stages; the last is wider than the first
 
-Stages = tuple[
-    Annotated[int, Field(ge=1)],
-    Annotated[int, Field(ge=1)],
-    Annotated[int, Field(ge=1)],
-    Annotated[int, Field(ge=1)],
-    Annotated[int, Field(ge=1)],
-]
+Count = Annotated[int, Field(ge=1)]
 
 
 class UDiTConfig(Section):
@@ -42,15 +36,15 @@ class UDiTConfig(Section):
     kind: Literal["U-DiT"] = "U-DiT"
     width: Annotated[int, Field(ge=4, multiple_of=4)] = 48
     """Channels at full resolution, twice as many after each halving; divisible by the heads."""
-    depth: Stages = (2, 3, 4, 3, 2)
-    """Blocks of each stage; one of the paper's is attention, MLP, attention, MLP."""
-    heads: Annotated[int, Field(ge=1)] = 2
+    depth: tuple[Count, Count, Count, Count, Count] = (2, 3, 4, 3, 2)
+    """Blocks of each stage as the paper counts them: one is attention, MLP, attention, MLP."""
+    heads: Count = 2
     """Attention heads, as many in every stage."""
     mlp_ratio: Annotated[float, Field(gt=0)] = 2.0
     """Width of the hidden layer of each MLP, relative to the token."""
     attention: Literal["token", "key_value", "full"] = "token"
     """What is downsampled: all tokens, keys and values, or nothing (the paper's DiT-UNet)."""
-    downsampler: Literal["depthwise_shortcut", "depthwise", "none"] = "depthwise_shortcut"
+    downsampler: Downsampler = "depthwise_shortcut"
     """What precedes downsampling: a depthwise convolution beside a shortcut, alone, or nothing."""
     cosine: bool = True
     """Cosine attention: queries and keys of length 1, a learned scale."""

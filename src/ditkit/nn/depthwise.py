@@ -8,6 +8,8 @@ Trained, each of the three maps is a product or a sum of several; fused, they ar
     W_in = W2 W1,   K = K5 + K3 + K1 + identity (the smaller ones zero-padded),   W_out = W4 W3
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,11 +55,13 @@ class ReparameterisedMlp(DepthwiseMlp):
     @torch.no_grad()
     def fused(self) -> DepthwiseMlp:
         """A new module with weights of its own that computes the same with fewer products."""
+        weight = self.into.first.weight
         with torch.device("meta"):  # so that no random numbers are drawn
-            mlp = DepthwiseMlp(self.into.first.in_features, self.into.second.out_features)
-        merged = [value for part in (self.into, self.depthwise, self.out) for value in part.merged()]
+            mlp = DepthwiseMlp(weight.shape[1], self.into.second.out_features)
+        with nullcontext() if weight.is_meta else torch.autocast(weight.device.type, enabled=False):
+            merged = [value for part in (self.into, self.depthwise, self.out) for value in part.merged()]
         mlp.load_state_dict(dict(zip(mlp.state_dict(), merged, strict=True)), assign=True)
-        return mlp.train(self.training).requires_grad_(self.into.first.weight.requires_grad)
+        return mlp.train(self.training).requires_grad_(weight.requires_grad)
 
 
 class DoubleLinear(nn.Module):

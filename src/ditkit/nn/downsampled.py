@@ -5,7 +5,7 @@ Token downsampling: a depthwise convolution spreads what each token knows, then 
 sub-maps by the parity of row and column. Each attends within itself only, with the same weights and positions;
 nothing is dropped. Four times (N/4)² products instead of N².
 
-Key/value downsampling: all tokens ask, a quarter as many answer. It costs the same and drops detail.
+Key/value downsampling: all tokens ask, squares of four tokens answer as one. It costs the same.
 
 With cosine attention (Swin v2: Liu et al., 2022) the logits are cosines times exp(a learned scale), at
 most 100.
