@@ -258,6 +258,32 @@ def test_missing_folder(tmp_path):
     assert "\n" not in message
 
 
+def test_revision_and_an_unreachable_hub(monkeypatch):
+    """The revision is asked for; what the Hub's client raises becomes one line with the way out."""
+    diffusers = pytest.importorskip("diffusers")
+    asked = []
+
+    def unreachable(name, **options):
+        asked.append((name, options["revision"]))
+        raise OSError("We couldn't connect to 'https://huggingface.co'\nto load the files")
+
+    monkeypatch.setattr(diffusers.AutoencoderKL, "from_pretrained", unreachable)
+    codec = VaeConfig(id="someone/vae", revision="v2").build(3)
+    with pytest.raises(
+        InputError, match=r"someone/vae: cannot load .*couldn't connect.*give a local folder"
+    ) as caught:
+        codec.encode(images(3))
+    assert "\n" not in str(caught.value)
+    assert asked == [("someone/vae", "v2")]
+
+
+def test_a_local_folder_is_known_by_its_whole_path(tmp_path, folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").symlink_to(folder)
+    assert VaeConfig(id="mine").resolved().id == str(tmp_path / "mine")
+    assert VaeConfig(id="someone/vae").resolved().id == "someone/vae"
+
+
 def test_folder_of_something_else(tmp_path):
     pytest.importorskip("diffusers")
     (tmp_path / "config.json").write_text("{not json")

@@ -436,6 +436,9 @@ def test_damage_in_other_projects_layouts(latent, tmp_path):
     save_file({"moments": torch.zeros(3)}, tmp_path / "c" / "latents_rank00_shard000.safetensors")
     assert "holds moments, not latents and labels" in told(tmp_path / "c")
     fast_dit(tmp_path / "d")
+    edm2(tmp_path / "e")
+    (tmp_path / "e" / "dataset.json").write_text('{"labels": null}')
+    assert "has no labels, but --data.classes is 10" in told(tmp_path / "e")
     few = plain.replace(data={"classes": 10})
     np.save(tmp_path / "d" / "imagenet256_labels" / "3.npy", np.array([10]))
     with pytest.raises(InputError, match=r"labels up to 10, but --data\.classes is 10"):

@@ -1,6 +1,7 @@
 """Training an autoencoder: it learns, it resumes, and what it leaves is a codec that measures up to its report."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -172,7 +173,14 @@ def test_colour_images_of_ones_own_to_a_latent_run(tmp_path, capsys):
     stored = Recipe.read(tmp_path / "run" / "recipe.json")
     assert (stored.codec.channels, stored.codec.downsampling) == (2, 4)
     assert stored.codec.scale == pytest.approx(json.loads((tmp_path / "codec" / "config.json").read_text())["scaling_factor"])  # fmt: skip
-    assert main(["sample", run, "--n", "2", "--steps", "1", "--out", str(tmp_path / "samples")]) == 0
+    assert main(["convert", run, "--out", str(tmp_path / "travels" / "model")]) == 0
+    (tmp_path / "codec").rename(tmp_path / "gone")
+    elsewhere = ["--steps", "1", "--seed", "3", "--out", str(tmp_path / "samples")]
+    assert (
+        main(["sample", str(tmp_path / "travels" / "model"), "--n", "2", *elsewhere]) == 0
+    )  # takes its own along
+    assert main(["sample", run, "--n", "2", *elsewhere]) == 2
+    assert f"--codec.id {codec}: cannot load this autoencoder" in capsys.readouterr().err
 
 
 def test_an_online_latent_run_learns(trained, tmp_path):
@@ -223,6 +231,15 @@ def test_flags():
     assert command.recipe.codec.widths == (8, 16)
     assert command.recipe.codec.downsampling == 2
     assert (command.recipe.train.loss, command.recipe.data.channels) == ("mse", 3)
+
+
+def test_without_the_extra(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    assert main(["train-codec", "digits", "--out", str(tmp_path / "codec")]) == 2
+    assert "pip install 'ditkit[latent]'" in capsys.readouterr().err
+    assert main(["encode", "digits", "--codec", "vae", "--out", str(tmp_path / "latents")]) == 2
+    assert "pip install 'ditkit[latent]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_hopeless_training_says_so(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ from typing_extensions import Unpack
 
 from ditkit.backbones import Backbone, compile_blocks
 from ditkit.checkpoint import load_newest
-from ditkit.codecs import Codec
+from ditkit.codecs import Codec, Vae
 from ditkit.device import DeviceName, Precision, autocast, pick_device
 from ditkit.errors import InputError
 from ditkit.hub import fetch, is_id, model_card, publish
@@ -205,13 +205,15 @@ class Pipeline:
     def save(
         self, folder: str | Path, dtype: torch.dtype = torch.float32, reports: Sequence[Mapping] = ()
     ) -> Path:
-        """Write a snapshot: model.safetensors (in `dtype`), recipe.json and README.md, a model card with the
-        scores of `reports` (contents of report.json)."""
+        """Write a snapshot: model.safetensors (in `dtype`), recipe.json, vae/ where the autoencoder is a local folder,
+        and README.md, a model card with the scores of `reports` (contents of report.json)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.to(dtype).contiguous() for name, value in self.backbone.state_dict().items()}
         save_file(tensors, folder / "model.safetensors", metadata={"record": json.dumps(self.record)})
         self.recipe.write(folder / "recipe.json")
+        if isinstance(self.codec, Vae):
+            self.codec.save(folder / "vae")
         (folder / "README.md").write_text(model_card(self.recipe, self.record, reports))
         return folder
 
@@ -280,6 +282,8 @@ def _read(path: Path, kind: Kind | None, heads: int | None) -> tuple[Recipe, dic
     if kind is not None or heads is not None:
         raise InputError(f"{path}: --kind and --heads are for official files; its recipe.json says both")
     recipe = Recipe.read(folder / "recipe.json")
+    if recipe.codec.kind == "vae" and (folder / "vae").is_dir():  # its own copy of a local autoencoder
+        recipe = recipe.replace(codec={"id": str(folder / "vae")})
     if (folder / "model.safetensors").exists():
         return recipe, *_read_snapshot(folder / "model.safetensors")
     newest = load_newest(folder / "checkpoints", ("ema",))

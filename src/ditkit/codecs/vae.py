@@ -82,10 +82,12 @@ class VaeConfig(Section):
         return Vae(self.resolved(), image_channels, device)
 
     def resolved(self) -> "VaeConfig":
-        """The same with what is None filled in, as far as it is known without the Hub."""
+        """The same with what is None filled in, as far as it is known without the Hub, and a local folder by its
+        whole path: a record that is read elsewhere still finds it."""
         channels, downsampling, shift, scale = 4, 8, None, None
+        folder = Path(self.id).absolute()
         try:
-            found = json.loads((Path(self.id) / "config.json").read_text())
+            found = json.loads((folder / "config.json").read_text())
             channels, downsampling = latent_shape(found)
             shift, scale = own_factors({"scaling_factor": 0.18215} | found)
         except (OSError, ValueError, KeyError, TypeError):  # elsewhere or damaged, which loading it will tell
@@ -93,7 +95,8 @@ class VaeConfig(Section):
                 shift, scale = 0.0, 0.18215
         known = {"channels": channels, "downsampling": downsampling, "shift": shift, "scale": scale}
         given = self.model_dump(include=set(known), exclude_none=True)
-        return self.model_copy(update=known | given)
+        where = {"id": str(folder)} if folder.is_dir() else {}
+        return self.model_copy(update=known | given | where)
 
 
 class Vae:
@@ -173,6 +176,11 @@ class Vae:
         shift = shift if self.config.shift is None else self.config.shift
         scale = scale if self.config.scale is None else self.config.scale
         return torch.tensor(shift).reshape(-1, 1, 1), torch.tensor(scale).reshape(-1, 1, 1)
+
+    def save(self, folder: Path) -> None:
+        """Copy an autoencoder that is a local folder, so that a snapshot can travel; one of the Hub is fetched."""
+        if Path(self.config.id).is_dir():
+            self.autoencoder.save_pretrained(folder)
 
     def layout(self, height: int, width: int) -> Layout:
         factor = self.downsampling

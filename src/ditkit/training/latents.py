@@ -54,6 +54,10 @@ def open_for(recipe: Recipe, codec: Codec, folder: Path) -> tuple[Latents, Codec
     else:
         log.info(f"{folder}: {found.note}; which autoencoder and images it was made from is not recorded")
         asked = recipe.data.classes
+        if asked and found.labels is None:
+            raise InputError(
+                f"{where} has no labels, but --data.classes is {asked}; extract them with labels"
+            )
         if asked is not None and asked < len(found.names):
             raise InputError(
                 f"{where} has labels up to {len(found.names) - 1}, but --data.classes is {asked}; correct it or leave "
