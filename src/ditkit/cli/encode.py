@@ -60,7 +60,6 @@ def run(argv: list[str]) -> None:
         raise InputError(
             f"encode: the codec of {command.name} is {command.codec.kind}, which has no latents; give --codec vae"
         )
-    start = time.perf_counter()
     source = command.data.open("train")
     channels, height, width = codec.layout(command.data.size, command.data.size).shape
     plan = Index(
@@ -75,6 +74,7 @@ def run(argv: list[str]) -> None:
         names=source.names,
         captions=source.captions is not None,
     )
+    start = time.perf_counter()
     encoded = write_cache(out, source, command.data, codec.moments, plan)
     seconds = time.perf_counter() - start
     index = read_section(Index, out / INDEX)

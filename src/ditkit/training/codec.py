@@ -4,8 +4,8 @@
 
 (Kingma & Welling 2014; the weight as in Rombach et al. 2022, whose 1e-6 stands before sums over all values of an
 image.) No perceptual or adversarial term: on small images outside the world of photographs, for which this is,
-there is no network to ask. What comes out is a folder in diffusers' format whose scaling_factor brings the
-training images' latents to a spread of 1. How a codec is used: ditkit.codecs.vae.
+there is no network to ask. What comes out is a folder in diffusers' format whose latents have mean 0 and
+spread 1 in every channel. How a codec is used: ditkit.codecs.vae.
 """
 
 import json
@@ -24,9 +24,10 @@ from torch.nn import functional as F
 from ditkit.checkpoint import load_newest, optimizer_tensors, restore_optimizer, save_checkpoint
 from ditkit.codecs import Vae, VaeConfig
 from ditkit.codecs.identity import to_signed
-from ditkit.codecs.vae import LOGVAR, draw
+from ditkit.codecs.vae import draw
 from ditkit.config import Section
 from ditkit.data import Batch, DataConfig, Split, batches, in_order
+from ditkit.data.latents.source import LOGVAR, channel_means
 from ditkit.device import autocast
 from ditkit.errors import InputError
 from ditkit.evaluation import FeatureNetwork, frechet_distance, gather
@@ -45,7 +46,7 @@ log = logging.getLogger(__name__)
 
 SETTINGS, REPORT, PICTURE = "train-codec.json", "reconstruction.json", "reconstructions.png"
 COLUMNS, ROWS = 10, 3  # of the picture
-SCALED = 2_000  # training images that the scaling factor is measured on
+NORMALISED = 2_000  # training images that the latents' mean and spread are measured on
 
 
 class Architecture(Section):
@@ -169,7 +170,7 @@ def train_codec(
                 loss_curve(read_log(out / "log.jsonl"), out / "loss.png", out.name)
     codec = save_codec(model.eval(), recipe, out, device)
     report = measure(codec, data, ruler, count, out / PICTURE)
-    facts = {"images_seen": seen, "minutes": round(lines.seconds / 60, 2), "scale": codec.config.scale}
+    facts = {"images_seen": seen, "minutes": round(lines.seconds / 60, 2)}
     (out / REPORT).write_text(json.dumps(report | facts, indent=1) + "\n")
     return report | facts
 
@@ -216,21 +217,36 @@ def losses(model, batch: Batch, config: CodecTraining, device: torch.device) -> 
 
 
 def save_codec(model, recipe: CodecRecipe, out: Path, device: torch.device) -> Vae:
-    """Write the autoencoder in diffusers' format, with the scaling factor of its latents; the codec read back."""
+    """Write the autoencoder in diffusers' format, its latents normalised; the codec read back."""
     model.register_to_config(scaling_factor=1.0)
+    with torch.no_grad():
+        parts = [
+            model.encode(to_signed(images.to(device))).latent_dist.parameters.cpu()
+            for images, _ in in_order(recipe.data, "train", NORMALISED, batch=100)
+        ]
+    normalise(model, torch.cat(parts))
     model.save_pretrained(out)
-    channels = recipe.data.channels
-    codec = VaeConfig(id=str(out)).build(channels, device)
-    moments = torch.cat(
-        [codec.moments(images).cpu() for images, _ in in_order(recipe.data, "train", SCALED, batch=100)]
-    )
-    mean, logvar = moments.double().chunk(2, dim=1)
-    spread = (
-        (mean.var() + logvar.clamp(*LOGVAR).exp().mean()).sqrt().item()
-    )  # of a draw: between and within images
-    model.register_to_config(scaling_factor=1 / spread)
-    model.save_pretrained(out)
-    return VaeConfig(id=str(out)).build(channels, device)
+    return VaeConfig(id=str(out)).build(recipe.data.channels, device)
+
+
+@torch.no_grad()
+def normalise(model, moments: Tensor) -> None:
+    """Give every channel of the latents mean 0 and spread 1 over images with these moments (N, 2C, h, w), in place.
+
+    Nothing else about the autoencoder changes: the convolutions of one pixel that end the encoder and begin the
+    decoder take the map and its inverse. So no channel outweighs another in the diffusion's noise, and no factors
+    need to be known with the weights.
+    """
+    mean, square = channel_means(moments)
+    std = (square - mean.square()).sqrt()
+    channels = len(mean)
+    ends, begins = model.quant_conv, model.post_quant_conv
+    mean, std = mean.to(ends.bias), std.to(ends.bias)
+    ends.bias[:channels].sub_(mean).div_(std)
+    ends.weight[:channels].div_(std.reshape(-1, 1, 1, 1))
+    ends.bias[channels:].sub_(2 * std.log())
+    begins.bias.add_(begins.weight[:, :, 0, 0] @ mean)
+    begins.weight.mul_(std.reshape(1, -1, 1, 1))
 
 
 def measure(

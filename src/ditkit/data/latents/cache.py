@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ditkit.config import Section, read_section
-from ditkit.data.latents.source import LOGVAR, Latents, ShardFiles, shapes
+from ditkit.data.latents.source import Latents, ShardFiles, channel_means, shapes
 from ditkit.data.sources import DataSection, Source, stack
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
@@ -167,18 +167,13 @@ def _ahead(read: Callable[[range], Tensor], parts: Sequence[range]) -> Iterator[
 
 
 def _save(file: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a shard, with its channels' sums of the latents and of their squares, and put it in its place."""
-    rows = torch.cat([rows for name, rows in tensors.items() if name != "labels"]).double()
-    mean, logvar = rows.chunk(2, dim=1)
-    squares = mean.square() + logvar.clamp(*LOGVAR).exp()
-    sums = {
-        "value": mean.sum(dim=(0, 2, 3)).tolist(),
-        "square": squares.sum(dim=(0, 2, 3)).tolist(),
-        "count": mean[:, 0].numel(),
-    }
+    """Write a shard, with its channels' means of the latents and of their squares, and put it in its place."""
+    rows = torch.cat([rows for name, rows in tensors.items() if name != "labels"])
+    mean, square = channel_means(rows)
+    means = {"mean": mean.tolist(), "square": square.tolist(), "rows": len(rows)}
     unfinished = file.with_suffix(".unfinished")
     try:
-        save_file(tensors, unfinished, {"sums": json.dumps(sums)})
+        save_file(tensors, unfinished, {"means": json.dumps(means)})
         os.replace(unfinished, file)
     except (OSError, SafetensorError) as error:
         unfinished.unlink(missing_ok=True)
@@ -189,16 +184,15 @@ def _save(file: Path, tensors: dict[str, Tensor]) -> None:
 
 def _statistics(files: Sequence[Path]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and spread of each channel of the latents, from what `_save` wrote into the files."""
-    found = []
+    rows, values = [], []
     for file in files:
         shapes(file)
         with safe_open(file, "pt") as reader:
-            found.append(json.loads(reader.metadata()["sums"]))
-    count = sum(sums["count"] for sums in found)
-    mean, square = (
-        torch.tensor([sums[name] for sums in found], dtype=torch.float64).sum(dim=0) / count
-        for name in ("value", "square")
-    )
+            means = json.loads(reader.metadata()["means"])
+        rows.append(means["rows"])
+        values.append([means["mean"], means["square"]])
+    weights = torch.tensor(rows, dtype=torch.float64) / sum(rows)
+    mean, square = torch.einsum("f,fqc->qc", weights, torch.tensor(values, dtype=torch.float64))
     std = (square - mean.square()).clamp(min=0).sqrt()
     return tuple(mean.tolist()), tuple(std.tolist())
 

@@ -13,6 +13,14 @@ from ditkit.errors import InputError
 LOGVAR = (-30.0, 20.0)  # diffusers' limits
 
 
+def channel_means(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each channel of latents with these moments (B, 2 channels, h, w), the mean over images, places and draws,
+    and that of the square: float64 (channels,)."""
+    mean, logvar = moments.double().chunk(2, dim=1)
+    square = mean.square() + logvar.clamp(*LOGVAR).exp()
+    return mean.mean(dim=(0, 2, 3)), square.mean(dim=(0, 2, 3))
+
+
 def shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of a safetensors file; InputError when it is missing or damaged."""
     try:
