@@ -131,8 +131,8 @@ def test_every_flag_of_train_sets_its_field():
             name = f"{section}.{field}"
             if name in fixed:
                 continue
-            flag = f"--{name.replace('_', '-')}"
-            given = other[name] if name in other else str((value or 0) + 1)
+            flag = f"--{section}.{'no-' if value is True else ''}{field}".replace("_", "-")
+            given = None if value is True else other[name] if name in other else str((value or 0) + 1)
             arguments = [flag] if given is None else [flag, *given.split()]
             arguments += company.get(name, [])
             if field in SolverChoices.model_fields:  # a choice of some samplers only
@@ -415,7 +415,7 @@ def test_bundled_snapshots_are_small_and_good(name):
         (["train", "digits", "--lr", "5"], ["--lr"]),
         (["train", "digits", "--train.images", "many"], ["--train.images", "many"]),
         (["train", "digits", "--train.images", "0"], ["--train.images", "greater than or equal to 1"]),
-        (["train", "digits", "--train.label-dropout", "1.5"], ["label_dropout", "less than or equal to 1"]),
+        (["train", "digits", "--train.label-dropout", "1.5"], ["--train.label-dropout", "less than or equal to 1"]),
         (["train", "digits", "--train.images"], ["--train.images"]),
         (["train", "digits", "--transport.path", "bendy"], ["--transport.path", "bendy", "gvp"]),
         (["train", "digits", "--transport.variance", "learned"], ["transport.path ddpm"]),

@@ -26,6 +26,7 @@ from typing_extensions import Unpack
 from ditkit.backbones import Backbone, compile_blocks
 from ditkit.checkpoint import load_newest
 from ditkit.codecs import Codec, Vae
+from ditkit.conditions import Read, conditions, unknown
 from ditkit.device import DeviceName, Precision, autocast, pick_device
 from ditkit.errors import InputError
 from ditkit.hub import fetch, is_id, model_card, publish
@@ -35,6 +36,9 @@ from ditkit.randomness import RowNoise
 from ditkit.recipe import Recipe
 from ditkit.sampling import autoguidance, cfg
 from ditkit.transports import Denoiser, Layout, Transport
+
+Said = Mapping[str, Sequence[int] | Sequence[str] | Tensor]
+"""Labels, "label", and prompts, "text", for each image."""
 
 SNAPSHOTS = Path(str(files("ditkit"))) / "assets" / "snapshots"
 
@@ -67,6 +71,8 @@ class Sampling(TypedDict, total=False):
     """"fp32" when not given; bf16 can be faster, and images then depend a little on the batch."""
     progress: bool
     """Show a progress bar."""
+    negative: str | None
+    """A prompt to guide away from, instead of from "no text"."""
     evaluated: Callable[[int], None] | None
     """Called at each evaluation with the number of images it is for: what an adaptive solver takes."""
 
@@ -81,6 +87,8 @@ class Pipeline:
     device: torch.device
     record: dict = field(default_factory=dict)
     """Where the weights come from: images seen, minutes, file."""
+    texts: Read | None = None
+    """Prompts to their embeddings; the recipe's encoder, loaded when first needed, where none is given."""
     _fused: tuple[list, Backbone] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -89,7 +97,15 @@ class Pipeline:
 
     @property
     def classes(self) -> int:
-        return self.recipe.data.classes or 0
+        """What the network is told apart; 0 when it is told no class."""
+        return self.backbone.classes
+
+    @property
+    def read(self) -> Read | None:
+        """Prompts to their embeddings; None for a model that is told no text. InputError as of `TextConfig.build`."""
+        if self.texts is None and self.recipe.text is not None:
+            self.texts = self.recipe.text.build(self.device).encode
+        return self.texts
 
     @property
     def network(self) -> Backbone:
@@ -104,24 +120,26 @@ class Pipeline:
 
     def generate(
         self,
-        cond: Mapping[str, Sequence[int] | Tensor] | None = None,
+        cond: Said | None = None,
         *,
         seeds: Sequence[int],
         **how: Unpack[Sampling],
     ) -> Tensor:
-        """Images uint8 (N, C, H, W), one per seed.
+        """Images uint8 (N, C, H, W), one per seed. `cond` has as many labels, "label", and prompts, "text", as the
+        model is told.
 
         Image k depends on seeds[k] and its condition only: in float32, whatever the batch, pixels
         agree within 1.
 
         Raises:
-            InputError: unknown sampler, steps or label out of range, guidance of an unconditional model.
+            InputError: unknown sampler, steps or label out of range, guidance of an unconditional model, labels
+                or prompts that are missing or that the model is not told.
         """
         return torch.cat(list(self.stream(cond, seeds=seeds, **how)))
 
     def stream(
         self,
-        cond: Mapping[str, Sequence[int] | Tensor] | None = None,
+        cond: Said | None = None,
         *,
         seeds: Sequence[int],
         **how: Unpack[Sampling],
@@ -133,12 +151,19 @@ class Pipeline:
         if not len(seeds):
             raise InputError("no seeds: give one per image")
         grid = chosen.times(self.transport)
-        labels = self._labels(cond or {}, len(seeds))
-        weak = how.get("weak")
-        if not self.classes and guidance not in (None, 1) and not weak:
+        labels, prompts = self._labels(cond or {}, len(seeds)), self._prompts(cond or {}, len(seeds))
+        weak, negative = how.get("weak"), how.get("negative")
+        told = self.classes or self.recipe.text
+        if not told and guidance not in (None, 1) and not weak:
             raise InputError(
                 f"--guidance {guidance}: this model was trained without classes and cannot be guided"
             )
+        if negative is not None and (self.recipe.text is None or weak or chosen.guidance == 1):
+            raise InputError(
+                f"--negative {negative!r}: it is what guidance leads away from, for a model that is told a text, with "
+                "--guidance other than 1 and without --weak"
+            )
+        read = self.read
         layout = self.codec.layout(self.recipe.data.size, self.recipe.data.size)
         denoise = self.transport.denoiser(self.network, layout)
         if weak:
@@ -148,9 +173,14 @@ class Pipeline:
                 )
             weaker = self._weak(weak, layout)
             denoise = autoguidance(denoise, weaker, chosen.guidance, chosen.interval)
-        elif self.classes:
-            null, channels = self.backbone.null, chosen.guidance_channels
-            denoise = cfg(denoise, null, chosen.guidance, chosen.interval, channels)
+        elif told:
+            denoise = cfg(
+                denoise,
+                lambda cond: unknown(self.backbone, cond, self.recipe.text, read, negative),
+                chosen.guidance,
+                chosen.interval,
+                chosen.guidance_channels,
+            )
         nfe, evaluated = chosen.nfe(grid), how.get("evaluated")
         total = None if nfe is None else nfe * -(-len(seeds) // batch)
 
@@ -161,7 +191,12 @@ class Pipeline:
                     part = slice(start, start + batch)
                     noise = RowNoise(seeds[part])
                     x = noise(torch.empty(len(seeds[part]), *layout.shape, device=self.device))
-                    part_cond = {} if labels is None else {"label": labels[part].to(self.device)}
+                    part_cond = conditions(
+                        None if labels is None else labels[part],
+                        None if prompts is None else prompts[part],
+                        read,
+                        self.device,
+                    )
                     with autocast(self.device, precision):
                         state = chosen.run(_watched(denoise, bar, evaluated), x, grid, part_cond, noise=noise)
                     yield self.codec.decode(state).cpu()
@@ -173,14 +208,27 @@ class Pipeline:
         other = load(path, self.device)
         theirs, ours = (
             f"path {p.transport.path}, {p.recipe.data.size} pixels, {p.recipe.data.channels} channels, "
-            f"codec {p.recipe.codec.kind}, {p.classes} classes"
+            f"codec {p.recipe.codec.kind}, {p.classes} classes, text {p.recipe.text.id if p.recipe.text else 'none'}"
             for p in (other, self)
         )
         if theirs != ours:
             raise InputError(f"--weak {path}: {theirs}; a weak model needs {ours}")
         return other.transport.denoiser(other.network, layout)
 
-    def _labels(self, cond: Mapping[str, Sequence[int] | Tensor], count: int) -> Tensor | None:
+    def _prompts(self, cond: Said, count: int) -> list[str] | None:
+        """The prompts checked: present exactly when the model is told a text, one per seed."""
+        if self.recipe.text is None:
+            if "text" in cond:
+                raise InputError("this model is told no text: leave the prompts out")
+            return None
+        if "text" not in cond:
+            raise InputError('this model is told a text: give --prompt (a "text" per seed in Python)')
+        prompts = list(cond["text"])
+        if len(prompts) != count or not all(isinstance(prompt, str) for prompt in prompts):
+            raise InputError(f"{len(prompts)} prompts for {count} seeds; give a list of one prompt per seed")
+        return prompts
+
+    def _labels(self, cond: Said, count: int) -> Tensor | None:
         """The labels checked: present exactly when the model has classes, in range, one per seed."""
         if not self.classes:
             if "label" in cond:

@@ -9,13 +9,14 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, model_validator
 
-from ditkit.backbones import Backbone, BackboneConfig
+from ditkit.backbones import Backbone, BackboneConfig, build
 from ditkit.codecs import Codec, CodecConfig, IdentityConfig
 from ditkit.config import Section, read_section, write_section
 from ditkit.data import DataConfig
 from ditkit.device import Precision
 from ditkit.errors import InputError
 from ditkit.sampling.config import SamplingConfig
+from ditkit.text import TextConfig
 from ditkit.transports import Transport
 
 Count = Annotated[int, Field(ge=1)]
@@ -60,7 +61,7 @@ class TrainConfig(Training):
     micro_batch: Count | None = None
     """Images per forward pass, where a whole batch does not fit in memory (gradient accumulation)."""
     label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of images trained without their label, for classifier-free guidance."""
+    """Share of images trained without their label and text, for classifier-free guidance."""
     ema_half_life_images: Annotated[float, Field(gt=0)] = 1_774_000
     """Half-life of the weights' moving average (DiT's decay of 0.9999 at batch 256)."""
     ema_rampup: Annotated[float, Field(gt=0)] | None = None
@@ -88,6 +89,8 @@ class Recipe(Section):
     """Also the default name of the run's folder."""
     data: DataConfig
     codec: CodecConfig = IdentityConfig()
+    text: TextConfig | None = None
+    """The encoder of captions, for a network that is told them; --text NAME takes one."""
     backbone: BackboneConfig
     transport: Transport = Transport()
     train: TrainConfig = TrainConfig()
@@ -119,7 +122,8 @@ class Recipe(Section):
         outputs = 2 * channels if self.transport.variance == "learned" else channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train.seed)
-            net = self.backbone.build(channels=channels, classes=self.data.classes, out_channels=outputs)
+            text_dim = self.text.dim if self.text else 0
+            net = build(self.backbone, channels, self.data.classes, outputs, text_dim)
         net.check_size(height, width)
         return net
 

@@ -88,6 +88,6 @@ class Backbone(nn.Module):
     def null(self, cond: Cond) -> Cond:
         """The keys that the network reads, every entry "unknown"."""
         empty = {} if self.text is None else self.text.null(cond)
-        if "label" in cond:
+        if self.label is not None and "label" in cond:
             empty["label"] = torch.full_like(cond["label"], self.classes)
         return empty

@@ -34,6 +34,8 @@ class DiTConfig(Section):
     """Width of the hidden layer of each MLP, relative to the token."""
     conditioning: Literal["adaln_zero", "adaln", "cross_attention", "in_context"] = "adaln_zero"
     """How blocks learn of time and label (`ditkit list conditionings`)."""
+    label: bool = True
+    """Blocks are told the class, where the data has classes."""
     text: Literal["none", "cross_attention", "in_context"] = "none"
     """How tokens learn of a text's: attending to them after each block, or among them in one sequence."""
     text_pooled: bool = False
@@ -50,7 +52,7 @@ class DiTConfig(Section):
     ) -> "DiT":
         """The network, freshly initialised. `classes` 0: unlabelled; out_channels: as `channels`; text_dim: channels
         of the text encoder, 0 without. InputError when there is a text and no way of telling it, or no text."""
-        return DiT(self, channels, classes, out_channels or channels, text_dim)
+        return DiT(self, channels, classes if self.label else 0, out_channels or channels, text_dim)
 
 
 class DiT(Backbone):

@@ -32,6 +32,8 @@ class SolverOptions(SolverChoices):
     """Guide only so many of the first channels: 3 samples as the released DiT and SiT code."""
     weak: str | None = None
     """A worse run or snapshot to guide away from (autoguidance), instead of from "no class"."""
+    negative: str | None = None
+    """A prompt to guide away from, instead of from "no text"."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Image k is made from seed + k, whatever the batch."""
     batch: Annotated[int, Field(ge=1)] = 100
@@ -54,6 +56,7 @@ class SolverOptions(SolverChoices):
             "interval": self.interval,
             "guidance_channels": self.guidance_channels,
             "weak": self.weak,
+            "negative": self.negative,
             "batch": self.batch,
             "precision": self.precision,
             "progress": True,

@@ -16,6 +16,7 @@ from ditkit.config import Section
 from ditkit.data import DATA, DataConfig, Folder
 from ditkit.errors import InputError
 from ditkit.recipe import Recipe
+from ditkit.text import TEXT_ENCODERS, TextConfig
 
 # Sections that come in kinds: `--backbone NAME` replaces the section by that name's default.
 KINDS: dict[str, dict[str, Any]] = {"backbone": BACKBONES, "codec": CODECS, "data": DATA}
@@ -80,24 +81,33 @@ def _columns(width: int):
 def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
     """The recipe with the sections chosen by name replaced, and the flags that are left.
 
-    `--backbone DiT-S/4`, `--codec vae`, `--data fashion-mnist`, or `--data DIR`, a folder of images.
+    `--backbone DiT-S/4`, `--codec vae`, `--text minilm`, `--data fashion-mnist`, or `--data DIR`, a folder of
+    images.
     """
     sections: dict[str, Section] = {}
     rest: list[str] = []
     flags = iter(argv)
     for flag in flags:
         name, _, value = flag.removeprefix("--").partition("=")
-        if not flag.startswith("--") or name not in KINDS:
+        if not flag.startswith("--") or name not in (*KINDS, "text"):
             rest.append(flag)
             continue
         value = value or next(flags, "")
-        if name == "data":
+        if name == "text":
+            sections[name] = text_section(value)
+        elif name == "data":
             sections[name] = data_section(value, like=recipe.data)
         elif value in KINDS[name]:
             sections[name] = KINDS[name][value]
         else:
             raise InputError(f"--{name}: unknown {value!r}; choose one of: {', '.join(KINDS[name])}")
     return recipe.replace(**sections), rest
+
+
+def text_section(name: str) -> TextConfig:
+    """The section of a text encoder's name, folder or Hub id; for those not named here --text.dim says how wide."""
+    known = TEXT_ENCODERS.get(name)
+    return TextConfig(id=name, dim=known.dim) if known else TextConfig(id=name)
 
 
 def data_section(name: str, like: DataConfig | None = None, flag: str = "data") -> DataConfig:

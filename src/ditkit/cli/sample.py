@@ -1,7 +1,7 @@
 """`ditkit sample RUN`: images from a run, a snapshot's folder or a bundled snapshot."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -24,8 +24,10 @@ class SampleCommand(SamplingOptions):
     """A run's folder, a snapshot's folder, or the name of a bundled snapshot."""
     labels: tuple[int, ...] = ()
     """Classes to sample, over and over; all of them when not given."""
+    prompt: tuple[str, ...] = ()
+    """Texts to sample, over and over, for a model that is told a text."""
     n: Annotated[int, Field(ge=1)] | None = None
-    """Number of images; 8 of each class when not given."""
+    """Number of images; 8 of each class, or prompt, when not given."""
     out: Path | None = None
     """Folder for what is written; samples/NAME when not given."""
     png: bool = False
@@ -39,18 +41,27 @@ def run(argv: list[str]) -> None:
     pipeline = load(command.run, command.device)
     if command.labels and not pipeline.classes:
         raise InputError("--labels: this model was trained without classes; leave it out")
+    if command.prompt and not pipeline.recipe.text:
+        raise InputError("--prompt: this model is told no text; leave it out")
+    if pipeline.recipe.text and not command.prompt:
+        raise InputError("--prompt: this model is told a text; say what to sample")
+    if pipeline.recipe.text and pipeline.classes and len(command.labels) not in (1, len(command.prompt)):
+        raise InputError(f"--labels: give one for all prompts or one for each of the {len(command.prompt)}")
     classes = command.labels or tuple(range(pipeline.classes)) or (0,)
-    count = command.n or 8 * len(classes)
-    labels = torch.tensor([classes[k % len(classes)] for k in range(count)])
+    rows = len(command.prompt) or len(classes)
+    count = command.n or 8 * rows
+    labels = torch.tensor([classes[k % rows % len(classes)] for k in range(count)])
     out = command.out or Path("samples") / pipeline.recipe.name
     check_writable(out)
     command.compile_if_asked(pipeline)
-    cond = {"label": labels} if pipeline.classes else {}
+    cond: dict[str, Any] = {"label": labels} if pipeline.classes else {}
+    if command.prompt:
+        cond["text"] = [command.prompt[k % rows] for k in range(count)]
     images = pipeline.generate(cond, seeds=range(command.seed, command.seed + count), **command.how)
     out.mkdir(parents=True, exist_ok=True)
-    by_class = torch.argsort(labels, stable=True)
-    columns = -(-count // len(classes)) if pipeline.classes else 8
-    picture = grid(images[by_class], min(columns, 32))
+    by_row = torch.argsort(torch.arange(count) % rows if command.prompt else labels, stable=True)
+    columns = -(-count // rows) if cond else 8
+    picture = grid(images[by_row], min(columns, 32))
     picture.save(out / "grid.png")
     written = [out / "grid.png"]
     if command.png:

@@ -46,7 +46,8 @@ def recipe_cost(recipe: Recipe, *, fused: bool = False) -> Cost:
     with torch.device("meta"):
         net = recipe.build_backbone()
     state = recipe.build_codec().layout(recipe.data.size, recipe.data.size).shape
-    return count_cost(net.fused() if fused else net, state, bool(recipe.data.classes))
+    words = recipe.text.length if recipe.text else 0
+    return count_cost(net.fused() if fused else net, state, bool(net.classes), words)
 
 
 def _fits(net: Backbone, size: int) -> bool:

@@ -18,7 +18,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from ditkit.costs.operators import Work, activations, bytes_of, step_work
+from ditkit.costs.operators import Inputs, Work, activations, bytes_of, step_work
 from ditkit.device import Precision
 from ditkit.errors import InputError
 
@@ -77,8 +77,7 @@ class Cost:
     """Both by module, in the network's order; the parts add up. Repeated modules are one: `blocks.*.mlp.*`.
     A name stands for what the module does itself, without those below it; "" is the network."""
     _net: nn.Module = field(repr=False, compare=False)
-    _state: tuple[int, ...] = field(repr=False, compare=False)
-    _labelled: bool = field(repr=False, compare=False)
+    _inputs: Inputs = field(repr=False, compare=False)
 
     def memory(self, batch: int, precision: Precision = "auto", micro_batch: int | None = None) -> Memory:
         """Of training with `batch` images a step, `micro_batch` of them per forward pass.
@@ -94,30 +93,28 @@ class Cost:
             gradients=gradients,
             optimizer=2 * gradients + 4 * len(trained),  # and a float32 count of steps for every tensor
             ema=weights,
-            activations=activations(self._net, self._state, self._labelled, _checked(per_pass), precision),
+            activations=activations(self._net, self._inputs, _checked(per_pass), precision),
             accumulated=per_pass < batch,
         )
 
     def work(self, batch: int, precision: Precision = "auto") -> Work:
         """The operators of one training step on a CPU, for `speed.Rates`."""
-        return step_work(self._net, self._state, self._labelled, _checked(batch), precision)
+        return step_work(self._net, self._inputs, _checked(batch), precision)
 
 
-def count_cost(net: nn.Module, state: tuple[int, ...], labelled: bool) -> Cost:
-    """Cost of `net` on a state (C, H, W). It runs with meta tensors in place of its weights: nothing is
+def count_cost(net: nn.Module, state: tuple[int, ...], labelled: bool, words: int = 0) -> Cost:
+    """Cost of `net` on a state (C, H, W), with a label, with `words` tokens of a text. It runs with meta tensors in place of its weights: nothing is
     computed or copied, and the network stays where it is."""
-    with torch.device("meta"):
-        x, t = torch.empty(1, *state), torch.empty(1)
-        cond = {"label": torch.empty(1, dtype=torch.long)} if labelled else {}
+    inputs = Inputs(state, labelled, words)
     tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     weights = {name: value.to("meta") for name, value in tensors.items()}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        functional_call(net, weights, (x, t, cond))
+        functional_call(net, weights, inputs.make(net, 1, torch.device("meta")))
     params = sum(p.numel() for p in net.parameters() if p.requires_grad)
     modules = _by_module(
         net, {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
     )
-    return Cost(params, counter.get_total_flops() // 2, modules, net, state, labelled)
+    return Cost(params, counter.get_total_flops() // 2, modules, net, inputs)
 
 
 def _checked(batch: int) -> int:

@@ -85,18 +85,38 @@ class Keeping(torch.autograd.graph.saved_tensors_hooks):
         super().__init__(count, lambda saved: saved)
 
 
-def activations(
-    net: nn.Module, state: tuple[int, ...], labelled: bool, batch: int, precision: Precision
-) -> int:
-    """Bytes that a forward pass on `batch` states (C, H, W) keeps for the backward pass, on a CPU."""
+class Inputs(NamedTuple):
+    """What a network is asked with."""
+
+    state: tuple[int, ...]
+    """(C, H, W)."""
+    labelled: bool
+    words: int = 0
+    """Tokens of a text, for a network that is told one."""
+
+    def make(
+        self, net: nn.Module, batch: int, device: torch.device
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """(x, t, cond) for `batch` images, without numbers in them."""
+        cond = {}
+        if self.labelled:
+            cond["label"] = torch.empty(batch, dtype=torch.long, device=device)
+        if self.words:
+            dim: int = net.get_submodule("text").dim  # type: ignore[assignment]
+            cond["text"] = torch.empty(batch, self.words, dim, device=device)
+            cond["text_mask"] = torch.empty(batch, self.words, dtype=torch.bool, device=device)
+            cond["text_pooled"] = torch.empty(batch, dim, device=device)
+        return torch.empty(batch, *self.state, device=device), torch.empty(batch, device=device), cond
+
+
+def activations(net: nn.Module, inputs: Inputs, batch: int, precision: Precision) -> int:
+    """Bytes that a forward pass on `batch` states keeps for the backward pass, on a CPU."""
     with _fake(net) as (weights, buffers), (keeping := Keeping(weights.values())):
-        _forward(net, weights | buffers, state, labelled, batch, precision)
+        _forward(net, weights | buffers, inputs, batch, precision)
     return keeping.bytes
 
 
-def step_work(
-    net: nn.Module, state: tuple[int, ...], labelled: bool, batch: int, precision: Precision
-) -> Work:
+def step_work(net: nn.Module, inputs: Inputs, batch: int, precision: Precision) -> Work:
     """The operators of one training step on a CPU: forward, backward, AdamW, moving average."""
     with _fake(net) as (weights, buffers):
         trained = [weight for weight in weights.values() if weight.requires_grad]
@@ -107,7 +127,7 @@ def step_work(
         optimizer.step()  # makes its moments, which is no part of later steps
         optimizer.zero_grad()
         with Operators() as operators:
-            out = _forward(net, weights | buffers, state, labelled, batch, precision)
+            out = _forward(net, weights | buffers, inputs, batch, precision)
             out.backward(torch.empty_like(out))
             optimizer.step()
             torch._foreach_lerp_(average, trained, 0.5)
@@ -135,15 +155,12 @@ def _fake(net: nn.Module) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]
 def _forward(
     net: nn.Module,
     tensors: dict[str, Tensor],
-    state: tuple[int, ...],
-    labelled: bool,
+    inputs: Inputs,
     batch: int,
     precision: Precision,
 ) -> Tensor:
-    x, t = torch.empty(batch, *state, device=CPU), torch.empty(batch, device=CPU)
-    cond = {"label": torch.empty(batch, dtype=torch.long, device=CPU)} if labelled else {}
     with autocast(CPU, precision):
-        return functional_call(net, tensors, (x, t, cond))
+        return functional_call(net, tensors, inputs.make(net, batch, CPU))
 
 
 def _size(kind: Any, args: Any, kwargs: Any, out: Any) -> int:

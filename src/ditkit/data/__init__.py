@@ -13,7 +13,7 @@ from ditkit.data.arrays import Digits, FashionMNIST
 from ditkit.data.emoji import EmojiData
 from ditkit.data.folder import Folder
 from ditkit.data.hub import Hub
-from ditkit.data.loader import Batch, Stream, batches, in_order, load_all
+from ditkit.data.loader import Batch, Stream, batches, in_order, load_all, spread
 from ditkit.data.shards import Webdataset
 from ditkit.data.sources import Arrays, DataSection, Encoded, Source, Split
 from ditkit.data.transforms import center_crop, prepare, to_array, to_mode
@@ -52,6 +52,7 @@ __all__ = [
     "in_order",
     "load_all",
     "prepare",
+    "spread",
     "to_array",
     "to_mode",
 ]

@@ -71,8 +71,8 @@ def in_order(
     InputError at once when the part cannot be opened.
     """
     source = config.open(split)
-    count = len(source) if limit is None else min(limit, len(source))
-    picks = [row * len(source) // count for row in range(count)]
+    picks = spread(len(source), limit)
+    count = len(picks)
 
     def read() -> Iterator[tuple[Tensor, Tensor | None]]:
         with progress_bar(count, "reading images", "img", delay=2.0) as bar:
@@ -83,6 +83,12 @@ def in_order(
                 bar.update(len(places))
 
     return read()
+
+
+def spread(length: int, limit: int | None = None) -> list[int]:
+    """At most `limit` places among `length`, at even distances."""
+    count = length if limit is None else min(limit, length)
+    return [row * length // count for row in range(count)]
 
 
 def load_all(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from ditkit.errors import InputError
 from ditkit.recipe import Recipe
 from ditkit.recipes.digits import digits
+from ditkit.recipes.emoji import emoji_t2i
 from ditkit.recipes.fashion import fashion_dit, fashion_sit
 from ditkit.recipes.imagenet import (
     imagenet256_dit_xl2,
@@ -19,6 +20,7 @@ from ditkit.recipes.imagenet import (
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits": digits,
+    "emoji-t2i": emoji_t2i,
     "fashion-dit": fashion_dit,
     "fashion-sit": fashion_sit,
     "imagenet256-dit-xl2": imagenet256_dit_xl2,

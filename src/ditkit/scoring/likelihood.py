@@ -56,7 +56,7 @@ def likelihoods(
             "of pixels, take a model without an autoencoder"
         )
     data, steps = pipeline.recipe.data, steps or STEPS[method]
-    denoise = pipeline.transport.denoiser(pipeline.backbone, pipeline.codec.layout(data.size, data.size))
+    denoise = pipeline.transport.denoiser(pipeline.network, pipeline.codec.layout(data.size, data.size))
     # Images of whole levels make the flow stiff near t = 0: evenly spaced times are far off there.
     grid = (
         time_grid(pipeline.transport, "ode", steps, grid="log_snr")

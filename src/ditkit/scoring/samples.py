@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ditkit.data import DataSection, Folder, in_order
+from ditkit.data import DataSection, Folder, in_order, spread
 from ditkit.data.folder import scan
 from ditkit.errors import InputError
 from ditkit.evaluation import npz_images, npz_labels
@@ -70,23 +70,26 @@ def sampled(
 ) -> Samples:
     """`count` images of a model, made as they are asked for; `how` as in `Pipeline.generate`.
 
-    Of a solver that chooses its own steps, the protocol's "nfe" is the mean over the images made so far.
+    A model that is told a text gets captions of its data, with their images' labels (`captioned`). Of a solver that
+    chooses its own steps, the protocol's "nfe" is the mean over the images made so far.
     """
     seeds = range(first_seed, first_seed + count)
-    chosen = None
-    if pipeline.classes:
+    cond: dict[str, Any] = {}
+    told: str = labels if pipeline.classes else "none"
+    if pipeline.recipe.text:
+        cond, told = captioned(pipeline.recipe.data, count)
+    elif pipeline.classes:
         balanced = labels == "balanced"
-        chosen = (
+        cond["label"] = (
             balanced_labels(count, pipeline.classes) if balanced else random_labels(seeds, pipeline.classes)
         )
+    chosen = cond.get("label")
     asked: list[int] = []
     how["evaluated"] = asked.append
-    stream = pipeline.stream({} if chosen is None else {"label": chosen}, seeds=seeds, **how)
-    facts = {
-        **sampling_facts(pipeline, how),
-        "first_seed": first_seed,
-        "labels": labels if pipeline.classes else "none",
-    }
+    if not pipeline.classes:
+        cond.pop("label", None)  # known, and not told
+    stream = pipeline.stream(cond, seeds=seeds, **how)
+    facts = {**sampling_facts(pipeline, how), "first_seed": first_seed, "labels": told}
     adaptive = facts["nfe"] == "adaptive"
 
     def labelled() -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -99,6 +102,26 @@ def sampled(
             yield images, None if chosen is None else chosen[part]
 
     return Samples(labelled(), chosen, facts)
+
+
+def captioned(data: DataSection, count: int) -> tuple[dict[str, Any], str]:
+    """`count` captions, "text", of the held-out images, evenly spread and over and over, with their labels, "label",
+    where there are classes; and what they are, in words. Of the training images where none are held out.
+
+    InputError where there are no captions.
+    """
+    try:
+        source, split = data.open("test"), "held-out"
+    except InputError:
+        source, split = data.open("train"), "training"
+    if not source.captions:
+        raise InputError(f"{data.kind}: the data has no captions to sample; give --data.caption-column")
+    places = spread(len(source), count)
+    places = [places[k % len(places)] for k in range(count)]
+    cond: dict[str, Any] = {"text": [source.captions[place] for place in places]}
+    if source.labels is not None:
+        cond["label"] = source.labels[places]
+    return cond, f"captions of {split} images"
 
 
 def sampling_facts(pipeline: Pipeline, how: Sampling) -> dict[str, Any]:
@@ -117,6 +140,9 @@ def sampling_facts(pipeline: Pipeline, how: Sampling) -> dict[str, Any]:
         "interval": chosen.interval,
         "guidance_channels": chosen.guidance_channels,
         "weak": how.get("weak"),
+        **(
+            {"text": pipeline.recipe.text.id, "negative": how.get("negative")} if pipeline.recipe.text else {}
+        ),
         "precision": how.get("precision", "fp32"),
         "device": str(pipeline.device),
     }

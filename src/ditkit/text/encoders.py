@@ -52,8 +52,12 @@ class TextConfig(Section):
     """Branch, tag or commit on the Hub."""
     length: Annotated[int, Field(ge=2)] = 77
     """Tokens of a prompt, its end included; longer ones are cut."""
+    dim: Annotated[int, Field(ge=1)] = 384
+    """Channels of its tokens; checked against the encoder."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Of the weights: bf16 takes half the memory."""
+    null: Literal["learned", "empty"] = "learned"
+    """What the network is told where the text is unknown: something it learns, or the empty prompt."""
 
     def build(self, device: torch.device | str = "cpu") -> "TextEncoder":
         """InputError: no extra, no such encoder, or it reads fewer tokens than `length`."""
@@ -78,6 +82,10 @@ class TextEncoder:
         self.device = torch.device(device)
         self.dim: int = model.config.hidden_size
         """Width D of tokens and pooled."""
+        if self.dim != config.dim:
+            raise InputError(
+                f"--text.dim {config.dim}: {config.id} has {self.dim} channels; give --text.dim {self.dim}"
+            )
         self._model, self._tokenizer, self._pool = model.to(self.device), tokenizer, pool
         most = min(
             tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 10**9

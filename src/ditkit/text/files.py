@@ -22,13 +22,14 @@ class Entry(NamedTuple):
     """An encoder by name."""
 
     id: str
+    dim: int
     about: str
 
 
 TEXT_ENCODERS: dict[str, Entry] = {
-    "minilm": Entry(PACKAGE, "MiniLM (all-MiniLM-L6-v2), 384 wide: sentences; in a PyPI wheel, no download"),
-    "clip": Entry("openai/clip-vit-large-patch14", "CLIP large's text half, 768 wide; from the Hub, 1.7 GB"),
-    "flan-t5": Entry("google/flan-t5-base", "Flan-T5 base's encoder, 768 wide; from the Hub, 1.0 GB"),
+    "minilm": Entry(PACKAGE, 384, "MiniLM (all-MiniLM-L6-v2): sentences; in a PyPI wheel, no download"),
+    "clip": Entry("openai/clip-vit-large-patch14", 768, "CLIP large's text half; from the Hub, 1.7 GB"),
+    "flan-t5": Entry("google/flan-t5-base", 768, "Flan-T5 base's encoder; from the Hub, 1.0 GB"),
 }
 
 

@@ -20,6 +20,7 @@ from ditkit.pipeline import Pipeline
 from ditkit.plots import loss_curve
 from ditkit.progress import progress_bar
 from ditkit.recipe import Recipe, Training
+from ditkit.training.captions import read_captions
 from ditkit.training.ema import Ema
 from ditkit.training.initial import load_initial
 from ditkit.training.latents import open_for
@@ -44,7 +45,7 @@ def train(
 ) -> Path:
     """Train `recipe` in the folder `out`, resuming what is there; the path of the last checkpoint.
 
-    Leaves recipe.json, log.jsonl, loss.png, previews/, checkpoints/ and what `monitor.py` measures. `init` starts
+    Leaves recipe.json, log.jsonl, text/ where there are captions, loss.png, previews/, checkpoints/ and what `monitor.py` measures. `init` starts
     from the moving average of another run or snapshot instead of fresh weights. With `train.latents` the batches
     come from a cache; what is measured meanwhile is still of the images.
 
@@ -60,6 +61,11 @@ def train(
     else:
         source, encoding = open_for(recipe, codec, config.latents)
     recipe = recipe.replace(data={"classes": len(source.names)}, codec=recipe.codec.resolved())
+    if recipe.text and source.captions is None:
+        raise InputError(
+            f"--text {recipe.text.id}: the data has no captions; give --data.caption-column where its captions are, "
+            "or leave --text out"
+        )
     net = recipe.build_backbone()  # before anything is written: refuses what cannot be built
     if config.compile:
         check_compiler(device)
@@ -68,6 +74,7 @@ def train(
     if init is not None and newest is None:
         load_initial(net, init)
     claim_run(recipe, out)
+    texts = None if recipe.text is None else read_captions(recipe, source, out, device)
     net = net.to(device).train()
     ema = Ema(net, config.ema_half_life_images, config.ema_rampup)
     optimizer = make_optimizer(net, config)
@@ -82,7 +89,7 @@ def train(
     if config.compile:
         compile_blocks(net, device)
 
-    average = Pipeline(recipe, ema.net, codec, device)
+    average = Pipeline(recipe, ema.net, codec, device, texts=texts)
     monitor = Monitor(average, out, seen)
     lines = Log(out / "log.jsonl", seen, seconds)
     checkpoint = out / "checkpoints" / f"{seen:012d}"
@@ -100,7 +107,7 @@ def train(
         for batch in stream:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, seen)
-            terms = backward(recipe, net, encoding, batch, device)
+            terms = backward(recipe, net, encoding, batch, device, texts)
             norm = update(net, optimizer, config.clip)
             before, seen = seen, seen + len(batch.index)
             if norm.isfinite():

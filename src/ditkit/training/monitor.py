@@ -8,13 +8,15 @@ validation.jsonl and scores.jsonl get a line each time, validation.png and score
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ditkit.data import load_all
+from ditkit.conditions import conditions
+from ditkit.data import Split, load_all, spread
 from ditkit.device import autocast
 from ditkit.errors import InputError
 from ditkit.pipeline import Pipeline
@@ -82,9 +84,9 @@ class Monitor:
 
 @torch.no_grad()
 def validation_loss(
-    pipeline: Pipeline, images: Tensor, labels: Tensor | None
+    pipeline: Pipeline, images: Tensor, labels: Tensor | None, captions: Sequence[str] | None = None
 ) -> tuple[list[float], list[float]]:
-    """Times (LEVELS,) and the mean loss of uint8 images (N, C, H, W) at each, with their labels (N,).
+    """Times (LEVELS,) and the mean loss of uint8 images (N, C, H, W) at each, with their labels and captions (N,).
 
     The times are evenly spread over the transport's interval, whatever its time law; image n has the
     same noise at every time and in every run.
@@ -96,7 +98,7 @@ def validation_loss(
     noise = _noise("validate", len(images), layout.shape)
     posterior = _noise("codec", len(images), layout.shape).to(device) if codec.random else None
     x0 = codec.encode(images.to(device), posterior)
-    cond = {} if labels is None else {"label": labels.to(device)}
+    cond = conditions(labels, captions, pipeline.read, device)
     times, losses = [], []
     for level in range(LEVELS):
         u = torch.full((len(images),), (level + 0.5) / LEVELS, dtype=torch.float64)
@@ -113,12 +115,18 @@ def _noise(purpose: Purpose, count: int, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.stack(rows))
 
 
-def _validation_images(pipeline: Pipeline) -> tuple[Tensor, Tensor | None]:
-    """Held-out images, evenly spread; training images where nothing is held out."""
+def _validation_images(pipeline: Pipeline) -> tuple[Tensor, Tensor | None, list[str] | None]:
+    """Held-out images, evenly spread, labels and captions; training images where nothing is held out."""
     data = pipeline.recipe.data
+    split: Split = "test"
     try:
-        images, labels = load_all(data, "test", IMAGES)
+        source = data.open(split)
     except InputError:
         log.info("validation loss: this data has no held-out part, training images are used")
-        images, labels = load_all(data, "train", IMAGES)
-    return images, labels if pipeline.classes else None
+        split = "train"
+        source = data.open(split)
+    images, labels = load_all(data, split, IMAGES)
+    captions = None
+    if pipeline.recipe.text and source.captions:
+        captions = [source.captions[place] for place in spread(len(source), IMAGES)]
+    return images, labels if pipeline.classes else None, captions

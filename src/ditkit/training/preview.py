@@ -4,15 +4,22 @@ from pathlib import Path
 
 from ditkit.pictures import grid
 from ditkit.pipeline import Pipeline
+from ditkit.scoring.samples import captioned
 
 COLUMNS, MOST_CLASSES = 8, 10
 
 
 def save_preview(pipeline: Pipeline, path: Path) -> None:
-    """COLUMNS images of each of the first classes, a row per class, by the recipe's own sampling."""
+    """COLUMNS images of each of the first classes, a row per class, or of held-out captions, a row for each, by
+    the recipe's own sampling."""
     classes = min(pipeline.classes, MOST_CLASSES)
     rows = max(classes, 4)
-    cond = {"label": [row % classes for row in range(rows) for _ in range(COLUMNS)]} if classes else {}
+    if pipeline.recipe.text:
+        few, _ = captioned(pipeline.recipe.data, rows)
+        keys = ("text", "label") if classes else ("text",)
+        cond = {key: [value for value in few[key] for _ in range(COLUMNS)] for key in keys}
+    else:
+        cond = {"label": [row % classes for row in range(rows) for _ in range(COLUMNS)]} if classes else {}
     images = pipeline.generate(cond, seeds=range(rows * COLUMNS), progress=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     grid(images, COLUMNS).save(path)

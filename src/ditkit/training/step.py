@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ditkit.backbones import Backbone
 from ditkit.codecs import Codec
+from ditkit.conditions import Read, conditions, unknown
 from ditkit.data import Batch
 from ditkit.device import autocast
 from ditkit.randomness import generator
@@ -19,7 +20,7 @@ class Draws(NamedTuple):
     """The randomness of a batch of training images, on the CPU."""
 
     u: Tensor  # float64 (B,), uniform in (0, 1]: the time
-    drop: Tensor  # float64 (B,), uniform in [0, 1): the label is dropped below label_dropout
+    drop: Tensor  # float64 (B,), uniform in [0, 1): label and text are dropped below label_dropout
     eps: Tensor  # float32 (B, *S), standard normal
     posterior: Tensor | None  # float32 (B, *S), standard normal: what a random codec encodes with
 
@@ -43,9 +44,17 @@ def draws(seed: int, index: Tensor, shape: tuple[int, ...], random_codec: bool) 
 
 
 def backward(
-    recipe: Recipe, net: Backbone, codec: Codec, batch: Batch, device: torch.device
+    recipe: Recipe,
+    net: Backbone,
+    codec: Codec,
+    batch: Batch,
+    device: torch.device,
+    read: Read | None = None,
 ) -> dict[str, Tensor]:
-    """Accumulate the gradient of the batch's mean loss; the batch's mean of every term of the loss."""
+    """Accumulate the gradient of the batch's mean loss; the batch's mean of every term of the loss.
+
+    `read` gives the captions' embeddings, for a network that is told a text.
+    """
     config, total = recipe.train, len(batch.index)
     means: dict[str, Tensor] = {}
     for part in _split(batch, config.micro_batch or total):
@@ -53,9 +62,12 @@ def backward(
         drawn = draws(config.seed, part.index, layout.shape, codec.random)
         posterior = None if drawn.posterior is None else drawn.posterior.to(device)
         x0 = codec.encode(part.images.to(device), posterior)
-        cond = {} if part.label is None else {"label": part.label.to(device)}
+        cond = conditions(part.label, part.caption, read, device)
         dropped = (drawn.drop < config.label_dropout).to(device)
-        cond = {key: torch.where(dropped, empty, cond[key]) for key, empty in net.null(cond).items()}
+        cond = {
+            key: torch.where(dropped.view(-1, *[1] * (empty.ndim - 1)), empty, cond[key])
+            for key, empty in unknown(net, cond, recipe.text, read).items()
+        }
         with autocast(device, config.precision):
             t = recipe.transport.times(drawn.u)
             terms = recipe.transport.loss(net, x0, cond, t=t, eps=drawn.eps.to(device), layout=layout)
@@ -87,4 +99,6 @@ def update(net: nn.Module, optimizer: torch.optim.Optimizer, clip: float | None)
 def _split(batch: Batch, size: int) -> Iterator[Batch]:
     for start in range(0, len(batch.index), size):
         rows = slice(start, start + size)
-        yield Batch(batch.images[rows], None if batch.label is None else batch.label[rows], batch.index[rows])
+        label = None if batch.label is None else batch.label[rows]
+        caption = None if batch.caption is None else batch.caption[rows]
+        yield Batch(batch.images[rows], label, batch.index[rows], caption)
