@@ -127,6 +127,8 @@ def _recipe(command: RecipeCommand) -> Iterator[str]:
     )
     yield f"  images      {size} x {size}, {recipe.data.channels} channels, {recipe.data.classes} classes"
     yield f"  state       {' x '.join(map(str, state))} ({recipe.codec.kind})"
+    if recipe.text:
+        yield f"  text        {recipe.text.id}, {recipe.text.length} tokens of {recipe.text.dim} channels"
     yield f"  training    {train.images:,} images in batches of {train.batch}"
     found, sampled = recipe_cost(recipe), recipe_cost(recipe, fused=True)
     downsampled = isinstance(recipe.backbone, UDiTConfig) and recipe.backbone.attention != "full"

@@ -21,7 +21,8 @@ the data's classifier or of --features NAME, the Fréchet distance to the same i
 
     ditkit train-codec fashion-mnist --out runs/codec
     ditkit encode fashion-sit --codec vae --codec.id runs/codec --out runs/latents
-    ditkit train fashion-sit --codec vae --codec.id runs/codec --train.latents runs/latents --out runs/latent
+    ditkit train fashion-sit --codec vae --codec.id runs/codec --backbone.patch 1 --train.latents runs/latents \\
+        --out runs/fashion-latent
 
 DIR is a folder of diffusers'; every flag: ditkit train-codec DATA --help"""
 
