@@ -233,6 +233,11 @@ def test_captions_and_images_without_classes(tmp_path, vae):
     (batch,) = batches(found, data, seed=0, start=0, stop=3, batch=3)
     assert sorted(batch.caption) == found.captions
     assert batch.label is None
+    (tmp_path / "out" / "captions.json").unlink()
+    with pytest.raises(
+        InputError, match=r"captions\.json is missing or damaged .*`ditkit encode` command again"
+    ):
+        open_latents(tmp_path / "out")
 
 
 # --- what is refused -------------------------------------------------------------------------------
@@ -300,7 +305,10 @@ def test_damaged_caches(latent, tmp_path):
     shard.unlink()
     assert f"{shard} is missing or damaged" in refusal(latent, folder)
     save_file({"moments": torch.zeros(500, 6, 2, 2)}, shard)
-    assert "does not hold what index.json says" in refusal(latent, folder)
+    assert f"{shard} is missing or damaged" in refusal(latent, folder)
+    encode(latent, folder)  # the remedy that is told
+    assert shard.read_bytes() == whole
+    open_latents(folder)
     (folder / "index.json").write_text("{}")
     assert "index.json" in refusal(latent, folder)
     (tmp_path / "empty").mkdir()

@@ -88,7 +88,8 @@ def write_cache(
     plan: Index,
     batch: int = 64,
 ) -> int:
-    """Encode the images of `source` into the folder `out`, or go on doing so; how many were encoded now.
+    """Encode the images of `source` into the folder `out`, or go on doing so, or make again what is damaged; how
+    many were encoded now.
 
     `moments` maps uint8 (B, C, H, W) to (B, 2 channels, height, width). InputError when the folder holds the
     cache of another plan or something else, or cannot be written.
@@ -97,7 +98,7 @@ def write_cache(
     encoded = 0
     with progress_bar(plan.count, "encoding", "img") as bar:
         for name, places in plan.files:
-            if not (out / name).exists():
+            if not is_whole(out / name, plan, len(places)):
                 _save(out / name, _shard(source, data, moments, plan, places, batch, bar.update))
                 encoded += len(places)
             else:
@@ -111,6 +112,17 @@ def write_cache(
     return encoded
 
 
+def is_whole(file: Path, plan: Index, count: int) -> bool:
+    """Whether a shard is there and holds these many images, as planned."""
+    expected: dict[str, tuple[int, ...]] = {name: (count, *plan.shape) for name in plan.tensors}
+    if plan.names:
+        expected["labels"] = (count,)
+    try:
+        return shapes(file) == expected
+    except InputError:
+        return False
+
+
 def _claim(out: Path, plan: Index) -> None:
     """Make `out` the folder of this plan, unless it is another's."""
     for name in (INDEX, PLAN):
@@ -120,8 +132,8 @@ def _claim(out: Path, plan: Index) -> None:
             for field in old:
                 if old[field] != new[field]:
                     raise InputError(
-                        f"--out {out} holds latents with {field} {old[field]}, not {new[field]}; give the same command "
-                        "to go on, or another --out"
+                        f"--out {out} holds latents with {field} {old[field]!s:.80}, not {new[field]!s:.80}; give the "
+                        "same command to go on, or another --out"
                     )
             return
     if out.exists() and any(out.iterdir()):
@@ -186,7 +198,6 @@ def _statistics(files: Sequence[Path]) -> tuple[tuple[float, ...], tuple[float, 
     """Mean and spread of each channel of the latents, from what `_save` wrote into the files."""
     rows, values = [], []
     for file in files:
-        shapes(file)
         with safe_open(file, "pt") as reader:
             means = json.loads(reader.metadata()["means"])
         rows.append(means["rows"])
@@ -203,6 +214,15 @@ def _replace(file: Path, content: bytes) -> None:
     os.replace(unfinished, file)
 
 
+def _read_captions(file: Path) -> list[str]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{file} is missing or damaged ({error}); give the `ditkit encode` command again, it makes it again"
+        ) from None
+
+
 class Cache(Latents):
     """A finished cache; its files are mapped into memory and read row by row."""
 
@@ -212,13 +232,15 @@ class Cache(Latents):
         self.names, self.shape, self.flips = self.index.names, self.index.shape, self.index.flips
         self._paths = [folder / name for name, _ in self.index.files]
         for path, (_, places) in zip(self._paths, self.index.files, strict=True):
-            found = shapes(path)
-            if any(found.get(name) != (len(places), *self.shape) for name in self.index.tensors):
-                raise InputError(f"{path}: does not hold what {INDEX} says; encode again into another folder")
+            if not is_whole(path, self.index, len(places)):
+                raise InputError(
+                    f"{path} is missing or damaged; give the `ditkit encode` command again, it makes it again"
+                )
         self.labels = None
         if self.names:
             self.labels = torch.cat([ShardFiles().rows(path, "labels") for path in self._paths])
-        self.captions = json.loads((folder / CAPTIONS).read_text()) if self.index.captions else None
+        if self.index.captions:
+            self.captions = _read_captions(folder / CAPTIONS)
         self._files = ShardFiles()
 
     def __len__(self) -> int:
