@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from ditkit.errors import InputError
 from ditkit.text import TEXT_ENCODERS, Text, TextCache, TextConfig, TextEncoder, embed, load_text_encoder
-from ditkit.text.files import PACKAGE, identity
+from ditkit.text.files import PACKAGE, find_folder, identity, width
 
 transformers = pytest.importorskip("transformers", reason="needs the extra `text`")
 needs_minilm = pytest.mark.skipif(find_spec(PACKAGE) is None, reason="needs the extra `text`")
@@ -304,6 +304,7 @@ def test_what_is_missing_is_named_with_the_remedy(t5, tmp_path, monkeypatch):
 
     refused(r"--text\.length 65: .* reads at most 64 tokens", str(t5), length=65)
     refused("text encoder: length: .*greater than or equal to 2", str(t5), length=1)
+    refused(r"--text\.dim 32: .* has 24 channels; give --text\.dim 24", str(t5), dim=32)
 
     def gone(*args, **options):
         raise ConnectionError("no route to the Hub\nat all")
@@ -346,6 +347,12 @@ def test_names_have_an_id_and_a_line():
     assert all(entry.id and entry.about for entry in TEXT_ENCODERS.values())
 
 
+def test_the_width_is_read_from_the_configuration(t5, clip, tmp_path):
+    assert (width(t5), width(clip), width(bert(tmp_path / "bert"))) == (24, 24, 16)
+    if find_spec(PACKAGE) is not None:
+        assert width(find_folder("minilm")) == TEXT_ENCODERS["minilm"].dim == TextConfig().dim
+
+
 # the cache
 
 
@@ -354,7 +361,7 @@ CAPTIONS = ["a red heart", "train station", "a red heart", "a heart that is red 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_the_cache_gives_back_what_the_encoder_gave(t5, tmp_path, dtype):
-    config = TextConfig(id=str(t5), length=8, dtype=dtype)
+    config = TextConfig(id=str(t5), dim=24, length=8, dtype=dtype)
     cache = embed(CAPTIONS, config, tmp_path / "cache")
     assert (len(cache), cache.dim, cache.length) == (4, 24, 8)
     encoded = config.build().encode(["", "a red heart", "train station", CAPTIONS[3]])
@@ -379,7 +386,7 @@ def test_the_cache_is_made_once_and_its_encoder_freed(t5, tmp_path, monkeypatch)
         return encoder
 
     monkeypatch.setattr(TextConfig, "build", watched)
-    config = TextConfig(id=str(t5), length=8)
+    config = TextConfig(id=str(t5), dim=24, length=8)
     first = embed(CAPTIONS, config, tmp_path)
     assert [model() for model in built] == [None]
     again = embed(reversed(CAPTIONS[:2]), config, tmp_path)  # fewer, in another order
@@ -390,7 +397,7 @@ def test_the_cache_is_made_once_and_its_encoder_freed(t5, tmp_path, monkeypatch)
 
 def test_a_cache_of_something_else_is_refused_by_name(t5, clip, tmp_path):
     folder = tmp_path / "cache"
-    config = TextConfig(id=str(t5), length=8)
+    config = TextConfig(id=str(t5), dim=24, length=8)
     cache = embed(CAPTIONS, config, folder)
 
     def refused(words: str, captions=CAPTIONS, **choices) -> None:
@@ -411,7 +418,7 @@ def test_a_cache_of_something_else_is_refused_by_name(t5, clip, tmp_path):
 def test_damaged_caches_are_refused(t5, tmp_path):
     with pytest.raises(InputError, match=r"text\.json is not there"):
         TextCache(tmp_path)
-    embed(CAPTIONS, TextConfig(id=str(t5), length=8), tmp_path)
+    embed(CAPTIONS, TextConfig(id=str(t5), dim=24, length=8), tmp_path)
     tensors, index = tmp_path / "text.safetensors", tmp_path / "text.json"
     whole, words = tensors.read_bytes(), index.read_text()
     tensors.write_bytes(whole[:200])

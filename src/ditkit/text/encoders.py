@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ditkit.config import Section
 from ditkit.errors import InputError
-from ditkit.text.files import find_folder, identity
+from ditkit.text.files import find_folder, identity, width
 
 CLIP, T5 = ("clip", "clip_text_model"), ("t5", "mt5", "umt5")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -141,8 +141,10 @@ class TextEncoder:
 def load_text_encoder(
     name: str = "minilm", *, device: torch.device | str = "cpu", **choices: Any
 ) -> TextEncoder:
-    """The encoder of a name, folder or Hub id; `choices` are `TextConfig`'s other fields. InputError: see `build`."""
-    return TextConfig.checked({"id": name, **choices}, "text encoder").build(device)
+    """The encoder of a name, folder or Hub id; `choices` are `TextConfig`'s other fields, `dim` not needed.
+    InputError: see `build`."""
+    known = {"dim": width(find_folder(name, choices.get("revision")))}
+    return TextConfig.checked({"id": name, **known, **choices}, "text encoder").build(device)
 
 
 def open_model(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, Pool | None]:

@@ -4,6 +4,7 @@ Weights are safetensors only, and no code from the Hub is run. Loading them: enc
 """
 
 import hashlib
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -71,6 +72,16 @@ def weights_of(folder: Path) -> list[Path]:
     """The files of weights, in order; [] when there are none."""
     one = folder / "model.safetensors"
     return [one] if one.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
+
+
+def width(folder: Path) -> int:
+    """Channels of an encoder's tokens, as its configuration says; InputError when that cannot be read."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        config = config.get("text_config", config)  # a whole CLIP
+        return int(config.get("d_model") or config.get("hidden_size") or config["dim"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{folder}: no readable config.json of transformers") from None
 
 
 def identity(folder: Path) -> str:
