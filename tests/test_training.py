@@ -284,8 +284,13 @@ def test_every_recipe_builds_and_round_trips(name):
         net = chosen.build_backbone()
     x = torch.empty(2, *chosen.build_codec().layout(chosen.data.size, chosen.data.size).shape, device="meta")
     t, label = torch.empty(2, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")
+    cond = {"label": label}
+    if chosen.text:
+        text = torch.empty(2, 5, chosen.text.dim, device="meta")
+        words = torch.ones(2, 5, dtype=torch.bool, device="meta")
+        cond |= {"text": text, "text_mask": words, "text_pooled": text[:, 0]}
     channels = 2 * x.shape[1] if chosen.transport.variance == "learned" else x.shape[1]
-    assert net(x, t, {"label": label}).shape == (2, channels, *x.shape[2:])
+    assert net(x, t, cond).shape == (2, channels, *x.shape[2:])
 
 
 def test_paper_recipes_have_the_papers_settings():
