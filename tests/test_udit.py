@@ -20,12 +20,14 @@ from ditkit.cli import main
 from ditkit.costs.count import count_cost
 from ditkit.errors import InputError
 from ditkit.interop.udit import udit_names, udit_to_official
+from ditkit.nn.convolutions import depthwise
 from ditkit.nn.depthwise import ReparameterisedMlp
 from ditkit.nn.downsampled import (
     KeyValueDownsampledAttention,
     TokenDownsampledAttention,
     merge_parity,
     split_parity,
+    unit,
 )
 from ditkit.nn.rotary import rotary_positions, rotate
 from ditkit.recipes import recipe
@@ -441,7 +443,7 @@ def test_key_value_downsampling_by_hand():
     """Every token asks, squares of 2 × 2 answer from their middle."""
     attention = KeyValueDownsampledAttention(8, 2, "depthwise_shortcut", False)
     x, where = torch.randn(1, 4, 6, 8), KeyValueDownsampledAttention.positions(4, 6, 4)
-    spread = attention.spread.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) + x
+    spread = attention.spread.conv(x) + x
     q = rotate(attention.q(x.flatten(1, 2)).view(1, 24, 2, 4), rotary_positions(4, 6, 4)).transpose(1, 2)
     squares = torch.stack(
         [spread[0, i : i + 2, j : j + 2].flatten() for i in (0, 2) for j in (0, 2, 4)]
@@ -456,7 +458,7 @@ def test_key_value_downsampling_by_hand():
 def test_the_kernels_added_up_are_the_convolutions_added_up():
     """Values and gradients of every one of the three; the identity is among them."""
     mlp = ReparameterisedMlp(4, 8)
-    x = torch.randn(2, 8, 6, 10)
+    x = torch.randn(2, 6, 10, 8)
     parts = [mlp.depthwise.five, mlp.depthwise.three, mlp.depthwise.one]
     for part in parts:
         torch.nn.init.normal_(part.bias)
@@ -636,3 +638,33 @@ def test_recipes_have_the_papers_settings(name):
     assert 0.5 ** (256 / train.ema_half_life_images) == pytest.approx(0.9999, abs=1e-7)
     assert (chosen.codec.kind, chosen.data.flip) == ("vae", True)
     assert (chosen.sample.sampler, chosen.sample.steps, chosen.sample.guidance) == ("ancestral", 250, 1.0)
+
+
+# --- forms that are quick on a CPU ----------------------------------------------------------------------
+
+
+def test_rotation_by_complex_numbers_is_the_one_written_out(monkeypatch):
+    x = torch.randn(2, 6, 3, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    table = rotary_positions(2, 3, 8)
+    quick = rotate(x, table)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    written = rotate(x, table)
+    torch.testing.assert_close(quick, written, rtol=0, atol=1e-6)
+    (one,), (other,) = (torch.autograd.grad(out.square().sum() + out.sum(), x) for out in (quick, written))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_unit_is_normalize():
+    x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[0, 0] = 0
+    torch.testing.assert_close(unit(x), torch.nn.functional.normalize(x, dim=-1))
+
+
+def test_depthwise_convolutions_are_float32_under_autocast_too():
+    stream = torch.Generator().manual_seed(0)
+    x, kernel, bias = (torch.randn(*shape, generator=stream) for shape in ((2, 6, 4, 8), (8, 1, 5, 5), (8,)))
+    expected = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), kernel, bias, padding=2, groups=8)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = depthwise(x, kernel, bias)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.permute(0, 3, 1, 2), expected)

@@ -17,6 +17,7 @@ from ditkit.data import DATA, DataConfig, Folder
 from ditkit.errors import InputError
 from ditkit.recipe import Recipe
 from ditkit.text import TEXT_ENCODERS, TextConfig
+from ditkit.text.files import width
 
 # Sections that come in kinds: `--backbone NAME` replaces the section by that name's default.
 KINDS: dict[str, dict[str, Any]] = {"backbone": BACKBONES, "codec": CODECS, "data": DATA}
@@ -105,9 +106,10 @@ def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
 
 
 def text_section(name: str) -> TextConfig:
-    """The section of a text encoder's name, folder or Hub id; for those not named here --text.dim says how wide."""
-    known = TEXT_ENCODERS.get(name)
-    return TextConfig(id=name, dim=known.dim) if known else TextConfig(id=name)
+    """The section of a text encoder's name, folder or Hub id; of one on the Hub --text.dim says how wide."""
+    if name in TEXT_ENCODERS:
+        return TextConfig(id=name, dim=TEXT_ENCODERS[name].dim)
+    return TextConfig(id=name, dim=width(Path(name))) if Path(name).is_dir() else TextConfig(id=name)
 
 
 def data_section(name: str, like: DataConfig | None = None, flag: str = "data") -> DataConfig:

@@ -1,12 +1,13 @@
 """Convolutional parts: residual blocks that are told the condition, and changes of resolution.
 
-Maps are (B, C, H, W) or, where it says "on tokens", a grid of tokens (B, H, W, C): the same memory as a
-channels-last map, so that going from one to the other moves nothing.
+Maps are (B, C, H, W) or, where it says so, a grid of tokens (B, H, W, C): the same memory as a channels-last
+map, so that going from one to the other moves nothing.
 """
 
 import math
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,10 +26,38 @@ def zero_conv(fan_in: int, fan_out: int) -> nn.Conv2d:
     return layer
 
 
-def xavier_conv(fan_in: int, fan_out: int, kernel: int, *, depthwise: bool = False) -> nn.Conv2d:
+def xavier_conv(fan_in: int, fan_out: int, kernel: int) -> nn.Conv2d:
     """Any odd kernel, at the same resolution; Xavier-uniform weight, zero bias."""
-    groups = fan_in if depthwise else 1
-    layer = nn.Conv2d(fan_in, fan_out, kernel, padding=kernel // 2, groups=groups)
+    return _xavier(nn.Conv2d(fan_in, fan_out, kernel, padding=kernel // 2))
+
+
+class DepthwiseConv(nn.Conv2d):
+    """Each channel for itself, any odd kernel: a grid of tokens (B, H, W, C) to the same. Starts as `xavier_conv`."""
+
+    def __init__(self, channels: int, kernel: int):
+        super().__init__(channels, channels, kernel, padding=kernel // 2, groups=channels)
+        _xavier(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depthwise(x, self.weight, self.bias)
+
+
+def depthwise(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """A grid of tokens (B, H, W, C) with kernels (C, 1, k, k), k odd, and bias (C,) -> the same.
+
+    On a CPU in float32, under autocast too: the weight's gradient in bf16 takes five times as long there, the rest
+    as long as in float32.
+    """
+    planes, groups, padding = x.permute(0, 3, 1, 2), len(kernel), kernel.shape[-1] // 2
+    if x.device.type == "cpu":
+        with torch.autocast("cpu", enabled=False):
+            out = F.conv2d(planes.float(), kernel, bias, padding=padding, groups=groups)
+    else:
+        out = F.conv2d(planes, kernel, bias, padding=padding, groups=groups)
+    return out.permute(0, 2, 3, 1).contiguous()
+
+
+def _xavier(layer: nn.Conv2d) -> nn.Conv2d:
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
@@ -43,14 +72,12 @@ def embedding_conv(channels: int, width: int, kernel: int) -> nn.Conv2d:
     return layer
 
 
-def on_tokens(function: Map, x: Tensor) -> Tensor:
-    """A function of maps (B, C, H, W), such as a depthwise convolution, of a grid of tokens (B, H, W, C)."""
-    return function(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
-
-
 def on_planes(function: Map, x: Tensor) -> Tensor:
-    """The same for full convolutions, with every channel moved to a plane of its own: their kernels for
-    channels last round four times as much on a CPU, which the released numbers show."""
+    """A function of maps (B, C, H, W), such as a full convolution, of a grid of tokens (B, H, W, C).
+
+    Every channel is moved to a plane of its own: full convolutions' kernels for channels last round four times
+    as much on a CPU, which the released numbers show.
+    """
     return function(x.permute(0, 3, 1, 2).contiguous()).permute(0, 2, 3, 1).contiguous()
 
 

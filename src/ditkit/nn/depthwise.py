@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
-from ditkit.nn.convolutions import on_tokens, xavier_conv
+from ditkit.nn.convolutions import DepthwiseConv, depthwise
 from ditkit.nn.linear import dense
 
 
@@ -33,11 +33,10 @@ class DepthwiseMlp(nn.Module):
 
     @staticmethod
     def parts(width: int, hidden: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-        depthwise = xavier_conv(hidden, hidden, 5, depthwise=True)
-        return dense(width, hidden), depthwise, dense(hidden, width)
+        return dense(width, hidden), DepthwiseConv(hidden, 5), dense(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(on_tokens(self.depthwise, F.gelu(self.into(x))))
+        return self.out(self.depthwise(F.gelu(self.into(x))))
 
 
 class ReparameterisedMlp(DepthwiseMlp):
@@ -90,9 +89,7 @@ class ParallelDepthwise(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.five = xavier_conv(channels, channels, 5, depthwise=True)
-        self.three = xavier_conv(channels, channels, 3, depthwise=True)
-        self.one = xavier_conv(channels, channels, 1, depthwise=True)
+        self.five, self.three, self.one = (DepthwiseConv(channels, kernel) for kernel in (5, 3, 1))
 
     def merged(self) -> tuple[Tensor, Tensor]:
         """The one kernel (C, 1, 5, 5), with the identity in its middle, and the bias (C,)."""
@@ -101,8 +98,7 @@ class ParallelDepthwise(nn.Module):
         return self.five.weight + kernels, torch.stack(biases).sum(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel, bias = self.merged()
-        return F.conv2d(x, kernel, bias, padding=2, groups=len(kernel))
+        return depthwise(x, *self.merged())
 
 
 def _refuse_the_other_form(module: nn.Module, state: dict[str, Tensor], prefix: str, *_) -> None:

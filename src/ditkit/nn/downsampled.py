@@ -15,12 +15,11 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditkit.nn.attention import attend, check_heads
 from ditkit.nn.blocks import Modulation, modulated_norm
-from ditkit.nn.convolutions import on_tokens, xavier_conv
+from ditkit.nn.convolutions import DepthwiseConv
 from ditkit.nn.linear import dense
 from ditkit.nn.rotary import rotary_positions, rotate
 
@@ -43,6 +42,11 @@ def merge_parity(x: Tensor, height: int, width: int) -> Tensor:
     """Back, with the heads' channels together: (4B, heads, H/2 · W/2, d) -> (B, H, W, heads · d). One copy."""
     x = x.unflatten(2, (height // 2, width // 2)).unflatten(0, (-1, 2, 2))  # (B, 2, 2, heads, h, w, d)
     return x.permute(0, 4, 1, 5, 2, 3, 6).flatten(5).flatten(3, 4).flatten(1, 2)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Each vector (..., d) to length 1, as `F.normalize` in two thirds of its time."""
+    return x * torch.linalg.vecdot(x, x).clamp(min=1e-24).rsqrt()[..., None]
 
 
 class _Attention(nn.Module):
@@ -68,8 +72,8 @@ class _Attention(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         if self.logit_scale is None:
             return attend(q.to(v.dtype), k.to(v.dtype), v)
-        q = F.normalize(q.float(), dim=-1) * self.logit_scale.clamp(max=MOST_SCALE).exp()
-        return attend(q.to(v.dtype), F.normalize(k.float(), dim=-1).to(v.dtype), v, scale=1.0)
+        q = unit(q.float()) * self.logit_scale.clamp(max=MOST_SCALE).exp()
+        return attend(q.to(v.dtype), unit(k.float()).to(v.dtype), v, scale=1.0)
 
 
 class GridAttention(_Attention):
@@ -105,13 +109,13 @@ class Spread(nn.Module):
 
     def __init__(self, width: int, downsampler: Downsampler):
         super().__init__()
-        self.conv = None if downsampler == "none" else xavier_conv(width, width, 5, depthwise=True)
+        self.conv = None if downsampler == "none" else DepthwiseConv(width, 5)
         self.shortcut = downsampler == "depthwise_shortcut"
 
     def forward(self, x: Tensor) -> Tensor:
         if self.conv is None:
             return x
-        around = on_tokens(self.conv, x)
+        around = self.conv(x)
         return around + x if self.shortcut else around
 
 
