@@ -7,7 +7,6 @@ state.json carries the hash of every file, so a checkpoint cut short is recognis
 it used. Tensors are keyed by parameter name, which survives any change of their order.
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
+from ditkit.files import file_hash
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def save_checkpoint(folder: Path, images: int, parts: dict[str, Tensors], state:
         for name, tensors in parts.items():
             file = unfinished / f"{name}.safetensors"
             save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, file)
-            hashes[file.name] = _sha256(file)
+            hashes[file.name] = file_hash(file)
         (unfinished / "state.json").write_text(
             json.dumps({"images": images, **state, "sha256": hashes}, indent=1)
         )
@@ -88,19 +88,11 @@ def load_checkpoint(path: Path, parts: tuple[str, ...]) -> tuple[dict, dict[str,
         state = json.loads((path / "state.json").read_text())
         for name in parts:
             file = path / f"{name}.safetensors"
-            if _sha256(file) != state["sha256"][file.name]:
+            if file_hash(file) != state["sha256"][file.name]:
                 raise InputError(f"{file} is damaged: it does not match its hash in state.json")
         return state, {name: load_file(path / f"{name}.safetensors") for name in parts}
     except (OSError, KeyError, json.JSONDecodeError, SafetensorError) as error:
         raise InputError(f"{path} is damaged ({error})") from None
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, net: nn.Module) -> Tensors:

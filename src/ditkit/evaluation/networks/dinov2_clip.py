@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from ditkit.errors import InputError
 from ditkit.evaluation.networks.features import Features
-from ditkit.evaluation.networks.frozen import Frozen, file_hash
+from ditkit.evaluation.networks.frozen import Frozen
 from ditkit.evaluation.networks.resize import RESIZES
+from ditkit.files import fetch_folder, file_hash
 
 DINOV2 = "facebook/dinov2-large"
 CLIP = "openai/clip-vit-large-patch14"
@@ -135,17 +136,8 @@ def _folder(source: str | Path, kind: str) -> Path:
         raise InputError(f"the {kind} features need transformers: pip install 'ditkit[features]'") from None
     folder = Path(source)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError
-
-        try:
-            folder = Path(snapshot_download(str(source), allow_patterns=FILES))
-        except (OSError, HFValidationError) as error:  # no such model, no network, not a name at all
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(
-                f"{source}: cannot be fetched from the Hub ({reason}); give a local folder in transformers' "
-                "format (--features dinov2=FOLDER, clip=FOLDER), or check the id and the connection"
-            ) from error
+        remedy = f"give a local folder in transformers' format: --features {kind}=FOLDER"
+        folder = fetch_folder(str(source), FILES, remedy)
     try:
         found = json.loads((folder / "config.json").read_text()).get("model_type")
     except (OSError, ValueError) as error:

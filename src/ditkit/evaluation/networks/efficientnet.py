@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from ditkit.errors import InputError
 from ditkit.evaluation.networks.features import Features
-from ditkit.evaluation.networks.frozen import Frozen, file_hash
+from ditkit.evaluation.networks.frozen import Frozen
 from ditkit.evaluation.networks.resize import RESIZES
+from ditkit.files import file_hash
 
 SIDE = 224
 LAST_112 = 10  # place of the last block with 112 channels; the one after it strides

@@ -4,8 +4,6 @@ A network is a subclass that says how it resizes, scales and reads in `read`; `f
 all. Which networks there are: `__init__.py`.
 """
 
-import hashlib
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -51,13 +49,3 @@ class Frozen(nn.Module):
 
 def _plain(part: Tensor | None) -> Tensor | None:
     return None if part is None else part.float().cpu()
-
-
-def file_hash(*paths: str | Path) -> str:
-    """SHA-256 of a file, 64 hex digits; of several, as if they were one file in this order."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

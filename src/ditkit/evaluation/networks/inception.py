@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from ditkit.errors import InputError
 from ditkit.evaluation.networks.features import Features
-from ditkit.evaluation.networks.frozen import Frozen, file_hash
+from ditkit.evaluation.networks.frozen import Frozen
 from ditkit.evaluation.networks.resize import RESIZES
+from ditkit.files import file_hash
 
 URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
