@@ -18,6 +18,7 @@ from ditkit.costs.operators import CPU, Amount, Keeping, Operators
 from ditkit.costs.speed import Rate, Rates
 from ditkit.device import autocast
 from ditkit.errors import InputError
+from ditkit.interop.official import to_official
 from ditkit.nn.attention import MOST_EXPLICIT_TOKENS
 
 # DiT paper, table 4 (Gflops are multiply-adds, as printed), and the released code (trainable parameters).
@@ -444,6 +445,15 @@ def test_info_of_a_run_and_a_snapshot(run, info):
     count = sum(p.numel() for p in ditkit.load(run).backbone.parameters())
     assert f"parameters  {count:,}" in info(run)
     assert "predicts noise" in info("digits-dit")
+
+
+def test_info_of_an_official_file(info, tmp_path):
+    state = to_official(backbone("DiT-S/8", classes=3, depth=1).state_dict(), 4)
+    torch.save(state, tmp_path / "SiT-own.pt")
+    text = info(str(tmp_path / "SiT-own.pt"))
+    assert "SiT-own: DiT, linear path, predicts velocity" in text
+    assert "4 x 32 x 32 (vae)" in text
+    assert "3 classes" in text
 
 
 def test_info_all(info, monkeypatch):

@@ -17,13 +17,15 @@ from ditkit.costs.count import Cost
 from ditkit.costs.speed import calibrate
 from ditkit.device import Precision
 from ditkit.errors import InputError
+from ditkit.interop import read_foreign
 from ditkit.pipeline import SNAPSHOTS
 from ditkit.recipe import Recipe
 from ditkit.recipes import RECIPES
 
 USAGE = """usage: ditkit info BACKBONE [--size 256] [--batch 16] [--precision auto] [--modules]
        ditkit info RECIPE [--section.field value ...] [--batch N] [--modules] [--json]
-       ditkit info RUN, a folder or the name of a bundled snapshot, with the flags of a recipe
+       ditkit info RUN, a folder or the name of a bundled snapshot, or FILE, an official one, or a folder of
+       diffusers', with the flags of a recipe
        ditkit info all [--size 256] [--batch 16]: a row for every backbone
 
 Parameters, multiply-adds of one forward pass of one image (the papers' "Gflops"), memory of training,
@@ -201,7 +203,9 @@ def _find(name: str) -> Recipe:
     for folder in (Path(name), SNAPSHOTS / name):
         if (folder / "recipe.json").exists():
             return Recipe.read(folder / "recipe.json")
+    if Path(name).exists() and (foreign := read_foreign(Path(name))) is not None:
+        return foreign.recipe
     raise InputError(
         f"info: unknown name {name!r}; give a backbone, a recipe or a snapshot (`ditkit list` names them), "
-        "a run's folder, or all"
+        "a run's folder, an official file, a folder of diffusers', or all"
     )
