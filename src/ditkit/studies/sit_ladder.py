@@ -183,6 +183,6 @@ def _draw(rows: list[Row], path: Path) -> None:
     papers = axes.twinx()
     papers.plot(across, [paper for *_, paper in steps], "o--", color="tab:red", label="paper, FID (right)")
     papers.set_ylabel("paper's FID", color="tab:red")
-    papers.set_ylim(bottom=0)
+    papers.set_ylim(0, 1.1 * max(paper for *_, paper in steps))
     figure.legend(loc="outside upper center", ncols=3)
     figure.savefig(path, dpi=120)
