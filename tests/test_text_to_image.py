@@ -11,7 +11,7 @@ from PIL import Image
 from ditkit.backbones import DiTConfig
 from ditkit.cli import main
 from ditkit.cli.train import parse_train
-from ditkit.conditions import conditions, unknown
+from ditkit.conditions import conditions, in_place_of_unknown, unknown
 from ditkit.data import Batch, Folder
 from ditkit.errors import InputError
 from ditkit.pipeline import load
@@ -96,13 +96,15 @@ def test_the_empty_prompt_can_stand_for_unknown(recipe):
     read = recipe.text.build(CPU).encode
     cond = conditions(None, ["a red square", "a cat"], read)
     said = read([""])
-    learned, empty = (unknown(net, cond, TextConfig(null=null), read) for null in ("learned", "empty"))
+    learned, empty = (
+        unknown(net, cond, in_place_of_unknown(TextConfig(null=null), read)) for null in ("learned", "empty")
+    )
     assert empty["text"].equal(said.tokens.expand(2, -1, -1))
     assert empty["text_mask"].equal(said.mask.expand(2, -1))
     assert empty["text_pooled"].equal(said.pooled.expand(2, -1))
     assert not learned["text"].equal(empty["text"])
     assert learned["text_mask"].sum() == 2
-    away = unknown(net, cond, TextConfig(), read, negative="a cat")
+    away = unknown(net, cond, in_place_of_unknown(TextConfig(), read, negative="a cat"))
     torch.testing.assert_close(away["text"][1], cond["text"][1])
 
 

@@ -1,7 +1,7 @@
 """What a network is told, from what people say: labels and prompts to `cond`, and "unknown".
 
 cond = conditions(labels, prompts, read)             # read: prompts to their embeddings, an encoder or a cache
-empty = unknown(net, cond, recipe.text, read)
+empty = unknown(net, cond, in_place_of_unknown(recipe.text, read))
 """
 
 from collections.abc import Callable, Sequence
@@ -21,27 +21,28 @@ def conditions(
     read: Read | None,
     device: torch.device | str = "cpu",
 ) -> Cond:
-    """ "label" (B,) where there are labels, "text", "text_mask" and "text_pooled" where there are prompts (B,)."""
+    """What there is of labels (B,), as "label", and prompts (B,), as "text", "text_mask" and "text_pooled"."""
     cond = {} if labels is None else {"label": labels}
     if prompts is not None and read is not None:
         cond |= _named(read(prompts))
     return {key: value.to(device) for key, value in cond.items()}
 
 
-def unknown(
-    net: Backbone,
-    cond: Cond,
-    text: TextConfig | None = None,
-    read: Read | None = None,
-    negative: str | None = None,
-) -> Cond:
-    """The keys of `cond` that the network reads, every entry "unknown": the network's own, or the empty prompt's
-    embedding where `text.null` says so; with `negative` that prompt's instead."""
+def in_place_of_unknown(
+    text: TextConfig | None, read: Read | None, negative: str | None = None
+) -> Text | None:
+    """The embedding that stands for an unknown text: of the negative prompt, or of the empty one where `text.null`
+    says so; None: the network's own. Computed once, not at every evaluation: `read` may be an encoder."""
+    if read is None or text is None or (negative is None and text.null == "learned"):
+        return None
+    return read([negative or ""])
+
+
+def unknown(net: Backbone, cond: Cond, instead: Text | None = None) -> Cond:
+    """The keys of `cond` that the network reads, every entry "unknown": the network's own, or `instead` (1 row)."""
     empty = net.null(cond)
-    if read is not None and text is not None and (negative is not None or text.null == "empty"):
-        said = _named(read([negative or ""]))
-        empty |= {key: said[key].to(value).expand_as(value) for key, value in empty.items() if key in said}
-    return empty
+    said = {} if instead is None else _named(instead)
+    return empty | {key: said[key].to(value).expand_as(value) for key, value in empty.items() if key in said}
 
 
 def _named(text: Text) -> Cond:

@@ -26,7 +26,7 @@ from typing_extensions import Unpack
 from ditkit.backbones import Backbone, compile_blocks
 from ditkit.checkpoint import load_newest
 from ditkit.codecs import Codec, Vae
-from ditkit.conditions import Read, conditions, unknown
+from ditkit.conditions import Read, conditions, in_place_of_unknown, unknown
 from ditkit.device import DeviceName, Precision, autocast, pick_device
 from ditkit.errors import InputError
 from ditkit.hub import fetch, is_id, model_card, publish
@@ -174,9 +174,10 @@ class Pipeline:
             weaker = self._weak(weak, layout)
             denoise = autoguidance(denoise, weaker, chosen.guidance, chosen.interval)
         elif told:
+            instead = in_place_of_unknown(self.recipe.text, read, negative)
             denoise = cfg(
                 denoise,
-                lambda cond: unknown(self.backbone, cond, self.recipe.text, read, negative),
+                lambda cond: unknown(self.backbone, cond, instead),
                 chosen.guidance,
                 chosen.interval,
                 chosen.guidance_channels,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ditkit.backbones import Backbone
 from ditkit.codecs import Codec
-from ditkit.conditions import Read, conditions, unknown
+from ditkit.conditions import Read, conditions, in_place_of_unknown, unknown
 from ditkit.data import Batch
 from ditkit.device import autocast
 from ditkit.randomness import generator
@@ -56,6 +56,7 @@ def backward(
     `read` gives the captions' embeddings, for a network that is told a text.
     """
     config, total = recipe.train, len(batch.index)
+    instead = in_place_of_unknown(recipe.text, read)
     means: dict[str, Tensor] = {}
     for part in _split(batch, config.micro_batch or total):
         layout = codec.layout(*part.images.shape[-2:])
@@ -66,7 +67,7 @@ def backward(
         dropped = (drawn.drop < config.label_dropout).to(device)
         cond = {
             key: torch.where(dropped.view(-1, *[1] * (empty.ndim - 1)), empty, cond[key])
-            for key, empty in unknown(net, cond, recipe.text, read).items()
+            for key, empty in unknown(net, cond, instead).items()
         }
         with autocast(device, config.precision):
             t = recipe.transport.times(drawn.u)
