@@ -12,15 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from matplotlib.figure import Figure
-
 from ditkit.backbones import DiTConfig
 from ditkit.costs import recipe_cost
-from ditkit.nn.blocks import CONDITIONINGS
-from ditkit.plots import logarithmic
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe
 from ditkit.studies.cells import Cell, Point, Results
+from ditkit.studies.figures import Line, frechet_by_training
 
 PAPER = {"in_context": 35.24, "cross_attention": 26.14, "adaln": 25.21, "adaln_zero": 19.47}
 BUDGETS = (50_000, 100_000)  # training images at which every network is scored
@@ -65,7 +62,7 @@ def report(results: Results, out: Path) -> str:
     rows = sorted(_rows(results), key=lambda row: (list(PAPER).index(row.name), row.seed))
     if not rows:
         return "No cell is finished yet."
-    _draw(rows, out / "frechet.png")
+    frechet_by_training([Line(row.name, row.frechet) for row in rows], out / "frechet.png")
     lines = [
         "| conditioning | seed | parameters, M | MMACs | "
         + " | ".join(f"FD, {images // 1000}k images" for images in BUDGETS)
@@ -95,18 +92,3 @@ def _rows(results: Results) -> Iterator[Row]:
                 accuracy=scores[BUDGETS[-1]]["accuracy"],
                 images_per_second=record["images_per_second"],
             )
-
-
-def _draw(rows: list[Row], path: Path) -> None:
-    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
-    axes = figure.subplots()
-    colours = {name: f"C{k}" for k, name in enumerate(CONDITIONINGS)}
-    for row in rows:
-        label = row.name if row.seed == rows[0].seed else None
-        values = [row.frechet[images] for images in BUDGETS]
-        axes.plot([images / 1000 for images in BUDGETS], values, "o-", color=colours[row.name], label=label)
-    axes.set(xlabel="thousand training images", ylabel="Fréchet distance", title="a line for each seed")
-    logarithmic(axes)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)

@@ -15,14 +15,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from matplotlib.figure import Figure
-
 from ditkit.backbones import DiTConfig, UDiTConfig
 from ditkit.costs import recipe_cost
-from ditkit.plots import logarithmic
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe
 from ditkit.studies.cells import Cell, Point, Results
+from ditkit.studies.figures import Line, frechet_by_training
 
 SIZE = 32
 BUDGETS = (20_000, 40_000, 60_000)  # training images at which every network is scored
@@ -84,7 +82,17 @@ def report(results: Results, out: Path) -> str:
     rows = list(_rows(results))
     if not rows:
         return "No cell is finished yet."
-    _draw(rows, out / "frechet.png")
+    frechet_by_training(
+        [
+            Line(
+                f"{row.name}, {row.macs / 1e6:.0f} MMACs",
+                row.frechet,
+                "o-" if row.name.startswith("U-DiT") else "s--",
+            )
+            for row in rows
+        ],
+        out / "frechet.png",
+    )
     lines = [
         "| network | seed | parameters, M | MMACs | "
         + " | ".join(f"FD, {images // 1000}k images" for images in BUDGETS)
@@ -119,23 +127,3 @@ def _rows(results: Results) -> Iterator[Row]:
                 guided=(guided["frechet"], guided["accuracy"]),
                 images_per_second=record["images_per_second"],
             )
-
-
-def _draw(rows: list[Row], path: Path) -> None:
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    colours = {name: f"C{k}" for k, name in enumerate(ENTRIES)}
-    for row in rows:
-        label = f"{row.name}, {row.macs / 1e6:.0f} MMACs" if row.seed == 0 else None
-        axes.plot(
-            [images / 1000 for images in BUDGETS],
-            [row.frechet[images] for images in BUDGETS],
-            "o-" if "U-DiT" in row.name else "s--",
-            color=colours[row.name],
-            label=label,
-        )
-    axes.set(xlabel="thousand training images", ylabel="Fréchet distance", title="a line for each seed")
-    logarithmic(axes)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
