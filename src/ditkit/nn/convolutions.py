@@ -28,36 +28,11 @@ def zero_conv(fan_in: int, fan_out: int) -> nn.Conv2d:
 
 def xavier_conv(fan_in: int, fan_out: int, kernel: int) -> nn.Conv2d:
     """Any odd kernel, at the same resolution; Xavier-uniform weight, zero bias."""
-    return _xavier(nn.Conv2d(fan_in, fan_out, kernel, padding=kernel // 2))
+    return xavier_init(nn.Conv2d(fan_in, fan_out, kernel, padding=kernel // 2))
 
 
-class DepthwiseConv(nn.Conv2d):
-    """Each channel for itself, any odd kernel: a grid of tokens (B, H, W, C) to the same. Starts as `xavier_conv`."""
-
-    def __init__(self, channels: int, kernel: int):
-        super().__init__(channels, channels, kernel, padding=kernel // 2, groups=channels)
-        _xavier(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return depthwise(x, self.weight, self.bias)
-
-
-def depthwise(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    """A grid of tokens (B, H, W, C) with kernels (C, 1, k, k), k odd, and bias (C,) -> the same.
-
-    On a CPU in float32, under autocast too: the weight's gradient in bf16 takes five times as long there, the rest
-    as long as in float32.
-    """
-    planes, groups, padding = x.permute(0, 3, 1, 2), len(kernel), kernel.shape[-1] // 2
-    if x.device.type == "cpu":
-        with torch.autocast("cpu", enabled=False):
-            out = F.conv2d(planes.float(), kernel, bias, padding=padding, groups=groups)
-    else:
-        out = F.conv2d(planes, kernel, bias, padding=padding, groups=groups)
-    return out.permute(0, 2, 3, 1).contiguous()
-
-
-def _xavier(layer: nn.Conv2d) -> nn.Conv2d:
+def xavier_init(layer: nn.Conv2d) -> nn.Conv2d:
+    """Xavier-uniform weight, zero bias."""
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
-from ditkit.nn.convolutions import DepthwiseConv, depthwise
+from ditkit.nn.depthwise_conv import DepthwiseConv, depthwise
 from ditkit.nn.linear import dense
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ditkit.nn.attention import attend, check_heads
 from ditkit.nn.blocks import Modulation, modulated_norm
-from ditkit.nn.convolutions import DepthwiseConv
+from ditkit.nn.depthwise_conv import DepthwiseConv
 from ditkit.nn.linear import dense
 from ditkit.nn.rotary import rotary_positions, rotate
 
@@ -45,8 +45,8 @@ def merge_parity(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    """Each vector (..., d) to length 1, as `F.normalize` in two thirds of its time."""
-    return x * torch.linalg.vecdot(x, x).clamp(min=1e-24).rsqrt()[..., None]
+    """Each vector (..., d) to length 1."""
+    return x * x.square().sum(-1, keepdim=True).clamp(min=1e-24).rsqrt()
 
 
 class _Attention(nn.Module):
