@@ -20,8 +20,8 @@ from ditkit.cli import main
 from ditkit.costs.count import count_cost
 from ditkit.errors import InputError
 from ditkit.interop.udit import udit_names, udit_to_official
-from ditkit.nn.depthwise_conv import depthwise
 from ditkit.nn.depthwise import ReparameterisedMlp
+from ditkit.nn.depthwise_conv import depthwise
 from ditkit.nn.downsampled import (
     KeyValueDownsampledAttention,
     TokenDownsampledAttention,

@@ -52,7 +52,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "moving average": ("lerp",),
     "gradient norm": ("foreach_norm", "foreach_mul", "linalg_vector_norm"),
     "attention": ("bmm", "softmax", "attention"),
-    "linear layers": ("addmm", "::mm", "linear", "conv"),
+    "convolutions": ("convolution", "conv2d", "depthwise", "padded"),
+    "linear layers": ("addmm", "::mm", "linear"),
     "norms, pointwise": (
         "norm", "gelu", "silu", "tanh", "mul", "add", "sub", "div", "sum", "neg", "exp", "pow", "compiled", "graph_",
     ),

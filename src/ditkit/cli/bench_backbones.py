@@ -58,10 +58,14 @@ def run(argv: list[str]) -> None:
         check_compiler(CPU)
     check_folder_of(command.out)
     with threads(command.threads):
-        contenders = list(_contenders(command))
-        with progress_bar((command.rounds + 2) * len(contenders), "bench", "call") as bar:
-            measure(contenders, command.rounds, bar.update)
-        rows = [_row(contender, contenders) for contender in contenders]
+        rows, where = [], {}
+        for task in (EVALUATION, STEP) if command.train else (EVALUATION,):
+            contenders = list(_contenders(command, task))  # of one task at a time, for memory
+            with progress_bar((command.rounds + 2) * len(contenders), task, "call") as bar:
+                measure(contenders, command.rounds, bar.update)
+            rows += [_row(contender, contenders[-1]) for contender in contenders]
+            where |= {f"{task}, {contender.name}": shares(contender.run) for contender in contenders}
+            del contenders
         record = {
             "machine": machine(),
             "software": software(),
@@ -70,26 +74,23 @@ def run(argv: list[str]) -> None:
             "precision": command.precision,
             "compiled": command.compile,
             "rows": rows,
-            "shares": {f"{c.task}, {c.name}": shares(c.run) for c in contenders},
+            "shares": where,
         }
     print("\n".join(_report(record)))
     write(record, command.out)
 
 
-def _contenders(command: BackboneBenchCommand) -> Iterator[Contender]:
-    for task, build in ((EVALUATION, evaluation_of), (STEP, step_of)):
-        for name in command.backbones:
-            if task == STEP and not command.train:
-                continue
-            net, call = build(BACKBONES[name], command.batch, command.precision)
-            if command.compile:
-                compile_blocks(net, CPU)
-            yield Contender(task, name, call)
+def _contenders(command: BackboneBenchCommand, task: str) -> Iterator[Contender]:
+    build = evaluation_of if task == EVALUATION else step_of
+    for name in command.backbones:
+        net, call = build(BACKBONES[name], command.batch, command.precision)
+        if command.compile:
+            compile_blocks(net, CPU)
+        yield Contender(task, name, call)
 
 
-def _row(contender: Contender, contenders: list[Contender]) -> dict:
+def _row(contender: Contender, last: Contender) -> dict:
     """Milliseconds an image, and how much longer than the last backbone, measured and by multiply-adds."""
-    last = [other for other in contenders if other.task == contender.task][-1]
     macs, against = (_macs(c) for c in (contender, last))
     ratio = median(mine / theirs for mine, theirs in zip(contender.times, last.times, strict=True))
     return {

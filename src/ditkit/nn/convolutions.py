@@ -7,7 +7,6 @@ map, so that going from one to the other moves nothing.
 import math
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
