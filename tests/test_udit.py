@@ -21,7 +21,7 @@ from ditkit.costs.count import count_cost
 from ditkit.errors import InputError
 from ditkit.interop.udit import udit_names, udit_to_official
 from ditkit.nn.depthwise import ReparameterisedMlp
-from ditkit.nn.depthwise_conv import depthwise
+from ditkit.nn.depthwise_conv import convolved_on_cpu, depthwise, padded
 from ditkit.nn.downsampled import (
     KeyValueDownsampledAttention,
     TokenDownsampledAttention,
@@ -660,6 +660,12 @@ def test_unit_is_normalize():
     torch.testing.assert_close(unit(x), torch.nn.functional.normalize(x, dim=-1))
 
 
+def test_lengths_are_float32_under_autocast_too():
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(unit(x).norm(dim=-1), torch.ones(4))
+
+
 def test_depthwise_convolutions_are_float32_under_autocast_too():
     stream = torch.Generator().manual_seed(0)
     x, kernel, bias = (torch.randn(*shape, generator=stream) for shape in ((2, 6, 4, 8), (8, 1, 5, 5), (8,)))
@@ -668,3 +674,29 @@ def test_depthwise_convolutions_are_float32_under_autocast_too():
         found = depthwise(x, kernel, bias)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.permute(0, 3, 1, 2), expected)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+def test_the_form_for_the_compiler_is_the_convolution(monkeypatch, kernel_size):
+    stream = torch.Generator().manual_seed(0)
+    shapes = ((2, 6, 4, 8), (8, 1, kernel_size, kernel_size), (8,))
+    arguments = [torch.randn(*shape, generator=stream, dtype=torch.float64).float() for shape in shapes]
+    weights = torch.randn(2, 6, 4, 8, generator=stream)
+
+    def run():
+        leaves = [argument.clone().requires_grad_() for argument in arguments]
+        out = depthwise(*leaves)
+        return out, *torch.autograd.grad((out * weights).sum(), leaves)
+
+    plain = run()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for found, expected in zip(run(), plain, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_operators_of_the_compiled_form_keep_their_contract():
+    stream = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 6, 4, 8, generator=stream, requires_grad=True)
+    kernel = torch.randn(8, 1, 5, 5, generator=stream, requires_grad=True)
+    torch.library.opcheck(convolved_on_cpu, (x, kernel))
+    torch.library.opcheck(padded, (x.detach(), 2))
