@@ -17,9 +17,17 @@ from ditkit.evaluation.clip_score import clip_score
 from ditkit.evaluation.frechet import Gaussian, Moments, frechet_distance, frechet_warning
 from ditkit.evaluation.inception_score import ScoreSums, inception_score
 from ditkit.evaluation.kernel import cmmd, gaussian_mmd, kernel_distance, polynomial_mmd
-from ditkit.evaluation.neighbours import precision_recall, squared_distances, squared_radii
+from ditkit.evaluation.neighbours import (
+    authenticity,
+    nearest,
+    precision_recall,
+    squared_distances,
+    squared_radii,
+)
 from ditkit.evaluation.networks.features import Features
 from ditkit.evaluation.npz import load_statistics, npz_images, npz_labels, read_statistics, save_statistics
+from ditkit.evaluation.report import scores_of
+from ditkit.evaluation.retrieval import distractors, fit_probe, retrieved
 from ditkit.evaluation.statistics import SPLIT, Statistics, digest_of, gather, gather_all
 from ditkit.randomness import generator
 
@@ -622,3 +630,77 @@ def test_statistics_of_another_network_are_refused(tmp_path):
         load_statistics(path)
     with pytest.raises(InputError, match="at least 2 images, not 1"):
         save_statistics(path, gather(batches(pictures(1), 5), Sums()))
+
+
+# --- copies of training images --------------------------------------------------------------------------
+
+
+def test_authenticity_by_hand():
+    training = torch.tensor([[0.0], [1.0], [3.0]])  # their nearest neighbours are 1, 1 and 2 away
+    samples = torch.tensor([[0.5], [-1.0], [-1.5], [4.9], [5.1], [3.0]])
+    #                        copy    border (a copy)  authentic  copy  authentic  copy
+    assert authenticity(training, samples) == pytest.approx(2 / 6)
+    distances, places = nearest(training, samples)
+    assert places[1:].tolist() == [0, 0, 2, 2, 2]
+    torch.testing.assert_close(distances, torch.tensor([0.25, 1, 2.25, 3.61, 4.41, 0]))
+    with pytest.raises(InputError, match="at least two"):
+        authenticity(training[:1], samples)
+
+
+def test_real_images_of_the_same_kind_are_authentic_about_half_the_time():
+    # Exchangeable points: a new one and the neighbour of the nearest are equally likely to be nearer to that one.
+    stream = torch.Generator().manual_seed(0)
+    training, new = (torch.randn(2000, 8, generator=stream) for _ in range(2))
+    assert authenticity(training, new) == pytest.approx(0.5, abs=0.08)
+
+
+def test_authenticity_needs_all_of_the_reference():
+    reference, samples = (gather([(pictures(40, seed), None)], Sums()) for seed in (0, 1))
+    part = gather([(pictures(40, 0), None)], Sums(), keep=30)
+    found = scores_of(samples, reference, "all").authenticity
+    assert found == pytest.approx(authenticity(reference.rows, samples.rows))
+    assert scores_of(samples, part, "some").authenticity is None
+
+
+# --- caption retrieval ----------------------------------------------------------------------------------
+
+
+def test_a_probe_recovers_a_linear_map_and_finds_every_caption():
+    stream = torch.Generator().manual_seed(0)
+    features, map_ = torch.randn(200, 6, generator=stream), torch.randn(6, 4, generator=stream)
+    texts = features @ map_ + torch.tensor([5.0, -3.0, 0.0, 1.0])
+    probe = fit_probe(features[:150], texts[:150])
+    readings, truth = probe(features[150:]), texts[150:] - probe.text_mean
+    torch.testing.assert_close(readings, truth, atol=0.02, rtol=0)
+    pool = [str(place) for place in range(200)]
+    others = (texts - probe.text_mean)[distractors(pool[150:], pool)]
+    assert retrieved(readings, truth, others).double().mean() > 0.9
+    with pytest.raises(InputError, match="an embedding for each image"):
+        fit_probe(features, texts[:10])
+
+
+def test_retrieval_by_chance_is_one_in_twenty():
+    stream = torch.Generator().manual_seed(0)
+    readings, texts = (torch.randn(4000, 16, generator=stream) for _ in range(2))
+    pool = [str(place) for place in range(4000)]
+    found = retrieved(readings, texts, texts[distractors(pool, pool)])
+    assert found.double().mean().item() == pytest.approx(1 / 20, abs=0.012)
+
+
+def test_distractors_are_others_and_do_not_depend_on_how_many_are_asked():
+    pool = [f"caption {place}" for place in range(30)]
+    own = [pool[3], "not in the pool", pool[29]] * 20
+    places = distractors(own, pool)
+    assert places.shape == (60, 19)
+    for caption, row in zip(own, places.tolist(), strict=True):
+        assert len({pool[place] for place in row} | {caption}) == 20
+    assert torch.equal(distractors(own[:10], pool), places[:10])
+    with pytest.raises(InputError, match="among 20 captions needs more than 19"):
+        distractors(own, pool[:19])
+
+
+def test_an_own_caption_that_is_not_the_nearest_is_not_found():
+    readings = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    own = torch.tensor([[2.0, 0.1], [0.1, 2.0], [3.0, 0.0]])
+    others = torch.tensor([[[1.0, 1.0]], [[1.0, 1.0]], [[7.0, 0.0]]])
+    assert retrieved(readings, own, others).tolist() == [True, False, False]  # a draw is not found

@@ -1,6 +1,7 @@
 """Scoring: what is asked of images, and reports of hand-made sets; comparisons; measures while training."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ditkit.data import DATA, Folder
+from ditkit.data.emoji import FONT, TABLE
 from ditkit.errors import InputError
 from ditkit.evaluation import Features, Report, gather, read_statistics, save_statistics
 from ditkit.pipeline import load
@@ -20,6 +22,8 @@ from ditkit.scoring import (
     evaluate,
     files,
     held_out,
+    measure,
+    nearest_images,
     random_labels,
     rulers,
     sampled,
@@ -345,3 +349,87 @@ def test_measuring_changes_nothing_of_the_training(small, tmp_path):
     losses = [[row["loss"] for row in read_log(tmp_path / name / "log.jsonl")] for name in ("quiet", "often")]
     assert losses[0] == losses[1]
     assert not (tmp_path / "quiet" / "validation.jsonl").exists()
+
+
+# --- captions -------------------------------------------------------------------------------------------
+
+RULERS = sys.modules["ditkit.scoring.rulers"]  # the name is also a function's
+
+
+def angle(values) -> Tensor:
+    turn = 2 * torch.pi * torch.as_tensor(values).float() / 60
+    return torch.stack([turn.cos(), turn.sin()], dim=-1)
+
+
+class Hue:
+    """Reads the grey value of an image's first pixel as a place on a circle."""
+
+    name, hash, dim, resize, classes = "hue", "c" * 64, 2, "none", None
+
+    def __call__(self, images: Tensor) -> Features:
+        return Features(angle(images[:, 0, 0, 0]))
+
+
+class SpokenHue(Hue):
+    """The same with a text tower."""
+
+    def text(self, captions) -> Tensor:
+        return spoken(captions)
+
+
+def spoken(captions) -> Tensor:
+    return angle([int(caption.split()[-1]) for caption in captions])
+
+
+@pytest.fixture
+def hues(tmp_path):
+    """Sixty images of one pixel and one grey value each, whose captions say which."""
+    lines = []
+    for value in range(60):
+        Image.new("L", (1, 1), value).save(tmp_path / f"{value:02d}.png")
+        lines.append(json.dumps({"file_name": f"{value:02d}.png", "text": f"hue {value}"}))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    return Folder(path=tmp_path, size=1, channels=1, caption_column="text")
+
+
+@pytest.mark.parametrize("network", [Hue, SpokenHue])
+def test_captions_are_found_by_a_probe_or_by_a_network_that_reads_text(monkeypatch, hues, network):
+    monkeypatch.setattr(RULERS, "network", lambda *_: network())
+    (ruler,) = rulers(["hue"], hues, embed=spoken)
+    fitting = samples(([10, 20, 30], None), ([40, 50], None))
+    fitting.captions = [f"hue {value}" for value in (10, 20, 30, 40, 50)]
+    report = evaluate(fitting, [ruler])
+    assert report.first.retrieval == 1
+    assert report.protocol["retrieval"]["hue"].items() >= {"candidates": 20, "captions": 60}.items()
+    assert (report.first.clip_score is None) == (network is Hue)
+    mixed = samples(([10, 20, 30, 40, 50], None))
+    mixed.captions = ["hue 10", "hue 50", "hue 0", "hue 40", "hue 20"]
+    assert evaluate(mixed, [ruler]).first.retrieval == pytest.approx(2 / 5)
+    assert "retrieval" in table([("mixed", report)])
+
+
+def test_without_captions_nothing_is_retrieved(monkeypatch, hues):
+    monkeypatch.setattr(RULERS, "network", lambda *_: Hue())
+    (ruler,) = rulers(["hue"], hues)
+    assert ruler.captions is None
+    few = samples(([10, 20], None))
+    few.captions = ["hue 10", "hue 20"]
+    assert evaluate(few, [ruler]).first.retrieval is None
+
+
+def test_the_nearest_training_images_are_shown_in_the_order_of_the_samples(monkeypatch, hues):
+    monkeypatch.setattr(RULERS, "network", lambda *_: Hue())
+    (ruler,) = rulers(["hue"], hues)
+    found = measure(samples(([33, 7], None), ([59, 0], None)), [ruler])
+    assert nearest_images(found[0], ruler, hues).flatten().tolist() == [33, 7, 59, 0]
+    assert nearest_images(found[0], ruler, hues, count=3).shape == (3, 1, 1, 1)
+
+
+@pytest.mark.skipif(
+    not (FONT.is_file() and TABLE.is_file()), reason="needs the emoji font and Unicode's table"
+)
+def test_held_out_images_keep_their_captions():
+    found = held_out(DATA["emoji"], 16)
+    source = DATA["emoji"].open("test")
+    assert list(found.captions) == [source.captions[place] for place in range(0, 64, 4)]
+    assert sum(len(images) for images, _ in found.batches) == 16

@@ -31,6 +31,11 @@ def grid(images: Tensor, columns: int, *, gap: int = 2, scale: int | None = None
     return Image.fromarray(canvas)
 
 
+def pairs(images: Tensor, others: Tensor, columns: int) -> Image.Image:
+    """Two sets uint8 (N, C, H, W) in one grid: each of the first with that of the second right below it."""
+    return grid(torch.cat([images, others], dim=2), columns, gap=6, scale=enlargement(images.shape[2]))
+
+
 def side_by_side(panels: Sequence[tuple[str, Tensor]], row_titles: Sequence[str], path: Path) -> None:
     """Panels of (title, images (rows · columns, C, H, W)), next to each other, a title at every row."""
     font = ImageFont.load_default(15)

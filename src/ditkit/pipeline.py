@@ -107,6 +107,12 @@ class Pipeline:
             self.texts = self.recipe.text.build(self.device).encode
         return self.texts
 
+    def embed(self, captions: Sequence[str]) -> Tensor:
+        """Pooled embeddings (N, E) of captions by the model's text encoder, on the CPU. InputError without one."""
+        if (read := self.read) is None:
+            raise InputError("this model is told no text and has no encoder of it")
+        return read(captions).pooled.cpu()
+
     @property
     def network(self) -> Backbone:
         """What is sampled with: `backbone.fused()`, made again when the backbone's weights have changed.

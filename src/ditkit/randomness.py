@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ditkit.errors import InputError
 
-Purpose = Literal["order", "augment", "codec", "train", "sample", "bootstrap", "label", "validate"]
+Purpose = Literal[
+    "order", "augment", "codec", "train", "sample", "bootstrap", "label", "validate", "distractors"
+]
 _COUNTER = {
     "order": 0,
     "augment": 1,
@@ -24,6 +26,7 @@ _COUNTER = {
     "bootstrap": 5,
     "label": 6,
     "validate": 7,
+    "distractors": 8,
 }
 
 

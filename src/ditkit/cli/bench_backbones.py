@@ -58,7 +58,8 @@ def run(argv: list[str]) -> None:
         check_compiler(CPU)
     check_folder_of(command.out)
     with threads(command.threads):
-        rows, where = [], {}
+        rows: list[dict] = []
+        where: dict[str, dict[str, float]] = {}
         for task in (EVALUATION, STEP) if command.train else (EVALUATION,):
             contenders = list(_contenders(command, task))  # of one task at a time, for memory
             with progress_bar((command.rounds + 2) * len(contenders), task, "call") as bar:

@@ -14,9 +14,21 @@ from ditkit.cli.parsing import data_section, parse
 from ditkit.data import DATA, DataSection, Folder
 from ditkit.device import pick_device
 from ditkit.errors import InputError
-from ditkit.pictures import grid
+from ditkit.pictures import grid, pairs
 from ditkit.pipeline import Pipeline, load
-from ditkit.scoring import Samples, card_line, evaluate, files, held_out, rulers, sampled, table
+from ditkit.scoring import (
+    Samples,
+    card_line,
+    evaluate,
+    files,
+    held_out,
+    measure,
+    nearest_images,
+    report_of,
+    rulers,
+    sampled,
+    table,
+)
 from ditkit.scoring.rulers import class_names
 from ditkit.scoring.samples import Balance, image_folder, keeping
 
@@ -25,7 +37,7 @@ SHOWN = 100  # images of samples.png
 
 class EvalCommand(SamplingOptions):
     """Fréchet distance (FID, sFID), Inception Score, precision and recall, kernel distance, CLIP score, class
-    accuracy: in the features of one or several networks, with the whole protocol.
+    accuracy, authenticity, caption retrieval: in the features of one or several networks, with the whole protocol.
 
     A value is worth comparing only with others of the same network, reference and N.
     """
@@ -59,14 +71,16 @@ def run(argv: list[str]) -> None:
     reference = find_reference(command.reference, pipeline, command.size)
     samples = _samples(command, path, pipeline, reference)
     data = pipeline.recipe.data if pipeline else None
-    measure = rulers(command.features, reference, pick_device(command.device), data)
-    names = class_names(reference, measure)
+    embed = pipeline.embed if pipeline and pipeline.recipe.text else None
+    measured_with = rulers(command.features, reference, pick_device(command.device), data, embed)
+    names = class_names(reference, measured_with)
     shown: list[Tensor] = []
-    report = evaluate(keeping(samples, SHOWN, shown), measure, names)
+    found = measure(keeping(samples, SHOWN, shown), measured_with)
+    report = report_of(samples, measured_with, found, names)
     rows = [(command.what, report)]
     floor = None if isinstance(reference, Path) else held_out(reference, report.images)
     if floor is not None:
-        rows.append(("held-out real images", evaluate(floor, measure, names)))
+        rows.append(("held-out real images", evaluate(floor, measured_with, names)))
     print(table(rows))
     card = card_line(report)
     print(f"\n{card}")
@@ -75,8 +89,13 @@ def run(argv: list[str]) -> None:
     if floor is not None:
         record["held_out"] = rows[1][1].model_dump(mode="json", exclude={"protocol"})
     (out / "report.json").write_text(json.dumps(record, indent=1) + "\n")
-    grid(torch.cat(shown), 10).save(out / "samples.png")
+    first = torch.cat(shown)
+    grid(first, 10).save(out / "samples.png")
     print(f"{out / 'report.json'}\n{out / 'samples.png'}")
+    if not isinstance(reference, Path):
+        copied = nearest_images(found[0], measured_with[0], reference)
+        pairs(first[: len(copied)], copied, 10).save(out / "nearest.png")
+        print(f"{out / 'nearest.png'}: below each sample the image of the reference that is nearest to it")
 
 
 def find_reference(name: str | None, pipeline: Pipeline | None, size: int | None) -> DataSection | Path:

@@ -4,7 +4,7 @@ from ditkit.evaluation.bootstrap import frechet_error, frechet_resamples, standa
 from ditkit.evaluation.frechet import Gaussian, Moments, frechet_distance, frechet_warning
 from ditkit.evaluation.inception_score import InceptionScore
 from ditkit.evaluation.kernel import KernelDistance, cmmd, kernel_distance
-from ditkit.evaluation.neighbours import PrecisionRecall, precision_recall
+from ditkit.evaluation.neighbours import PrecisionRecall, authenticity, nearest, precision_recall
 from ditkit.evaluation.networks import FEATURES, load_features
 from ditkit.evaluation.networks.classifier import (
     Card,
@@ -39,6 +39,7 @@ __all__ = [
     "Report",
     "Scores",
     "Statistics",
+    "authenticity",
     "bundled_classifier",
     "cmmd",
     "fit_classifier",
@@ -52,6 +53,7 @@ __all__ = [
     "load_classifier",
     "load_features",
     "load_statistics",
+    "nearest",
     "npz_images",
     "npz_labels",
     "precision_recall",

@@ -53,6 +53,29 @@ def precision_recall(reference: Tensor, samples: Tensor, k: int = 3) -> Precisio
     return PrecisionRecall(precise / len(made), recalled.double().mean().item())
 
 
+def nearest(reference: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Of feature vectors (M, D) and (N, D): for each sample the squared distance (N,) to its nearest reference vector,
+    and which that is (N,)."""
+    found = [distances.min(dim=1) for _, distances in _blocks(samples, reference)]
+    return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
+
+
+def authenticity(reference: Tensor, samples: Tensor) -> float:
+    """The share of samples (N, D) that are not copies of training images (M, D), the whole reference.
+
+    A sample is authentic when it is farther from its nearest training image than that one is from its own
+    nearest neighbour among the others (Alaa et al. 2022, arXiv:2102.08921, section 3.3). A copy with changes that
+    the features do not see counts as a copy; so does a real image that was not trained on but happens
+    to lie so near: read the value beside that of held-out images. InputError for fewer than two training images.
+    """
+    if len(reference) < 2:
+        raise InputError(f"authenticity needs at least two training images, not {len(reference)}")
+    centre = reference.mean(dim=0)
+    real, made = (reference - centre).float(), (samples - centre).float()
+    distances, places = nearest(real, made)
+    return (distances > squared_radii(real, 1)[places]).double().mean().item()
+
+
 def squared_radii(points: Tensor, k: int) -> Tensor:
     """(N,): the squared distance of each of N points (N, D) to its k-th nearest neighbour among them."""
     # Each point is its own nearest, so the k-th neighbour comes k places after the first.

@@ -17,7 +17,7 @@ from ditkit.evaluation.clip_score import clip_score
 from ditkit.evaluation.frechet import frechet_distance, frechet_warning
 from ditkit.evaluation.inception_score import inception_score
 from ditkit.evaluation.kernel import kernel_distance
-from ditkit.evaluation.neighbours import precision_recall
+from ditkit.evaluation.neighbours import authenticity, precision_recall
 from ditkit.evaluation.statistics import Statistics
 
 MISTAKES = 10
@@ -65,7 +65,11 @@ class Scores(Section):
     kernel: float | None
     """Kernel distance, KID when the network is Inception; not multiplied by 1,000."""
     clip_score: float | None
-    """100 times the cosine with the prompt of the label, where the network reads text."""
+    """100 times the cosine with the caption, or the prompt of the label, where the network reads text."""
+    authenticity: float | None = None
+    """Share of samples that are not copies of training images, where the features of all of these are at hand."""
+    retrieval: float | None = None
+    """Share of samples that are told by their own caption among 20."""
     labels: LabelScores | None
     """Where the network reads the data's classes."""
     warnings: list[str]
@@ -90,17 +94,24 @@ class Report(Section):
         return self.scores[0]
 
 
-def scores_of(samples: Statistics, reference: Statistics, name: str, prompts: Tensor | None = None) -> Scores:
+def scores_of(
+    samples: Statistics,
+    reference: Statistics,
+    name: str,
+    prompts: Tensor | None = None,
+    retrieval: float | None = None,
+) -> Scores:
     """All that these statistics, of one network, allow to say; `name` is the reference's.
 
-    `prompts` (R, D) are text embeddings for the rows of `samples`. InputError for fewer than two images
-    or statistics of different networks.
+    `prompts` (R, D) are text embeddings for the rows of `samples`; `retrieval` is kept as it is. InputError for fewer
+    than two images or statistics of different networks.
     """
     warnings = [frechet_warning(samples.moments, reference.moments)]
     pair = kernel = spatial = None
     if min(len(samples.rows), len(reference.rows)) >= FEWEST:
         pair = precision_recall(reference.rows, samples.rows)
         kernel = kernel_distance(reference.rows, samples.rows).mean
+    whole = reference.count is not None and 2 <= len(reference.rows) == reference.count
     if samples.spatial is not None and reference.spatial is not None:
         spatial = frechet_distance(samples.spatial, reference.spatial)
         warnings.append(frechet_warning(samples.spatial, reference.spatial))
@@ -119,6 +130,8 @@ def scores_of(samples: Statistics, reference: Statistics, name: str, prompts: Te
         recall=None if pair is None else pair.recall,
         kernel=kernel,
         clip_score=None if prompts is None else clip_score(samples.rows, prompts),
+        authenticity=authenticity(reference.rows, samples.rows) if whole else None,
+        retrieval=retrieval,
         labels=_label_scores(samples),
         warnings=[warning for warning in warnings if warning],
     )

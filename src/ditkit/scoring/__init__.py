@@ -17,7 +17,7 @@ from ditkit.scoring.samples import (
     sampled,
     sampling_facts,
 )
-from ditkit.scoring.score import evaluate, measure, report_of
+from ditkit.scoring.score import evaluate, measure, nearest_images, report_of
 from ditkit.scoring.tables import card_line, software, table
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "files",
     "held_out",
     "measure",
+    "nearest_images",
     "random_labels",
     "report_of",
     "rulers",

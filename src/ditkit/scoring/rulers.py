@@ -23,6 +23,7 @@ from ditkit.evaluation import (
     load_features,
     read_statistics,
 )
+from ditkit.scoring.retrieval import CaptionReader, Embed, caption_reader
 
 REFERENCE_ROWS = 10_000  # feature vectors of the reference for precision, recall and KID, as ADM has
 CLASSIFIER = "classifier"
@@ -38,6 +39,8 @@ class Ruler:
     """Of the reference."""
     shape: tuple[int, int, int] | None
     """Channels, height and width of the reference's images; None where only statistics are known."""
+    captions: CaptionReader | None = None
+    """Tells which caption an image shows, where the reference has captions."""
 
 
 def rulers(
@@ -45,12 +48,14 @@ def rulers(
     reference: DataSection | Path,
     device: torch.device | str = "cpu",
     data: DataSection | None = None,
+    embed: Embed | None = None,
 ) -> list[Ruler]:
     """The rulers of these networks, with the reference's statistics computed in one pass over its images,
     or read from a file.
 
-    `data` says whose classifier "classifier" is: the reference's own when not given. InputError: no such
-    network or weights, no reference, a file of another network.
+    `data` says whose classifier "classifier" is: the reference's own when not given. With `embed`, a text encoder,
+    the reference's captions are read too, to tell which one an image shows. InputError: no such network or
+    weights, no reference, a file of another network.
     """
     if data is None and not isinstance(reference, Path):
         data = reference
@@ -63,7 +68,17 @@ def rulers(
     found = gather_all(in_order(reference, "train"), networks, keep=REFERENCE_ROWS)
     shape = (reference.channels, reference.size, reference.size)
     name = reference_name(reference)
-    return [Ruler(net, statistics, name, shape) for net, statistics in zip(networks, found, strict=True)]
+    captions = reference.open("train").captions if embed else None
+    return [
+        Ruler(
+            net,
+            statistics,
+            name,
+            shape,
+            caption_reader(net, statistics, captions, embed) if captions and embed else None,
+        )
+        for net, statistics in zip(networks, found, strict=True)
+    ]
 
 
 def class_names(reference: DataSection | Path, rulers: Sequence[Ruler]) -> tuple[str, ...]:

@@ -3,8 +3,8 @@
 Generated as they are scored, or read from a folder or an ADM .npz; never all in memory.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,8 @@ class Samples:
     """int64 (N,), of all of them; None without classes."""
     protocol: dict[str, Any] = field(default_factory=dict)
     """What decides the images."""
+    captions: Sequence[str] | None = None
+    """What each of them shows or was asked to show; None without captions."""
 
 
 def keeping(samples: Samples, count: int, kept: list[Tensor]) -> Samples:
@@ -47,7 +49,7 @@ def keeping(samples: Samples, count: int, kept: list[Tensor]) -> Samples:
                 left -= len(kept[-1])
             yield images, labels
 
-    return Samples(batches(), samples.labels, samples.protocol)
+    return replace(samples, batches=batches())
 
 
 def balanced_labels(count: int, classes: int) -> Tensor:
@@ -101,7 +103,7 @@ def sampled(
                 facts["nfe"] = round(sum(asked) / done, 1)
             yield images, None if chosen is None else chosen[part]
 
-    return Samples(labelled(), chosen, facts)
+    return Samples(labelled(), chosen, facts, cond.get("text"))
 
 
 def captioned(data: DataSection, count: int) -> tuple[dict[str, Any], str]:
@@ -151,10 +153,11 @@ def sampling_facts(pipeline: Pipeline, how: Sampling) -> dict[str, Any]:
 def held_out(data: DataSection, count: int) -> Samples | None:
     """At most `count` images of the held-out part, evenly spread; None where the data has none."""
     try:
-        batches = in_order(data, "test", limit=count)
+        source = data.open("test")
     except InputError:
         return None
-    return Samples(batches, None, {"files": f"{data.kind} test"})
+    captions = source.captions and [source.captions[place] for place in spread(len(source), count)]
+    return Samples(in_order(data, "test", limit=count), None, {"files": f"{data.kind} test"}, captions)
 
 
 def files(path: Path, size: int | None = None, channels: Literal[1, 3] | None = None) -> Samples:

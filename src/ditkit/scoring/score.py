@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
+from ditkit.data import DataSection
+from ditkit.data.sources import stack
 from ditkit.errors import InputError
-from ditkit.evaluation import Report, Statistics, gather_all, scores_of
+from ditkit.evaluation import Report, Statistics, gather_all, nearest, scores_of
 from ditkit.scoring.rulers import Ruler
 from ditkit.scoring.samples import Samples
 from ditkit.scoring.tables import software
@@ -37,13 +40,27 @@ def report_of(
     protocol = {**samples.protocol, **software()}
     scores = []
     for ruler, statistics in zip(rulers, found, strict=True):
-        prompts = None
-        if samples.labels is not None and names and hasattr(ruler.network, "text"):
-            texts = ruler.network.text([PROMPT.format(name.replace("_", " ")) for name in names])
-            prompts = texts[samples.labels[statistics.index]]
-            protocol["prompt"] = PROMPT
-        scores.append(scores_of(statistics, ruler.reference, ruler.name, prompts))
+        prompts = share = None
+        if hasattr(ruler.network, "text"):
+            if samples.captions:
+                prompts = ruler.network.text([samples.captions[place] for place in statistics.index.tolist()])
+            elif samples.labels is not None and names:
+                texts = ruler.network.text([PROMPT.format(name.replace("_", " ")) for name in names])
+                prompts = texts[samples.labels[statistics.index]]
+                protocol["prompt"] = PROMPT
+        if samples.captions and ruler.captions:
+            share = ruler.captions.share(statistics, samples.captions)
+            protocol.setdefault("retrieval", {})[ruler.network.name] = ruler.captions.record
+        scores.append(scores_of(statistics, ruler.reference, ruler.name, prompts, share))
     return Report(images=found[0].count or 0, images_hash=found[0].digest, scores=scores, protocol=protocol)
+
+
+def nearest_images(found: Statistics, ruler: Ruler, reference: DataSection, count: int = 50) -> Tensor:
+    """For each of the first samples, at most `count`, that `found` has the features of, the training image of the
+    reference that is nearest to it in them: uint8 (count, C, H, W)."""
+    first = int((found.index == torch.arange(len(found.index))).sum())  # rows kept from the start on
+    _, places = nearest(ruler.reference.rows, found.rows[: min(first, count)])
+    return stack(reference.open("train"), ruler.reference.index[places].tolist(), reference)
 
 
 def _of_size(samples: Samples, ruler: Ruler) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -22,6 +22,8 @@ COLUMNS: dict[str, Column] = {  # field of Scores -> title, format, factor
     "recall": ("recall", ".3f", 1),
     "kernel": ("KID x1000", ".3f", 1000),
     "clip_score": ("CLIP", ".2f", 1),
+    "authenticity": ("authentic", ".3f", 1),
+    "retrieval": ("retrieval", ".1%", 1),
 }
 
 
