@@ -330,7 +330,7 @@ def test_eval_of_a_run_a_folder_and_an_npz_agree(run, tmp_path, capsys):
     assert held_out["images"] == 100
     assert 0 <= scores[0]["authenticity"] <= 1
     for name in "abc":  # five rows of ten samples, the nearest training image right below each
-        assert Image.open(tmp_path / name / "nearest.png").size == (10 * 70 - 6, 5 * (2 * 64 + 6) - 6)
+        assert Image.open(tmp_path / name / "nearest.png").size == (10 * 76 - 12, 5 * (2 * 65 + 12) - 12)
     assert held_out["scores"][0]["frechet"] < scores[0]["frechet"]
     assert "100 samples (seeds 0 to 99, labels balanced), heun, 4 NFE, guidance 1.5" in reports[0]["card"]
 

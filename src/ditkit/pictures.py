@@ -33,7 +33,10 @@ def grid(images: Tensor, columns: int, *, gap: int = 2, scale: int | None = None
 
 def pairs(images: Tensor, others: Tensor, columns: int) -> Image.Image:
     """Two sets uint8 (N, C, H, W) in one grid: each of the first with that of the second right below it."""
-    return grid(torch.cat([images, others], dim=2), columns, gap=6, scale=enlargement(images.shape[2]))
+    scale = enlargement(images.shape[2])
+    upper, lower = (part.repeat_interleave(scale, 2).repeat_interleave(scale, 3) for part in (images, others))
+    line = torch.full_like(upper[:, :, :2], 255)
+    return grid(torch.cat([upper, line, lower], dim=2), columns, gap=12, scale=1)
 
 
 def side_by_side(panels: Sequence[tuple[str, Tensor]], row_titles: Sequence[str], path: Path) -> None:
