@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import CPU
 from PIL import Image
+from test_codecs import saved
 
 from ditkit.backbones import DiTConfig
 from ditkit.cli import main
@@ -203,3 +204,44 @@ def test_a_weak_model_is_told_the_same_text(run, recipe):
     other = replace(pipe, recipe=recipe.replace(text={"id": "clip"}))
     with pytest.raises(InputError, match=r"text minilm; a weak model needs .*text clip"):
         other._weak(str(run), other.codec.layout(8, 8))
+
+
+def test_encode_embeds_the_captions_beside_the_latents(folder, tmp_path, monkeypatch, capsys):
+    vae = saved(tmp_path / "vae", blocks=2, latent_channels=3)
+    latents = tmp_path / "latents"
+    flags = [
+        "--data",
+        str(folder),
+        "--data.caption-column",
+        "text",
+        "--data.size",
+        "8",
+        "--codec",
+        "vae",
+        "--codec.id",
+    ]
+    assert main(["encode", "emoji-t2i", *flags, str(vae), "--out", str(latents)]) == 0
+    assert f"{latents / 'text'}: 7 captions, by minilm" in capsys.readouterr().out  # the empty one among them
+    monkeypatch.setattr(TextConfig, "build", None)  # not needed again
+    small = [
+        "--backbone.width",
+        "32",
+        "--backbone.depth",
+        "1",
+        "--backbone.heads",
+        "2",
+        "--backbone.patch",
+        "2",
+    ]
+    budget = [
+        "--train.images",
+        "12",
+        "--train.batch",
+        "12",
+        "--train.no-compile",
+        "--train.preview-images",
+        "100",
+    ]
+    train_ = ["train", "emoji-t2i", *flags, str(vae), *small, *budget, "--train.latents", str(latents)]
+    assert main([*train_, "--out", str(tmp_path / "run")]) == 0, capsys.readouterr().err
+    assert not (tmp_path / "run" / "text").exists()

@@ -16,6 +16,7 @@ from ditkit.data.latents.cache import INDEX, Dtype, data_facts
 from ditkit.device import pick_device
 from ditkit.errors import InputError
 from ditkit.recipes import RECIPES
+from ditkit.training.captions import TEXT, embed_captions
 from ditkit.training.latents import codec_facts
 
 USAGE = f"""usage: ditkit encode RECIPE --out DIR [--section.field value ...]
@@ -27,6 +28,7 @@ mirrored images too where the recipe flips: {", ".join(RECIPES)}.
     ditkit train imagenet256-sit-xl2 --data /data/imagenet/train --train.latents /data/latents
 
 Training from the cache equals training on the images: the same order, flips and draws from the posteriors.
+Captions are kept, and embedded once where the recipe has a text encoder.
 The same command again goes on where it was stopped. A 256-pixel image takes 32 kB, twice that with flips.
 The flags are those of `ditkit train`; --data, --codec and their fields are what matters."""
 
@@ -77,6 +79,9 @@ def run(argv: list[str]) -> None:
     start = time.perf_counter()
     encoded = write_cache(out, source, command.data, codec.moments, plan)
     seconds = time.perf_counter() - start
+    if command.recipe.text and source.captions:
+        texts = embed_captions(command.recipe, source, out / TEXT, pick_device(command.device))
+        print(f"{texts.folder}: {len(texts):,} captions, by {command.recipe.text.id}")
     index = read_section(Index, out / INDEX)
     mean, std = index.mean or (), index.std or ()
     print(f"{out}: {encoded:,} of {len(source):,} images encoded, {encoded / seconds:.1f} images/s")

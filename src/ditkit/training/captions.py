@@ -11,13 +11,22 @@ from ditkit.errors import InputError
 from ditkit.recipe import Recipe
 from ditkit.text import TextCache, embed
 
+TEXT = "text"  # the folder's name
+
 
 def read_captions(recipe: Recipe, source: Source | Latents, out: Path, device: torch.device) -> TextCache:
-    """Their embeddings, in the run's folder `text`: made, or read where they are. InputError as of `embed`."""
+    """Their embeddings: read from the folder `text` beside the latents that the run trains from, where `ditkit encode`
+    put them, or from the run's own, where they are made when they are not there. InputError as of `embed`."""
+    beside = None if recipe.train.latents is None else recipe.train.latents / TEXT
+    return embed_captions(recipe, source, beside if beside and beside.is_dir() else out / TEXT, device)
+
+
+def embed_captions(recipe: Recipe, source: Source | Latents, folder: Path, device: torch.device) -> TextCache:
+    """The same in a given folder."""
     assert recipe.text is not None
     assert source.captions is not None
     try:
         held_out = recipe.data.open("test").captions or ()
     except InputError:  # nothing is held out, or only latents are here
         held_out = ()
-    return embed([*source.captions, *held_out], recipe.text, out / "text", device=device)
+    return embed([*source.captions, *held_out], recipe.text, folder, device=device)
