@@ -20,8 +20,8 @@ from ditkit.cli import main
 from ditkit.costs.count import count_cost
 from ditkit.errors import InputError
 from ditkit.interop.udit import udit_names, udit_to_official
-from ditkit.nn.depthwise import ReparameterisedMlp
-from ditkit.nn.depthwise_conv import convolved_on_cpu, depthwise, padded
+from ditkit.nn.depthwise import convolved_on_cpu, depthwise, padded
+from ditkit.nn.depthwise_mlp import ReparameterisedMlp
 from ditkit.nn.downsampled import (
     KeyValueDownsampledAttention,
     TokenDownsampledAttention,
@@ -666,7 +666,7 @@ def test_lengths_are_float32_under_autocast_too():
         torch.testing.assert_close(unit(x).norm(dim=-1), torch.ones(4))
 
 
-def test_depthwise_convolutions_are_float32_under_autocast_too():
+def test_depthwiseolutions_are_float32_under_autocast_too():
     stream = torch.Generator().manual_seed(0)
     x, kernel, bias = (torch.randn(*shape, generator=stream) for shape in ((2, 6, 4, 8), (8, 1, 5, 5), (8,)))
     expected = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), kernel, bias, padding=2, groups=8)

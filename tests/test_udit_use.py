@@ -13,7 +13,7 @@ from ditkit.backbones import compile_blocks
 from ditkit.cli import main
 from ditkit.errors import InputError
 from ditkit.interop.udit import udit_to_official, udit_to_ours
-from ditkit.nn.depthwise import ReparameterisedMlp
+from ditkit.nn.depthwise_mlp import ReparameterisedMlp
 from ditkit.pipeline import Pipeline
 from ditkit.sampling import SAMPLERS
 from ditkit.transports import PATHS, PREDICTIONS

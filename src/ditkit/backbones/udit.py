@@ -3,7 +3,7 @@ Downsample Tokens in U-Shaped Diffusion Transformers", NeurIPS 2024, and its rel
 
 Five stages on grids of H × W, half, a quarter, half and H × W tokens (a token is a pixel of the state), widths
 D, 2D, 4D, 2D, 2D; a skip connection joins the two of a size. The parts are in nn/downsampled.py (attention)
-and nn/depthwise.py (MLP). The paper's ladder, from a plain transformer in a U-shape on, are options.
+and nn/depthwise_mlp.py (MLP). The paper's ladder, from a plain transformer in a U-shape on, are options.
 """
 
 import copy
@@ -18,7 +18,7 @@ from ditkit.config import Section
 from ditkit.errors import InputError
 from ditkit.nn.blocks import Mlp, Modulation, modulated_norm
 from ditkit.nn.convolutions import Shuffle, Unshuffle, embedding_conv, on_planes, xavier_conv, zero_conv
-from ditkit.nn.depthwise import DepthwiseMlp, ReparameterisedMlp
+from ditkit.nn.depthwise_mlp import DepthwiseMlp, ReparameterisedMlp
 from ditkit.nn.downsampled import ATTENTIONS, Downsampler, GridBlock
 from ditkit.nn.embeddings import LabelEmbedding, SideBySide, TimeEmbedding
 from ditkit.nn.linear import dense

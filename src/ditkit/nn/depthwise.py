@@ -1,116 +1,88 @@
-"""The MLP with a depthwise convolution in its hidden layer, and its form for training (U-DiT: Tian et al.,
-2024, section 3.4; re-parameterised as in RepVGG, Ding et al., 2021).
+"""Depthwise convolutions of grids of tokens, and their fast form on a CPU when compiled.
 
-    h = GELU(W_in x + b_in),  y = W_out (K * h + b) + b_out      GELU in its exact form, K depthwise 5 × 5
-
-Trained, each of the three maps is a product or a sum of several; fused, they are multiplied out:
-
-    W_in = W2 W1,   K = K5 + K3 + K1 + identity (the smaller ones zero-padded),   W_out = W4 W3
+The compiler's own treatment of a convolution between token-wise operations transposes every map on its way in
+and out, and the weight's gradient takes ten times the forward pass in the library that it calls. So the
+convolution is opaque to it, and that gradient is written as the sums it consists of, which it compiles well.
 """
-
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ditkit.errors import InputError
-from ditkit.nn.depthwise_conv import DepthwiseConv, depthwise
-from ditkit.nn.linear import dense
+from ditkit.nn.convolutions import xavier_init
 
 
-class DepthwiseMlp(nn.Module):
-    """On a grid of tokens (B, H, W, D), `hidden` channels wide; also what `ReparameterisedMlp` is fused to."""
+class DepthwiseConv(nn.Conv2d):
+    """Each channel for itself, any odd kernel: a grid of tokens (B, H, W, C) to the same. Starts as `xavier_conv`."""
 
-    into: nn.Module
-    depthwise: nn.Module
-    out: nn.Module
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.into, self.depthwise, self.out = self.parts(width, hidden)
-        self.register_load_state_dict_pre_hook(_refuse_the_other_form)
-
-    @staticmethod
-    def parts(width: int, hidden: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-        return dense(width, hidden), DepthwiseConv(hidden, 5), dense(hidden, width)
+    def __init__(self, channels: int, kernel: int):
+        super().__init__(channels, channels, kernel, padding=kernel // 2, groups=channels)
+        xavier_init(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.depthwise(F.gelu(self.into(x))))
+        return depthwise(x, self.weight, self.bias)
 
 
-class ReparameterisedMlp(DepthwiseMlp):
-    """The same in its form for training, from which `fused` makes the other."""
+def depthwise(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """A grid of tokens (B, H, W, C) with kernels (C, 1, k, k), k odd, and bias (C,) -> the same.
 
-    into: "DoubleLinear"
-    depthwise: "ParallelDepthwise"
-    out: "DoubleLinear"
-
-    @staticmethod
-    def parts(width: int, hidden: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-        into, out = DoubleLinear(width, hidden // 2, hidden), DoubleLinear(hidden, hidden // 2, width)
-        return into, ParallelDepthwise(hidden), out
-
-    @torch.no_grad()
-    def fused(self) -> DepthwiseMlp:
-        """A new module with weights of its own that computes the same with fewer products."""
-        weight = self.into.first.weight
-        with torch.device("meta"):  # so that no random numbers are drawn
-            mlp = DepthwiseMlp(weight.shape[1], self.into.second.out_features)
-        with nullcontext() if weight.is_meta else torch.autocast(weight.device.type, enabled=False):
-            merged = [value for part in (self.into, self.depthwise, self.out) for value in part.merged()]
-        mlp.load_state_dict(dict(zip(mlp.state_dict(), merged, strict=True)), assign=True)
-        return mlp.train(self.training).requires_grad_(weight.requires_grad)
-
-
-class DoubleLinear(nn.Module):
-    """Two linear maps with nothing between them."""
-
-    def __init__(self, fan_in: int, middle: int, fan_out: int):
-        super().__init__()
-        self.first = dense(fan_in, middle)
-        self.second = dense(middle, fan_out)
-
-    def merged(self) -> tuple[Tensor, Tensor]:
-        """Their product: weight (fan_out, fan_in) and bias (fan_out,)."""
-        weight = self.second.weight
-        return weight @ self.first.weight, weight @ self.first.bias + self.second.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x))
-
-
-class ParallelDepthwise(nn.Module):
-    """Depthwise convolutions of 5 × 5, 3 × 3 and 1 × 1 beside each other and the identity: their sum.
-
-    The kernels are added up before anything is convolved: the same function and the same gradients at
-    the price of one convolution.
+    On a CPU in float32, under autocast too: the weight's gradient in bf16 takes five times as long there, the rest
+    as long as in float32.
     """
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.five, self.three, self.one = (DepthwiseConv(channels, kernel) for kernel in (5, 3, 1))
-
-    def merged(self) -> tuple[Tensor, Tensor]:
-        """The one kernel (C, 1, 5, 5), with the identity in its middle, and the bias (C,)."""
-        kernels = F.pad(self.three.weight, [1] * 4) + F.pad(self.one.weight + 1, [2] * 4)
-        biases = [layer.bias for layer in (self.five, self.three, self.one) if layer.bias is not None]
-        return self.five.weight + kernels, torch.stack(biases).sum(0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return depthwise(x, *self.merged())
+    if x.device.type != "cpu":
+        return _convolved(x, kernel, bias)
+    with torch.autocast("cpu", enabled=False):
+        if not torch.compiler.is_compiling():
+            return _convolved(x.float(), kernel, bias)
+        out = convolved_on_cpu(x.float(), kernel)
+        return out if bias is None else out + bias
 
 
-def _refuse_the_other_form(module: nn.Module, state: dict[str, Tensor], prefix: str, *_) -> None:
-    """InputError when weights of one form are loaded into the other."""
-    trained = isinstance(module, ReparameterisedMlp)
-    if trained and f"{prefix}into.weight" in state:
-        raise InputError(
-            "these weights are fused (or of a network with ffn depthwise) and this network is in its form for "
-            'training; load what it was fused from, or build with ffn="depthwise"'
-        )
-    if not trained and f"{prefix}into.first.weight" in state:
-        raise InputError(
-            "these weights are in the form for training and this network is fused (or has ffn depthwise); load "
-            "them into a network with ffn reparameterised and call its fused()"
-        )
+def _convolved(x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
+    padding = kernel.shape[-1] // 2
+    out = F.conv2d(x.permute(0, 3, 1, 2), kernel, bias, padding=padding, groups=len(kernel))
+    return out.permute(0, 2, 3, 1).contiguous()
+
+
+@torch.library.custom_op("ditkit::depthwise", mutates_args=())
+def convolved_on_cpu(x: Tensor, kernel: Tensor) -> Tensor:
+    return _convolved(x.contiguous(), kernel)
+
+
+@convolved_on_cpu.register_fake
+def _(x: Tensor, kernel: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("ditkit::padded", mutates_args=())
+def padded(x: Tensor, margin: int) -> Tensor:
+    """Zeros around a grid (B, H, W, C). Opaque, because the compiler would ask at every product whether it is within."""
+    return F.pad(x, (0, 0, margin, margin, margin, margin))
+
+
+@padded.register_fake
+def _(x: Tensor, margin: int) -> Tensor:
+    batch, height, width, channels = x.shape
+    return x.new_empty(batch, height + 2 * margin, width + 2 * margin, channels)
+
+
+def _remember(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the map, a convolution with the kernel turned around; of each weight, a sum of products."""
+    x, kernel = ctx.saved_tensors
+    size = kernel.shape[-1]
+    _, height, width, _ = x.shape
+    around = padded(x, size // 2)
+    to_kernel = [
+        (around[:, row : row + height, column : column + width] * gradient).sum((0, 1, 2))
+        for row in range(size)
+        for column in range(size)
+    ]
+    to_x = convolved_on_cpu(gradient, kernel.flip(2, 3))
+    return to_x, torch.stack(to_kernel, dim=-1).view_as(kernel)
+
+
+convolved_on_cpu.register_autograd(_gradients, setup_context=_remember)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ditkit.nn.attention import attend, check_heads
 from ditkit.nn.blocks import Modulation, modulated_norm
-from ditkit.nn.depthwise_conv import DepthwiseConv
+from ditkit.nn.depthwise import DepthwiseConv
 from ditkit.nn.linear import dense
 from ditkit.nn.rotary import rotary_positions, rotate
 
