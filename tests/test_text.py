@@ -369,10 +369,10 @@ def test_the_cache_gives_back_what_the_encoder_gave(t5, tmp_path, dtype):
     found = cache(["a heart that is red of gold", "", "a red heart", "a red heart", "train station"])
     for part, expected in zip(found, encoded, strict=True):
         assert torch.equal(part, expected[picks])
-    kept = load_file(tmp_path / "cache" / "text.safetensors")
+    kept = load_file(tmp_path / "cache" / "text-00000.safetensors")
     assert kept["tokens"].shape == (int(encoded.mask.sum()), 24)  # no padding
     index = json.loads((tmp_path / "cache" / "text.json").read_text())
-    assert (index["count"], index["identity"]) == (4, identity(t5))
+    assert index["identity"] == identity(t5)
     assert index["captions"] == ["", "a red heart", "train station", "a heart that is red of gold"]
 
 
@@ -393,6 +393,37 @@ def test_the_cache_is_made_once_and_its_encoder_freed(t5, tmp_path, monkeypatch)
     assert len(built) == 1
     assert torch.equal(again(CAPTIONS).tokens, first(CAPTIONS).tokens)
     assert list(tmp_path.glob("*.unfinished")) == []
+
+
+def test_a_stopped_cache_goes_on_and_many_files_are_as_one(t5, clip, tmp_path, monkeypatch):
+    config = TextConfig(id=str(t5), dim=24, length=8)
+    whole = embed(CAPTIONS, config, tmp_path / "whole")
+    monkeypatch.setattr("ditkit.text.cache.SHARD", 3)
+    monkeypatch.setattr("ditkit.text.cache.save_file", stop_at("text-00001.safetensors.unfinished"))
+    with pytest.raises(KeyboardInterrupt):
+        embed(CAPTIONS, config, tmp_path / "cut")
+    monkeypatch.setattr("ditkit.text.cache.save_file", save_file)
+    first = tmp_path / "cut" / "text-00000.safetensors"
+    made = first.stat().st_mtime_ns
+    cut = embed(CAPTIONS, config, tmp_path / "cut")
+    assert first.stat().st_mtime_ns == made
+    assert sorted(file.name for file in (tmp_path / "cut").iterdir()) == [
+        "text-00000.safetensors", "text-00001.safetensors", "text.json"
+    ]  # fmt: skip
+    for part, expected in zip(cut(CAPTIONS), whole(CAPTIONS), strict=True):
+        assert torch.equal(part, expected)
+    (tmp_path / "cut" / "text.json").unlink()
+    other = TextConfig(id=str(clip), dim=24, length=8)  # what was begun by another encoder is made anew
+    assert embed(CAPTIONS, other, tmp_path / "cut").index.identity == identity(clip)
+
+
+def stop_at(name):
+    def save(tensors, file, metadata):
+        if file.name == name:
+            raise KeyboardInterrupt
+        save_file(tensors, file, metadata)
+
+    return save
 
 
 def test_a_cache_of_something_else_is_refused_by_name(t5, clip, tmp_path):
@@ -419,13 +450,13 @@ def test_damaged_caches_are_refused(t5, tmp_path):
     with pytest.raises(InputError, match=r"text\.json is not there"):
         TextCache(tmp_path)
     embed(CAPTIONS, TextConfig(id=str(t5), dim=24, length=8), tmp_path)
-    tensors, index = tmp_path / "text.safetensors", tmp_path / "text.json"
+    tensors, index = tmp_path / "text-00000.safetensors", tmp_path / "text.json"
     whole, words = tensors.read_bytes(), index.read_text()
     tensors.write_bytes(whole[:200])
-    with pytest.raises(InputError, match=r"text\.safetensors is damaged"):
+    with pytest.raises(InputError, match=r"text-00000\.safetensors is damaged"):
         TextCache(tmp_path)
     tensors.write_bytes(whole)
-    for damage in (words.replace("station", "halt"), words.replace('"count": 4', '"count": 5')):
+    for damage in (words.replace("station", "halt"), words.replace('"length": 8', '"length": 9')):
         index.write_text(damage)
         with pytest.raises(InputError, match="do not belong together"):
             TextCache(tmp_path)

@@ -1,11 +1,12 @@
 """Embeddings of a data set's captions, computed once and read from disk.
 
-    text.json         encoder, count, hash of the captions, the captions themselves
-    text.safetensors  tokens (T, D) of all captions one after another, without padding; starts (N + 1,), where each
-                      begins; pooled (N, D)
+    text.json                encoder, count, the captions themselves
+    text-00000.safetensors   of 10,000 captions: tokens (T, D) of all one after another, without padding; starts
+                             (N + 1,), where each begins; pooled (N, D); whose they are
 
 Tokens are kept in the encoder's own precision, so reading gives what encoding gave, bit for bit. Equal captions
-are kept once, and the empty one always. The index is written last and renamed into place: what is there is whole.
+are kept once, and the empty one always. Files are written beside their places and renamed into them, the index last:
+what is there is whole, and what was stopped goes on after the last whole file.
 """
 
 import hashlib
@@ -26,7 +27,8 @@ from ditkit.progress import progress_bar
 from ditkit.text.encoders import DTYPES, Text, TextConfig, TextEncoder
 from ditkit.text.files import find_folder, identity
 
-INDEX, TENSORS = "text.json", "text.safetensors"
+INDEX = "text.json"
+SHARD = 10_000  # captions per file
 
 
 class TextIndex(Section):
@@ -38,11 +40,24 @@ class TextIndex(Section):
     identity: str
     """SHA-256 of the encoder's files."""
     dim: int
-    count: int
-    """Different captions, the empty one among them."""
-    hash: str
-    """SHA-256 of the captions."""
+    shard: int
+    """Captions per file."""
     captions: tuple[str, ...]
+    """Different ones, the empty one among them."""
+
+    @property
+    def files(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Names, and which captions each holds."""
+        starts = range(0, len(self.captions), self.shard)
+        return [
+            (f"text-{number:05d}.safetensors", self.captions[start : start + self.shard])
+            for number, start in enumerate(starts)
+        ]
+
+    def owner(self, captions: Sequence[str]) -> dict[str, str]:
+        """What a file of these captions says of itself."""
+        encoder = self.encoder.model_dump_json(include={"length", "dtype"})
+        return {"identity": self.identity, "encoder": encoder, "captions": captions_hash(captions)}
 
 
 def distinct(captions: Iterable[str]) -> tuple[str, ...]:
@@ -76,36 +91,44 @@ def embed(
 
 
 def _write(encoder: TextEncoder, captions: tuple[str, ...], folder: Path, batch: int) -> None:
-    """Embeddings are gathered in memory, and written when all are there."""
-    tokens, pooled, lengths = [], [], [0]
-    with progress_bar(len(captions), "reading captions", "caption", delay=1.0) as bar:
-        for start in range(0, len(captions), batch):
-            text = encoder.encode(captions[start : start + batch], batch)
-            tokens.append(text.tokens[text.mask].to(DTYPES[encoder.config.dtype]).cpu())
-            pooled.append(text.pooled.cpu())
-            lengths += text.mask.sum(1).tolist()
-            bar.update(len(text.mask))
-    tensors = {
-        "tokens": torch.cat(tokens),
-        "starts": torch.tensor(lengths).cumsum(0),
-        "pooled": torch.cat(pooled),
-    }
+    """The files that are not there, then the index."""
     index = TextIndex(
-        encoder=encoder.config,
-        identity=encoder.identity,
-        dim=encoder.dim,
-        count=len(captions),
-        hash=captions_hash(captions),
-        captions=captions,
+        encoder=encoder.config, identity=encoder.identity, dim=encoder.dim, shard=SHARD, captions=captions
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / TENSORS)
+        with progress_bar(len(captions), "reading captions", "caption", delay=1.0) as bar:
+            for name, part in index.files:
+                if _owner(folder / name) != index.owner(part):
+                    unfinished = folder / f"{name}.unfinished"
+                    save_file(_tensors(encoder, part, batch), unfinished, index.owner(part))
+                    unfinished.replace(folder / name)
+                bar.update(len(part))
         unfinished = folder / f"{INDEX}.unfinished"
         unfinished.write_text(index.model_dump_json(indent=1), encoding="utf-8")
         unfinished.replace(folder / INDEX)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder}: cannot write the captions' embeddings ({error}); make room") from None
+
+
+def _owner(file: Path) -> dict[str, str] | None:
+    """What a file says of itself; None where there is none, or none that can be read."""
+    try:
+        with safe_open(file, framework="pt") as reader:
+            return reader.metadata()
+    except (OSError, SafetensorError):
+        return None
+
+
+def _tensors(encoder: TextEncoder, captions: Sequence[str], batch: int) -> dict[str, Tensor]:
+    tokens, pooled, lengths = [], [], [0]
+    for start in range(0, len(captions), batch):
+        text = encoder.encode(captions[start : start + batch], batch)
+        tokens.append(text.tokens[text.mask].to(DTYPES[encoder.config.dtype]).cpu())
+        pooled.append(text.pooled.cpu())
+        lengths += text.mask.sum(1).tolist()
+    starts = torch.tensor(lengths).cumsum(0)
+    return {"tokens": torch.cat(tokens), "starts": starts, "pooled": torch.cat(pooled)}
 
 
 class TextCache:
@@ -123,19 +146,10 @@ class TextCache:
         self.index = TextIndex.checked(content, str(folder / INDEX))
         self.dim, self.length = self.index.dim, self.index.encoder.length
         self._rows = {caption: row for row, caption in enumerate(self.index.captions)}
-        try:
-            self._file = safe_open(folder / TENSORS, framework="pt")
-            self._starts = self._file.get_tensor("starts").tolist()
-            shapes = [tuple(self._file.get_slice(name).get_shape()) for name in ("tokens", "pooled")]
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{folder / TENSORS} is damaged ({error}); delete the folder") from None
-        count = self.index.count
-        fits = (len(self._starts), *shapes) == (count + 1, (self._starts[-1], self.dim), (count, self.dim))
-        if not fits or captions_hash(self.index.captions) != self.index.hash:
-            raise InputError(f"{folder}: {TENSORS} and {INDEX} do not belong together; delete the folder")
+        self._shards = [_Shard(folder / name, self.index, part) for name, part in self.index.files]
 
     def __len__(self) -> int:
-        return self.index.count
+        return len(self.index.captions)
 
     def __call__(self, captions: Sequence[str]) -> Text:
         """What the encoder gave for these captions: tokens (B, M, D), mask (B, M), pooled (B, D), on the CPU.
@@ -146,11 +160,12 @@ class TextCache:
         mask = torch.zeros((len(captions), self.length), dtype=torch.bool)
         pooled = torch.zeros((len(captions), self.dim))
         for place, caption in enumerate(captions):
-            row = self._row(caption)
-            start, end = self._starts[row], self._starts[row + 1]
-            tokens[place, : end - start] = self._tokens[start:end].float()
+            number, row = divmod(self._row(caption), self.index.shard)
+            shard = self._shards[number]
+            start, end = shard.starts[row], shard.starts[row + 1]
+            tokens[place, : end - start] = shard.tokens[start:end].float()
             mask[place, : end - start] = True
-            pooled[place] = self._pooled[row]
+            pooled[place] = shard.pooled[row]
         return Text(tokens, mask, pooled)
 
     def check(self, config: TextConfig, captions: Iterable[str]) -> None:
@@ -183,10 +198,29 @@ class TextCache:
                 f"{self.folder}: {caption[:50]!r} is not among its captions; embed it anew"
             ) from None
 
+
+class _Shard:
+    """A file of a cache."""
+
+    def __init__(self, file: Path, index: TextIndex, captions: Sequence[str]):
+        """InputError when it is damaged or another's."""
+        try:
+            self._file = safe_open(file, framework="pt")
+            self.starts = self._file.get_tensor("starts").tolist()
+            shapes = [tuple(self._file.get_slice(name).get_shape()) for name in ("tokens", "pooled")]
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{file} is damaged ({error}); delete the folder") from None
+        count = len(captions)
+        fits = (len(self.starts), *shapes) == (count + 1, (self.starts[-1], index.dim), (count, index.dim))
+        if not fits or self._file.metadata() != index.owner(captions):
+            raise InputError(
+                f"{file.parent}: {file.name} and {INDEX} do not belong together; delete the folder"
+            )
+
     @cached_property
-    def _tokens(self) -> Tensor:
+    def tokens(self) -> Tensor:
         return self._file.get_tensor("tokens")  # a view of the file; nothing is read yet
 
     @cached_property
-    def _pooled(self) -> Tensor:
+    def pooled(self) -> Tensor:
         return self._file.get_tensor("pooled")
