@@ -40,19 +40,25 @@ def report_of(
     protocol = {**samples.protocol, **software()}
     scores = []
     for ruler, statistics in zip(rulers, found, strict=True):
-        prompts = share = None
-        if hasattr(ruler.network, "text"):
-            if samples.captions:
-                prompts = ruler.network.text([samples.captions[place] for place in statistics.index.tolist()])
-            elif samples.labels is not None and names:
-                texts = ruler.network.text([PROMPT.format(name.replace("_", " ")) for name in names])
-                prompts = texts[samples.labels[statistics.index]]
-                protocol["prompt"] = PROMPT
+        prompts = _prompts(samples, names)
+        embedded = share = None
+        if prompts and hasattr(ruler.network, "text"):
+            places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+            rows = [places[prompts[image]] for image in statistics.index.tolist()]
+            embedded = ruler.network.text(list(places))[rows]
+            protocol["prompt"] = "captions" if samples.captions else PROMPT
         if samples.captions and ruler.captions:
             share = ruler.captions.share(statistics, samples.captions)
             protocol.setdefault("retrieval", {})[ruler.network.name] = ruler.captions.record
-        scores.append(scores_of(statistics, ruler.reference, ruler.name, prompts, share))
+        scores.append(scores_of(statistics, ruler.reference, ruler.name, embedded, share))
     return Report(images=found[0].count or 0, images_hash=found[0].digest, scores=scores, protocol=protocol)
+
+
+def _prompts(samples: Samples, names: Sequence[str]) -> Sequence[str] | None:
+    """What each image should show: its caption, or the name of its class in a sentence."""
+    if samples.captions or samples.labels is None or not names:
+        return samples.captions
+    return [PROMPT.format(names[label].replace("_", " ")) for label in samples.labels.tolist()]
 
 
 def nearest_images(found: Statistics, ruler: Ruler, reference: DataSection, count: int = 50) -> Tensor:
