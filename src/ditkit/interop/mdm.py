@@ -1,0 +1,185 @@
+"""The released Matryoshka Diffusion files (apple/ml-mdm): their names <-> ours.
+
+A file `vis_model*.pth` holds its weights as "state_dict". There the network of each level is wrapped in the next,
+under `inner_unet.`; here levels stand side by side. Widths, depths, attention, text and conditions are read off
+the shapes. What shapes do not say is that of the released networks: 8 heads, images of 64 pixels at the innermost
+level, padding attended to, and normalised images in every level between the innermost and the highest.
+
+Its 1 × 1 convolutions in attention are linear maps here, so their weights lose or gain two axes of one.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ditkit.backbones.mdm import MDMConfig
+from ditkit.errors import InputError
+from ditkit.interop.imported import State, check_fit, shape_of
+
+WRAPPED = "inner_unet."
+TIME, TEXT, STEM, IMAGE_SCALE = "temb_layer1", "lm_proj", "conv_in", "cond_layers.scale.0"
+HEADS, SIZE = 8, 64  # of all released networks
+
+LEVEL = (
+    (TIME, "time.0"),
+    ("temb_layer2", "time.2"),
+    (IMAGE_SCALE, "scale.mlp.0"),
+    ("cond_layers.scale.1", "scale.mlp.2"),
+    (STEM, "stem"),
+    ("norm_out", "norm"),
+    ("conv_out", "final"),
+    ("in_adapter", "inward"),
+    ("out_adapter", "outward"),
+)
+RESIDUAL = (
+    ("norm1", "norm1"),
+    ("conv1", "conv1"),
+    ("time_layer", "modulation"),
+    ("norm2", "norm2"),
+    ("conv2", "conv2"),
+    ("conv3", "shortcut"),
+)
+ATTENTION = (
+    ("norm", "norm1"),
+    ("qkv", "qkv"),
+    ("norm_cond", "words.0"),
+    ("kv_cond", "words.1"),
+    ("proj_out", "proj"),
+    ("ffn.0", "norm2"),
+    ("ffn.1", "mlp.0"),
+    ("ffn.3", "mlp.2"),
+)
+POINTWISE = (".qkv.weight", ".proj.weight", ".mlp.0.weight", ".mlp.2.weight")
+
+
+class MDMWeights(NamedTuple):
+    """A released network as ours: `config.build(**shape)` takes `weights`."""
+
+    config: MDMConfig
+    shape: dict[str, int]
+    """channels, out_channels, text_dim."""
+    weights: dict[str, Tensor]
+
+
+def mdm_names(config: MDMConfig) -> list[tuple[str, str]]:
+    """(official, ours) of every parameter there can be; shortcuts, text and scale are not in every network."""
+    innermost = len(config.levels) - 1
+    modules = []
+    for i, level in enumerate(config.levels):
+        theirs, ours = WRAPPED * i, f"nest.{innermost - i}."
+        modules += [(theirs + a, ours + b) for a, b in LEVEL]
+        layers = level.attention or (0,) * len(level.widths)
+        for way, extra, order in (("down", 0, 1), ("up", 1, -1)):
+            for j, (depth, attention) in enumerate(list(zip(level.depth, layers, strict=True))[::order]):
+                stage = f"{theirs}{way}_blocks.{j}"
+                for k in range(depth + extra):
+                    modules += _step_names(stage, k, f"{ours}{way}.{j}.{k}", attention)
+                modules.append((f"{stage}.resample", f"{ours}{way}samples.{j}"))
+    theirs = WRAPPED * innermost
+    for k in range(2):
+        modules += _step_names(f"{theirs}mid_blocks.{k}", 0, f"nest.0.middle.{k}", 1 - k)
+    modules += [(f"{theirs}{TEXT}", "text.tokens"), (f"{theirs}cond_emb", "text.vector")]
+    return [(f"{a}.{parameter}", f"{b}.{parameter}") for a, b in modules for parameter in ("weight", "bias")]
+
+
+def _step_names(stage: str, k: int, ours: str, layers: int) -> Iterator[tuple[str, str]]:
+    """The modules of the k-th residual block of a stage, and of its attention."""
+    for theirs, part in RESIDUAL:
+        yield f"{stage}.resnets.{k}.{theirs}", f"{ours}.block.{part}"
+    for layer in range(layers):
+        for theirs, part in ATTENTION:
+            yield f"{stage}.attn.{k * layers + layer}.{theirs}", f"{ours}.attention.{layer}.{part}"
+
+
+def mdm_to_ours(state: State, config: MDMConfig) -> dict[str, Tensor]:
+    """An official state dict under our names."""
+    return {
+        ours: state[official].flatten(1) if ours.endswith(POINTWISE) and _attends(ours) else state[official]
+        for official, ours in mdm_names(config)
+        if official in state
+    }
+
+
+def mdm_to_official(state: State, config: MDMConfig) -> dict[str, Tensor]:
+    """Ours under the official names. A label's embedding, which the released networks have not, is left out."""
+    return {
+        official: state[ours][..., None, None] if ours.endswith(POINTWISE) and _attends(ours) else state[ours]
+        for official, ours in mdm_names(config)
+        if ours in state
+    }
+
+
+def _attends(ours: str) -> bool:
+    return ".attention." in ours
+
+
+def is_mdm(state: State) -> bool:
+    return f"{TIME}.weight" in state
+
+
+def read_mdm(path: Path, state: State, *, heads: int = HEADS, size: int = SIZE) -> MDMWeights:
+    """The network of the weights of a file, `state_dict` of what it holds.
+
+    `heads` of its attention and the `size` of its smallest images in pixels are not in the weights.
+
+    Raises InputError: names or shapes that do not fit, or parts that the released networks do not have.
+    """
+    if not is_mdm(state):
+        raise InputError(
+            f"{path}: no Matryoshka Diffusion network of the released form: {TIME}.weight missing"
+        )
+    prefixes = [""]
+    while any(name.startswith(prefixes[-1] + WRAPPED) for name in state):
+        prefixes.append(prefixes[-1] + WRAPPED)
+    innermost = prefixes[-1]
+    if any(name.startswith(f"{innermost}lm_head.") for name in state):
+        raise InputError(f"{path}: attention layers over the text (lm_head), which no released network has")
+    channels = shape_of(path, state, f"{innermost}{STEM}.weight", 4)[1]
+    words, text_dim = shape_of(path, state, f"{innermost}{TEXT}.weight", 2)
+    levels: list[dict[str, Any]] = []
+    for prefix in reversed(prefixes):  # the innermost first: sizes grow from there
+        level = _level(path, state, prefix)
+        if f"{prefix}{IMAGE_SCALE}.weight" in state:
+            level["scale"] = size
+        level["normalised"] = prefix not in ("", innermost)
+        levels.insert(0, level)
+        outwards = prefix.removesuffix(WRAPPED)
+        size *= 2 ** max(0, _count(state, f"{outwards}down_blocks.") - 1)
+    values = {
+        "levels": levels,
+        "heads": heads,
+        "told": shape_of(path, state, f"{innermost}{TIME}.weight", 2)[0],
+        "text_width": words,
+    }
+    config = MDMConfig.checked(values, str(path))
+    shape = {
+        "channels": channels,
+        "out_channels": shape_of(path, state, f"{innermost}conv_out.weight", 4)[0],
+        "text_dim": text_dim,
+    }
+    with torch.device("meta"):
+        expected = config.build(**shape).state_dict()
+    check_fit(path, state, mdm_to_official(expected, config))
+    return MDMWeights(config, shape, mdm_to_ours(state, config))
+
+
+def _level(path: Path, state: State, prefix: str) -> dict[str, Any]:
+    """Widths, depths and attention of a level: of residual blocks and attention layers on the way down."""
+    level: dict[str, Any] = {"widths": [], "depth": [], "attention": []}
+    for i in range(_count(state, f"{prefix}down_blocks.")):
+        stage = f"{prefix}down_blocks.{i}"
+        depth = _count(state, f"{stage}.resnets.")
+        level["widths"].append(shape_of(path, state, f"{stage}.resnets.0.conv1.weight", 4)[0])
+        level["depth"].append(depth)
+        level["attention"].append(_count(state, f"{stage}.attn.") // depth)
+    if not any(level["attention"]):
+        level["attention"] = []
+    return level
+
+
+def _count(state: State, prefix: str) -> int:
+    """How many modules a list of them has, by its members' names."""
+    return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})

@@ -1,0 +1,254 @@
+"""Parts of Matryoshka Diffusion's U-Nets (Gu et al., "Matryoshka Diffusion Models", ICLR 2024, and its released
+code): what each level is told, residual blocks with attention, and one level's U-Net.
+
+Maps are (B, C, H, W). The convolutions are those of every U-Net here (`nn/convolutions.py`); norms have 32
+groups. How levels are nested is in backbones/mdm.py.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ditkit.errors import InputError
+from ditkit.nn.attention import attend, check_heads
+from ditkit.nn.convolutions import Downsample, ResidualBlock, Upsample, zero_conv
+from ditkit.nn.embeddings import sinusoid
+from ditkit.nn.linear import dense, zero_dense
+
+GROUPS = 32
+
+
+class Told(NamedTuple):
+    """What the blocks of a level are told."""
+
+    vector: Tensor
+    """(B, D), of time, text, label and scale."""
+    words: Tensor | None
+    """(B, M, D'), to attend to; none without a text."""
+    mask: Tensor | None
+    """Bool (B, M), which of them; none for all."""
+
+
+class Sentence(nn.Module):
+    """A text (B, L, dim), mask (B, L) -> tokens to attend to (B, L, width) and a vector to be told (B, told).
+
+    The vector is made of the mean of the projected tokens where the mask is true.
+    """
+
+    def __init__(self, dim: int, width: int, told: int):
+        super().__init__()
+        self.dim = dim
+        self.tokens = nn.Linear(dim, width)
+        self.vector = nn.Linear(width, told, bias=False)
+
+    def forward(self, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        if text.shape[-1] != self.dim:
+            raise InputError(
+                f"a text of {text.shape[-1]} channels, this network was built for {self.dim}: it needs the text "
+                "encoder it was trained with"
+            )
+        tokens = self.tokens(text)
+        present = mask[..., None].to(tokens)
+        mean = (present * tokens).sum(1) / present.sum(1).clamp(min=1)  # a row without tokens is told nothing
+        return tokens, self.vector(mean)
+
+
+class NumberEmbedding(nn.Sequential):
+    """A number, such as the time, as a vector: (B,) -> (B, width). Sines stand before cosines, not as in DiT.
+
+    `last` makes the second linear layer.
+    """
+
+    def __init__(self, width: int, last=nn.Linear):
+        super().__init__(nn.Linear(width // 4, width), nn.SiLU(), last(width, width))
+        self.frequencies = width // 4
+
+    def forward(self, number: Tensor) -> Tensor:
+        return super().forward(sinusoid(number, self.frequencies).roll(self.frequencies // 2, -1))
+
+
+class ImageScale(nn.Module):
+    """Micro-conditioning: how large the image was, in pixels, up to the `size` of the level: (B,) -> (B, width).
+
+    Where it is not known it was large enough. Adds nothing at the start.
+    """
+
+    def __init__(self, size: int, width: int):
+        super().__init__()
+        self.size = size
+        self.mlp = NumberEmbedding(width, zero_dense)
+
+    def forward(self, scale: Tensor | None, time: Tensor) -> Tensor:
+        """`time` (B,) says for how many images, and where."""
+        if scale is None:
+            scale = torch.full_like(time, self.size, dtype=torch.float32)
+        return self.mlp(scale.clamp(max=self.size))
+
+
+class TextualAttention(nn.Module):
+    """Pixels attend to each other and, with the same queries, to the words; then a feed-forward network.
+
+    (B, C, H, W) and words (B, M, D) -> (B, C, H, W). The two softmaxes are separate and their results are added.
+    Starts as the identity. Without `words` it is told no text.
+    """
+
+    def __init__(self, width: int, heads: int, words: int):
+        super().__init__()
+        check_heads(width, heads)
+        self.heads = heads
+        self.norm1 = nn.GroupNorm(GROUPS, width)
+        self.qkv = dense(width, 3 * width)
+        self.words = nn.Sequential(nn.LayerNorm(words), dense(words, 2 * width)) if words else None
+        self.proj = zero_dense(width, width)
+        self.norm2 = nn.GroupNorm(GROUPS, width)
+        self.mlp = nn.Sequential(dense(width, 4 * width), nn.GELU(), zero_dense(4 * width, width))
+
+    def forward(self, x: Tensor, words: Tensor | None, mask: Tensor | None) -> Tensor:
+        """`mask`, bool (B, M): the words that are attended to; all where there is none."""
+        pixels = _tokens(self.norm1(x))
+        q, k, v = self.qkv(pixels).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, L, d)
+        found = attend(q, k, v)
+        if self.words is not None:
+            k, v = self.words(words).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, M, d)
+            found = found + attend(q, k, v, mask=mask)
+        x = x + _map(self.proj(found.transpose(1, 2).flatten(2)), x)
+        return x + _map(self.mlp(_tokens(self.norm2(x))), x)
+
+
+class Step(nn.Module):
+    """A residual block, then `layers` of attention: (B, C, H, W) -> (B, C', H, W)."""
+
+    def __init__(self, fan_in: int, fan_out: int, told: int, layers: int, heads: int, words: int):
+        super().__init__()
+        self.block = ResidualBlock(fan_in, fan_out, told)
+        self.block.norm1 = nn.GroupNorm(GROUPS, fan_in)
+        self.block.norm2 = nn.GroupNorm(GROUPS, fan_out)
+        self.attention = nn.ModuleList(TextualAttention(fan_out, heads, words) for _ in range(layers))
+
+    def forward(self, x: Tensor, told: Told) -> Tensor:
+        x = self.block(x, told.vector)
+        for layer in self.attention:
+            x = layer(x, told.words, told.mask)
+        return x
+
+
+class Level(nn.Module):
+    """The U-Net of one level, in parts, for another level may lie between its way down and its way up.
+
+    At its lowest resolution is either a middle of its own or, where `inner` is a number, a level whose first
+    and last maps have that many channels: an adapter leads to it, another back, and both start at zero.
+
+    Args:
+        widths: channels of each resolution, from the level's own on.
+        depth: residual blocks of each on the way down; one more on the way up.
+        layers: attention layers after each of these blocks.
+        told: channels of the vector that the blocks are told.
+        words: channels of the words, 0 without a text.
+        scale: image size of the level in pixels, for micro-conditioning.
+        normalised: the state is divided by the standard deviation of each image.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        *,
+        widths: tuple[int, ...],
+        depth: tuple[int, ...],
+        layers: tuple[int, ...],
+        heads: int,
+        told: int,
+        words: int,
+        scale: int | None,
+        normalised: bool,
+        inner: int | None,
+    ):
+        super().__init__()
+        self.normalised = normalised
+        self.time = NumberEmbedding(told)
+        self.scale = None if scale is None else ImageScale(scale, told)
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+
+        def step(fan_in: int, fan_out: int, attention: int) -> Step:
+            return Step(fan_in, fan_out, told, attention, heads, words)
+
+        here, skips = widths[0], [widths[0]]  # channels now, and of every map kept for the way up
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.downsamples, self.upsamples = nn.ModuleList(), nn.ModuleList()
+        for i, (width, count, attention) in enumerate(zip(widths, depth, layers, strict=True)):
+            if i:
+                self.downsamples.append(Downsample(here))
+                skips.append(here)
+            fans = [here] + [width] * (count - 1)
+            self.down.append(nn.ModuleList(step(fan_in, width, attention) for fan_in in fans))
+            here = width
+            skips += [width] * count
+        if inner is None:
+            self.middle = nn.ModuleList([step(here, here, 1), step(here, here, 0)])
+        else:
+            self.inward, self.outward = zero_conv(here, inner), zero_conv(inner, here)
+        for i, (width, count, attention) in enumerate(
+            zip(reversed(widths), reversed(depth), reversed(layers), strict=True)
+        ):
+            if i:
+                self.upsamples.append(Upsample(here))
+            fans = [here + skips.pop()] + [width + skips.pop() for _ in range(count)]
+            self.up.append(nn.ModuleList(step(fan_in, width, attention) for fan_in in fans))
+            here = width
+        self.norm = nn.GroupNorm(GROUPS, here)
+        self.final = zero_conv(here, out_channels)
+
+    def clock(self, time: Tensor, scale: Tensor | None) -> Tensor:
+        """The time (B,) as the network sees it, and the image's scale: (B, told)."""
+        vector = self.time(time)
+        return vector if self.scale is None else vector + self.scale(scale, time)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """The noisy images as a first map, channels last: the layout that convolutions are quickest in."""
+        if self.normalised:
+            x = x / x.std(dim=(1, 2, 3), keepdim=True)
+        return self.stem(x.contiguous(memory_format=torch.channels_last))
+
+    def descend(self, x: Tensor, told: Told) -> tuple[Tensor, list[Tensor]]:
+        """The map at the lowest resolution, and those kept for the way up."""
+        kept = [x]
+        for i, steps in enumerate(self.down):
+            if i:
+                x = self.downsamples[i - 1](x)
+                kept.append(x)
+            for step in steps:  # type: ignore[attr-defined]  # a list of lists
+                x = step(x, told)
+                kept.append(x)
+        return x, kept
+
+    def turn(self, x: Tensor, told: Told) -> Tensor:
+        """The middle of a level that has one."""
+        for step in self.middle:
+            x = step(x, told)
+        return x
+
+    def ascend(self, x: Tensor, kept: list[Tensor], told: Told) -> Tensor:
+        """Back up to the level's own resolution, with what was kept, the last first."""
+        kept = list(kept)  # the caller's stays whole
+        for i, steps in enumerate(self.up):
+            if i:
+                x = self.upsamples[i - 1](x)
+            for step in steps:  # type: ignore[attr-defined]  # a list of lists
+                x = step(torch.cat([x, kept.pop()], dim=1), told)
+        return x
+
+    def head(self, x: Tensor) -> Tensor:
+        """The prediction."""
+        return self.final(F.silu(self.norm(x)))
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H · W, C)."""
+    return x.flatten(2).mT
+
+
+def _map(tokens: Tensor, like: Tensor) -> Tensor:
+    """(B, H · W, C) -> (B, C, H, W)."""
+    return tokens.mT.unflatten(2, like.shape[2:])
