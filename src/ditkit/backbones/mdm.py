@@ -167,7 +167,7 @@ class MDM(nn.Module):
         for level, x, n in zip(nest, levels, counts, strict=True):
             h = level.embed(x[:n])
             if inward is not None:
-                h = h + F.pad(inward, (0, 0, 0, 0, 0, 0, 0, n - len(inward)))
+                h = h + _filled_up(inward, n)
             clock = level.clock(t[:n], None if scale is None else scale[:n])
             here = Told(clock + told.vector[:n], *(None if part is None else part[:n] for part in told[1:]))
             h, kept = level.descend(h, here)
@@ -228,13 +228,18 @@ class MDM(nn.Module):
                     f"a level of shape {tuple(level.shape)} where {expected} belongs: levels are "
                     f"{':'.join(map(str, ratios))} in size, with as many images and channels"
                 )
-        counts = [*(rows or [batch] * (len(ratios) - 1)), batch]
+        counts = [*([batch] * (len(ratios) - 1) if rows is None else rows), batch]
         if len(counts) != len(ratios) or any(a > b for a, b in pairwise([1, *counts])):
             raise InputError(
                 f"rows {tuple(rows or ())} of {batch} images for {len(ratios)} levels: give a number for each level but "
                 "the innermost, from 1, none larger than the next"
             )
         return counts
+
+
+def _filled_up(x: Tensor, n: int) -> Tensor:
+    """Zeros for the images beyond those of `x`: (M, C, H, W) -> (n, C, H, W)."""
+    return F.pad(x, (0, 0) * 3 + (0, n - len(x)))
 
 
 def _scale(micro: Mapping[str, Tensor] | None) -> Tensor | None:

@@ -26,8 +26,8 @@ HEADS, SIZE = 8, 64  # of all released networks
 LEVEL = (
     (TIME, "time.0"),
     ("temb_layer2", "time.2"),
-    (IMAGE_SCALE, "scale.mlp.0"),
-    ("cond_layers.scale.1", "scale.mlp.2"),
+    (IMAGE_SCALE, "scale.embedding.0"),
+    ("cond_layers.scale.1", "scale.embedding.2"),
     (STEM, "stem"),
     ("norm_out", "norm"),
     ("conv_out", "final"),
@@ -97,7 +97,7 @@ def _step_names(stage: str, k: int, ours: str, layers: int) -> Iterator[tuple[st
 def mdm_to_ours(state: State, config: MDMConfig) -> dict[str, Tensor]:
     """An official state dict under our names."""
     return {
-        ours: state[official].flatten(1) if ours.endswith(POINTWISE) and _attends(ours) else state[official]
+        ours: state[official].flatten(1) if ours.endswith(POINTWISE) else state[official]
         for official, ours in mdm_names(config)
         if official in state
     }
@@ -106,14 +106,10 @@ def mdm_to_ours(state: State, config: MDMConfig) -> dict[str, Tensor]:
 def mdm_to_official(state: State, config: MDMConfig) -> dict[str, Tensor]:
     """Ours under the official names. A label's embedding, which the released networks have not, is left out."""
     return {
-        official: state[ours][..., None, None] if ours.endswith(POINTWISE) and _attends(ours) else state[ours]
+        official: state[ours][..., None, None] if ours.endswith(POINTWISE) else state[ours]
         for official, ours in mdm_names(config)
         if ours in state
     }
-
-
-def _attends(ours: str) -> bool:
-    return ".attention." in ours
 
 
 def is_mdm(state: State) -> bool:

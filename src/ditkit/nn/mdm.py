@@ -78,13 +78,13 @@ class ImageScale(nn.Module):
     def __init__(self, size: int, width: int):
         super().__init__()
         self.size = size
-        self.mlp = NumberEmbedding(width, zero_dense)
+        self.embedding = NumberEmbedding(width, zero_dense)
 
     def forward(self, scale: Tensor | None, time: Tensor) -> Tensor:
         """`time` (B,) says for how many images, and where."""
         if scale is None:
             scale = torch.full_like(time, self.size, dtype=torch.float32)
-        return self.mlp(scale.clamp(max=self.size))
+        return self.embedding(scale.clamp(max=self.size))
 
 
 class TextualAttention(nn.Module):

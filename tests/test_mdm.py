@@ -1,0 +1,662 @@
+"""Matryoshka Diffusion's networks: the released code's numbers, another implementation of it, nesting, its files.
+
+`reference` is the released network written from its description, under its names and wrapped level in level. The
+golden numbers were computed with the released code; the weights they belong to are made by a formula.
+"""
+
+import math
+import sys
+from argparse import Namespace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ditkit.backbones.mdm import MDM_SIZES, MDMConfig, MDMLevel
+from ditkit.config import read_section, write_section
+from ditkit.costs.count import count_cost
+from ditkit.errors import InputError
+from ditkit.interop.mdm import mdm_names, mdm_to_official, mdm_to_ours, read_mdm
+from ditkit.interop.tensors import read_tensors
+from ditkit.nn.embeddings import sinusoid
+from ditkit.nn.mdm import NumberEmbedding
+
+FILE = Path("vis_model.pth")
+INNER = MDMLevel(widths=(32, 64), depth=(1, 1), attention=(0, 1), scale=8)
+OUTER = MDMLevel(widths=(32, 32), depth=(1, 1), scale=16)
+
+
+def config(*levels, **fields):
+    return MDMConfig(levels=levels, **({"told": 128, "text_width": 24} | fields))
+
+
+def build(*levels, text_dim=16, classes=0, **fields):
+    return config(*levels, **fields).build(channels=3, text_dim=text_dim, classes=classes)
+
+
+def awake(*levels, **fields):
+    """Every parameter random, so that nothing is hidden behind a zero."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        net = build(*levels, **fields)
+        for name, parameter in net.named_parameters():
+            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            torch.nn.init.normal_(parameter, mean=centre, std=0.1)
+    return net
+
+
+def wave(function, step, *shape):
+    return function(step * torch.arange(math.prod(shape), dtype=torch.float64)).view(shape).float()
+
+
+LOW, HIGH = wave(torch.sin, 0.01, 2, 3, 8, 8), wave(torch.sin, 0.013, 2, 3, 16, 16)
+T = torch.tensor([500, 7])
+TEXT = wave(torch.cos, 0.03, 2, 5, 16)
+MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], dtype=torch.bool)
+TOLD = (T, TEXT, MASK)
+
+
+def pyramid(n, *sizes):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(n, 3, *size, generator=generator) for size in sizes]
+
+
+def close(found, expected, atol=2e-6):
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=atol)
+
+
+# The released network's numbers
+
+
+def golden(*levels):
+    """The network whose official weights are made by formula: value i of the k-th name in plain order is
+    sin(0.7 i + k + 1) / sqrt(fan)."""
+    net = build(*levels)
+    state = mdm_to_official(net.state_dict(), net.config)
+    for k, name in enumerate(sorted(state)):
+        value = state[name]
+        fan = value[0].numel() if value.ndim >= 2 else 100
+        angles = 0.7 * torch.arange(value.numel(), dtype=torch.float64) + k + 1
+        state[name] = (torch.sin(angles) / math.sqrt(fan)).view(value.shape).float()
+    net.load_state_dict(mdm_to_ours(state, net.config))
+    return net
+
+
+@torch.no_grad()
+def test_golden_of_one_level():
+    net = golden(INNER)
+    assert (count(net), len(net.state_dict())) == (926_235, 175)
+    (out,) = net.forward_levels([LOW], *TOLD)
+    assert out.double().mean().item() == pytest.approx(0.0537194667, abs=5e-8)
+    assert out.double().std().item() == pytest.approx(0.0569828771, abs=5e-8)
+    close(out[0, 0, 0, :4], [0.0987744, 0.1043533, 0.1206288, 0.1201933], 1e-6)
+    close(out[1, 2, 7, 4:], [-0.00756167, -0.0052365, 0.0052187, 0.0005683], 1e-6)
+    (small,) = net.forward_levels([LOW], *TOLD, {"scale": torch.tensor([4, 100])})
+    close(small[0, 0, 0, :4], [0.0987666, 0.1043393, 0.1206034, 0.1201656], 1e-6)
+    assert small[1].equal(out[1])  # as large as the level
+
+
+@pytest.mark.parametrize(
+    ("normalised", "mean", "high", "low_mean", "low"),
+    [
+        (True, 0.0811467, [0.0734656, 0.0988806, 0.1203665], 0.0055953, [0.1036356, 0.1229373, 0.1288760]),
+        (False, 0.0820635, [0.0751160, 0.1024761, 0.1266316], 0.0036061, [0.0990557, 0.1118699, 0.1158553]),
+    ],
+)
+@torch.no_grad()
+def test_golden_of_two_levels(normalised, mean, high, low_mean, low):
+    net = golden(OUTER.model_copy(update={"normalised": normalised}), INNER)
+    assert (count(net), len(net.state_dict())) == (1_213_246, 265)
+    assert net.config.ratios == (2, 1)
+    first, second = net.forward_levels([HIGH, LOW], *TOLD)
+    close(first.mean(), mean, 1e-7)
+    close(second.mean(), low_mean, 1e-7)
+    close(first[0, 0, 0, :3], high)
+    close(second[0, 0, 0, :3], low)
+
+
+def count(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+# Counts
+
+
+class OnPyramid(torch.nn.Module):
+    """A network on levels as one on the highest of them, to be counted."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.text = net, net.text
+
+    def forward(self, x, t, cond):
+        ratios = self.net.config.ratios
+        sides = [x.shape[-1] * ratio // ratios[0] for ratio in ratios]
+        levels = [x.new_empty(len(x), x.shape[1], side, side) for side in sides]
+        return self.net.forward_levels(levels, t, cond["text"], cond["text_mask"])
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "params", "tensors", "gmacs"),
+    [
+        ("MDM-64", 64, 461_359_107, 713, 181.97),
+        ("MDM-256", 256, 476_613_958, 889, 294.5),
+        ("MDM-1024", 1024, 480_970_057, 1063, 509.3),
+    ],
+)
+def test_published_sizes(name, size, params, tensors, gmacs):
+    """And the multiply-adds with 32 tokens of a text; the weights' shapes tell the configuration."""
+    net = on_meta(MDM_SIZES[name])
+    assert (count(net), len(net.state_dict())) == (params, tensors)
+    cost = count_cost(OnPyramid(net), (3, size, size), labelled=False, words=32)
+    assert cost.params == params
+    assert cost.macs / 1e9 == pytest.approx(gmacs, rel=2e-4)
+    products = sum(part.macs for module, part in cost.modules.items() if module.endswith("attention.*"))
+    assert products / 1e9 == pytest.approx(8.48, abs=0.005)
+    found = read_mdm(FILE, mdm_to_official(net.state_dict(), net.config))
+    assert found.config == MDM_SIZES[name]
+    assert found.shape == {"channels": 3, "out_channels": 3, "text_dim": 2048}
+
+
+def on_meta(chosen):
+    with torch.device("meta"):
+        return chosen.build(channels=3, text_dim=2048)
+
+
+def residual(prefix, fan_in, fan_out):
+    shapes = {
+        "norm1": (fan_in,), "conv1": (fan_out, fan_in, 3, 3), "time_layer": (2 * fan_out, 1024),
+        "norm2": (fan_out,), "conv2": (fan_out, fan_out, 3, 3),
+    }  # fmt: skip
+    if fan_in != fan_out:
+        shapes["conv3"] = (fan_out, fan_in, 1, 1)
+    return {f"{prefix}.{module}": shape for module, shape in shapes.items()}
+
+
+def attention(prefix, c):
+    return {
+        f"{prefix}.norm": (c,), f"{prefix}.qkv": (3 * c, c, 1, 1), f"{prefix}.norm_cond": (2048,),
+        f"{prefix}.kv_cond": (2 * c, 2048), f"{prefix}.proj_out": (c, c, 1, 1), f"{prefix}.ffn.0": (c,),
+        f"{prefix}.ffn.1": (4 * c, c, 1, 1), f"{prefix}.ffn.3": (c, 4 * c, 1, 1),
+    }  # fmt: skip
+
+
+def level(prefix, width):
+    return {
+        f"{prefix}temb_layer1": (1024, 256), f"{prefix}temb_layer2": (1024, 1024),
+        f"{prefix}cond_layers.scale.0": (1024, 256), f"{prefix}cond_layers.scale.1": (1024, 1024),
+        f"{prefix}conv_in": (width, 3, 3, 3), f"{prefix}norm_out": (width,), f"{prefix}conv_out": (3, width, 3, 3),
+    }  # fmt: skip
+
+
+def stage(prefix, fans, c, layers, resample):
+    modules = {}
+    for k, fan_in in enumerate(fans):
+        modules |= residual(f"{prefix}.resnets.{k}", fan_in, c)
+    for k in range(layers):
+        modules |= attention(f"{prefix}.attn.{k}", c)
+    return modules | ({f"{prefix}.resample": (c, c, 3, 3)} if resample else {})
+
+
+def official_modules(levels):
+    """Every module of the released 1024 network, or of those inside, spelled out from its declarations."""
+    inner = "inner_unet." * (levels - 1)
+    modules = {
+        **level(inner, 256),
+        f"{inner}cond_emb": (1024, 2048),
+        f"{inner}lm_proj": (2048, 2048),
+        **stage(f"{inner}down_blocks.0", [256, 256], 256, 0, True),
+        **stage(f"{inner}down_blocks.1", [256, 512], 512, 2, True),
+        **stage(f"{inner}down_blocks.2", [512, 768], 768, 10, False),
+        **stage(f"{inner}mid_blocks.0", [768], 768, 1, False),
+        **stage(f"{inner}mid_blocks.1", [768], 768, 0, False),
+        **stage(f"{inner}up_blocks.0", [1536, 1536, 1280], 768, 15, True),
+        **stage(f"{inner}up_blocks.1", [1280, 1024, 768], 512, 3, True),
+        **stage(f"{inner}up_blocks.2", [768, 512, 512], 256, 0, False),
+    }
+    outer = [  # widths; channels that come in on the way down and on the way up
+        ((64, 128, 256), 256, [[64, 64], [64, 128], [128]], [[512, 384], [384, 256, 192], [192, 128, 128]]),
+        ((32, 32, 64), 64, [[32, 32], [32, 32], [32]], [[128, 96], [96, 64, 64], [64, 64, 64]]),
+    ]
+    for i, (widths, adapter, down, up) in enumerate(outer[: levels - 1]):
+        prefix = "inner_unet." * (levels - 2 - i)
+        modules |= level(prefix, widths[0])
+        modules |= {f"{prefix}{name}_adapter": (adapter, adapter, 3, 3) for name in ("in", "out")}
+        for j in range(3):
+            modules |= stage(f"{prefix}down_blocks.{j}", down[j], widths[j], 0, j < 2)
+            modules |= stage(f"{prefix}up_blocks.{j}", up[j], widths[2 - j], 0, j < 2)
+    return modules
+
+
+@pytest.mark.parametrize(("name", "levels"), [("MDM-64", 1), ("MDM-256", 2), ("MDM-1024", 3)])
+def test_official_names_and_shapes(name, levels):
+    expected = {}
+    for module, shape in official_modules(levels).items():
+        expected[f"{module}.weight"] = shape
+        if not module.endswith("cond_emb"):
+            expected[f"{module}.bias"] = shape[:1]
+    net = on_meta(MDM_SIZES[name])
+    found = mdm_to_official(net.state_dict(), net.config)
+    assert {key: tuple(value.shape) for key, value in found.items()} == expected
+    assert sum(key.endswith("qkv.weight") for key in found) == 31
+    ours = mdm_to_ours(found, net.config)
+    assert {key: value.shape for key, value in ours.items()} == {
+        key: value.shape for key, value in net.state_dict().items()
+    }
+
+
+# Another implementation: levels wrapped in one another
+
+
+def reference(state, given, levels, t, text, mask, scale, masked=False):
+    """The released forward pass under its names; `given` the configurations, highest first."""
+
+    def conv(name, h, stride=1):
+        weight = state[f"{name}.weight"]
+        return F.conv2d(h, weight, state[f"{name}.bias"], stride, weight.shape[-1] // 2)
+
+    def linear(name, h):
+        return F.linear(h, state[f"{name}.weight"], state.get(f"{name}.bias"))
+
+    def norm(name, h):
+        return F.group_norm(h, 32, state[f"{name}.weight"], state[f"{name}.bias"], 1e-5)
+
+    def embedded(first, second, number):
+        half = state[f"{first}.weight"].shape[1] // 2
+        angles = number.float()[:, None] * torch.exp(-math.log(10_000) * torch.arange(half) / half)
+        return linear(second, F.silu(linear(first, torch.cat([angles.sin(), angles.cos()], dim=1))))
+
+    def resnet(name, h, temb):
+        a, b = linear(f"{name}.time_layer", F.silu(temb))[..., None, None].chunk(2, dim=1)
+        inside = norm(f"{name}.norm2", conv(f"{name}.conv1", F.silu(norm(f"{name}.norm1", h))))
+        inside = conv(f"{name}.conv2", F.silu(inside * (1 + a) + b))
+        return inside + (conv(f"{name}.conv3", h) if f"{name}.conv3.weight" in state else h)
+
+    def attend(name, h, words):
+        batch, c, height, width = h.shape
+        split = (batch, 8, c // 8, -1)
+        q, k, v = (
+            part.reshape(split) for part in conv(f"{name}.qkv", norm(f"{name}.norm", h)).chunk(3, dim=1)
+        )
+        heard = F.layer_norm(
+            words, words.shape[-1:], state[f"{name}.norm_cond.weight"], state[f"{name}.norm_cond.bias"], 1e-5
+        )
+        ck, cv = (part.mT.reshape(split) for part in linear(f"{name}.kv_cond", heard).chunk(2, dim=-1))
+        factor = (c // 8) ** -0.25
+        logits, others = (torch.einsum("bhcq,bhck->bhqk", q * factor, keys * factor) for keys in (k, ck))
+        if masked:
+            others = others + torch.where(mask, 0.0, -torch.inf)[:, None, None]
+        both = torch.einsum("bhqk,bhck->bhcq", logits.softmax(-1), v)
+        both = both + torch.einsum("bhqk,bhck->bhcq", others.softmax(-1), cv)
+        h = h + conv(f"{name}.proj_out", both.reshape(batch, c, height, width))
+        return h + conv(f"{name}.ffn.3", F.gelu(conv(f"{name}.ffn.1", norm(f"{name}.ffn.0", h))))
+
+    root = "inner_unet." * (len(given) - 1)
+    words = linear(f"{root}lm_proj", text)
+    pooled = (words * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    sentence = linear(f"{root}cond_emb", pooled)
+
+    def unet(depth, feature):
+        """(predictions from here inwards, the feature before the head)"""
+        p, chosen, x = "inner_unet." * depth, given[depth], levels[depth]
+        limit = chosen.scale
+        known = torch.full((len(x),), float(limit)) if scale is None else (scale / limit).clamp(max=1) * limit
+        temb = embedded(f"{p}temb_layer1", f"{p}temb_layer2", t) + sentence
+        temb = temb + embedded(f"{p}cond_layers.scale.0", f"{p}cond_layers.scale.1", known)
+        if chosen.normalised:
+            x = torch.stack([image / image.flatten().std() for image in x])
+        h = conv(f"{p}conv_in", x) + feature
+        layers, resolutions = chosen.attention or (0,) * len(chosen.widths), len(chosen.widths)
+        skips = [h]
+        for j in range(resolutions):
+            for k in range(chosen.depth[j]):
+                h = resnet(f"{p}down_blocks.{j}.resnets.{k}", h, temb)
+                for i in range(layers[j]):
+                    h = attend(f"{p}down_blocks.{j}.attn.{k * layers[j] + i}", h, words)
+                skips.append(h)
+            if j < resolutions - 1:
+                h = conv(f"{p}down_blocks.{j}.resample", h, stride=2)
+                skips.append(h)
+        inner = []
+        if depth == len(given) - 1:
+            h = attend(f"{p}mid_blocks.0.attn.0", resnet(f"{p}mid_blocks.0.resnets.0", h, temb), words)
+            h = resnet(f"{p}mid_blocks.1.resnets.0", h, temb)
+        else:
+            inner, inside = unet(depth + 1, conv(f"{p}in_adapter", h))
+            h = h + conv(f"{p}out_adapter", inside)
+        for j in range(resolutions):
+            count = chosen.depth[resolutions - 1 - j] + 1
+            heads = layers[resolutions - 1 - j]
+            for k in range(count):
+                h = resnet(f"{p}up_blocks.{j}.resnets.{k}", torch.cat([h, skips.pop()], dim=1), temb)
+                for i in range(heads):
+                    h = attend(f"{p}up_blocks.{j}.attn.{k * heads + i}", h, words)
+            if j < resolutions - 1:
+                h = h.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+                h = conv(f"{p}up_blocks.{j}.resample", h)
+        return [conv(f"{p}conv_out", F.silu(norm(f"{p}norm_out", h))), *inner], h
+
+    return unet(0, 0.0)[0]
+
+
+DEEP = MDMLevel(widths=(32, 64, 96), depth=(2, 1, 2), attention=(0, 1, 2), scale=64)
+THREE = (
+    MDMLevel(widths=(32, 32), depth=(1, 1), scale=32),
+    MDMLevel(widths=(32, 64, 32), depth=(2, 1, 1), scale=16, normalised=True),
+    DEEP.model_copy(update={"scale": 4}),
+)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("levels", "sizes", "scale"),
+    [
+        ((DEEP,), [(8, 12)], None),
+        ((OUTER, INNER), [(16, 8), (8, 4)], torch.tensor([3, 11])),
+        (THREE, [(32, 64), (16, 32), (4, 8)], torch.tensor([12, 5])),
+    ],
+)
+def test_reference(levels, sizes, scale, masked):
+    """Any grid, depth and nesting; sizes of images that some levels are told of in full and others not."""
+    net = awake(*levels, masked=masked)
+    images = pyramid(2, *sizes)
+    state = mdm_to_official(net.state_dict(), net.config)
+    expected = reference(state, levels, images, T, TEXT, MASK, scale, masked)
+    found = net.forward_levels(images, *TOLD, None if scale is None else {"scale": scale})
+    assert [out.shape for out in found] == [image.shape for image in images]
+    for out, other in zip(found, expected, strict=True):
+        assert other.std() > 0.05
+        assert ((out - other).norm() / other.norm()).item() < 1e-5
+
+
+def test_sines_before_cosines():
+    embedding, number = NumberEmbedding(16), torch.tensor([0.0, 3.0])
+    seen = []
+    embedding[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    embedding(number)
+    cosines, sines = sinusoid(number, 4).chunk(2, dim=-1)
+    assert seen[0].equal(torch.cat([sines, cosines], dim=-1))
+
+
+# Words
+
+
+@torch.no_grad()
+def test_padding():
+    """As released, attention takes padding for words, so that its length shows; masked, it does not."""
+    longer = F.pad(TEXT * MASK[..., None], (0, 0, 0, 3)), F.pad(MASK, (0, 3))
+    for masked in (False, True):
+        net = awake(INNER, masked=masked)
+        (short,) = net.forward_levels([LOW], T, TEXT * MASK[..., None], MASK)
+        (long,) = net.forward_levels([LOW], T, *longer)
+        assert torch.allclose(short, long, atol=1e-5) == masked
+    changed = TEXT.clone()
+    changed[1, 4] += 1.0
+    (out,) = net.forward_levels([LOW], T, changed, MASK)
+    (same,) = net.forward_levels([LOW], *TOLD)
+    torch.testing.assert_close(out, same)
+
+
+@torch.no_grad()
+def test_text_without_a_token_or_a_mask():
+    net = awake(INNER)
+    (out,) = net.forward_levels([LOW], T, TEXT, torch.zeros_like(MASK))
+    assert out.isfinite().all()
+    everywhere = net.forward_levels([LOW], T, TEXT)[0]
+    assert everywhere.equal(net.forward_levels([LOW], T, TEXT, torch.ones_like(MASK))[0])
+
+
+@torch.no_grad()
+def test_labels_instead_of_a_text():
+    net = awake(OUTER, INNER, text_dim=0, classes=4)
+    levels = [HIGH, LOW]
+    outs = [net.forward_levels(levels, T, label=torch.tensor(label)) for label in ([0, 1], [0, 4])]
+    for first, second in zip(*outs, strict=True):
+        assert first[0].equal(second[0])
+        assert not first[1].allclose(second[1])
+    assert not any("words" in name for name in net.state_dict())
+
+
+# Nesting
+
+
+def test_what_starts_at_zero():
+    zero = {
+        name.rpartition(".")[0]
+        for name, p in build(*THREE).named_parameters()
+        if name.endswith("weight") and not p.any()
+    }
+    endings = ("block.conv2", "proj", "mlp.2", "scale.embedding.2", "final", "inward", "outward")
+    expected = {
+        name.rpartition(".")[0]
+        for name in build(*THREE).state_dict()
+        if name.rpartition(".")[0].endswith(endings) and not name.endswith("time.2.weight")
+    }
+    assert zero == expected
+    net = build(*THREE)
+    for name in zero:
+        assert not net.get_submodule(name).bias.any()
+
+
+@torch.no_grad()
+def test_a_network_around_which_levels_are_put():
+    """Predicts what it did, to the bit, and the new levels nothing; its weights keep their names."""
+    inner = awake(THREE[2])
+    small = pyramid(2, (8, 8))
+    (before,) = inner.forward_levels(small, *TOLD)
+    net = build(*THREE)
+    kept = net.load_state_dict(inner.state_dict(), strict=False)
+    assert not kept.unexpected_keys
+    assert {name.split(".")[1] for name in kept.missing_keys} == {"1", "2"}
+    outs = net.forward_levels([*pyramid(2, (64, 64), (32, 32)), *small], *TOLD)
+    assert outs[2].equal(before)
+    assert not outs[0].any()
+    assert not outs[1].any()
+
+
+def test_gradients_reach_every_parameter():
+    """And those of the highest level alone all but the heads inside, by way of both adapters."""
+    net = awake(*THREE)
+    levels = pyramid(2, (32, 32), (16, 16), (4, 4))
+    outs = net.forward_levels(levels, *TOLD)
+    outs[0].square().mean().backward(retain_graph=True)
+    untouched = {name.rpartition(".")[0] for name, p in net.named_parameters() if p.grad is None}
+    assert untouched == {f"nest.{i}.{part}" for i in (0, 1) for part in ("norm", "final")}
+    sum(out.square().mean() for out in outs[1:]).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+@torch.no_grad()
+def test_mixed_resolutions():
+    """Images beyond `rows` are what they are without the level; the first what they are by themselves."""
+    net = awake(*THREE)
+    levels = pyramid(4, (32, 32), (16, 16), (4, 4))
+    t, text = torch.tensor([3, 500, 999, 40]), wave(torch.cos, 0.03, 4, 5, 16)
+    mask, scale = torch.ones(4, 5, dtype=torch.bool), torch.tensor([3, 7, 9, 30])
+    mask[3, 2:] = False
+    told = (t, text, mask, {"scale": scale})
+    whole = net.forward_levels(levels, *told)
+    mixed = net.forward_levels(levels, *told, rows=(1, 3))
+    assert [len(out) for out in mixed] == [1, 3, 4]
+    two, one = (build(*THREE[i:]) for i in (1, 2))
+    for part in (two, one):
+        part.load_state_dict(
+            {name: value for name, value in net.state_dict().items() if name in part.state_dict()}
+        )
+    without = two.forward_levels(levels[1:], *told), one.forward_levels(levels[2:], *told)
+    for level, expected in enumerate(whole):
+        torch.testing.assert_close(mixed[level][:1], expected[:1])
+    for level in (1, 2):
+        torch.testing.assert_close(mixed[level][1:3], without[0][level - 1][1:3])
+        assert not mixed[level][1].allclose(whole[level][1])
+    torch.testing.assert_close(mixed[2][3:], without[1][0][3:])
+    again = net.forward_levels(levels, *told, rows=[4, 4])
+    assert all(a.equal(b) for a, b in zip(again, whole, strict=True))
+
+
+@torch.no_grad()
+def test_half_precision():
+    net = awake(OUTER, INNER)
+    exact = net.forward_levels([HIGH, LOW], *TOLD)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = net.forward_levels([HIGH, LOW], *TOLD)
+    for a, b in zip(exact, rough, strict=True):
+        assert 0 < ((a - b.float()).norm() / a.norm()).item() < 0.05
+
+
+# Files
+
+
+def saved(folder, state):
+    """As the released training script saves: beside the weights, arguments of classes it alone has."""
+    module = ModuleType("language_models")
+    module.Factory = type("Factory", (), {"__module__": "language_models"})
+    arguments = Namespace(vocab="t5.vocab", language_model=module.Factory())
+    file = folder / "vis_model_000100.pth"
+    sys.modules[module.__name__] = module
+    try:
+        torch.save({"state_dict": state, "batch_num": 100, "loss": 0.1, "args": arguments}, file)
+    finally:
+        del sys.modules[module.__name__]
+    return file
+
+
+@torch.no_grad()
+def test_a_file_there_and_back(tmp_path):
+    net = awake(*THREE)
+    state = mdm_to_official(net.state_dict(), net.config)
+    file = saved(tmp_path, state)
+    with pytest.raises(ModuleNotFoundError):
+        torch.load(file, weights_only=False)
+    found = read_mdm(file, read_tensors(file)["state_dict"], size=4)
+    assert found.config == net.config
+    other = found.config.build(**found.shape)
+    other.load_state_dict(found.weights)
+    back = mdm_to_official(other.state_dict(), found.config)
+    assert back.keys() == state.keys()
+    assert all(back[name].equal(value) for name, value in state.items())
+
+
+GRAMMAR = [
+    config(MDMLevel(widths=(32,), depth=(1,)), told=8),
+    config(DEEP, heads=4),
+    config(MDMLevel(widths=(64, 32), depth=(3, 1), attention=(2, 0)), told=64, text_width=5),
+    config(MDMLevel(widths=(32,), depth=(2,), scale=64), MDMLevel(widths=(96,), depth=(1,), attention=(1,))),
+    config(
+        MDMLevel(widths=(32, 32, 32, 64), depth=(1, 2, 3, 1), scale=1024),
+        MDMLevel(widths=(32, 64), depth=(1, 2), normalised=True),
+        DEEP,
+    ),
+]
+
+
+@pytest.mark.parametrize("chosen", GRAMMAR)
+def test_shapes_tell_the_configuration(chosen):
+    with torch.device("meta"):
+        net = chosen.build(channels=1, text_dim=7, out_channels=2)
+    found = read_mdm(FILE, mdm_to_official(net.state_dict(), chosen), heads=chosen.heads)
+    assert found.config == chosen
+    assert found.shape == {"channels": 1, "out_channels": 2, "text_dim": 7}
+    assert {name: value.shape for name, value in found.weights.items()} == {
+        name: value.shape for name, value in net.state_dict().items()
+    }
+    official, ours = zip(*mdm_names(chosen), strict=True)
+    assert len(set(official)) == len(official)
+    assert len(set(ours)) == len(ours)
+
+
+def test_files_that_do_not_fit():
+    with torch.device("meta"):
+        net = build(OUTER, INNER)
+    state = mdm_to_official(net.state_dict(), net.config)
+
+    def changed(**values):
+        return {name: value for name, value in (state | values).items() if value is not None}
+
+    empty = torch.empty(3, device="meta")
+    for values, message in (
+        ({"temb_layer1.weight": None}, "temb_layer1.weight missing"),
+        ({"inner_unet.lm_proj.weight": None}, "lm_proj.weight is missing"),
+        ({"inner_unet.up_blocks.0.attn.1.qkv.bias": None}, "missing: inner_unet.up_blocks.0.attn.1.qkv.bias"),
+        ({"interp_layer1.weight": empty}, "not expected: interp_layer1.weight"),
+        ({"out_adapter.bias": empty}, r"of another shape: out_adapter.bias \(3,\) instead of \(32,\)"),
+        ({"conv_in.bias": empty}, "of another shape: conv_in.bias"),
+        ({"inner_unet.lm_head.0.attn.qkv.weight": empty}, "lm_head"),
+        ({"inner_unet.mid_blocks.0.attn.0.norm.weight": None}, "missing"),
+        ({"inner_unet.down_blocks.0.resnets.0.conv1.weight": empty}, r"conv1.weight is \(3,\)"),
+        (
+            {"inner_unet.down_blocks.7.resnets.3.norm1.weight": empty},
+            "down_blocks.2.resnets.0.conv1.weight is missing",
+        ),
+        ({"inner_unet.down_blocks.1.attn.0.norm": empty, "down_blocks.0.attn.0.norm": empty}, "not expected"),
+        ({"down_blocks.3.attn.0.norm.weight": empty}, "down_blocks.2.resnets.0.conv1.weight is missing"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            read_mdm(FILE, changed(**values))
+        assert str(caught.value).startswith("vis_model.pth: ")
+    with pytest.raises(InputError, match="heads"):
+        read_mdm(FILE, state, heads=7)
+
+
+# Errors
+
+
+def test_levels_that_do_not_fit():
+    net = build(OUTER, INNER)
+    with pytest.raises(InputError, match="1 levels of images for a network of 2"):
+        net.forward_levels([LOW], *TOLD)
+    with pytest.raises(InputError, match=r"18x16.*multiples of 4"):
+        net.forward_levels([torch.zeros(2, 3, 18, 16), torch.zeros(2, 3, 9, 8)], *TOLD)
+    with pytest.raises(InputError, match=r"\(2, 3, 16, 16\) where \(2, 3, 8, 8\) belongs: levels are 2:1"):
+        net.forward_levels([HIGH, HIGH], *TOLD)
+    with pytest.raises(InputError, match=r"\(3, 3, 16, 16\) where \(2, 3, 16, 16\)"):
+        net.forward_levels([torch.zeros(3, 3, 16, 16), LOW], *TOLD)
+    for rows in ((), (0,), (3,), (1, 2)):
+        with pytest.raises(InputError, match="rows"):
+            net.forward_levels([HIGH, LOW], *TOLD, rows=rows)
+    with pytest.raises(InputError, match="rows"):
+        build(*THREE).forward_levels(pyramid(2, (32, 32), (16, 16), (4, 4)), *TOLD, rows=(2, 1))
+    with pytest.raises(InputError, match=r"1000x1024.*6 times in all.*multiples of 64"):
+        on_meta(MDM_SIZES["MDM-1024"]).check_size(1000, 1024)
+
+
+def test_conditions_that_do_not_fit():
+    net = build(INNER)
+    with pytest.raises(InputError, match="text of 12 channels, this network was built for 16"):
+        net.forward_levels([LOW], T, TEXT[..., :12], MASK)
+    with pytest.raises(InputError, match="told a text"):
+        net.forward_levels([LOW], T)
+    with pytest.raises(InputError, match="told no label"):
+        net.forward_levels([LOW], *TOLD, label=torch.tensor([0, 1]))
+    with pytest.raises(InputError, match=r"'crop'.*'scale' is known"):
+        net.forward_levels([LOW], *TOLD, {"crop": T})
+    net = build(INNER, text_dim=0, classes=2)
+    with pytest.raises(InputError, match="told no text"):
+        net.forward_levels([LOW], *TOLD, label=torch.tensor([0, 1]))
+    with pytest.raises(InputError, match="told a label"):
+        net.forward_levels([LOW], T)
+
+
+def test_configurations(tmp_path):
+    for name, chosen in MDM_SIZES.items():
+        write_section(chosen, tmp_path / "mdm.json")
+        assert read_section(MDMConfig, tmp_path / "mdm.json") == chosen, name
+    assert [chosen.ratios for chosen in MDM_SIZES.values()] == [(1,), (4, 1), (16, 4, 1)]
+    MDMConfig().build(channels=3, text_dim=8).forward_levels([LOW], T, TEXT[..., :8])
+    for values, message in (
+        ({"levels": []}, "levels"),
+        ({"levels": [{"widths": [40]}]}, "levels.0.widths.0.*multiple of 32"),
+        ({"levels": [{"widths": [32, 32], "depth": [1]}]}, "2, 1 and 2 entries"),
+        ({"levels": [{"widths": [32], "depth": [1], "attention": [0, 1]}]}, "1, 1 and 2 entries"),
+        ({"levels": [{"normalised": True}]}, "innermost level is never normalised"),
+        ({"told": 12}, "told.*multiple of 8"),
+    ):
+        with pytest.raises(InputError, match=message):
+            MDMConfig.checked(values, "MDM")
+    with pytest.raises(InputError, match="width 64 is not divisible by 7 heads"):
+        build(INNER, heads=7)
