@@ -43,7 +43,8 @@ def awake(*levels, **fields):
         net = build(*levels, **fields)
         for name, parameter in net.named_parameters():
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            torch.nn.init.normal_(parameter, mean=centre, std=0.1)
+            std = 0.01 if name.startswith("text.tokens") else 0.1  # so that their norm's epsilon shows
+            torch.nn.init.normal_(parameter, mean=centre, std=std)
     return net
 
 

@@ -230,8 +230,7 @@ class Level(nn.Module):
         return x
 
     def ascend(self, x: Tensor, kept: list[Tensor], told: Told) -> Tensor:
-        """Back up to the level's own resolution, with what was kept, the last first."""
-        kept = list(kept)  # the caller's stays whole
+        """Back up to the level's own resolution; what was `kept` is taken from the list, the last first."""
         for i, steps in enumerate(self.up):
             if i:
                 x = self.upsamples[i - 1](x)
