@@ -34,7 +34,7 @@ class MDMLevel(Section):
     """The U-Net of one level."""
 
     widths: Annotated[tuple[Width, ...], Field(min_length=1)] = (64, 128)
-    """Channels of each resolution, from the level's own on, each half of the one before. The last is that of the
+    """Channels at the level's own resolution, at half of it, and so on; the last resolution is also that of the
     level inside."""
     depth: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 1)
     """Residual blocks of each resolution on the way down; one more on the way up."""
@@ -147,7 +147,7 @@ class MDM(nn.Module):
             levels: noisy images (B, C, H, W), highest resolution first.
             t: (B,), the time as the network sees it: the released ones an index 0 .. 999, for all levels.
             text: tokens (B, L, text_dim) of a frozen encoder, zero where there is none.
-            mask: bool (B, L), where there is a token; none: everywhere.
+            mask: bool (B, L), where there is a token, at least one in a row if `masked`; none: everywhere.
             micro: "scale" (B,), the original images' size in pixels; none: as large as each level's.
             label: (B,), for a network with classes; `classes` for an unknown one.
             rows: for every level but the innermost, on how many of the first images it runs, of which it gives
