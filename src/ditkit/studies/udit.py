@@ -7,7 +7,7 @@ and U-DiT-S at 31.51 with equal MACs, DiT-XL/2 at 20.05 and U-DiT-B at 16.64 wit
 
 MACs are those of the fused network, as in the paper; images/s are of training, with an evaluation's compilation.
 
-Command: ditkit study udit. Cost: about half an hour of two CPU cores with AMX, one thread and one process
+Command: ditkit study udit. Cost: about an hour of two CPU cores with AMX, one thread and one process
 each. What came out: docs/results.md.
 """
 
