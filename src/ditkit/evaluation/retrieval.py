@@ -65,15 +65,11 @@ def distractors(own: Sequence[str], pool: Sequence[str], candidates: int = CANDI
     wanted = candidates - 1
     if len(pool) <= wanted:
         raise InputError(f"retrieval among {candidates} captions needs more than {len(pool)} different ones")
-    places = [
-        [place for place in generator(k, 0, "distractors").permutation(len(pool))[: wanted + 1]]
-        for k in range(len(own))
-    ]
-    kept = [
-        [place for place in row if pool[place] != caption][:wanted]
-        for row, caption in zip(places, own, strict=True)
-    ]
-    return torch.tensor(np.array(kept))
+    rows = []
+    for k, caption in enumerate(own):
+        drawn = generator(k, 0, "distractors").permutation(len(pool))[:candidates]
+        rows.append([int(place) for place in drawn if pool[place] != caption][:wanted])
+    return torch.tensor(rows)
 
 
 def retrieved(readings: Tensor, own: Tensor, others: Tensor) -> Tensor:

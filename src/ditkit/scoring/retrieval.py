@@ -34,8 +34,15 @@ class CaptionReader:
     def share(self, statistics: Statistics, captions: Sequence[str]) -> float:
         """Of the images that `statistics` has rows of, how many find their caption; `captions` are of all images."""
         own = [captions[place] for place in statistics.index.tolist()]
+        right = embed_each(self.embed, own)
         others = self.embedded[distractors(own, self.pool)]
-        return retrieved(self.read(statistics.rows), self.embed(own), others).double().mean().item()
+        return retrieved(self.read(statistics.rows), right, others).double().mean().item()
+
+
+def embed_each(embed: Embed, said: Sequence[str]) -> Tensor:
+    """(N, E) of N texts; equal ones, of which there may be many, are embedded once."""
+    places = {text: place for place, text in enumerate(dict.fromkeys(said))}
+    return embed(list(places))[[places[text] for text in said]]
 
 
 def caption_reader(

@@ -9,6 +9,7 @@ from ditkit.data import DataSection
 from ditkit.data.sources import stack
 from ditkit.errors import InputError
 from ditkit.evaluation import Report, Statistics, gather_all, nearest, scores_of
+from ditkit.scoring.retrieval import embed_each
 from ditkit.scoring.rulers import Ruler
 from ditkit.scoring.samples import Samples
 from ditkit.scoring.tables import software
@@ -43,9 +44,7 @@ def report_of(
         prompts = _prompts(samples, names)
         embedded = share = None
         if prompts and hasattr(ruler.network, "text"):
-            places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
-            rows = [places[prompts[image]] for image in statistics.index.tolist()]
-            embedded = ruler.network.text(list(places))[rows]
+            embedded = embed_each(ruler.network.text, [prompts[k] for k in statistics.index.tolist()])
             protocol["prompt"] = "captions" if samples.captions else PROMPT
         if samples.captions and ruler.captions:
             share = ruler.captions.share(statistics, samples.captions)
