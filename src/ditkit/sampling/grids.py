@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ditkit.errors import InputError
-from ditkit.transports import DDPM_STEPS, Transport
+from ditkit.transports import DDPM_STEPS, DISCRETE, Transport
 
 LAST_STEP_SIZE = 0.04  # of an SDE: SiT's
 CLEANEST = 1e-3  # the last time at which a spaced grid asks before it jumps to 0
@@ -27,17 +27,17 @@ def time_grid(
 
     ode: uniform over the transport's safe interval. sde: uniform down to `last_step_size`, then one long
     step to 0 (SiT); as an ode's with `last_step` none. jump: ends at 0, where only coefficients are needed;
-    the evenly respaced knots of the `ddpm` path, uniform elsewhere.
+    the evenly respaced knots of a path that has some, uniform elsewhere.
 
     Raises InputError: no steps; respacing of a path without knots, or with a named grid.
     """
     if steps < 1:
         raise InputError(f"--steps must be at least 1, not {steps}")
-    if respacing and transport.path != "ddpm":
+    if respacing and transport.path not in DISCRETE:
         raise InputError(f"--respacing {respacing}: path {transport.path} has no knots; give --steps instead")
     if respacing and grid:
         raise InputError(f"--respacing {respacing} and --grid {grid}: both say which times; give one")
-    if use == "jump" and transport.path == "ddpm" and not grid:
+    if use == "jump" and transport.path in DISCRETE and not grid:
         sections = respacing or str(steps)
         # The published rule gives a single step the cleanest knot; sampling starts from noise.
         indices = respaced(sections) if sections != "1" else [DDPM_STEPS - 1]

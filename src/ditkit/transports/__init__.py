@@ -1,7 +1,7 @@
 """Pure mathematics between data and noise: interpolants, predictions, losses, denoisers."""
 
-from ditkit.transports.interpolants import DDPM_STEPS, PATHS, Coeffs
-from ditkit.transports.layout import Layout
+from ditkit.transports.interpolants import DDPM_STEPS, DISCRETE, PATHS, Coeffs
+from ditkit.transports.layout import Layout, Pyramid
 from ditkit.transports.predictions import PREDICTIONS, Prediction
 from ditkit.transports.transport import TIME_LAWS, Denoiser, Network, Transport
 
@@ -16,6 +16,7 @@ def transport(path: str = "linear", **fields) -> Transport:
 
 __all__ = [
     "DDPM_STEPS",
+    "DISCRETE",
     "PATHS",
     "PREDICTIONS",
     "TIME_LAWS",
@@ -24,6 +25,7 @@ __all__ = [
     "Layout",
     "Network",
     "Prediction",
+    "Pyramid",
     "Transport",
     "transport",
 ]

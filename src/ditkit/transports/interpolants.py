@@ -38,6 +38,26 @@ class Coeffs(NamedTuple):
 Path = Callable[[Tensor], Coeffs]
 
 
+def shifted(c: Coeffs, factor: Tensor, norm: int) -> Coeffs:
+    """The path at the same t with `factor` times the noise for the signal: sigma/alpha is multiplied by it.
+
+    alpha^norm + sigma^norm stays 1: norm 2 for paths that preserve variance (the shift of resolutions: Gu et al., 2024;
+    Hoogeboom et al., 2023), 1 for straight ones (t' = factor t / (1 + (factor - 1) t): Esser et al., 2024).
+    `factor` broadcasts with the coefficients.
+    """
+    sigma, d_sigma = factor * c.sigma, factor * c.d_sigma
+    total = c.alpha**norm + sigma**norm  # and its derivative over norm
+    d_total = c.alpha ** (norm - 1) * c.d_alpha + sigma ** (norm - 1) * d_sigma
+    scale = total ** (-1 / norm)
+    d_scale = -scale * d_total / total
+    return Coeffs(
+        c.alpha * scale,
+        sigma * scale,
+        c.d_alpha * scale + c.alpha * d_scale,
+        d_sigma * scale + sigma * d_scale,
+    )
+
+
 def linear(t: Tensor) -> Coeffs:
     """alpha = 1 - t, sigma = t: straight lines (rectified flow, flow matching)."""
     one = torch.ones_like(t)
@@ -64,7 +84,18 @@ def ddpm(t: Tensor) -> Coeffs:
     Between knots log alpha is interpolated linearly. Close to, but not, the continuous `vp`
     (alpha differs by up to 1e-3).
     """
-    table = _ddpm_log_alpha().to(t.device, t.dtype)
+    return _between_knots(_ddpm_log_alpha(), t)
+
+
+def cosine(t: Tensor) -> Coeffs:
+    """1,000 betas of the cosine schedule (Nichol & Dhariwal, 2021, section 3.2, none larger than 0.999), as released for
+    Matryoshka Diffusion; knots and what lies between as in `ddpm`."""
+    return _between_knots(_cosine_log_alpha(), t)
+
+
+def _between_knots(table: Tensor, t: Tensor) -> Coeffs:
+    """`table`: log alpha at t = 0, 1/1000, ..., 1."""
+    table = table.to(t.device, t.dtype)
     position = (t * DDPM_STEPS).clamp(0, DDPM_STEPS)
     # A knot belongs to the interval below it (where sampling goes on); 1e-3 absorbs t's rounding.
     left = (position - 1e-3).ceil().clamp(1, DDPM_STEPS).long() - 1
@@ -80,9 +111,19 @@ def _ddpm_log_alpha() -> Tensor:
     return torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0) / 2])
 
 
+@lru_cache(maxsize=1)
+def _cosine_log_alpha() -> Tensor:
+    """The same of the cosine schedule."""
+    knots = torch.arange(DDPM_STEPS + 1, dtype=torch.float64, device="cpu") / DDPM_STEPS
+    signal = (math.pi / 2 * (knots + 0.008) / 1.008).cos().square()
+    betas = (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
+    return torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0) / 2])
+
+
 def _variance_preserving(log_alpha: Tensor, d_log_alpha: Tensor) -> Coeffs:
     alpha, sigma = log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
     return Coeffs(alpha, sigma, alpha * d_log_alpha, -(alpha**2) * d_log_alpha / sigma)
 
 
-PATHS: dict[str, Path] = {"linear": linear, "gvp": gvp, "vp": vp, "ddpm": ddpm}
+PATHS: dict[str, Path] = {"linear": linear, "gvp": gvp, "vp": vp, "ddpm": ddpm, "cosine": cosine}
+DISCRETE = ("ddpm", "cosine")  # trained on their knots only

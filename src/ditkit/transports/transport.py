@@ -7,15 +7,16 @@ callable (x_t, t, cond) -> output. Guidance and solvers live in `ditkit.sampling
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ditkit.config import Section
-from ditkit.transports.interpolants import DDPM_STEPS, PATHS, Coeffs
-from ditkit.transports.layout import Layout
+from ditkit.errors import InputError
+from ditkit.transports.interpolants import DDPM_STEPS, DISCRETE, PATHS, Coeffs, shifted
+from ditkit.transports.layout import Layout, Pyramid
 from ditkit.transports.predictions import PREDICTIONS, Prediction
 from ditkit.transports.variational import (
     Posterior,
@@ -38,24 +39,29 @@ TIME_LAWS: dict[str, Callable[[Tensor], Tensor]] = {
 class Transport(Section):
     """How data becomes noise and what the network learns of it."""
 
-    path: Literal["linear", "gvp", "vp", "ddpm"] = "linear"
-    """x_t = alpha(t) x0 + sigma(t) eps: straight lines, trigonometric, continuous or discrete diffusion."""
+    path: Literal["linear", "gvp", "vp", "ddpm", "cosine"] = "linear"
+    """x_t = alpha(t) x0 + sigma(t) eps: straight lines, trigonometric, continuous or discrete diffusion, the latter with
+    linear betas or the cosine schedule."""
     predict: Literal["velocity", "noise", "data", "score", "v"] = "velocity"
     """What the network's output means."""
     variance: Literal["fixed", "learned"] = "fixed"
     """learned: twice the output channels and DiT's hybrid loss with the variational bound (ddpm only)."""
     time_law: Literal["uniform", "logit_normal"] = "uniform"
     """How training times are distributed."""
-    weighting: Literal["none", "velocity", "likelihood"] = "none"
-    """Of the loss of a score or noise in t: none, as the velocity's loss has it, or as the likelihood's bound."""
+    weighting: Literal["none", "velocity", "likelihood", "noise"] = "none"
+    """Of the loss in t: none; of a score or noise as the velocity's loss has it, or as the likelihood's bound; of v as
+    the noise's loss has it."""
+    level_shift: Annotated[float, Field(ge=0)] = 1.0
+    """Of a pyramid: each level's signal-to-noise ratio is divided by its size, relative to the lowest's, to this power."""
+    level_weights: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    """Of a pyramid: weights of the levels' losses, the highest first; all 1 when not given."""
 
     @model_validator(mode="after")
-    def _weighting_needs_score_or_noise(self) -> "Transport":
-        if self.weighting != "none" and (
-            self.predict not in ("score", "noise") or self.variance == "learned"
-        ):
+    def _weighting_needs_its_predictions(self) -> "Transport":
+        kinds = ("v",) if self.weighting == "noise" else ("score", "noise")
+        if self.weighting != "none" and (self.predict not in kinds or self.variance == "learned"):
             raise ValueError(
-                f"transport.weighting {self.weighting} is for transport.predict score or noise with fixed "
+                f"transport.weighting {self.weighting} is for transport.predict {' or '.join(kinds)} with fixed "
                 f"variance, not {self.predict} with {self.variance}; leave it out"
             )
         return self
@@ -69,9 +75,14 @@ class Transport(Section):
             )
         return self
 
-    def coeffs(self, t: Tensor) -> Coeffs:
-        """alpha, sigma and their derivatives at t, of t's shape and dtype."""
-        return PATHS[self.path](t)
+    def coeffs(self, t: Tensor, layout: Layout | None = None) -> Coeffs:
+        """alpha, sigma and their derivatives at t, of t's shape and dtype; for a pyramid one for each of its K levels,
+        of t's shape and K."""
+        c = PATHS[self.path](t)
+        if not isinstance(layout, Pyramid):
+            return c
+        factor = (layout.ratios ** (self.level_shift / 2)).to(t)
+        return shifted(Coeffs(*(value[..., None] for value in c)), factor, 1 if self.path == "linear" else 2)
 
     def interval(self, use: Literal["train", "ode", "sde"]) -> tuple[float, float]:
         """The (lowest, highest) t at which the network is trained or asked.
@@ -79,7 +90,7 @@ class Transport(Section):
         Safe ends depend on the path, the prediction and the use: where alpha or sigma vanishes some
         decoders divide by zero. SiT's defaults (its `train_eps`, `sample_eps` and last step of 0.04).
         """
-        if self.path == "ddpm":
+        if self.path in DISCRETE:
             low, high = 1 / DDPM_STEPS, 1.0
         elif self.path == "vp":
             low, high = (1e-5 if use == "train" else 1e-3), 1.0
@@ -91,7 +102,7 @@ class Transport(Section):
     def times(self, u: Tensor) -> Tensor:
         """Training times from uniform u in (0, 1): by the time law, on the knots where the path has them."""
         t = TIME_LAWS[self.time_law](u)
-        if self.path == "ddpm":
+        if self.path in DISCRETE:
             return ((t * DDPM_STEPS).floor() + 1).clamp(max=DDPM_STEPS) / DDPM_STEPS
         low, high = self.interval("train")
         return low + (high - low) * t
@@ -106,36 +117,50 @@ class Transport(Section):
 
         The raw output is compared with its target, the mean squared error per part, then summed. A
         score s is compared as sigma · s with -eps, as in SiT; `weighting` multiplies these two by
-        (V/sigma)², which makes it the velocity's loss, or by V/sigma² (`Coeffs.score_factor` is V).
+        (V/sigma)², which makes it the velocity's loss, or by V/sigma² (`Coeffs.score_factor` is V), and
+        a v's by alpha², which makes it the noise's (Matryoshka Diffusion).
         """
         layout = layout or Layout(tuple(x0.shape[1:]))
-        c = _expanded(self.coeffs(t), layout, x0)
+        c = _expanded(self.coeffs(t, layout), layout, x0)
         x_t = c.alpha * x0 + c.sigma * eps
         out, var = self._split(net(x_t, _as_input(t, x0), cond), x0)
         if self.predict == "score":
             residual = c.sigma * out + eps
         else:
             residual = out - PREDICTIONS[self.predict].view(x0, eps, c)
-        if self.weighting != "none":
+        if self.weighting == "noise":
+            residual = c.alpha * residual
+        elif self.weighting != "none":
             residual = (
                 residual * c.score_factor ** {"velocity": 1.0, "likelihood": 0.5}[self.weighting] / c.sigma
             )
-        mse = layout.mean(residual**2).sum(1)
+        mse = self._over_parts(layout.mean(residual**2))
         if var is None:
             return {"loss": mse, "mse": mse}
-        vb = self._variational_bound(out.detach(), var, x0, x_t, t, layout).sum(1)
+        vb = self._over_parts(self._variational_bound(out.detach(), var, x0, x_t, t, layout))
         return {"loss": mse + vb, "mse": mse, "vb": vb}
+
+    def _over_parts(self, losses: Tensor) -> Tensor:
+        """(B, K) to (B,): the sum with `level_weights`."""
+        if not self.level_weights:
+            return losses.sum(1)
+        if len(self.level_weights) != losses.shape[1]:
+            raise InputError(
+                f"--transport.level-weights has {len(self.level_weights)} numbers for {losses.shape[1]} levels; give one "
+                "for each"
+            )
+        return losses @ losses.new_tensor(self.level_weights)
 
     def denoiser(self, net: Network, layout: Layout | None = None) -> "Denoiser":
         """The network as (x_t, t, cond) -> Prediction, decoded in float32 or wider."""
 
         def predict(x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
-            c = _expanded(self.coeffs(t), layout or Layout(tuple(x_t.shape[1:])), x_t)
+            c = _expanded(self.coeffs(t, layout), layout or Layout(tuple(x_t.shape[1:])), x_t)
             out, var = self._split(net(x_t, _as_input(t, x_t), cond), x_t)
             x0, eps = PREDICTIONS[self.predict].decode(out, x_t, c)
             return Prediction(c, x_t, x0, eps, var)
 
-        return Denoiser(predict, self.coeffs, layout)
+        return Denoiser(predict, lambda t: self.coeffs(t, layout), layout)
 
     def _split(self, out: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
         """The prediction and, where it is learned, the variance; not narrower than the state."""
@@ -149,7 +174,7 @@ class Transport(Section):
         self, out: Tensor, var: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, layout: Layout
     ) -> Tensor:
         """The bound's term at t in bits per dimension (B, K); gradients reach the variance only."""
-        a, b = self.coeffs(t), self.coeffs(t - 1 / DDPM_STEPS)
+        a, b = self.coeffs(t, layout), self.coeffs(t - 1 / DDPM_STEPS, layout)
         step = _expanded(posterior(a, b), layout, x0)
         x0_hat, _ = PREDICTIONS[self.predict].decode(out, x_t, _expanded(a, layout, x0))
         mean_hat, log_var_hat = (

@@ -1,0 +1,225 @@
+"""States of several resolutions: their layout, a noise level for each, losses by level, every sampler."""
+
+import math
+
+import pytest
+import torch
+from test_samplers import f64, normal
+
+from ditkit.errors import InputError
+from ditkit.sampling import SAMPLERS
+from ditkit.sampling.config import SamplingConfig
+from ditkit.transports import Layout, Pyramid, transport
+from ditkit.transports.interpolants import PATHS, Coeffs, shifted
+
+TWO = Pyramid.of(1, 4, 4, (2, 1))  # 16 numbers, then 4
+
+
+# --- the layout -------------------------------------------------------------------------------------
+
+
+def test_levels_are_packed_highest_first():
+    layout = Pyramid.of(3, 32, 16, (16, 4, 1))
+    assert layout.levels == ((3, 32, 16), (3, 8, 4), (3, 2, 1))
+    assert (layout.shape, layout.parts) == ((3 * (512 + 32 + 2),), 3)
+    assert layout.ratios.tolist() == [16, 4, 1]
+    x = normal(2, *layout.shape, seed=0)
+    maps = layout.unpack(x)
+    assert [tuple(level.shape) for level in maps] == [(2, *level) for level in layout.levels]
+    assert torch.equal(layout.pack(maps), x)
+    assert torch.equal(maps[1][1].flatten(), x[1, 1536 : 1536 + 96])
+
+
+def test_values_and_means_by_level():
+    values = f64([[1.0, 2.0], [3.0, 4.0]])
+    wide = TWO.expand(values)
+    assert wide.shape == (2, 20)
+    torch.testing.assert_close(TWO.mean(wide), values)
+    assert TWO.expand(values[:, 0]).shape == (2, 1)
+    x = normal(2, 20, seed=1)
+    torch.testing.assert_close(TWO.mean(x), torch.stack([x[:, :16].mean(1), x[:, 16:].mean(1)], 1))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "ratios"), [(30, 32, (4, 1)), (32, 30, (4, 1)), (32, 32, (4, 3))]
+)
+def test_levels_that_do_not_divide(height, width, ratios):
+    with pytest.raises(InputError, match=f"an image of {height}x{width} has no levels of {ratios[0]}:"):
+        Pyramid.of(3, height, width, ratios)
+
+
+# --- noise by level ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("index", "plain", "four", "four_squared", "sixteen_squared"),
+    [
+        (250, 0.84701, 0.580557, 0.257074, 0.021169),
+        (500, 0.493844, 0.196089, 0.057475, 0.0037968),
+        (750, 0.144272, 0.040444, 0.010427, 0.00065814),
+    ],
+)
+def test_released_schedules(index, plain, four, four_squared, sixteen_squared):
+    """Signal powers of the released networks' levels, of their cosine schedule."""
+    t = f64(index / 1000)
+    wide = Pyramid.of(3, 1024, 1024, (16, 4, 1))
+    for power, ratios, expected in (
+        (1, (4, 1), [four, plain]),
+        (2, (16, 4, 1), [sixteen_squared, four_squared, plain]),
+    ):
+        tr = transport("cosine", predict="v", level_shift=power)
+        layout = wide if len(ratios) == 3 else Pyramid.of(3, 256, 256, ratios)
+        torch.testing.assert_close(tr.coeffs(t, layout).alpha ** 2, f64(expected), rtol=1e-4, atol=0)
+
+
+def test_the_cosine_schedule_at_its_ends():
+    power = PATHS["cosine"](f64([0.001, 0.999, 1.0])).alpha ** 2
+    torch.testing.assert_close(power, f64([0.99995869, 2.4288e-6, 2.4288e-9]), rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_shift_multiplies_the_noise_for_the_signal(path):
+    t = f64([0.1, 0.4, 0.7, 0.95])
+    norm = 1 if path == "linear" else 2
+    factor = f64([8.0, 1.0])
+    c = PATHS[path](t)
+    found = shifted(Coeffs(*(value[:, None] for value in c)), factor, norm)
+    torch.testing.assert_close(found.sigma / found.alpha, (c.sigma / c.alpha)[:, None] * factor)
+    torch.testing.assert_close(found.alpha**norm + found.sigma**norm, torch.ones_like(found.alpha))
+    for name in c._fields:  # the lowest level is not shifted
+        torch.testing.assert_close(getattr(found, name)[:, 1], getattr(c, name))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_derivatives_of_shifted_paths(path):
+    h, factor, norm = 1e-7, f64([4.0]), 1 if path == "linear" else 2
+
+    def at(t):
+        return shifted(Coeffs(*(value[:, None] for value in PATHS[path](t))), factor, norm)
+
+    t = f64([0.1203, 0.4507, 0.7301])  # between the knots of those that have some
+    before, here, after = at(t - h), at(t), at(t + h)
+    for name in ("alpha", "sigma"):
+        slope = (getattr(after, name) - getattr(before, name)) / (2 * h)
+        torch.testing.assert_close(getattr(here, f"d_{name}"), slope, rtol=1e-5, atol=1e-5)
+
+
+def test_straight_paths_shift_as_times_do():
+    t, factor = f64([0.0, 0.2, 0.5, 1.0]), 3.0
+    found = transport("linear", level_shift=math.log(9, 2)).coeffs(t, TWO)  # 2^(p/2) = 3
+    torch.testing.assert_close(found.sigma[:, 0], factor * t / (1 + (factor - 1) * t))
+    torch.testing.assert_close(found.alpha[:, 0] + found.sigma[:, 0], torch.ones(4, dtype=torch.float64))
+
+
+# --- the loss ---------------------------------------------------------------------------------------
+
+
+def test_losses_are_means_of_levels_and_a_weighted_sum():
+    x0, eps, t = normal(3, 20, seed=0), normal(3, 20, seed=1), f64([0.2, 0.5, 0.9])
+
+    def net(x_t, t, cond):
+        return torch.zeros_like(x_t)
+
+    plain = transport("linear", predict="data").loss(net, x0, {}, t=t, eps=eps, layout=TWO)["loss"]
+    squares = TWO.mean(x0**2)
+    torch.testing.assert_close(plain, squares.sum(1))
+    weighted = transport("linear", predict="data", level_weights=(1.0, 4.0))
+    found = weighted.loss(net, x0, {}, t=t, eps=eps, layout=TWO)["loss"]
+    torch.testing.assert_close(found, squares[:, 0] + 4 * squares[:, 1])
+    with pytest.raises(InputError, match=r"--transport\.level-weights has 2 numbers for 1 levels"):
+        weighted.loss(net, x0, {}, t=t, eps=eps)
+
+
+def test_networks_see_each_level_at_its_own_noise():
+    x0, eps, t = normal(2, 20, seed=0), normal(2, 20, seed=1), f64([0.3, 0.8])
+    tr, seen = transport("gvp", predict="v", level_shift=2.0), []
+
+    def net(x_t, t, cond):
+        seen.append((x_t, t))
+        return torch.zeros_like(x_t)
+
+    tr.loss(net, x0, {}, t=t, eps=eps, layout=TWO)
+    ((x_t, told),) = seen
+    assert torch.equal(told, t)  # one time for all levels
+    low = PATHS["gvp"](t)
+    torch.testing.assert_close(
+        x_t[:, 16:], low.alpha[:, None] * x0[:, 16:] + low.sigma[:, None] * eps[:, 16:]
+    )
+    power = low.alpha**2 / (low.alpha**2 + 4 * low.sigma**2)
+    high = power.sqrt()[:, None] * x0[:, :16] + (1 - power).sqrt()[:, None] * eps[:, :16]
+    torch.testing.assert_close(x_t[:, :16], high)
+
+
+def test_v_weighted_as_noise_is_the_loss_of_the_noise_that_v_means():
+    x0, eps, out = (normal(3, 20, seed=seed) for seed in range(3))
+    t = f64([0.2, 0.5, 0.9])
+    found = transport("cosine", predict="v", weighting="noise").loss(
+        lambda *_: out, x0, {}, t=t, eps=eps, layout=TWO
+    )["loss"]
+    tr = transport("cosine", predict="v")
+    c = Coeffs(*(TWO.expand(value) for value in tr.coeffs(t, TWO)))
+    x_t = c.alpha * x0 + c.sigma * eps
+    torch.testing.assert_close(found, TWO.mean((c.sigma * x_t + c.alpha * out - eps) ** 2).sum(1))
+    with pytest.raises(InputError, match=r"weighting noise is for transport\.predict v "):
+        transport("linear", predict="velocity", weighting="noise")
+
+
+# --- sampling ---------------------------------------------------------------------------------------
+
+MEANS, SPREADS = (0.5, -1.0), (0.4, 0.8)  # of the high and the low level
+
+
+def exact(tr):
+    """The network that knows the data: independent normal numbers, of one mean and spread for each level."""
+    mean, spread = (TWO.expand(f64([pair])) for pair in (MEANS, SPREADS))
+
+    def net(x_t, t, cond):
+        c = Coeffs(*(TWO.expand(value) for value in tr.coeffs(t, TWO)))
+        total = (c.alpha * spread) ** 2 + c.sigma**2
+        x0 = mean + c.alpha * spread**2 / total * (x_t - c.alpha * mean)
+        eps = c.sigma / total * (x_t - c.alpha * mean)
+        return c.alpha * eps - c.sigma * x0
+
+    return net
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "dopri5"])
+def test_every_sampler_gives_each_level_its_distribution(sampler, path):
+    tr = transport(path, predict="v", level_shift=1.0)
+    late = (
+        {"last_step_size": 0.004} if "sde" in sampler or "maruyama" in sampler else {}
+    )  # it shrinks the spread
+    chosen = SamplingConfig(sampler=sampler, steps=100, **late)
+    stream = torch.Generator().manual_seed(0)
+
+    def noise(x):
+        return torch.randn(x.shape, generator=stream, dtype=x.dtype)
+
+    x = noise(torch.empty(1000, 20, dtype=torch.float64))
+    found = chosen.run(tr.denoiser(exact(tr), TWO), x, chosen.times(tr), {}, noise=noise)
+    for level, mean, spread in zip(TWO.unpack(found), MEANS, SPREADS, strict=True):
+        assert level.mean().item() == pytest.approx(mean, abs=0.05)
+        assert level.std().item() == pytest.approx(spread, rel=0.05)
+
+
+@pytest.mark.parametrize("path", ["linear", "gvp"])
+def test_the_flow_of_each_level_is_solved_to_the_tolerance(path):
+    """Of normal data the probability flow is a straight map: what is left of the noise is scaled."""
+    tr = transport(path, predict="v")
+    chosen = SamplingConfig(sampler="dopri5", tolerance=1e-7)
+    x, grid = normal(3, 20, seed=0), chosen.times(tr)
+    found = chosen.run(tr.denoiser(exact(tr), TWO), x, grid, {}, noise=None)
+    first, last = (Coeffs(*(TWO.expand(value[None]) for value in tr.coeffs(t, TWO))) for t in grid[[0, -1]])
+    mean, spread = (TWO.expand(f64([pair])) for pair in (MEANS, SPREADS))
+    total = [(c.alpha**2 * spread**2 + c.sigma**2).sqrt() for c in (first, last)]
+    expected = last.alpha * mean + total[1] / total[0] * (x - first.alpha * mean)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
+def test_one_level_is_no_pyramid():
+    t = f64([0.3, 0.6])
+    for layout in (None, Layout((3, 8, 8))):
+        assert transport("gvp", level_shift=2.0).coeffs(t, layout).alpha.shape == (2,)
+    only = Pyramid.of(3, 8, 8, (1,))
+    torch.testing.assert_close(transport("gvp").coeffs(t, only).alpha[:, 0], PATHS["gvp"](t).alpha)
