@@ -9,10 +9,11 @@ from test_samplers import f64, normal
 from ditkit.errors import InputError
 from ditkit.sampling import SAMPLERS
 from ditkit.sampling.config import SamplingConfig
-from ditkit.transports import Layout, Pyramid, transport
+from ditkit.layout import Layout, Pyramid, pack, unpack
+from ditkit.transports import transport
 from ditkit.transports.interpolants import PATHS, Coeffs, shifted
 
-TWO = Pyramid.of(1, 4, 4, (2, 1))  # 16 numbers, then 4
+TWO = Pyramid.of(1, 4, 4, (2, 1))  # 4 channels of 2 × 2 for the high level, 1 for the low
 
 
 # --- the layout -------------------------------------------------------------------------------------
@@ -20,31 +21,40 @@ TWO = Pyramid.of(1, 4, 4, (2, 1))  # 16 numbers, then 4
 
 def test_levels_are_packed_highest_first():
     layout = Pyramid.of(3, 32, 16, (16, 4, 1))
-    assert layout.levels == ((3, 32, 16), (3, 8, 4), (3, 2, 1))
-    assert (layout.shape, layout.parts) == ((3 * (512 + 32 + 2),), 3)
-    assert layout.ratios.tolist() == [16, 4, 1]
+    assert (layout.shape, layout.parts) == ((3 * (256 + 16 + 1), 2, 1), 3)
+    assert layout.sizes == [(32, 16), (8, 4), (2, 1)]
     x = normal(2, *layout.shape, seed=0)
-    maps = layout.unpack(x)
-    assert [tuple(level.shape) for level in maps] == [(2, *level) for level in layout.levels]
-    assert torch.equal(layout.pack(maps), x)
-    assert torch.equal(maps[1][1].flatten(), x[1, 1536 : 1536 + 96])
+    levels = unpack(x, layout.ratios)
+    assert [tuple(level.shape) for level in levels] == [(2, 3, *size) for size in layout.sizes]
+    assert torch.equal(pack(levels, layout.ratios), x)
+    assert torch.equal(levels[2], x[:, -3:])
+    # The pixel in row 5, column 2 of the middle level lies in row 1, column 0 of the lowest, as its (1, 2).
+    assert levels[1][1, 1, 5, 2] == x[1, 3 * 256 + 16 + 1 * 4 + 2, 1, 0]
 
 
 def test_values_and_means_by_level():
     values = f64([[1.0, 2.0], [3.0, 4.0]])
     wide = TWO.expand(values)
-    assert wide.shape == (2, 20)
-    torch.testing.assert_close(TWO.mean(wide), values)
-    assert TWO.expand(values[:, 0]).shape == (2, 1)
-    x = normal(2, 20, seed=1)
-    torch.testing.assert_close(TWO.mean(x), torch.stack([x[:, :16].mean(1), x[:, 16:].mean(1)], 1))
+    assert wide.shape == (2, 5, 1, 1)
+    torch.testing.assert_close(TWO.mean(wide.expand(2, *TWO.shape)), values)
+    assert TWO.expand(values[:, 0]).shape == (2, 1, 1, 1)
+    x = normal(2, *TWO.shape, seed=1)
+    levels = unpack(x, TWO.ratios)
+    torch.testing.assert_close(TWO.mean(x), torch.stack([level.mean((1, 2, 3)) for level in levels], 1))
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "ratios"), [(30, 32, (4, 1)), (32, 30, (4, 1)), (32, 32, (4, 3))]
+    ("height", "width", "ratios", "message"),
+    [
+        (30, 32, (4, 1), "30x32 has no levels of 4:1"),
+        (32, 30, (4, 1), "32x30 has no levels of 4:1"),
+        (32, 32, (4, 3, 1), "4:3:1: each must be a multiple"),
+        (32, 32, (4, 2), "4:2: each must be a multiple of the next, and the last be 1"),
+        (32, 32, (1, 1), "1:1: each"),
+    ],
 )
-def test_levels_that_do_not_divide(height, width, ratios):
-    with pytest.raises(InputError, match=f"an image of {height}x{width} has no levels of {ratios[0]}:"):
+def test_levels_that_do_not_divide(height, width, ratios, message):
+    with pytest.raises(InputError, match=message):
         Pyramid.of(3, height, width, ratios)
 
 
@@ -115,7 +125,7 @@ def test_straight_paths_shift_as_times_do():
 
 
 def test_losses_are_means_of_levels_and_a_weighted_sum():
-    x0, eps, t = normal(3, 20, seed=0), normal(3, 20, seed=1), f64([0.2, 0.5, 0.9])
+    x0, eps, t = normal(3, *TWO.shape, seed=0), normal(3, *TWO.shape, seed=1), f64([0.2, 0.5, 0.9])
 
     def net(x_t, t, cond):
         return torch.zeros_like(x_t)
@@ -131,7 +141,7 @@ def test_losses_are_means_of_levels_and_a_weighted_sum():
 
 
 def test_networks_see_each_level_at_its_own_noise():
-    x0, eps, t = normal(2, 20, seed=0), normal(2, 20, seed=1), f64([0.3, 0.8])
+    x0, eps, t = normal(2, *TWO.shape, seed=0), normal(2, *TWO.shape, seed=1), f64([0.3, 0.8])
     tr, seen = transport("gvp", predict="v", level_shift=2.0), []
 
     def net(x_t, t, cond):
@@ -143,15 +153,15 @@ def test_networks_see_each_level_at_its_own_noise():
     assert torch.equal(told, t)  # one time for all levels
     low = PATHS["gvp"](t)
     torch.testing.assert_close(
-        x_t[:, 16:], low.alpha[:, None] * x0[:, 16:] + low.sigma[:, None] * eps[:, 16:]
+        x_t[:, 4:], TWO.expand(low.alpha) * x0[:, 4:] + TWO.expand(low.sigma) * eps[:, 4:]
     )
-    power = low.alpha**2 / (low.alpha**2 + 4 * low.sigma**2)
-    high = power.sqrt()[:, None] * x0[:, :16] + (1 - power).sqrt()[:, None] * eps[:, :16]
-    torch.testing.assert_close(x_t[:, :16], high)
+    power = TWO.expand(low.alpha**2 / (low.alpha**2 + 4 * low.sigma**2))
+    high = power.sqrt() * x0[:, :4] + (1 - power).sqrt() * eps[:, :4]
+    torch.testing.assert_close(x_t[:, :4], high)
 
 
 def test_v_weighted_as_noise_is_the_loss_of_the_noise_that_v_means():
-    x0, eps, out = (normal(3, 20, seed=seed) for seed in range(3))
+    x0, eps, out = (normal(3, *TWO.shape, seed=seed) for seed in range(3))
     t = f64([0.2, 0.5, 0.9])
     found = transport("cosine", predict="v", weighting="noise").loss(
         lambda *_: out, x0, {}, t=t, eps=eps, layout=TWO
@@ -196,9 +206,9 @@ def test_every_sampler_gives_each_level_its_distribution(sampler, path):
     def noise(x):
         return torch.randn(x.shape, generator=stream, dtype=x.dtype)
 
-    x = noise(torch.empty(1000, 20, dtype=torch.float64))
+    x = noise(torch.empty(1000, *TWO.shape, dtype=torch.float64))
     found = chosen.run(tr.denoiser(exact(tr), TWO), x, chosen.times(tr), {}, noise=noise)
-    for level, mean, spread in zip(TWO.unpack(found), MEANS, SPREADS, strict=True):
+    for level, mean, spread in zip(unpack(found, TWO.ratios), MEANS, SPREADS, strict=True):
         assert level.mean().item() == pytest.approx(mean, abs=0.05)
         assert level.std().item() == pytest.approx(spread, rel=0.05)
 
@@ -208,7 +218,7 @@ def test_the_flow_of_each_level_is_solved_to_the_tolerance(path):
     """Of normal data the probability flow is a straight map: what is left of the noise is scaled."""
     tr = transport(path, predict="v")
     chosen = SamplingConfig(sampler="dopri5", tolerance=1e-7)
-    x, grid = normal(3, 20, seed=0), chosen.times(tr)
+    x, grid = normal(3, *TWO.shape, seed=0), chosen.times(tr)
     found = chosen.run(tr.denoiser(exact(tr), TWO), x, grid, {}, noise=None)
     first, last = (Coeffs(*(TWO.expand(value[None]) for value in tr.coeffs(t, TWO))) for t in grid[[0, -1]])
     mean, spread = (TWO.expand(f64([pair])) for pair in (MEANS, SPREADS))

@@ -19,7 +19,8 @@ from ditkit.sampling import DIFFUSIONS, SAMPLERS, cfg, respaced, time_grid
 from ditkit.sampling.config import SamplingConfig
 from ditkit.sampling.grids import SPACINGS
 from ditkit.sampling.sde import coefficient, kl_eta
-from ditkit.transports import DISCRETE, PATHS, PREDICTIONS, Layout, transport
+from ditkit.layout import Layout
+from ditkit.transports import DISCRETE, PATHS, PREDICTIONS, transport
 
 
 def f64(values):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ditkit.errors import InputError
+from ditkit.layout import Layout
 from ditkit.nn.embeddings import TimeEmbedding
 from ditkit.transports import (
     DDPM_STEPS,
@@ -16,7 +17,6 @@ from ditkit.transports import (
     PATHS,
     PREDICTIONS,
     TIME_LAWS,
-    Layout,
     Transport,
     transport,
 )

@@ -35,7 +35,7 @@ from ditkit.recipes import recipe as named_recipe
 from ditkit.sampling import cfg
 from ditkit.training.ema import Ema
 from ditkit.training.step import backward, make_optimizer, update
-from ditkit.transports import Layout
+from ditkit.layout import Layout
 
 CPU = torch.device("cpu")
 CHANNELS, SIDE, CLASSES = 4, 32, 1000  # ImageNet at 256 pixels behind Stable Diffusion's autoencoder

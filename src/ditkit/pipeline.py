@@ -35,7 +35,8 @@ from ditkit.progress import progress_bar
 from ditkit.randomness import RowNoise
 from ditkit.recipe import Recipe
 from ditkit.sampling import autoguidance, cfg
-from ditkit.transports import Denoiser, Layout, Transport
+from ditkit.layout import Layout
+from ditkit.transports import Denoiser, Transport
 
 Said = Mapping[str, Sequence[int] | Sequence[str] | Tensor]
 """Labels, "label", and prompts, "text", for each image."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ditkit.codecs.identity import IdentityConfig
 from ditkit.codecs.vae import Vae, VaeConfig
-from ditkit.transports import Layout
+from ditkit.layout import Layout
 
 
 class Codec(Protocol):

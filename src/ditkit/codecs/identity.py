@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ditkit.config import Section
-from ditkit.transports import Layout
+from ditkit.layout import Layout
 
 
 def to_signed(images: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from ditkit.config import Section
 from ditkit.data.latents.source import LOGVAR
 from ditkit.device import Precision, autocast
 from ditkit.errors import InputError
-from ditkit.transports import Layout
+from ditkit.layout import Layout
 
 STABLE_DIFFUSION = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse")
 

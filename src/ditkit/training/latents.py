@@ -15,7 +15,7 @@ from ditkit.data.latents import Cache, Latents, open_latents
 from ditkit.data.latents.cache import data_facts
 from ditkit.errors import InputError
 from ditkit.recipe import Recipe
-from ditkit.transports import Layout
+from ditkit.layout import Layout
 
 log = logging.getLogger(__name__)
 

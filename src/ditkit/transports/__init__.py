@@ -1,7 +1,6 @@
 """Pure mathematics between data and noise: interpolants, predictions, losses, denoisers."""
 
 from ditkit.transports.interpolants import DDPM_STEPS, DISCRETE, PATHS, Coeffs
-from ditkit.transports.layout import Layout, Pyramid
 from ditkit.transports.predictions import PREDICTIONS, Prediction
 from ditkit.transports.transport import TIME_LAWS, Denoiser, Network, Transport
 
@@ -22,10 +21,8 @@ __all__ = [
     "TIME_LAWS",
     "Coeffs",
     "Denoiser",
-    "Layout",
     "Network",
     "Prediction",
-    "Pyramid",
     "Transport",
     "transport",
 ]

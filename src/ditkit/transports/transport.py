@@ -16,7 +16,7 @@ from torch import Tensor
 from ditkit.config import Section
 from ditkit.errors import InputError
 from ditkit.transports.interpolants import DDPM_STEPS, DISCRETE, PATHS, Coeffs, shifted
-from ditkit.transports.layout import Layout, Pyramid
+from ditkit.layout import Layout, Pyramid
 from ditkit.transports.predictions import PREDICTIONS, Prediction
 from ditkit.transports.variational import (
     Posterior,
@@ -77,12 +77,12 @@ class Transport(Section):
 
     def coeffs(self, t: Tensor, layout: Layout | None = None) -> Coeffs:
         """alpha, sigma and their derivatives at t, of t's shape and dtype; for a pyramid one for each of its K levels,
-        of t's shape and K."""
-        c = PATHS[self.path](t)
+        (B, K), at t (B,) for all or (B, K) for each."""
         if not isinstance(layout, Pyramid):
-            return c
-        factor = (layout.ratios ** (self.level_shift / 2)).to(t)
-        return shifted(Coeffs(*(value[..., None] for value in c)), factor, 1 if self.path == "linear" else 2)
+            return PATHS[self.path](t)
+        c = PATHS[self.path](t if t.ndim == 2 else t[..., None])
+        factor = t.new_tensor(layout.ratios) ** (self.level_shift / 2)
+        return shifted(c, factor, 1 if self.path == "linear" else 2)
 
     def interval(self, use: Literal["train", "ode", "sde"]) -> tuple[float, float]:
         """The (lowest, highest) t at which the network is trained or asked.

@@ -1,0 +1,103 @@
+"""How a state is made of parts, so that everything else can treat it element by element.
+
+The levels of a pyramid, several resolutions of one image, are packed in channels: a level r times as large as the
+lowest, (B, C, r h, r w), is r² C channels of the lowest's h × w, as `torch.pixel_unshuffle` orders them. So a pyramid
+is a state like any other, of a height and a width, and what is told of a level is told of some channels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ditkit.errors import InputError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A state of one part: one noise level, one loss, whatever its shape.
+
+    States of several parts (the levels of a pyramid, the frames of a clip) subclass it.
+    """
+
+    shape: tuple[int, ...]
+    """Of one state, without the batch."""
+    parts: int = 1
+
+    def expand(self, values: Tensor) -> Tensor:
+        """(B,) or (B, K) values, one per part, to what broadcasts with a state (B, *shape)."""
+        return values.reshape(len(values), *[1] * len(self.shape))
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean over each part: (B, *shape) -> (B, K)."""
+        return x.flatten(1).mean(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Pyramid(Layout):
+    """The resolutions of one image, the highest first, packed in channels: states (B, sum of r² C, h, w)."""
+
+    ratios: tuple[int, ...] = (1,)
+    """How many times each level's sides are the lowest's."""
+
+    @classmethod
+    def of(cls, channels: int, height: int, width: int, ratios: Sequence[int]) -> "Pyramid":
+        """For an image of that size at the highest level. InputError where the ratios do not divide it, or each
+        other."""
+        check_ratios(ratios)
+        if height % ratios[0] or width % ratios[0]:
+            raise InputError(
+                f"a state of {height}x{width} has no levels of {_said(ratios)}; its sides must be multiples of "
+                f"{ratios[0]}: change --data.size (times the codec's downsampling) or the backbone's levels"
+            )
+        packed = channels * sum(ratio**2 for ratio in ratios)
+        return cls((packed, height // ratios[0], width // ratios[0]), len(ratios), tuple(ratios))
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each level."""
+        _, height, width = self.shape
+        return [(ratio * height, ratio * width) for ratio in self.ratios]
+
+    def expand(self, values: Tensor) -> Tensor:
+        """(B,) or (B, K) to (B, 1, 1, 1) or (B, channels, 1, 1)."""
+        if values.ndim == 2:
+            counts = torch.tensor(channels_of(self.shape[0], self.ratios), device=values.device)
+            values = values.repeat_interleave(counts, dim=1, output_size=self.shape[0])
+        return values.reshape(len(values), -1, 1, 1)
+
+    def mean(self, x: Tensor) -> Tensor:
+        levels = x.split(channels_of(self.shape[0], self.ratios), dim=1)
+        return torch.stack([level.mean(dim=(1, 2, 3)) for level in levels], dim=1)
+
+
+def channels_of(packed: int, ratios: Sequence[int]) -> list[int]:
+    """How many of the packed channels are each level's."""
+    areas = [ratio**2 for ratio in ratios]
+    return [packed * area // sum(areas) for area in areas]
+
+
+def unpack(x: Tensor, ratios: Sequence[int]) -> list[Tensor]:
+    """A packed pyramid (B, channels, h, w) to its levels (B, C, r h, r w), the highest first."""
+    levels = x.split(channels_of(x.shape[1], ratios), dim=1)
+    return [F.pixel_shuffle(level, ratio) for level, ratio in zip(levels, ratios, strict=True)]
+
+
+def pack(levels: Sequence[Tensor], ratios: Sequence[int]) -> Tensor:
+    """The levels (B, C, r h, r w), the highest first, as one state (B, channels, h, w)."""
+    return torch.cat(
+        [F.pixel_unshuffle(level, ratio) for level, ratio in zip(levels, ratios, strict=True)], dim=1
+    )
+
+
+def check_ratios(ratios: Sequence[int]) -> None:
+    """InputError unless every ratio is a multiple of the next and the last is 1."""
+    if any(high <= low or high % low for high, low in pairwise(ratios)) or ratios[-1] != 1:
+        raise InputError(f"levels of {_said(ratios)}: each must be a multiple of the next, and the last be 1")
+
+
+def _said(ratios: Sequence[int]) -> str:
+    return ":".join(map(str, ratios))
