@@ -14,26 +14,48 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ditkit.backbones.mdm import MDM_SIZES, MDMConfig, MDMLevel
+from ditkit.backbones import BACKBONES, MatryoshkaConfig, MDMConfig
 from ditkit.config import read_section, write_section
 from ditkit.costs.count import count_cost
 from ditkit.errors import InputError
 from ditkit.interop.mdm import mdm_names, mdm_to_official, mdm_to_ours, read_mdm
 from ditkit.interop.tensors import read_tensors
+from ditkit.layout import pack, unpack
 from ditkit.nn.embeddings import sinusoid
 from ditkit.nn.mdm import NumberEmbedding
 
 FILE = Path("vis_model.pth")
-INNER = MDMLevel(widths=(32, 64), depth=(1, 1), attention=(0, 1), scale=8)
-OUTER = MDMLevel(widths=(32, 32), depth=(1, 1), scale=16)
+INNER = {"widths": (32, 64), "depth": (1, 1), "attention": (0, 1), "scale": 8}
+OUTER = {"widths": (32, 32), "depth": (1, 1), "scale": 16}
+RELEASED = ("MDM-64", "MDM-256", "MDM-1024")
 
 
 def config(*levels, **fields):
-    return MDMConfig(levels=levels, **({"told": 128, "text_width": 24} | fields))
+    """Of levels, the highest first, and further fields of the innermost network."""
+    inner = MDMConfig(**levels[-1], **({"told": 128, "text_width": 24} | fields))
+    return MatryoshkaConfig(inner=inner, levels=levels[:-1]) if levels[1:] else inner
 
 
 def build(*levels, text_dim=16, classes=0, **fields):
-    return config(*levels, **fields).build(channels=3, text_dim=text_dim, classes=classes)
+    return made(config(*levels, **fields), text_dim=text_dim, classes=classes)
+
+
+def made(chosen, *, classes=0, **fields):
+    """The network for images of three channels at every level, with its configuration."""
+    channels = 3 * sum(ratio**2 for ratio in chosen.ratios)
+    net = chosen.build(channels=channels, classes=classes, **fields)
+    net.config = chosen
+    return net
+
+
+def run(net, levels, index, text=None, mask=None, micro=None, *, label=None, rows=None):
+    """The predictions for all levels, at the time of the released networks' index."""
+    cond = {"text": text, "text_mask": mask, "label": label, **(micro or {})}
+    cond = {key: value for key, value in cond.items() if value is not None}
+    ratios = net.config.ratios
+    t = (index.double() + 1) / 1000
+    out = net(pack(levels, ratios), t, cond, **({} if rows is None else {"rows": rows}))
+    return unpack(out, ratios)
 
 
 def awake(*levels, **fields):
@@ -43,7 +65,7 @@ def awake(*levels, **fields):
         net = build(*levels, **fields)
         for name, parameter in net.named_parameters():
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            std = 0.01 if name.startswith("text.tokens") else 0.1  # so that their norm's epsilon shows
+            std = 0.01 if "text.tokens" in name else 0.1  # so that their norm's epsilon shows
             torch.nn.init.normal_(parameter, mean=centre, std=std)
     return net
 
@@ -89,12 +111,12 @@ def golden(*levels):
 def test_golden_of_one_level():
     net = golden(INNER)
     assert (count(net), len(net.state_dict())) == (926_235, 175)
-    (out,) = net.forward_levels([LOW], *TOLD)
+    (out,) = run(net, [LOW], *TOLD)
     assert out.double().mean().item() == pytest.approx(0.0537194667, abs=5e-8)
     assert out.double().std().item() == pytest.approx(0.0569828771, abs=5e-8)
     close(out[0, 0, 0, :4], [0.0987744, 0.1043533, 0.1206288, 0.1201933], 1e-6)
     close(out[1, 2, 7, 4:], [-0.00756167, -0.0052365, 0.0052187, 0.0005683], 1e-6)
-    (small,) = net.forward_levels([LOW], *TOLD, {"scale": torch.tensor([4, 100])})
+    (small,) = run(net, [LOW], *TOLD, {"scale": torch.tensor([4, 100])})
     close(small[0, 0, 0, :4], [0.0987666, 0.1043393, 0.1206034, 0.1201656], 1e-6)
     assert small[1].equal(out[1])  # as large as the level
 
@@ -108,10 +130,10 @@ def test_golden_of_one_level():
 )
 @torch.no_grad()
 def test_golden_of_two_levels(normalised, mean, high, low_mean, low):
-    net = golden(OUTER.model_copy(update={"normalised": normalised}), INNER)
+    net = golden(OUTER | {"normalised": normalised}, INNER)
     assert (count(net), len(net.state_dict())) == (1_213_246, 265)
     assert net.config.ratios == (2, 1)
-    first, second = net.forward_levels([HIGH, LOW], *TOLD)
+    first, second = run(net, [HIGH, LOW], *TOLD)
     close(first.mean(), mean, 1e-7)
     close(second.mean(), low_mean, 1e-7)
     close(first[0, 0, 0, :3], high)
@@ -125,20 +147,6 @@ def count(net):
 # Counts
 
 
-class OnPyramid(torch.nn.Module):
-    """A network on levels as one on the highest of them, to be counted."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net, self.text = net, net.text
-
-    def forward(self, x, t, cond):
-        ratios = self.net.config.ratios
-        sides = [x.shape[-1] * ratio // ratios[0] for ratio in ratios]
-        levels = [x.new_empty(len(x), x.shape[1], side, side) for side in sides]
-        return self.net.forward_levels(levels, t, cond["text"], cond["text_mask"])
-
-
 @pytest.mark.parametrize(
     ("name", "size", "params", "tensors", "gmacs"),
     [
@@ -149,21 +157,23 @@ class OnPyramid(torch.nn.Module):
 )
 def test_published_sizes(name, size, params, tensors, gmacs):
     """And the multiply-adds with 32 tokens of a text; the weights' shapes tell the configuration."""
-    net = on_meta(MDM_SIZES[name])
+    net = on_meta(BACKBONES[name])
     assert (count(net), len(net.state_dict())) == (params, tensors)
-    cost = count_cost(OnPyramid(net), (3, size, size), labelled=False, words=32)
+    ratios = net.config.ratios
+    state = (3 * sum(ratio**2 for ratio in ratios), size // ratios[0], size // ratios[0])
+    cost = count_cost(net, state, labelled=False, words=32)
     assert cost.params == params
     assert cost.macs / 1e9 == pytest.approx(gmacs, rel=2e-4)
     products = sum(part.macs for module, part in cost.modules.items() if module.endswith("attention.*"))
     assert products / 1e9 == pytest.approx(8.48, abs=0.005)
     found = read_mdm(FILE, mdm_to_official(net.state_dict(), net.config))
-    assert found.config == MDM_SIZES[name]
-    assert found.shape == {"channels": 3, "out_channels": 3, "text_dim": 2048}
+    assert found.config == BACKBONES[name]
+    assert found.shape == {"channels": 3, "text_dim": 2048}
 
 
 def on_meta(chosen):
     with torch.device("meta"):
-        return chosen.build(channels=3, text_dim=2048)
+        return made(chosen, text_dim=2048)
 
 
 def residual(prefix, fan_in, fan_out):
@@ -238,7 +248,7 @@ def test_official_names_and_shapes(name, levels):
         expected[f"{module}.weight"] = shape
         if not module.endswith("cond_emb"):
             expected[f"{module}.bias"] = shape[:1]
-    net = on_meta(MDM_SIZES[name])
+    net = on_meta(BACKBONES[name])
     found = mdm_to_official(net.state_dict(), net.config)
     assert {key: tuple(value.shape) for key, value in found.items()} == expected
     assert sum(key.endswith("qkv.weight") for key in found) == 31
@@ -302,17 +312,18 @@ def reference(state, given, levels, t, text, mask, scale, masked=False):
     def unet(depth, feature):
         """(predictions from here inwards, the feature before the head)"""
         p, chosen, x = "inner_unet." * depth, given[depth], levels[depth]
-        limit = chosen.scale
+        limit = chosen["scale"]
         known = torch.full((len(x),), float(limit)) if scale is None else (scale / limit).clamp(max=1) * limit
         temb = embedded(f"{p}temb_layer1", f"{p}temb_layer2", t) + sentence
         temb = temb + embedded(f"{p}cond_layers.scale.0", f"{p}cond_layers.scale.1", known)
-        if chosen.normalised:
+        if chosen.get("normalised"):
             x = torch.stack([image / image.flatten().std() for image in x])
         h = conv(f"{p}conv_in", x) + feature
-        layers, resolutions = chosen.attention or (0,) * len(chosen.widths), len(chosen.widths)
+        resolutions = len(chosen["widths"])
+        layers = chosen.get("attention", (0,) * resolutions)
         skips = [h]
         for j in range(resolutions):
-            for k in range(chosen.depth[j]):
+            for k in range(chosen["depth"][j]):
                 h = resnet(f"{p}down_blocks.{j}.resnets.{k}", h, temb)
                 for i in range(layers[j]):
                     h = attend(f"{p}down_blocks.{j}.attn.{k * layers[j] + i}", h, words)
@@ -328,7 +339,7 @@ def reference(state, given, levels, t, text, mask, scale, masked=False):
             inner, inside = unet(depth + 1, conv(f"{p}in_adapter", h))
             h = h + conv(f"{p}out_adapter", inside)
         for j in range(resolutions):
-            count = chosen.depth[resolutions - 1 - j] + 1
+            count = chosen["depth"][resolutions - 1 - j] + 1
             heads = layers[resolutions - 1 - j]
             for k in range(count):
                 h = resnet(f"{p}up_blocks.{j}.resnets.{k}", torch.cat([h, skips.pop()], dim=1), temb)
@@ -342,11 +353,11 @@ def reference(state, given, levels, t, text, mask, scale, masked=False):
     return unet(0, 0.0)[0]
 
 
-DEEP = MDMLevel(widths=(32, 64, 96), depth=(2, 1, 2), attention=(0, 1, 2), scale=64)
+DEEP = {"widths": (32, 64, 96), "depth": (2, 1, 2), "attention": (0, 1, 2), "scale": 64}
 THREE = (
-    MDMLevel(widths=(32, 32), depth=(1, 1), scale=32),
-    MDMLevel(widths=(32, 64, 32), depth=(2, 1, 1), scale=16, normalised=True),
-    DEEP.model_copy(update={"scale": 4}),
+    {"widths": (32, 32), "depth": (1, 1), "scale": 32},
+    {"widths": (32, 64, 32), "depth": (2, 1, 1), "scale": 16, "normalised": True},
+    DEEP | {"scale": 4},
 )
 
 
@@ -366,7 +377,7 @@ def test_reference(levels, sizes, scale, masked):
     images = pyramid(2, *sizes)
     state = mdm_to_official(net.state_dict(), net.config)
     expected = reference(state, levels, images, T, TEXT, MASK, scale, masked)
-    found = net.forward_levels(images, *TOLD, None if scale is None else {"scale": scale})
+    found = run(net, images, *TOLD, None if scale is None else {"scale": scale})
     assert [out.shape for out in found] == [image.shape for image in images]
     for out, other in zip(found, expected, strict=True):
         assert other.std() > 0.05
@@ -391,30 +402,28 @@ def test_padding():
     longer = F.pad(TEXT * MASK[..., None], (0, 0, 0, 3)), F.pad(MASK, (0, 3))
     for masked in (False, True):
         net = awake(INNER, masked=masked)
-        (short,) = net.forward_levels([LOW], T, TEXT * MASK[..., None], MASK)
-        (long,) = net.forward_levels([LOW], T, *longer)
+        (short,) = run(net, [LOW], T, TEXT * MASK[..., None], MASK)
+        (long,) = run(net, [LOW], T, *longer)
         assert torch.allclose(short, long, atol=1e-5) == masked
     changed = TEXT.clone()
     changed[1, 4] += 1.0
-    (out,) = net.forward_levels([LOW], T, changed, MASK)
-    (same,) = net.forward_levels([LOW], *TOLD)
+    (out,) = run(net, [LOW], T, changed, MASK)
+    (same,) = run(net, [LOW], *TOLD)
     torch.testing.assert_close(out, same)
 
 
 @torch.no_grad()
-def test_text_without_a_token_or_a_mask():
+def test_text_without_a_token():
     net = awake(INNER)
-    (out,) = net.forward_levels([LOW], T, TEXT, torch.zeros_like(MASK))
+    (out,) = run(net, [LOW], T, TEXT, torch.zeros_like(MASK))
     assert out.isfinite().all()
-    everywhere = net.forward_levels([LOW], T, TEXT)[0]
-    assert everywhere.equal(net.forward_levels([LOW], T, TEXT, torch.ones_like(MASK))[0])
 
 
 @torch.no_grad()
 def test_labels_instead_of_a_text():
     net = awake(OUTER, INNER, text_dim=0, classes=4)
     levels = [HIGH, LOW]
-    outs = [net.forward_levels(levels, T, label=torch.tensor(label)) for label in ([0, 1], [0, 4])]
+    outs = [run(net, levels, T, label=torch.tensor(label)) for label in ([0, 1], [0, 4])]
     for first, second in zip(*outs, strict=True):
         assert first[0].equal(second[0])
         assert not first[1].allclose(second[1])
@@ -447,12 +456,10 @@ def test_a_network_around_which_levels_are_put():
     """Predicts what it did, to the bit, and the new levels nothing; its weights keep their names."""
     inner = awake(THREE[2])
     small = pyramid(2, (8, 8))
-    (before,) = inner.forward_levels(small, *TOLD)
+    (before,) = run(inner, small, *TOLD)
     net = build(*THREE)
-    kept = net.load_state_dict(inner.state_dict(), strict=False)
-    assert not kept.unexpected_keys
-    assert {name.split(".")[1] for name in kept.missing_keys} == {"1", "2"}
-    outs = net.forward_levels([*pyramid(2, (64, 64), (32, 32)), *small], *TOLD)
+    net.inner.load_state_dict(inner.state_dict())
+    outs = run(net, [*pyramid(2, (64, 64), (32, 32)), *small], *TOLD)
     assert outs[2].equal(before)
     assert not outs[0].any()
     assert not outs[1].any()
@@ -462,10 +469,10 @@ def test_gradients_reach_every_parameter():
     """And those of the highest level alone all but the heads inside, by way of both adapters."""
     net = awake(*THREE)
     levels = pyramid(2, (32, 32), (16, 16), (4, 4))
-    outs = net.forward_levels(levels, *TOLD)
+    outs = run(net, levels, *TOLD)
     outs[0].square().mean().backward(retain_graph=True)
-    untouched = {name.rpartition(".")[0] for name, p in net.named_parameters() if p.grad is None}
-    assert untouched == {f"nest.{i}.{part}" for i in (0, 1) for part in ("norm", "final")}
+    untouched = {name.rpartition(".")[0] for name, p in net.named_parameters() if not p.grad.any()}
+    assert untouched == {f"{at}.{part}" for at in ("inner.level", "outer.0") for part in ("norm", "final")}
     sum(out.square().mean() for out in outs[1:]).backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad.isfinite().all(), name
@@ -481,31 +488,30 @@ def test_mixed_resolutions():
     mask, scale = torch.ones(4, 5, dtype=torch.bool), torch.tensor([3, 7, 9, 30])
     mask[3, 2:] = False
     told = (t, text, mask, {"scale": scale})
-    whole = net.forward_levels(levels, *told)
-    mixed = net.forward_levels(levels, *told, rows=(1, 3))
-    assert [len(out) for out in mixed] == [1, 3, 4]
+    whole = run(net, levels, *told)
+    mixed = run(net, levels, *told, rows=(1, 3))
+    assert not mixed[0][1:].any()
+    assert not mixed[1][3:].any()
     two, one = (build(*THREE[i:]) for i in (1, 2))
-    for part in (two, one):
-        part.load_state_dict(
-            {name: value for name, value in net.state_dict().items() if name in part.state_dict()}
-        )
-    without = two.forward_levels(levels[1:], *told), one.forward_levels(levels[2:], *told)
+    two.load_state_dict({name: net.state_dict()[name] for name in two.state_dict()})
+    one.load_state_dict(two.inner.state_dict())
+    without = run(two, levels[1:], *told), run(one, levels[2:], *told)
     for level, expected in enumerate(whole):
         torch.testing.assert_close(mixed[level][:1], expected[:1])
     for level in (1, 2):
         torch.testing.assert_close(mixed[level][1:3], without[0][level - 1][1:3])
         assert not mixed[level][1].allclose(whole[level][1])
     torch.testing.assert_close(mixed[2][3:], without[1][0][3:])
-    again = net.forward_levels(levels, *told, rows=[4, 4])
+    again = run(net, levels, *told, rows=[4, 4])
     assert all(a.equal(b) for a, b in zip(again, whole, strict=True))
 
 
 @torch.no_grad()
 def test_half_precision():
     net = awake(OUTER, INNER)
-    exact = net.forward_levels([HIGH, LOW], *TOLD)
+    exact = run(net, [HIGH, LOW], *TOLD)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = net.forward_levels([HIGH, LOW], *TOLD)
+        rough = run(net, [HIGH, LOW], *TOLD)
     for a, b in zip(exact, rough, strict=True):
         assert 0 < ((a - b.float()).norm() / a.norm()).item() < 0.05
 
@@ -536,7 +542,7 @@ def test_a_file_there_and_back(tmp_path):
         torch.load(file, weights_only=False)
     found = read_mdm(file, read_tensors(file)["state_dict"], size=4)
     assert found.config == net.config
-    other = found.config.build(**found.shape)
+    other = made(found.config, text_dim=found.shape["text_dim"])
     other.load_state_dict(found.weights)
     back = mdm_to_official(other.state_dict(), found.config)
     assert back.keys() == state.keys()
@@ -544,13 +550,16 @@ def test_a_file_there_and_back(tmp_path):
 
 
 GRAMMAR = [
-    config(MDMLevel(widths=(32,), depth=(1,)), told=8),
+    config({"widths": (32,), "depth": (1,), "attention": (0,)}, told=8),
     config(DEEP, heads=4),
-    config(MDMLevel(widths=(64, 32), depth=(3, 1), attention=(2, 0)), told=64, text_width=5),
-    config(MDMLevel(widths=(32,), depth=(2,), scale=64), MDMLevel(widths=(96,), depth=(1,), attention=(1,))),
+    config({"widths": (64, 32), "depth": (3, 1), "attention": (2, 0)}, told=64, text_width=5),
     config(
-        MDMLevel(widths=(32, 32, 32, 64), depth=(1, 2, 3, 1), scale=1024),
-        MDMLevel(widths=(32, 64), depth=(1, 2), normalised=True),
+        {"widths": (32, 64), "depth": (2, 1), "scale": 128},
+        {"widths": (96,), "depth": (1,), "attention": (1,)},
+    ),
+    config(
+        {"widths": (32, 32, 32, 64), "depth": (1, 2, 3, 1), "scale": 1024},
+        {"widths": (32, 64), "depth": (1, 2), "normalised": True},
         DEEP,
     ),
 ]
@@ -559,10 +568,11 @@ GRAMMAR = [
 @pytest.mark.parametrize("chosen", GRAMMAR)
 def test_shapes_tell_the_configuration(chosen):
     with torch.device("meta"):
-        net = chosen.build(channels=1, text_dim=7, out_channels=2)
-    found = read_mdm(FILE, mdm_to_official(net.state_dict(), chosen), heads=chosen.heads)
+        net = made(chosen, text_dim=7)
+    heads = (chosen.inner if isinstance(chosen, MatryoshkaConfig) else chosen).heads
+    found = read_mdm(FILE, mdm_to_official(net.state_dict(), chosen), heads=heads)
     assert found.config == chosen
-    assert found.shape == {"channels": 1, "out_channels": 2, "text_dim": 7}
+    assert found.shape == {"channels": 3, "text_dim": 7}
     assert {name: value.shape for name, value in found.weights.items()} == {
         name: value.shape for name, value in net.state_dict().items()
     }
@@ -607,57 +617,44 @@ def test_files_that_do_not_fit():
 # Errors
 
 
-def test_levels_that_do_not_fit():
+def test_rows_that_do_not_fit():
     net = build(OUTER, INNER)
-    with pytest.raises(InputError, match="1 levels of images for a network of 2"):
-        net.forward_levels([LOW], *TOLD)
-    with pytest.raises(InputError, match=r"18x16.*multiples of 4"):
-        net.forward_levels([torch.zeros(2, 3, 18, 16), torch.zeros(2, 3, 9, 8)], *TOLD)
-    with pytest.raises(InputError, match=r"\(2, 3, 16, 16\) where \(2, 3, 8, 8\) belongs: levels are 2:1"):
-        net.forward_levels([HIGH, HIGH], *TOLD)
-    with pytest.raises(InputError, match=r"\(3, 3, 16, 16\) where \(2, 3, 16, 16\)"):
-        net.forward_levels([torch.zeros(3, 3, 16, 16), LOW], *TOLD)
     for rows in ((), (0,), (3,), (1, 2)):
         with pytest.raises(InputError, match="rows"):
-            net.forward_levels([HIGH, LOW], *TOLD, rows=rows)
+            run(net, [HIGH, LOW], *TOLD, rows=rows)
     with pytest.raises(InputError, match="rows"):
-        build(*THREE).forward_levels(pyramid(2, (32, 32), (16, 16), (4, 4)), *TOLD, rows=(2, 1))
-    with pytest.raises(InputError, match=r"1000x1024.*6 times in all.*multiples of 64"):
-        on_meta(MDM_SIZES["MDM-1024"]).check_size(1000, 1024)
+        run(build(*THREE), pyramid(2, (32, 32), (16, 16), (4, 4)), *TOLD, rows=(2, 1))
 
 
 def test_conditions_that_do_not_fit():
     net = build(INNER)
-    with pytest.raises(InputError, match="text of 12 channels, this network was built for 16"):
-        net.forward_levels([LOW], T, TEXT[..., :12], MASK)
+    with pytest.raises(InputError, match="17x16 cannot be halved 1 times; its sides must be multiples of 2"):
+        net.check_size(17, 16)
+    with pytest.raises(InputError, match="12 channels, this network was built for 16"):
+        run(net, [LOW], T, TEXT[..., :12], MASK)
     with pytest.raises(InputError, match="told a text"):
-        net.forward_levels([LOW], T)
-    with pytest.raises(InputError, match="told no label"):
-        net.forward_levels([LOW], *TOLD, label=torch.tensor([0, 1]))
-    with pytest.raises(InputError, match=r"'crop'.*'scale' is known"):
-        net.forward_levels([LOW], *TOLD, {"crop": T})
-    net = build(INNER, text_dim=0, classes=2)
-    with pytest.raises(InputError, match="told no text"):
-        net.forward_levels([LOW], *TOLD, label=torch.tensor([0, 1]))
-    with pytest.raises(InputError, match="told a label"):
-        net.forward_levels([LOW], T)
+        run(net, [LOW], T)
+    with pytest.raises(InputError, match="has 2 classes"):
+        run(build(INNER, text_dim=0, classes=2), [LOW], T)
+    with pytest.raises(InputError, match="predicts no variance"):
+        MatryoshkaConfig().build(channels=15, classes=0, out_channels=30)
 
 
 def test_configurations(tmp_path):
-    for name, chosen in MDM_SIZES.items():
-        write_section(chosen, tmp_path / "mdm.json")
-        assert read_section(MDMConfig, tmp_path / "mdm.json") == chosen, name
-    assert [chosen.ratios for chosen in MDM_SIZES.values()] == [(1,), (4, 1), (16, 4, 1)]
-    MDMConfig().build(channels=3, text_dim=8).forward_levels([LOW], T, TEXT[..., :8])
-    for values, message in (
-        ({"levels": []}, "levels"),
-        ({"levels": [{"widths": [40]}]}, "levels.0.widths.0.*multiple of 32"),
-        ({"levels": [{"widths": [32, 32], "depth": [1]}]}, "2, 1 and 2 entries"),
-        ({"levels": [{"widths": [32], "depth": [1], "attention": [0, 1]}]}, "1, 1 and 2 entries"),
-        ({"levels": [{"normalised": True}]}, "innermost level is never normalised"),
-        ({"told": 12}, "told.*multiple of 8"),
+    for name in RELEASED:
+        write_section(BACKBONES[name], tmp_path / "mdm.json")
+        assert read_section(type(BACKBONES[name]), tmp_path / "mdm.json") == BACKBONES[name], name
+    assert [BACKBONES[name].ratios for name in RELEASED] == [(1,), (4, 1), (16, 4, 1)]
+    for kind, values, message in (
+        (MDMConfig, {"widths": [40]}, "widths.0.*multiple of 32"),
+        (MDMConfig, {"widths": [32, 32], "depth": [1]}, "2, 1 and 2 entries"),
+        (MDMConfig, {"told": 12}, "told.*multiple of 8"),
+        (MatryoshkaConfig, {"levels": []}, "levels"),
+        (MatryoshkaConfig, {"levels": [{"widths": [32, 32], "depth": [1]}]}, "2 and 1 entries"),
+        (MatryoshkaConfig, {"levels": [{"widths": [32], "depth": [1]}]}, "as large as the one inside"),
+        (MatryoshkaConfig, {"inner": "DiT-Q"}, "unknown backbone 'DiT-Q' inside"),
     ):
         with pytest.raises(InputError, match=message):
-            MDMConfig.checked(values, "MDM")
+            kind.checked(values, "network")
     with pytest.raises(InputError, match="width 64 is not divisible by 7 heads"):
         build(INNER, heads=7)

@@ -7,9 +7,9 @@ import torch
 from test_samplers import f64, normal
 
 from ditkit.errors import InputError
+from ditkit.layout import Layout, Pyramid, pack, unpack
 from ditkit.sampling import SAMPLERS
 from ditkit.sampling.config import SamplingConfig
-from ditkit.layout import Layout, Pyramid, pack, unpack
 from ditkit.transports import transport
 from ditkit.transports.interpolants import PATHS, Coeffs, shifted
 

@@ -14,12 +14,12 @@ import torch
 
 from ditkit.backbones import backbone
 from ditkit.errors import InputError
+from ditkit.layout import Layout
 from ditkit.randomness import RowNoise
 from ditkit.sampling import DIFFUSIONS, SAMPLERS, cfg, respaced, time_grid
 from ditkit.sampling.config import SamplingConfig
 from ditkit.sampling.grids import SPACINGS
 from ditkit.sampling.sde import coefficient, kl_eta
-from ditkit.layout import Layout
 from ditkit.transports import DISCRETE, PATHS, PREDICTIONS, transport
 
 

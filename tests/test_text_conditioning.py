@@ -101,7 +101,7 @@ def test_in_context_tokens_stand_behind_the_images():
     net.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args))
     assert net(x, t, cond).shape == x.shape
     ((tokens, _, mask),) = seen
-    words = net.text.words(cond)
+    words = net.said(cond).words
     assert tokens[:, 16:].equal(words.tokens)
     assert mask[:, :16].all()
     assert mask[:, 16:].equal(cond["text_mask"])
@@ -111,9 +111,9 @@ def test_in_context_tokens_stand_behind_the_images():
 def test_the_pooled_text_is_told_as_time_and_label_are():
     net = network(text_pooled=True)
     _, t, cond = inputs()
-    expected = net.time(t) + net.label(cond["label"]) + net.text.vector(cond)
-    torch.testing.assert_close(net.condition(t, cond), expected)
-    sequence = network(text_pooled=True, conditioning="cross_attention").condition(t, cond)
+    expected = net.time(t) + net.label(cond["label"]) + net.said(cond).text
+    torch.testing.assert_close(net.condition(t, net.said(cond)), expected)
+    sequence = network(text_pooled=True, conditioning="cross_attention").condition(t, net.said(cond))
     assert sequence.shape == (3, 3, 16)
 
 

@@ -30,12 +30,12 @@ from ditkit.backbones import Backbone, BackboneConfig, DiTConfig, compile_blocks
 from ditkit.data import Batch
 from ditkit.device import Precision, autocast
 from ditkit.errors import InputError
+from ditkit.layout import Layout
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe as named_recipe
 from ditkit.sampling import cfg
 from ditkit.training.ema import Ema
 from ditkit.training.step import backward, make_optimizer, update
-from ditkit.layout import Layout
 
 CPU = torch.device("cpu")
 CHANNELS, SIDE, CLASSES = 4, 32, 1000  # ImageNet at 256 pixels behind Stable Diffusion's autoencoder

@@ -31,11 +31,11 @@ from ditkit.device import DeviceName, Precision, autocast, pick_device
 from ditkit.errors import InputError
 from ditkit.hub import fetch, is_id, model_card, publish
 from ditkit.interop import Kind, read_foreign
+from ditkit.layout import Layout
 from ditkit.progress import progress_bar
 from ditkit.randomness import RowNoise
 from ditkit.recipe import Recipe
 from ditkit.sampling import autoguidance, cfg
-from ditkit.layout import Layout
 from ditkit.transports import Denoiser, Transport
 
 Said = Mapping[str, Sequence[int] | Sequence[str] | Tensor]

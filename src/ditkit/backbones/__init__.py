@@ -1,4 +1,4 @@
-"""Whole networks by name. Adding one: a file with a configuration section, and its line below."""
+"""Whole networks by name: those of one resolution (plain.py), and with levels of others around them."""
 
 from typing import Annotated
 
@@ -6,21 +6,21 @@ import torch
 from pydantic import Field
 
 from ditkit.backbones.base import Backbone, Cond
-from ditkit.backbones.dit import DIT_SIZES, SIT_SIZES, DiT, DiTConfig
-from ditkit.backbones.udit import UDIT_SIZES, UDiT, UDiTConfig
+from ditkit.backbones.dit import DiT, DiTConfig
+from ditkit.backbones.matryoshka import MDM_SIZES, Matryoshka, MatryoshkaConfig, OuterLevel, matryoshka
+from ditkit.backbones.mdm import MDM, MDMConfig
+from ditkit.backbones.plain import PLAIN, PlainConfig
+from ditkit.backbones.udit import UDiT, UDiTConfig
 from ditkit.backbones.unet import UNet, UNetConfig
 from ditkit.device import check_compiler
 from ditkit.errors import InputError
 
-BackboneConfig = Annotated[DiTConfig | UDiTConfig | UNetConfig, Field(discriminator="kind")]
+BackboneConfig = Annotated[PlainConfig | MatryoshkaConfig, Field(discriminator="kind")]
 
-BACKBONES: dict[str, DiTConfig | UDiTConfig | UNetConfig] = {
-    "DiT": DiTConfig(),
-    **DIT_SIZES,
-    **SIT_SIZES,
-    "U-DiT": UDiTConfig(),
-    **UDIT_SIZES,
-    "UNet": UNetConfig(),
+BACKBONES: dict[str, PlainConfig | MatryoshkaConfig] = {
+    **PLAIN,
+    **MDM_SIZES,
+    "Matryoshka": MatryoshkaConfig(),
 }
 
 
@@ -38,9 +38,10 @@ def backbone(
     Args:
         name: a key of `BACKBONES`.
         classes: number of labels; 0 for an unconditional network.
-        channels: channels of the state (4 behind Stable Diffusion's autoencoder, 3 or 1 for pixels).
+        channels: channels of the state (4 behind Stable Diffusion's autoencoder, 3 or 1 for pixels); of several
+            resolutions, those of each, which are packed (`ditkit.layout`).
         learned_variance: twice as many output channels, the second half for the variance (DiT).
-        text_dim: channels of the text encoder for a network that is told a text (DiT's `text`, `text_pooled`).
+        text_dim: channels of the text encoder for a network that is told a text (DiT's `text`, `text_pooled`; MDM).
         overrides: any field of the network's configuration, such as width=192 or depth=4.
 
     Raises:
@@ -55,7 +56,8 @@ def backbone(
             f"{name} has no field {sorted(unknown)}; it has: {', '.join(type(config).model_fields)}"
         )
     config = type(config).checked(config.model_dump() | overrides, name)
-    return build(config, channels, classes, 2 * channels if learned_variance else channels, text_dim)
+    packed = channels * sum(ratio**2 for ratio in config.ratios)
+    return build(config, packed, classes, 2 * packed if learned_variance else packed, text_dim)
 
 
 def build(
@@ -64,8 +66,10 @@ def build(
     """The network of a configuration, freshly initialised. InputError for a text where it is told none."""
     shape = {"channels": channels, "classes": classes, "out_channels": out_channels}
     if text_dim:
-        if not isinstance(config, DiTConfig):
-            raise InputError(f"a {config.kind} is told no text; take a DiT, or leave the text encoder out")
+        if not config.hears:
+            raise InputError(
+                f"a {config.kind} is told no text; take a DiT or an MDM, or leave the text encoder out"
+            )
         shape["text_dim"] = text_dim
     return config.build(**shape)
 
@@ -89,11 +93,16 @@ def compile_blocks(net: Backbone, device: torch.device) -> None:
 
 __all__ = [
     "BACKBONES",
+    "MDM",
     "Backbone",
     "BackboneConfig",
     "Cond",
     "DiT",
     "DiTConfig",
+    "MDMConfig",
+    "Matryoshka",
+    "MatryoshkaConfig",
+    "OuterLevel",
     "UDiT",
     "UDiTConfig",
     "UNet",
@@ -101,4 +110,5 @@ __all__ = [
     "backbone",
     "build",
     "compile_blocks",
+    "matryoshka",
 ]

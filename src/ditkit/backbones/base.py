@@ -1,53 +1,129 @@
-"""What every whole network has in common: it is told the time, a label, a text, and runs in three parts.
+"""What every whole network has in common, and what those of one resolution have: three parts.
 
 A backbone maps (x, t, cond) to a tensor. It knows no diffusion and drops no conditions; what its output
 means is the transport's affair.
 """
 
 from abc import abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ditkit.config import Section
 from ditkit.errors import InputError
 from ditkit.nn.blocks import summed
 from ditkit.nn.embeddings import LabelEmbedding, SideBySide, TimeEmbedding
-from ditkit.nn.text import TextEmbedding, Words
+from ditkit.nn.text import TextReader, Words
 
 Cond = dict[str, Tensor]
 
 
+class BackboneSection(Section):
+    """The configuration of a network."""
+
+    @property
+    def ratios(self) -> tuple[int, ...]:
+        """Of a network on several resolutions, how many times each one's sides are the lowest's, highest first."""
+        return (1,)
+
+    @property
+    def hears(self) -> bool:
+        """Whether it can be told a text."""
+        return False
+
+
+class Said(NamedTuple):
+    """What a network is told of besides the time, embedded."""
+
+    label: Tensor | None = None  # (B, D)
+    text: Tensor | None = None  # (B, D), of a text as a whole
+    words: Words | None = None
+    scale: Tensor | None = None
+    """(B,), not embedded: the original images' size in pixels, for the networks that are told it (MDM)."""
+
+    @property
+    def vectors(self) -> list[Tensor]:
+        return [vector for vector in (self.label, self.text) if vector is not None]
+
+
+class Port(NamedTuple):
+    """What must be known of a network to put a level around it."""
+
+    entry: int
+    """Channels of what `embed` gives."""
+    exit: int
+    """Channels of what `body` gives."""
+    told: int
+    """Channels of the vectors of label and text."""
+    patch: int = 1
+    """Pixels of the state along a side of what the blocks work on."""
+
+
 class Backbone(nn.Module):
-    """(x (B, C, H, W), t (B,) or per token (B, L), cond) -> (B, C', H, W).
+    """(x (B, C, H, W), t (B,), cond) -> (B, C', H, W).
 
     cond has "label" (B,) where the network has classes, and a text where it is told one (`nn/text.py`).
-
-    `forward` is `head(body(embed(x)))`, so that another network can wrap the body. `blocks` are in the
-    order they run.
     """
 
     classes: int  # 0: unconditional
-    time: TimeEmbedding | SideBySide
-    label: LabelEmbedding | SideBySide | None
-    blocks: nn.ModuleList
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.text: TextEmbedding | None = None
-
-    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        c = self.condition(t, cond)
-        words = None if self.text is None else self.text.words(cond or {})
-        return self.head(self.body(self.embed(x), c, words), c, x.shape[2:])
+    blocks: nn.ModuleList  # what repeats, in the order it runs
 
     @property
     def repeated(self) -> list[nn.Module]:
         """The parts that are compiled, sharded or checkpointed one by one."""
         return list(self.blocks)
 
-    def condition(self, t: Tensor, cond: Cond | None) -> Tensor:
-        """What the blocks are told of time, label and a text as a whole."""
-        cond = cond or {}
+    @property
+    @abstractmethod
+    def text_dim(self) -> int:
+        """Channels of the text encoder whose texts it is told; 0 where it is told none."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor: ...
+
+    @abstractmethod
+    def null(self, cond: Cond) -> Cond:
+        """The keys that the network reads, every entry "unknown"."""
+
+    @abstractmethod
+    def check_size(self, height: int, width: int) -> None:
+        """InputError, naming the remedy, when the network cannot take a state of that size."""
+
+    def fused(self) -> "Backbone":
+        """What to sample with: the same function, where possible of fewer products; itself otherwise.
+
+        A copy with weights of its own, in the same mode, that is never saved: weights in files are those
+        that are trained.
+        """
+        return self
+
+
+class Plain(Backbone):
+    """A network of one resolution: `head(body(embed(x)))`, so that another can be put around the body.
+
+    t may be per token, (B, L), where the network takes that.
+    """
+
+    time: TimeEmbedding | SideBySide
+    label: LabelEmbedding | SideBySide | None
+    port: Port
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: TextReader | None = None
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        said = self.said(cond or {})
+        c = self.condition(t, said)
+        return self.head(self.body(self.embed(x), c, said.words), c, x.shape[2:])
+
+    @property
+    def text_dim(self) -> int:
+        return 0 if self.text is None else self.text.dim
+
+    def said(self, cond: Cond) -> Said:
+        """Label and text, embedded. InputError where the network needs one that is not there."""
         label = None
         if self.label is not None:
             if "label" not in cond:
@@ -55,9 +131,13 @@ class Backbone(nn.Module):
                     f"this network has {self.classes} classes: give cond a 'label' of shape (B,)"
                 )
             label = self.label(cond["label"])
-        return self.told(self.time(t), label, None if self.text is None else self.text.vector(cond))
+        return Said(label) if self.text is None else Said(label, *self.text(cond))
 
-    def told(self, time: Tensor, *others: Tensor | None) -> Tensor:
+    def condition(self, t: Tensor, said: Said) -> Tensor:
+        """What the blocks are told of time, label and a text as a whole."""
+        return self.told(self.time(t), *said.vectors)
+
+    def told(self, time: Tensor, *others: Tensor) -> Tensor:
         """The embedded time, label and text as one: their sum, (B, D), or (B, L, D) for a time per token."""
         return summed(time, *others)
 
@@ -73,20 +153,15 @@ class Backbone(nn.Module):
     def head(self, h: Tensor, c: Tensor, size: torch.Size) -> Tensor:
         """The output for a state of that height and width."""
 
-    @abstractmethod
-    def check_size(self, height: int, width: int) -> None:
-        """InputError, naming the remedy, when the network cannot take a state of that size."""
+    def from_map(self, m: Tensor) -> Tensor:
+        """A map (B, D, H / patch, W / patch) in the form of what `embed` gives: here the map itself."""
+        return m
 
-    def fused(self) -> "Backbone":
-        """What to sample with: the same function, where possible of fewer products; itself otherwise.
-
-        A copy with weights of its own, in the same mode, that is never saved: weights in files are those
-        that are trained.
-        """
-        return self
+    def to_map(self, h: Tensor, size: torch.Size) -> Tensor:
+        """What `body` gives as a map, for a state of that height and width."""
+        return h
 
     def null(self, cond: Cond) -> Cond:
-        """The keys that the network reads, every entry "unknown"."""
         empty = {} if self.text is None else self.text.null(cond)
         if self.label is not None and "label" in cond:
             empty["label"] = torch.full_like(cond["label"], self.classes)

@@ -9,8 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ditkit.backbones.base import Backbone, Cond
-from ditkit.config import Section
+from ditkit.backbones.base import BackboneSection, Plain, Port, Said
 from ditkit.errors import InputError
 from ditkit.nn.blocks import CONDITIONINGS
 from ditkit.nn.embeddings import LabelEmbedding, TimeEmbedding, sincos_positions
@@ -18,7 +17,7 @@ from ditkit.nn.patches import PatchEmbed, unpatchify
 from ditkit.nn.text import TextAttention, TextEmbedding, Words
 
 
-class DiTConfig(Section):
+class DiTConfig(BackboneSection):
     """A DiT of any size; the paper's sizes have names (`ditkit list backbones`)."""
 
     kind: Literal["DiT"] = "DiT"
@@ -47,6 +46,10 @@ class DiTConfig(Section):
     time_period: Annotated[float, Field(gt=1)] = 10_000.0
     """The time's frequencies are time_period^(-i/128); the released DiT's and SiT's."""
 
+    @property
+    def hears(self) -> bool:
+        return True
+
     def build(
         self, *, channels: int, classes: int, out_channels: int | None = None, text_dim: int = 0
     ) -> "DiT":
@@ -55,7 +58,7 @@ class DiTConfig(Section):
         return DiT(self, channels, classes if self.label else 0, out_channels or channels, text_dim)
 
 
-class DiT(Backbone):
+class DiT(Plain):
     """(x (B, C, H, W), t (B,) or per token (B, L), cond) -> (B, C', H, W); H, W multiples of the patch.
 
     A time per token needs one of the adaptive conditionings. A network that attends to text has the same names
@@ -74,6 +77,7 @@ class DiT(Backbone):
                 "give one, or leave both out"
             )
         self.classes = classes
+        self.port = Port(entry=width, exit=width, told=width, patch=patch)
         self.patches = PatchEmbed(channels, patch, width)
         self.time = TimeEmbedding(width, config.time_scale, config.time_shift, config.time_period)
         self.label = LabelEmbedding(classes, width) if classes else None
@@ -94,15 +98,15 @@ class DiT(Backbone):
     def repeated(self) -> list[nn.Module]:
         return [*self.blocks, *self.listeners]
 
-    def condition(self, t: Tensor, cond: Cond | None) -> Tensor:
+    def condition(self, t: Tensor, said: Said) -> Tensor:
         if t.ndim == 2 and self.in_context:
             raise InputError(
                 "a time per token leaves a text's tokens without one; give one time per image or --backbone.text "
                 "cross_attention"
             )
-        return super().condition(t, cond)
+        return super().condition(t, said)
 
-    def told(self, time: Tensor, *others: Tensor | None) -> Tensor:
+    def told(self, time: Tensor, *others: Tensor) -> Tensor:
         return self.conditioning.told(time, *others)
 
     def embed(self, x: Tensor) -> Tensor:
@@ -115,7 +119,8 @@ class DiT(Backbone):
         own = h.shape[1]
         if self.in_context and words is not None:
             h = torch.cat([h, words.tokens.to(h.dtype)], dim=1)
-            mask = torch.cat([words.mask.new_ones(len(h), own), words.mask], dim=1)
+            if words.mask is not None:
+                mask = torch.cat([words.mask.new_ones(len(h), own), words.mask], dim=1)
         for k, block in enumerate(self.blocks):
             h = block(h, c, mask)
             if self.listeners and words is not None:
@@ -124,6 +129,12 @@ class DiT(Backbone):
 
     def head(self, h: Tensor, c: Tensor, size: torch.Size) -> Tensor:
         return unpatchify(self.final(h, c), self.patches.grid(*size), self.patches.patch)
+
+    def from_map(self, m: Tensor) -> Tensor:
+        return m.flatten(2).mT
+
+    def to_map(self, h: Tensor, size: torch.Size) -> Tensor:
+        return h.mT.unflatten(2, self.patches.grid(*size))
 
     def check_size(self, height: int, width: int) -> None:
         self.patches.grid(height, width)

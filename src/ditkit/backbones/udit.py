@@ -13,8 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ditkit.backbones.base import Backbone
-from ditkit.config import Section
+from ditkit.backbones.base import Backbone, BackboneSection, Plain, Port
 from ditkit.errors import InputError
 from ditkit.nn.blocks import Mlp, Modulation, modulated_norm
 from ditkit.nn.convolutions import Shuffle, Unshuffle, embedding_conv, on_planes, xavier_conv, zero_conv
@@ -30,7 +29,7 @@ MULTIPLIERS = (1, 2, 4, 2, 2)  # widths of the stages; the last is wider than th
 Count = Annotated[int, Field(ge=1)]
 
 
-class UDiTConfig(Section):
+class UDiTConfig(BackboneSection):
     """A U-DiT of any size; the paper's sizes have names (`ditkit list backbones`)."""
 
     kind: Literal["U-DiT"] = "U-DiT"
@@ -62,7 +61,7 @@ class UDiTConfig(Section):
         return UDiT(self, channels, classes, out_channels or channels)
 
 
-class UDiT(Backbone):
+class UDiT(Plain):
     """(x (B, C, H, W), t (B,), cond) -> (B, C', H, W); H, W multiples of 8 (4 with full attention).
 
     Time and label are embedded three times, for each width; all are told as one vector (B, 7 D). What the
@@ -81,6 +80,7 @@ class UDiT(Backbone):
         self.classes, self.rotary = classes, config.rotary
         self.attention = ATTENTIONS[config.attention]
         self.told_widths = widths[:3]
+        self.port = Port(entry=d, exit=2 * d, told=sum(self.told_widths))
         self.head_dims = [width // config.heads for width in widths]
         self.time = SideBySide(
             TimeEmbedding(width, config.time_scale, config.time_shift) for width in self.told_widths
@@ -104,7 +104,7 @@ class UDiT(Backbone):
         self.modulation = Modulation(2 * d, 2)
         self.final = zero_conv(2 * d, out_channels)
 
-    def told(self, time: Tensor, *others: Tensor | None) -> Tensor:
+    def told(self, time: Tensor, *others: Tensor) -> Tensor:
         if time.ndim != 2:
             raise InputError("a U-DiT has one time per image; a time per token needs a DiT")
         return super().told(time, *others)
@@ -143,6 +143,12 @@ class UDiT(Backbone):
         shift, scale = self.modulation(self._parted(c)[1])
         h = modulated_norm(on_planes(self.smooth, h), shift, scale)
         return self.final(h.permute(0, 3, 1, 2).contiguous())
+
+    def from_map(self, m: Tensor) -> Tensor:
+        return m.permute(0, 2, 3, 1)
+
+    def to_map(self, h: Tensor, size: torch.Size) -> Tensor:
+        return h.permute(0, 3, 1, 2)
 
     def check_size(self, height: int, width: int) -> None:
         factor = 2 ** (2 + self.attention.halves)

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from ditkit.backbones.base import Backbone
-from ditkit.config import Section
+from ditkit.backbones.base import BackboneSection, Plain, Port
 from ditkit.errors import InputError
 from ditkit.nn.convolutions import GROUPS, Downsample, ResidualBlock, Upsample, zero_conv
 from ditkit.nn.embeddings import LabelEmbedding, TimeEmbedding
@@ -21,7 +20,7 @@ from ditkit.nn.text import Words
 Multipliers = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
 
-class UNetConfig(Section):
+class UNetConfig(BackboneSection):
     """A convolutional U-Net with skip connections and no attention."""
 
     kind: Literal["UNet"] = "UNet"
@@ -41,7 +40,7 @@ class UNetConfig(Section):
         return UNet(self, channels, classes, out_channels or channels)
 
 
-class UNet(Backbone):
+class UNet(Plain):
     """(x (B, C, H, W), t (B,), cond) -> (B, C', H, W); H, W multiples of 2^(levels - 1)."""
 
     def __init__(self, config: UNetConfig, channels: int, classes: int, out_channels: int):
@@ -65,6 +64,7 @@ class UNet(Backbone):
                 down.append(ResidualBlock(here, width, told))
                 here = width
                 skips.append(here)
+        self.port = Port(entry=widths[0], exit=widths[0], told=told)
         middle = ResidualBlock(here, here, told)
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(config.depth + 1):

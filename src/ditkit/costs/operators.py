@@ -102,7 +102,7 @@ class Inputs(NamedTuple):
         if self.labelled:
             cond["label"] = torch.empty(batch, dtype=torch.long, device=device)
         if self.words:
-            dim: int = net.get_submodule("text").dim  # type: ignore[assignment]
+            dim: int = net.text_dim  # type: ignore[assignment]
             cond["text"] = torch.empty(batch, self.words, dim, device=device)
             cond["text_mask"] = torch.empty(batch, self.words, dtype=torch.bool, device=device)
             cond["text_pooled"] = torch.empty(batch, dim, device=device)

@@ -1,7 +1,7 @@
 """The released Matryoshka Diffusion files (apple/ml-mdm): their names <-> ours.
 
 A file `vis_model*.pth` holds its weights as "state_dict". There the network of each level is wrapped in the next,
-under `inner_unet.`; here levels stand side by side. Widths, depths, attention, text and conditions are read off
+under `inner_unet.`; here outer levels stand side by side around the innermost network. Widths, depths, attention, text and conditions are read off
 the shapes. What shapes do not say is that of the released networks: 8 heads, images of 64 pixels at the innermost
 level, padding attended to, and normalised images in every level between the innermost and the highest.
 
@@ -15,13 +15,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ditkit.backbones.mdm import MDMConfig
+from ditkit.backbones import BackboneConfig, MatryoshkaConfig, MDMConfig, OuterLevel
+from ditkit.backbones.mdm import MDM_64
 from ditkit.errors import InputError
 from ditkit.interop.imported import State, check_fit, shape_of
 
 WRAPPED = "inner_unet."
 TIME, TEXT, STEM, IMAGE_SCALE = "temb_layer1", "lm_proj", "conv_in", "cond_layers.scale.0"
-HEADS, SIZE = 8, 64  # of all released networks
+HEADS, SIZE = MDM_64.heads, 64  # of all released networks
+
+Nested = MDMConfig | MatryoshkaConfig
 
 LEVEL = (
     (TIME, "time.0"),
@@ -58,20 +61,30 @@ POINTWISE = (".qkv.weight", ".proj.weight", ".mlp.0.weight", ".mlp.2.weight")
 class MDMWeights(NamedTuple):
     """A released network as ours: `config.build(**shape)` takes `weights`."""
 
-    config: MDMConfig
+    config: Nested
     shape: dict[str, int]
-    """channels, out_channels, text_dim."""
+    """channels of each level's image, text_dim."""
     weights: dict[str, Tensor]
 
 
-def mdm_names(config: MDMConfig) -> list[tuple[str, str]]:
-    """(official, ours) of every parameter there can be; shortcuts, text and scale are not in every network."""
-    innermost = len(config.levels) - 1
+def mdm_names(config: Nested) -> list[tuple[str, str]]:
+    """(official, ours) of every parameter there can be; shortcuts, text and scale are not in every network.
+
+    InputError for levels around another network than Matryoshka Diffusion's.
+    """
+    inner: BackboneConfig = config
+    outer: tuple[OuterLevel, ...] = ()
+    if isinstance(config, MatryoshkaConfig):
+        inner, outer = config.inner, config.levels
+    if not isinstance(inner, MDMConfig):
+        raise InputError(f"a {inner.kind} with levels around it has no released names; an MDM has")
+    innermost, root = len(outer), "inner." if outer else ""
     modules = []
-    for i, level in enumerate(config.levels):
-        theirs, ours = WRAPPED * i, f"nest.{innermost - i}."
+    for i in range(innermost + 1):
+        level: OuterLevel | MDMConfig = outer[i] if i < innermost else inner
+        theirs, ours = WRAPPED * i, f"outer.{innermost - 1 - i}." if i < innermost else f"{root}level."
         modules += [(theirs + a, ours + b) for a, b in LEVEL]
-        layers = level.attention or (0,) * len(level.widths)
+        layers = level.attention if isinstance(level, MDMConfig) else (0,) * len(level.widths)
         for way, extra, order in (("down", 0, 1), ("up", 1, -1)):
             for j, (depth, attention) in enumerate(list(zip(level.depth, layers, strict=True))[::order]):
                 stage = f"{theirs}{way}_blocks.{j}"
@@ -80,8 +93,8 @@ def mdm_names(config: MDMConfig) -> list[tuple[str, str]]:
                 modules.append((f"{stage}.resample", f"{ours}{way}samples.{j}"))
     theirs = WRAPPED * innermost
     for k in range(2):
-        modules += _step_names(f"{theirs}mid_blocks.{k}", 0, f"nest.0.middle.{k}", 1 - k)
-    modules += [(f"{theirs}{TEXT}", "text.tokens"), (f"{theirs}cond_emb", "text.vector")]
+        modules += _step_names(f"{theirs}mid_blocks.{k}", 0, f"{root}middle.{k}", 1 - k)
+    modules += [(f"{theirs}{TEXT}", f"{root}text.tokens"), (f"{theirs}cond_emb", f"{root}text.vector")]
     return [(f"{a}.{parameter}", f"{b}.{parameter}") for a, b in modules for parameter in ("weight", "bias")]
 
 
@@ -94,7 +107,7 @@ def _step_names(stage: str, k: int, ours: str, layers: int) -> Iterator[tuple[st
             yield f"{stage}.attn.{k * layers + layer}.{theirs}", f"{ours}.attention.{layer}.{part}"
 
 
-def mdm_to_ours(state: State, config: MDMConfig) -> dict[str, Tensor]:
+def mdm_to_ours(state: State, config: Nested) -> dict[str, Tensor]:
     """An official state dict under our names."""
     return {
         ours: state[official].flatten(1) if ours.endswith(POINTWISE) else state[official]
@@ -103,7 +116,7 @@ def mdm_to_ours(state: State, config: MDMConfig) -> dict[str, Tensor]:
     }
 
 
-def mdm_to_official(state: State, config: MDMConfig) -> dict[str, Tensor]:
+def mdm_to_official(state: State, config: Nested) -> dict[str, Tensor]:
     """Ours under the official names. A label's embedding, which the released networks have not, is left out."""
     return {
         official: state[ours][..., None, None] if ours.endswith(POINTWISE) else state[ours]
@@ -135,45 +148,44 @@ def read_mdm(path: Path, state: State, *, heads: int = HEADS, size: int = SIZE) 
         raise InputError(f"{path}: attention layers over the text (lm_head), which no released network has")
     channels = shape_of(path, state, f"{innermost}{STEM}.weight", 4)[1]
     words, text_dim = shape_of(path, state, f"{innermost}{TEXT}.weight", 2)
-    levels: list[dict[str, Any]] = []
-    for prefix in reversed(prefixes):  # the innermost first: sizes grow from there
-        level = _level(path, state, prefix)
-        if f"{prefix}{IMAGE_SCALE}.weight" in state:
-            level["scale"] = size
-        level["normalised"] = prefix not in ("", innermost)
-        levels.insert(0, level)
-        outwards = prefix.removesuffix(WRAPPED)
-        size *= 2 ** max(0, _count(state, f"{outwards}down_blocks.") - 1)
-    values = {
-        "levels": levels,
+    inner = _level(path, state, innermost, size)
+    inner |= {
+        "kind": "MDM",
+        "attention": _attention(state, innermost, inner["depth"]),
         "heads": heads,
         "told": shape_of(path, state, f"{innermost}{TIME}.weight", 2)[0],
         "text_width": words,
     }
-    config = MDMConfig.checked(values, str(path))
-    shape = {
-        "channels": channels,
-        "out_channels": shape_of(path, state, f"{innermost}conv_out.weight", 4)[0],
-        "text_dim": text_dim,
-    }
+    levels: list[dict[str, Any]] = []
+    for prefix in reversed(prefixes[:-1]):  # from the inside: sizes grow from there
+        size *= 2 ** max(0, _count(state, f"{prefix}down_blocks.") - 1)
+        levels.insert(0, _level(path, state, prefix, size) | {"normalised": prefix != ""})
+    config: Nested
+    if levels:
+        config = MatryoshkaConfig.checked({"inner": inner, "levels": levels}, str(path))
+    else:
+        config = MDMConfig.checked(inner, str(path))
+    shape = {"channels": channels, "text_dim": text_dim}
     with torch.device("meta"):
-        expected = config.build(**shape).state_dict()
+        packed = channels * sum(ratio**2 for ratio in config.ratios)
+        expected = config.build(channels=packed, classes=0, text_dim=text_dim).state_dict()
     check_fit(path, state, mdm_to_official(expected, config))
     return MDMWeights(config, shape, mdm_to_ours(state, config))
 
 
-def _level(path: Path, state: State, prefix: str) -> dict[str, Any]:
-    """Widths, depths and attention of a level: of residual blocks and attention layers on the way down."""
-    level: dict[str, Any] = {"widths": [], "depth": [], "attention": []}
+def _level(path: Path, state: State, prefix: str, size: int) -> dict[str, Any]:
+    """Widths and depths, of residual blocks on the way down, of the level for images of that size."""
+    level: dict[str, Any] = {"widths": [], "depth": []}
     for i in range(_count(state, f"{prefix}down_blocks.")):
         stage = f"{prefix}down_blocks.{i}"
-        depth = _count(state, f"{stage}.resnets.")
         level["widths"].append(shape_of(path, state, f"{stage}.resnets.0.conv1.weight", 4)[0])
-        level["depth"].append(depth)
-        level["attention"].append(_count(state, f"{stage}.attn.") // depth)
-    if not any(level["attention"]):
-        level["attention"] = []
-    return level
+        level["depth"].append(_count(state, f"{stage}.resnets."))
+    return level | ({"scale": size} if f"{prefix}{IMAGE_SCALE}.weight" in state else {})
+
+
+def _attention(state: State, prefix: str, depth: list[int]) -> list[int]:
+    """Attention layers after each residual block of each resolution."""
+    return [_count(state, f"{prefix}down_blocks.{i}.attn.") // count for i, count in enumerate(depth)]
 
 
 def _count(state: State, prefix: str) -> int:

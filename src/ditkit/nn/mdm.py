@@ -1,58 +1,46 @@
 """Parts of Matryoshka Diffusion's U-Nets (Gu et al., "Matryoshka Diffusion Models", ICLR 2024, and its released
-code): what each level is told, residual blocks with attention, and one level's U-Net.
+code): what each level is told, residual blocks with attention, and one level's way down and up.
 
 Maps are (B, C, H, W). The convolutions are those of every U-Net here (`nn/convolutions.py`); norms have 32
-groups. How levels are nested is in backbones/mdm.py.
+groups. Whole networks are in backbones/mdm.py, how levels are nested in backbones/matryoshka.py.
 """
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ditkit.errors import InputError
 from ditkit.nn.attention import attend, check_heads
 from ditkit.nn.convolutions import Downsample, ResidualBlock, Upsample, zero_conv
 from ditkit.nn.embeddings import sinusoid
 from ditkit.nn.linear import dense, zero_dense
+from ditkit.nn.text import MASK, TOKENS, Cond, TextReader, Words
 
 GROUPS = 32
 
 
-class Told(NamedTuple):
-    """What the blocks of a level are told."""
+class Sentence(TextReader):
+    """A text's tokens (B, L, dim) and mask (B, L) -> a vector to be told (B, told), words to attend to (B, L, width).
 
-    vector: Tensor
-    """(B, D), of time, text, label and scale."""
-    words: Tensor | None
-    """(B, M, D'), to attend to; none without a text."""
-    mask: Tensor | None
-    """Bool (B, M), which of them; none for all."""
-
-
-class Sentence(nn.Module):
-    """A text (B, L, dim), mask (B, L) -> tokens to attend to (B, L, width) and a vector to be told (B, told).
-
-    The vector is made of the mean of the projected tokens where the mask is true.
+    The vector is made of the mean of the projected tokens where the mask is true. "Unknown" is not learned: the
+    released networks are told the encoded empty text (`text.null` empty), for which there stands a zero here.
     """
 
     def __init__(self, dim: int, width: int, told: int):
-        super().__init__()
-        self.dim = dim
+        super().__init__(dim)
         self.tokens = nn.Linear(dim, width)
         self.vector = nn.Linear(width, told, bias=False)
 
-    def forward(self, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        if text.shape[-1] != self.dim:
-            raise InputError(
-                f"a text of {text.shape[-1]} channels, this network was built for {self.dim}: it needs the text "
-                "encoder it was trained with"
-            )
-        tokens = self.tokens(text)
+    def forward(self, cond: Cond) -> tuple[Tensor, Words]:
+        mask = self.given(cond, MASK)
+        tokens = self.tokens(self.given(cond, TOKENS))
         present = mask[..., None].to(tokens)
         mean = (present * tokens).sum(1) / present.sum(1).clamp(min=1)  # a row without tokens is told nothing
-        return tokens, self.vector(mean)
+        return self.vector(mean), Words(tokens, mask)
+
+    def null(self, cond: Cond) -> Cond:
+        mask = self.given(cond, MASK)
+        first = torch.arange(mask.shape[1], device=mask.device) == 0
+        return {TOKENS: torch.zeros_like(self.given(cond, TOKENS)), MASK: first.expand_as(mask)}
 
 
 class NumberEmbedding(nn.Sequential):
@@ -105,14 +93,15 @@ class TextualAttention(nn.Module):
         self.norm2 = nn.GroupNorm(GROUPS, width)
         self.mlp = nn.Sequential(dense(width, 4 * width), nn.GELU(), zero_dense(4 * width, width))
 
-    def forward(self, x: Tensor, words: Tensor | None, mask: Tensor | None) -> Tensor:
-        """`mask`, bool (B, M): the words that are attended to; all where there is none."""
+    def forward(self, x: Tensor, words: Words | None) -> Tensor:
         pixels = _tokens(self.norm1(x))
         q, k, v = self.qkv(pixels).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, L, d)
         found = attend(q, k, v)
-        if self.words is not None:
-            k, v = self.words(words).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, M, d)
-            found = found + attend(q, k, v, mask=mask)
+        if self.words is not None and words is not None:
+            k, v = (
+                self.words(words.tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            )  # (B, H, M, d)
+            found = found + attend(q, k, v, mask=words.mask)
         x = x + _map(self.proj(found.transpose(1, 2).flatten(2)), x)
         return x + _map(self.mlp(_tokens(self.norm2(x))), x)
 
@@ -127,18 +116,16 @@ class Step(nn.Module):
         self.block.norm2 = nn.GroupNorm(GROUPS, fan_out)
         self.attention = nn.ModuleList(TextualAttention(fan_out, heads, words) for _ in range(layers))
 
-    def forward(self, x: Tensor, told: Told) -> Tensor:
-        x = self.block(x, told.vector)
+    def forward(self, x: Tensor, c: Tensor, words: Words | None = None) -> Tensor:
+        x = self.block(x, c)
         for layer in self.attention:
-            x = layer(x, told.words, told.mask)
+            x = layer(x, words)
         return x
 
 
 class Level(nn.Module):
-    """The U-Net of one level, in parts, for another level may lie between its way down and its way up.
-
-    At its lowest resolution is either a middle of its own or, where `inner` is a number, a level whose first
-    and last maps have that many channels: an adapter leads to it, another back, and both start at zero.
+    """The U-Net of one level, in parts, for something lies between its way down and its way up: a middle, or
+    another level.
 
     Args:
         widths: channels of each resolution, from the level's own on.
@@ -148,6 +135,7 @@ class Level(nn.Module):
         words: channels of the words, 0 without a text.
         scale: image size of the level in pixels, for micro-conditioning.
         normalised: the state is divided by the standard deviation of each image.
+        patch: side of the squares of pixels that become channels first, and pixels again in the end.
     """
 
     def __init__(
@@ -158,18 +146,18 @@ class Level(nn.Module):
         widths: tuple[int, ...],
         depth: tuple[int, ...],
         layers: tuple[int, ...],
-        heads: int,
         told: int,
-        words: int,
-        scale: int | None,
-        normalised: bool,
-        inner: int | None,
+        heads: int = 1,
+        words: int = 0,
+        scale: int | None = None,
+        normalised: bool = False,
+        patch: int = 1,
     ):
         super().__init__()
-        self.normalised = normalised
+        self.normalised, self.patch = normalised, patch
         self.time = NumberEmbedding(told)
         self.scale = None if scale is None else ImageScale(scale, told)
-        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
 
         def step(fan_in: int, fan_out: int, attention: int) -> Step:
             return Step(fan_in, fan_out, told, attention, heads, words)
@@ -185,10 +173,6 @@ class Level(nn.Module):
             self.down.append(nn.ModuleList(step(fan_in, width, attention) for fan_in in fans))
             here = width
             skips += [width] * count
-        if inner is None:
-            self.middle = nn.ModuleList([step(here, here, 1), step(here, here, 0)])
-        else:
-            self.inward, self.outward = zero_conv(here, inner), zero_conv(inner, here)
         for i, (width, count, attention) in enumerate(
             zip(reversed(widths), reversed(depth), reversed(layers), strict=True)
         ):
@@ -198,20 +182,25 @@ class Level(nn.Module):
             self.up.append(nn.ModuleList(step(fan_in, width, attention) for fan_in in fans))
             here = width
         self.norm = nn.GroupNorm(GROUPS, here)
-        self.final = zero_conv(here, out_channels)
+        self.final = zero_conv(here, out_channels * patch**2)
 
-    def clock(self, time: Tensor, scale: Tensor | None) -> Tensor:
-        """The time (B,) as the network sees it, and the image's scale: (B, told)."""
-        vector = self.time(time)
-        return vector if self.scale is None else vector + self.scale(scale, time)
+    @property
+    def steps(self) -> list[nn.Module]:
+        return [step for way in (self.down, self.up) for steps in way for step in steps]  # type: ignore[attr-defined]
+
+    def clock(self, t: Tensor, scale: Tensor | None) -> Tensor:
+        """The time (B,), 0 data and 1 noise, and the image's scale: (B, told). The released networks read the index
+        0 .. 999 of t = (index + 1)/1000."""
+        vector = self.time(1000 * t - 1)
+        return vector if self.scale is None else vector + self.scale(scale, t)
 
     def embed(self, x: Tensor) -> Tensor:
         """The noisy images as a first map, channels last: the layout that convolutions are quickest in."""
         if self.normalised:
             x = x / x.std(dim=(1, 2, 3), keepdim=True)
-        return self.stem(x.contiguous(memory_format=torch.channels_last))
+        return self.stem(F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last))
 
-    def descend(self, x: Tensor, told: Told) -> tuple[Tensor, list[Tensor]]:
+    def descend(self, x: Tensor, c: Tensor, words: Words | None = None) -> tuple[Tensor, list[Tensor]]:
         """The map at the lowest resolution, and those kept for the way up."""
         kept = [x]
         for i, steps in enumerate(self.down):
@@ -219,28 +208,22 @@ class Level(nn.Module):
                 x = self.downsamples[i - 1](x)
                 kept.append(x)
             for step in steps:  # type: ignore[attr-defined]  # a list of lists
-                x = step(x, told)
+                x = step(x, c, words)
                 kept.append(x)
         return x, kept
 
-    def turn(self, x: Tensor, told: Told) -> Tensor:
-        """The middle of a level that has one."""
-        for step in self.middle:
-            x = step(x, told)
-        return x
-
-    def ascend(self, x: Tensor, kept: list[Tensor], told: Told) -> Tensor:
+    def ascend(self, x: Tensor, kept: list[Tensor], c: Tensor, words: Words | None = None) -> Tensor:
         """Back up to the level's own resolution; what was `kept` is taken from the list, the last first."""
         for i, steps in enumerate(self.up):
             if i:
                 x = self.upsamples[i - 1](x)
             for step in steps:  # type: ignore[attr-defined]  # a list of lists
-                x = step(torch.cat([x, kept.pop()], dim=1), told)
+                x = step(torch.cat([x, kept.pop()], dim=1), c, words)
         return x
 
     def head(self, x: Tensor) -> Tensor:
         """The prediction."""
-        return self.final(F.silu(self.norm(x)))
+        return F.pixel_shuffle(self.final(F.silu(self.norm(x))), self.patch)
 
 
 def _tokens(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ A text is what a frozen encoder gives (`ditkit.text`): in cond "text" (B, M, dim
 there is a token, at least one in a row, and "text_pooled" (B, dim).
 """
 
+from abc import abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -22,48 +23,25 @@ class Words(NamedTuple):
     """Tokens a network attends to."""
 
     tokens: Tensor  # (B, M, width)
-    mask: Tensor  # bool (B, M): whether there is one
+    mask: Tensor | None  # bool (B, M), whether there is one; none: everywhere
 
 
-class TextEmbedding(nn.Module):
-    """An encoder's tokens, its pooled vector or both, brought to the network's width; and "unknown", learned.
+class TextReader(nn.Module):
+    """cond -> (a text as a whole (B, width), its words), of which a network may take one only; and "unknown"."""
 
-    Encoders differ in scale, so what comes in is normed first.
-    """
-
-    def __init__(self, dim: int, width: int, *, tokens: bool, pooled: bool):
+    def __init__(self, dim: int):
         super().__init__()
         self.dim = dim
-        self.tokens = _projection(dim, width) if tokens else None
-        self.pooled = _projection(dim, width) if pooled else None
-        self.null_token = nn.Parameter(torch.randn(dim)) if tokens else None
-        self.null_pooled = nn.Parameter(torch.randn(dim)) if pooled else None
 
-    def words(self, cond: Cond) -> Words | None:
-        """The tokens; None where only the pooled vector is taken."""
-        if self.tokens is None:
-            return None
-        tokens = self._given(cond, TOKENS)
-        return Words(self.tokens(norm(tokens)), self._given(cond, MASK))
+    @abstractmethod
+    def forward(self, cond: Cond) -> tuple[Tensor | None, Words | None]: ...
 
-    def vector(self, cond: Cond) -> Tensor | None:
-        """(B, width); None where only tokens are taken."""
-        return None if self.pooled is None else self.pooled(norm(self._given(cond, POOLED)))
-
+    @abstractmethod
     def null(self, cond: Cond) -> Cond:
-        """Of the keys that are used, "unknown": one learned token, and a learned vector."""
-        empty = {}
-        if self.null_token is not None:
-            tokens, mask = self._given(cond, TOKENS), self._given(cond, MASK)
-            first = torch.arange(tokens.shape[1], device=tokens.device) == 0
-            empty[TOKENS] = torch.where(first[:, None], self.null_token, 0.0).to(tokens).expand_as(tokens)
-            empty[MASK] = first.expand_as(mask)
-        if self.null_pooled is not None:
-            pooled = self._given(cond, POOLED)
-            empty[POOLED] = self.null_pooled.to(pooled).expand_as(pooled)
-        return empty
+        """Of the keys that are used, "unknown"."""
 
-    def _given(self, cond: Cond, key: str) -> Tensor:
+    def given(self, cond: Cond, key: str) -> Tensor:
+        """InputError where it is not there or of another encoder."""
         if key not in cond:
             raise InputError(
                 f"this network is told a text: cond has no {key!r}, it has {sorted(cond) or 'nothing'}"
@@ -77,6 +55,41 @@ class TextEmbedding(nn.Module):
         return value
 
 
+class TextEmbedding(TextReader):
+    """An encoder's tokens, its pooled vector or both, brought to the network's width; and "unknown", learned.
+
+    Encoders differ in scale, so what comes in is normed first.
+    """
+
+    def __init__(self, dim: int, width: int, *, tokens: bool, pooled: bool):
+        super().__init__(dim)
+        self.tokens = _projection(dim, width) if tokens else None
+        self.pooled = _projection(dim, width) if pooled else None
+        self.null_token = nn.Parameter(torch.randn(dim)) if tokens else None
+        self.null_pooled = nn.Parameter(torch.randn(dim)) if pooled else None
+
+    def forward(self, cond: Cond) -> tuple[Tensor | None, Words | None]:
+        vector, words = None, None
+        if self.pooled is not None:
+            vector = self.pooled(norm(self.given(cond, POOLED)))
+        if self.tokens is not None:
+            words = Words(self.tokens(norm(self.given(cond, TOKENS))), self.given(cond, MASK))
+        return vector, words
+
+    def null(self, cond: Cond) -> Cond:
+        """Of the keys that are used, "unknown": one learned token, and a learned vector."""
+        empty = {}
+        if self.null_token is not None:
+            tokens, mask = self.given(cond, TOKENS), self.given(cond, MASK)
+            first = torch.arange(tokens.shape[1], device=tokens.device) == 0
+            empty[TOKENS] = torch.where(first[:, None], self.null_token, 0.0).to(tokens).expand_as(tokens)
+            empty[MASK] = first.expand_as(mask)
+        if self.null_pooled is not None:
+            pooled = self.given(cond, POOLED)
+            empty[POOLED] = self.null_pooled.to(pooled).expand_as(pooled)
+        return empty
+
+
 class TextAttention(nn.Module):
     """Tokens (B, L, D) listen to words: x + attention(norm(x), words). Starts as the identity."""
 
@@ -85,7 +98,7 @@ class TextAttention(nn.Module):
         self.attention = CrossAttention(width, heads)
         self.attention.proj = zero_dense(width, width)
 
-    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
         return x + self.attention(norm(x), tokens, mask)
 
 

@@ -14,8 +14,8 @@ from ditkit.codecs import Codec, Vae, VaeConfig
 from ditkit.data.latents import Cache, Latents, open_latents
 from ditkit.data.latents.cache import data_facts
 from ditkit.errors import InputError
-from ditkit.recipe import Recipe
 from ditkit.layout import Layout
+from ditkit.recipe import Recipe
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ditkit.config import Section
 from ditkit.errors import InputError
-from ditkit.transports.interpolants import DDPM_STEPS, DISCRETE, PATHS, Coeffs, shifted
 from ditkit.layout import Layout, Pyramid
+from ditkit.transports.interpolants import DDPM_STEPS, DISCRETE, PATHS, Coeffs, shifted
 from ditkit.transports.predictions import PREDICTIONS, Prediction
 from ditkit.transports.variational import (
     Posterior,

@@ -1,0 +1,277 @@
+"""Several resolutions of one image, denoised together: thin convolutional levels around any network (Gu et al.,
+"Matryoshka Diffusion Models", ICLR 2024).
+
+Each outer level is a U-Net without a middle for an image some times as large as the one inside. At its lowest
+resolution its map is added to the first map of the level inside, whose last map is added to its own before the way
+up. Both additions start at zero, so a trained network around which levels are put predicts what it did.
+
+The state is a pyramid, packed in channels (`ditkit.layout`). All levels are denoised at one time, or each at its
+own; what the predictions mean and how much noise each level has is the transport's affair.
+"""
+
+import copy
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Annotated, Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import BeforeValidator, Field, model_validator
+from torch import Tensor, nn
+
+from ditkit.backbones.base import Backbone, BackboneSection, Cond, Plain
+from ditkit.backbones.dit import DiTConfig
+from ditkit.backbones.mdm import MDM_64, Count, Width
+from ditkit.backbones.plain import PLAIN, PlainConfig
+from ditkit.config import Section
+from ditkit.errors import InputError
+from ditkit.layout import channels_of, pack, unpack
+from ditkit.nn.convolutions import zero_conv
+from ditkit.nn.mdm import Level
+
+
+class OuterLevel(Section):
+    """The U-Net of one level around another network."""
+
+    widths: Annotated[tuple[Width, ...], Field(min_length=1)] = (32, 64)
+    """Channels at the level's own resolution, at half of it, and so on; the last is that of the level inside."""
+    depth: tuple[Count, ...] = (1, 1)
+    """Residual blocks of each resolution on the way down; one more on the way up."""
+    patch: Count = 1
+    """Side of the squares of pixels that become channels first: cheaper by its square, the released levels have 1."""
+    scale: Annotated[int, Field(ge=1)] | None = None
+    """Image size in pixels up to which the level is told the original's; without it, it is not told."""
+    normalised: bool = False
+    """Whether each noisy image is divided by its standard deviation."""
+
+    @model_validator(mode="after")
+    def _one_entry_per_resolution(self) -> "OuterLevel":
+        if len(self.widths) != len(self.depth):
+            raise ValueError(
+                f"widths and depth have {len(self.widths)} and {len(self.depth)} entries; give one of each per "
+                "resolution"
+            )
+        if self.ratio == 1:
+            raise ValueError(
+                "one width and patch 1: a level as large as the one inside; give more widths, each halves the image, "
+                "or a patch"
+            )
+        return self
+
+    @property
+    def ratio(self) -> int:
+        """How many times its image's sides are those of the level inside."""
+        return self.patch * 2 ** (len(self.widths) - 1)
+
+
+def _by_name(inner: Any) -> Any:
+    if not isinstance(inner, str):
+        return inner
+    if inner not in PLAIN:
+        raise ValueError(f"unknown backbone {inner!r} inside; choose one of: {', '.join(PLAIN)}")
+    return PLAIN[inner].model_dump()
+
+
+class MatryoshkaConfig(BackboneSection):
+    """A network for low resolution and levels of higher ones around it."""
+
+    kind: Literal["Matryoshka"] = "Matryoshka"
+    inner: Annotated[PlainConfig, Field(discriminator="kind"), BeforeValidator(_by_name)] = DiTConfig()
+    """The network of the lowest resolution, in Python also by name."""
+    levels: Annotated[tuple[OuterLevel, ...], Field(min_length=1)] = (OuterLevel(),)
+    """Those around it, the highest resolution first."""
+
+    @property
+    def ratios(self) -> tuple[int, ...]:
+        up = accumulate((level.ratio for level in reversed(self.levels)), lambda a, b: a * b, initial=1)
+        return tuple(reversed(list(up)))
+
+    @property
+    def hears(self) -> bool:
+        return self.inner.hears
+
+    def build(
+        self, *, channels: int, classes: int, out_channels: int | None = None, text_dim: int = 0
+    ) -> "Matryoshka":
+        """The network, freshly initialised, on packed pyramids of that many channels. InputError for a learned
+        variance (`out_channels`), which it does not predict."""
+        return Matryoshka(self, channels, classes, out_channels or channels, text_dim)
+
+
+def matryoshka(inner: str | PlainConfig, levels: int | Sequence[OuterLevel] = 1) -> MatryoshkaConfig:
+    """The configuration of `inner`, a backbone's name or configuration, with levels around it, highest resolution
+    first; a number: so many, each of twice the size of the one inside, 32 and 64 channels wide.
+
+    InputError for a name that is not known or no level.
+    """
+    around = tuple([OuterLevel()] * levels if isinstance(levels, int) else levels)
+    return MatryoshkaConfig.checked({"inner": inner, "levels": around}, "matryoshka")
+
+
+class Outer(Level):
+    """A level with the way to what is inside and back; both start at zero.
+
+    Args:
+        entry, exit: channels of the inner network's first and last map.
+        patch_inside: pixels of the inner network's image along a side of those maps.
+    """
+
+    def __init__(
+        self, config: OuterLevel, channels: int, told: int, entry: int, exit: int, patch_inside: int
+    ):
+        super().__init__(
+            channels,
+            channels,
+            widths=config.widths,
+            depth=config.depth,
+            layers=(0,) * len(config.widths),
+            told=told,
+            scale=config.scale,
+            normalised=config.normalised,
+            patch=config.patch,
+        )
+        here = config.widths[-1]
+        self.patch_inside = patch_inside
+        self.inward: nn.Module
+        if patch_inside == 1:
+            self.inward = zero_conv(here, entry)
+        else:  # as patches are embedded
+            self.inward = nn.Conv2d(here, entry, patch_inside, stride=patch_inside)
+            nn.init.zeros_(self.inward.weight)
+            nn.init.zeros_(self.inward.bias)  # type: ignore[arg-type]
+        self.outward = zero_conv(exit, here * patch_inside**2)
+
+    def inside(self, feature: Tensor) -> Tensor:
+        """The inner network's last map, at this level's lowest resolution."""
+        return F.pixel_shuffle(self.outward(feature), self.patch_inside)
+
+
+class Matryoshka(Backbone):
+    """(x (B, C', h, w), t (B,) or per level (B, K), cond) -> the same shape: a packed pyramid, h × w the lowest level.
+
+    `outer` holds its levels, the innermost first, so that names stay what they are when another is put around.
+    """
+
+    def __init__(
+        self, config: MatryoshkaConfig, channels: int, classes: int, out_channels: int, text_dim: int
+    ):
+        super().__init__()
+        if out_channels != channels:
+            raise InputError(
+                "--transport.variance learned: a Matryoshka network predicts no variance; use fixed"
+            )
+        self.ratios = config.ratios
+        image = channels_of(channels, self.ratios)[-1]
+        self.inner: Plain = config.inner.build(
+            channels=image, classes=classes, **({"text_dim": text_dim} if config.hears else {})
+        )
+        self.classes = self.inner.classes
+        entry, exit, told, patch = self.inner.port
+        self.outer = nn.ModuleList()
+        for level in reversed(config.levels):
+            self.outer.append(Outer(level, image, told, entry, exit, patch))
+            entry, exit, patch = level.widths[0], level.widths[0], level.patch
+
+    @property
+    def blocks(self) -> nn.ModuleList:  # type: ignore[override]
+        return nn.ModuleList([*self._steps, *self.inner.blocks])
+
+    @property
+    def repeated(self) -> list[nn.Module]:
+        return [*self._steps, *self.inner.repeated]
+
+    @property
+    def _steps(self) -> list[nn.Module]:
+        return [step for level in self.levels for step in level.steps]
+
+    @property
+    def levels(self) -> list[Outer]:
+        """Those around the inner network, the innermost first."""
+        return cast(list[Outer], list(self.outer))
+
+    @property
+    def text_dim(self) -> int:
+        return self.inner.text_dim
+
+    def forward(
+        self, x: Tensor, t: Tensor, cond: Cond | None = None, *, rows: Sequence[int] | None = None
+    ) -> Tensor:
+        """`rows`: for every outer level, highest first, on how many of the first images it runs. The images beyond
+        are what they are without it and have zeros there (mixed-resolution training). None: all.
+
+        InputError for rows that are not a number for each, from 1 to those of the level inside.
+        """
+        images = unpack(x, self.ratios)
+        counts = self._counts(len(x), rows)
+        times = (t if t.ndim == 2 else t[:, None].expand(-1, len(images))).unbind(1)
+        said = self.inner.said(cond or {})
+        vector = sum(said.vectors, start=torch.zeros(len(x), self.inner.port.told, device=x.device))
+
+        # Inwards: what each level passes on is added to the first map of the next.
+        way: list[tuple[Outer, Tensor, list[Tensor], Tensor]] = []
+        inward = None
+        for outer, image, time, n in zip(reversed(self.levels), images, times, counts, strict=False):
+            h = outer.embed(image[:n])
+            if inward is not None:
+                h = h + _filled_up(inward, n)
+            c = outer.clock(time[:n], None if said.scale is None else said.scale[:n]) + vector[:n]
+            h, kept = outer.descend(h, c)
+            way.append((outer, h, kept, c))
+            inward = outer.inward(h)
+        assert inward is not None
+
+        image = images[-1]
+        c = self.inner.condition(times[-1], said)
+        h = self.inner.embed(image) + self.inner.from_map(_filled_up(inward, len(x)))
+        h = self.inner.body(h, c, said.words)
+        outs = [self.inner.head(h, c, image.shape[2:])]
+        feature = self.inner.to_map(h, image.shape[2:])
+
+        # And outwards again.
+        for outer, h, kept, c in reversed(way):
+            feature = outer.ascend(h + outer.inside(feature[: len(h)]), kept, c)
+            outs.insert(0, _filled_up(outer.head(feature), len(x)))
+        return pack(outs, self.ratios)
+
+    def _counts(self, batch: int, rows: Sequence[int] | None) -> list[int]:
+        counts = [batch] * len(self.outer) if rows is None else list(rows)
+        if len(counts) != len(self.outer) or sorted([1, *counts, batch]) != [1, *counts, batch]:
+            raise InputError(
+                f"rows {tuple(rows or ())} of {batch} images for {len(self.outer)} levels around another: give a number "
+                "for each, highest first, from 1, none larger than the next"
+            )
+        return counts
+
+    def check_size(self, height: int, width: int) -> None:
+        """`height` and `width` are those of the lowest level."""
+        self.inner.check_size(height, width)
+
+    def fused(self) -> Backbone:
+        inner = self.inner.fused()
+        if inner is self.inner:
+            return self
+        net = copy.deepcopy(self)
+        net.inner = cast(Plain, inner)
+        return net
+
+    def null(self, cond: Cond) -> Cond:
+        return self.inner.null(cond)
+
+
+def _filled_up(x: Tensor, n: int) -> Tensor:
+    """Zeros for the images beyond those of `x`: (M, C, H, W) -> (n, C, H, W)."""
+    return x if len(x) == n else F.pad(x, (0, 0) * 3 + (0, n - len(x)))
+
+
+_OUTER_256 = OuterLevel(widths=(64, 128, 256), depth=(2, 2, 1), scale=256)
+
+MDM_SIZES = {
+    "MDM-256": MatryoshkaConfig(inner=MDM_64, levels=(_OUTER_256,)),
+    "MDM-1024": MatryoshkaConfig(
+        inner=MDM_64,
+        levels=(
+            OuterLevel(widths=(32, 32, 64), depth=(2, 2, 1), scale=1024),
+            _OUTER_256.model_copy(update={"normalised": True}),
+        ),
+    ),
+}

@@ -1,0 +1,19 @@
+"""Networks of one resolution by name. Adding one: a file with a configuration section, and its line below."""
+
+from ditkit.backbones.dit import DIT_SIZES, SIT_SIZES, DiTConfig
+from ditkit.backbones.mdm import MDM_64, MDMConfig
+from ditkit.backbones.udit import UDIT_SIZES, UDiTConfig
+from ditkit.backbones.unet import UNetConfig
+
+PlainConfig = DiTConfig | UDiTConfig | UNetConfig | MDMConfig
+
+PLAIN: dict[str, PlainConfig] = {
+    "DiT": DiTConfig(),
+    **DIT_SIZES,
+    **SIT_SIZES,
+    "U-DiT": UDiTConfig(),
+    **UDIT_SIZES,
+    "UNet": UNetConfig(),
+    "MDM": MDMConfig(),
+    "MDM-64": MDM_64,
+}
