@@ -98,6 +98,9 @@ class Latents:
     def decode(self, state: Tensor) -> Tensor:
         return state
 
+    def save(self, folder: Path) -> None:
+        pass
+
 
 def build_suite(backbone: DiTConfig, batch: int, precision: Precision, compiled: bool) -> Suite:
     """Both sides, eager and, if asked for, compiled block by block.

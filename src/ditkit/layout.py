@@ -33,7 +33,11 @@ class Layout:
 
     def mean(self, x: Tensor) -> Tensor:
         """The mean over each part: (B, *shape) -> (B, K)."""
-        return x.flatten(1).mean(1, keepdim=True)
+        return torch.stack([part.flatten(1).mean(1) for part in self.split(x)], dim=1)
+
+    def split(self, x: Tensor) -> Sequence[Tensor]:
+        """Each part's own numbers, (B, ...)."""
+        return [x]
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,8 @@ class Pyramid(Layout):
             values = values.repeat_interleave(counts, dim=1, output_size=self.shape[0])
         return values.reshape(len(values), -1, 1, 1)
 
-    def mean(self, x: Tensor) -> Tensor:
-        levels = x.split(channels_of(self.shape[0], self.ratios), dim=1)
-        return torch.stack([level.mean(dim=(1, 2, 3)) for level in levels], dim=1)
+    def split(self, x: Tensor) -> Sequence[Tensor]:
+        return x.split(channels_of(self.shape[0], self.ratios), dim=1)
 
 
 def channels_of(packed: int, ratios: Sequence[int]) -> list[int]:

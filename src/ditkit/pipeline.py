@@ -11,6 +11,7 @@ Official DiT, SiT and U-DiT files and diffusers' folders are read too (`ditkit.i
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +26,7 @@ from typing_extensions import Unpack
 
 from ditkit.backbones import Backbone, compile_blocks
 from ditkit.checkpoint import load_newest
-from ditkit.codecs import Codec, Vae
+from ditkit.codecs import Codec, PyramidCodec
 from ditkit.conditions import Read, conditions, in_place_of_unknown, unknown
 from ditkit.device import DeviceName, Precision, autocast, pick_device
 from ditkit.errors import InputError
@@ -35,7 +36,7 @@ from ditkit.layout import Layout
 from ditkit.progress import progress_bar
 from ditkit.randomness import RowNoise
 from ditkit.recipe import Recipe
-from ditkit.sampling import autoguidance, cfg
+from ditkit.sampling import autoguidance, cfg, threshold
 from ditkit.transports import Denoiser, Transport
 
 Said = Mapping[str, Sequence[int] | Sequence[str] | Tensor]
@@ -55,6 +56,12 @@ class Sampling(TypedDict, total=False):
     """Times between which guidance is on."""
     guidance_channels: int | None
     """Guide only so many of the first channels; all when not given."""
+    level_guidance: tuple[float, ...] | None
+    """Of a pyramid: a guidance scale for each level, highest first, instead of `guidance`."""
+    threshold: str | None
+    """Bound the estimate of clean pixels (`SamplingConfig.threshold`)."""
+    levels: str | None
+    """Of a pyramid: which level's images, "0" the highest (as when not given), or "all", side by side."""
     weak: str | None
     """A worse run or snapshot of the same kind to guide away from (autoguidance), instead of from "no class"."""
     grid: str | None
@@ -170,6 +177,13 @@ class Pipeline:
                 f"--negative {negative!r}: it is what guidance leads away from, for a model that is told a text, with "
                 "--guidance other than 1 and without --weak"
             )
+        decode = self._decoder(how.get("levels"))
+        scales = chosen.level_guidance
+        if scales and (weak or len(scales) != len(self.recipe.backbone.ratios)):
+            raise InputError(
+                f"--level-guidance has {len(scales)} scales for {len(self.recipe.backbone.ratios)} levels; give one for "
+                "each, without --weak"
+            )
         read = self.read
         layout = self.codec.layout(self.recipe.data.size, self.recipe.data.size)
         denoise = self.transport.denoiser(self.network, layout)
@@ -185,10 +199,12 @@ class Pipeline:
             denoise = cfg(
                 denoise,
                 lambda cond: unknown(self.backbone, cond, instead),
-                chosen.guidance,
+                scales or chosen.guidance,
                 chosen.interval,
                 chosen.guidance_channels,
             )
+        if chosen.threshold:
+            denoise = threshold(denoise, chosen.threshold)
         nfe, evaluated = chosen.nfe(grid), how.get("evaluated")
         total = None if nfe is None else nfe * -(-len(seeds) // batch)
 
@@ -207,9 +223,21 @@ class Pipeline:
                     )
                     with autocast(self.device, precision):
                         state = chosen.run(_watched(denoise, bar, evaluated), x, grid, part_cond, noise=noise)
-                    yield self.codec.decode(state).cpu()
+                    yield decode(state).cpu()
 
         return made()
+
+    def _decoder(self, levels: str | None) -> Callable[[Tensor], Tensor]:
+        """States to images of these levels. InputError for levels that the model does not have."""
+        if levels is None:
+            return self.codec.decode
+        codec, count = self.codec, len(self.recipe.backbone.ratios)
+        if not isinstance(codec, PyramidCodec) or levels not in ("all", *map(str, range(count))):
+            raise InputError(
+                f"--levels {levels}: this model has {count} level{'s' * (count > 1)}"
+                + (f"; give 0 to {count - 1}, the highest first, or all" if count > 1 else "; leave it out")
+            )
+        return codec.side_by_side if levels == "all" else partial(codec.decode, level=int(levels))
 
     def _weak(self, path: str, layout: Layout) -> Denoiser:
         """The denoiser of a weaker model; InputError when it is not of this one's kind."""
@@ -268,8 +296,7 @@ class Pipeline:
         tensors = {name: value.to(dtype).contiguous() for name, value in self.backbone.state_dict().items()}
         save_file(tensors, folder / "model.safetensors", metadata={"record": json.dumps(self.record)})
         self.recipe.write(folder / "recipe.json")
-        if isinstance(self.codec, Vae):
-            self.codec.save(folder / "vae")
+        self.codec.save(folder / "vae")
         (folder / "README.md").write_text(model_card(self.recipe, self.record, reports))
         return folder
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ditkit.errors import InputError
 
 Purpose = Literal[
-    "order", "augment", "codec", "train", "sample", "bootstrap", "label", "validate", "distractors"
+    "order", "augment", "codec", "train", "sample", "bootstrap", "label", "validate", "distractors", "given"
 ]
 _COUNTER = {
     "order": 0,
@@ -27,6 +27,7 @@ _COUNTER = {
     "label": 6,
     "validate": 7,
     "distractors": 8,
+    "given": 9,
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 
 from ditkit.backbones import Backbone, BackboneConfig, build
-from ditkit.codecs import Codec, CodecConfig, IdentityConfig
+from ditkit.codecs import Codec, CodecConfig, IdentityConfig, PyramidCodec
 from ditkit.config import Section, read_section, write_section
 from ditkit.data import DataConfig
 from ditkit.device import Precision
@@ -78,6 +78,14 @@ class TrainConfig(Training):
     """Samples to score each time, of seeds 0, 1, ..."""
     score_features: str = "classifier"
     """The network to score with, as in `ditkit eval`."""
+    level_share: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
+    """Of a network on several resolutions: the share of each batch that every level but the lowest is trained on,
+    highest first (mixed resolutions; Gu et al., 2024); all of it when not given."""
+    stages: tuple[Count, ...] = ()
+    """Of a network on several resolutions: images to train the lowest level on alone, then the lowest two, ..., before
+    `images` with all (progressive training); in OUT/stages/1, 2, ..."""
+    freeze_inner: bool = False
+    """Train only the levels around the inner network."""
     latents: Path | None = None
     """Train from this cache of latents (`ditkit encode`, or another project's) instead of from the images."""
 
@@ -102,10 +110,44 @@ class Recipe(Section):
             raise ValueError(
                 f"train.micro_batch {self.train.micro_batch} is larger than train.batch {self.train.batch}"
             )
+        outer = len(self.backbone.ratios) - 1
+        for field, given, needed in (
+            ("transport.level_weights", self.transport.level_weights, outer + 1),
+            ("codec.level_scale", self.codec.level_scale, outer + 1),
+            ("sample.level_guidance", self.sample.level_guidance, outer + 1),
+            ("train.level_share", self.train.level_share, outer),
+        ):
+            if given and len(given) != needed:
+                raise ValueError(
+                    f"{field} has {len(given)} numbers, this backbone needs {needed}: it works on {outer + 1} level"
+                    f"{'s' * (outer > 0)}"
+                )
+        if list(self.train.level_share) != sorted(self.train.level_share):
+            raise ValueError(
+                f"train.level_share {self.train.level_share}: a level runs on images that the lower ones run on too; "
+                "give shares that do not fall"
+            )
+        if len(self.train.stages) > outer:
+            raise ValueError(
+                f"train.stages has {len(self.train.stages)} stages before the last for {outer + 1} level"
+                f"{'s' * (outer > 0)}; at most {outer}"
+            )
+        if self.train.stages and self.train.latents:
+            raise ValueError("train.stages and train.latents: a cache is of one resolution; leave one out")
+        if outer == 0 and (self.train.freeze_inner or self.transport.cascade is not None):
+            raise ValueError(
+                "train.freeze_inner and transport.cascade are for a backbone of several levels; leave them out"
+            )
         return self
 
     def build_codec(self, device: torch.device | str = "cpu") -> Codec:
-        return self.codec.build(self.data.channels, device)
+        return self.nested(self.codec.build(self.data.channels, device))
+
+    def nested(self, codec: Codec) -> Codec:
+        """The codec of the network's states: this one, or of pyramids of its states for a network that works on
+        several resolutions."""
+        ratios, scales = self.backbone.ratios, self.codec.level_scale
+        return codec if ratios == (1,) and not scales else PyramidCodec(codec, ratios, scales)
 
     def build_backbone(self) -> Backbone:
         """The network for this data, codec and transport, freshly initialised from train.seed.

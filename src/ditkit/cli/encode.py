@@ -57,7 +57,7 @@ def run(argv: list[str]) -> None:
     if out is None:
         raise InputError("encode: --out DIR names the folder of the cache")
     check_writable(out)
-    codec = command.recipe.build_codec(pick_device(command.device))
+    codec = command.codec.build(command.data.channels, pick_device(command.device))
     if not isinstance(codec, Vae):
         raise InputError(
             f"encode: the codec of {command.name} is {command.codec.kind}, which has no latents; give --codec vae"

@@ -9,7 +9,7 @@ from pydantic import Field
 from ditkit.device import DeviceName, Precision
 from ditkit.errors import InputError
 from ditkit.pipeline import Pipeline, Sampling
-from ditkit.sampling.config import Interval, SolverChoices
+from ditkit.sampling.config import Interval, SolverChoices, ThresholdName
 
 
 def check_writable(folder: Path) -> None:
@@ -30,6 +30,10 @@ class SolverOptions(SolverChoices):
     """Times between which guidance is on: 0 is data, 1 is noise."""
     guidance_channels: Annotated[int, Field(ge=1)] | None = None
     """Guide only so many of the first channels: 3 samples as the released DiT and SiT code."""
+    level_guidance: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """Of a model of several resolutions: a guidance scale for each, highest first, instead of --guidance."""
+    threshold: ThresholdName | None = None
+    """Keep the estimate of clean pixels in bounds: clip, dynamic or dynamic_if."""
     weak: str | None = None
     """A worse run or snapshot to guide away from (autoguidance), instead of from "no class"."""
     negative: str | None = None
@@ -55,6 +59,8 @@ class SolverOptions(SolverChoices):
             "steps": self.steps,
             "interval": self.interval,
             "guidance_channels": self.guidance_channels,
+            "level_guidance": self.level_guidance,
+            "threshold": self.threshold,
             "weak": self.weak,
             "negative": self.negative,
             "batch": self.batch,

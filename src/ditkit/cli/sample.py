@@ -30,6 +30,8 @@ class SampleCommand(SamplingOptions):
     """Number of images; 8 of each class, or prompt, when not given."""
     out: Path | None = None
     """Folder for what is written; samples/NAME when not given."""
+    levels: str | None = None
+    """Of a model of several resolutions: which images, 0 of the highest, or all, side by side."""
     png: bool = False
     """Also every image as its own PNG file, named by number and class."""
     npz: bool = False
@@ -57,7 +59,9 @@ def run(argv: list[str]) -> None:
     cond: dict[str, Any] = {"label": labels} if pipeline.classes else {}
     if command.prompt:
         cond["text"] = [command.prompt[k % rows] for k in range(count)]
-    images = pipeline.generate(cond, seeds=range(command.seed, command.seed + count), **command.how)
+    images = pipeline.generate(
+        cond, seeds=range(command.seed, command.seed + count), levels=command.levels, **command.how
+    )
     out.mkdir(parents=True, exist_ok=True)
     by_row = torch.argsort(torch.arange(count) % rows if command.prompt else labels, stable=True)
     columns = -(-count // rows) if cond else 8

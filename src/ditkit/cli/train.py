@@ -42,6 +42,8 @@ class TrainCommand(RecipeFlags):
     """The run's folder; runs/NAME when not given."""
     init: str | None = None
     """Start from another run or snapshot: its classes, size or data may differ; what did not fit is printed."""
+    init_inner: str | None = None
+    """Start from a run of lower resolution, which goes inside this recipe's levels."""
 
 
 def parse_recipe(command: type[Flags], verb: str, argv: list[str]) -> Flags:
@@ -65,6 +67,12 @@ def run(argv: list[str]) -> None:
     from ditkit.training import train
 
     out = command.out or Path("runs") / command.recipe.name
-    checkpoint = train(command.recipe, out, device=pick_device(command.device), init=command.init)
+    checkpoint = train(
+        command.recipe,
+        out,
+        device=pick_device(command.device),
+        init=command.init,
+        init_inner=command.init_inner,
+    )
     pictures = "\n".join(str(path) for path in sorted(out.glob("*.png")))
     print(f"{checkpoint}\n{pictures}\nnext: ditkit sample {out}   ditkit eval {out}")

@@ -1,11 +1,12 @@
 """The identity codec: the state is the image itself, in [-1, 1]."""
 
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ditkit.config import Section
+from ditkit.codecs.base import CodecSection
 from ditkit.layout import Layout
 
 
@@ -19,7 +20,7 @@ def to_uint8(images: Tensor) -> Tensor:
     return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)
 
 
-class IdentityConfig(Section):
+class IdentityConfig(CodecSection):
     """Pixel space: no autoencoder."""
 
     kind: Literal["identity"] = "identity"
@@ -47,3 +48,6 @@ class Identity:
 
     def decode(self, state: Tensor) -> Tensor:
         return to_uint8(state)
+
+    def save(self, folder: Path) -> None:
+        pass

@@ -20,8 +20,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ditkit.codecs.base import CodecSection
 from ditkit.codecs.identity import to_signed, to_uint8
-from ditkit.config import Section
 from ditkit.data.latents.source import LOGVAR
 from ditkit.device import Precision, autocast
 from ditkit.errors import InputError
@@ -54,7 +54,7 @@ def draw(moments: Tensor, noise: Tensor | None) -> Tensor:
     return mean if noise is None else mean + (logvar.clamp(*LOGVAR) / 2).exp() * noise
 
 
-class VaeConfig(Section):
+class VaeConfig(CodecSection):
     """A pretrained autoencoder (needs the extra: pip install 'ditkit[latent]')."""
 
     kind: Literal["vae"] = "vae"

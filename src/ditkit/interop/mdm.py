@@ -10,19 +10,28 @@ Its 1 × 1 convolutions in attention are linear maps here, so their weights lose
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ditkit.backbones import BackboneConfig, MatryoshkaConfig, MDMConfig, OuterLevel
+from ditkit.backbones import Backbone, BackboneConfig, MatryoshkaConfig, MDMConfig, OuterLevel
 from ditkit.backbones.mdm import MDM_64
 from ditkit.errors import InputError
-from ditkit.interop.imported import State, check_fit, shape_of
+from ditkit.interop.imported import Imported, State, check_fit, imported_recipe, shape_of
+from ditkit.recipe import Recipe
+from ditkit.sampling.config import SamplingConfig
+from ditkit.text import TextConfig
+from ditkit.transports import Transport
 
 WRAPPED = "inner_unet."
 TIME, TEXT, STEM, IMAGE_SCALE = "temb_layer1", "lm_proj", "conv_in", "cond_layers.scale.0"
 HEADS, SIZE = MDM_64.heads, 64  # of all released networks
+
+ENCODER, LENGTH = "google/flan-t5-xl", 128  # whose longest captions they were trained with
+RELEASED_SAMPLING = SamplingConfig(  # of the released demonstration
+    sampler="ddim", respacing="mdm50", guidance=7.5, threshold="dynamic_if"
+)
 
 Nested = MDMConfig | MatryoshkaConfig
 
@@ -56,15 +65,6 @@ ATTENTION = (
     ("ffn.3", "mlp.2"),
 )
 POINTWISE = (".qkv.weight", ".proj.weight", ".mlp.0.weight", ".mlp.2.weight")
-
-
-class MDMWeights(NamedTuple):
-    """A released network as ours: `config.build(**shape)` takes `weights`."""
-
-    config: Nested
-    shape: dict[str, int]
-    """channels of each level's image, text_dim."""
-    weights: dict[str, Tensor]
 
 
 def mdm_names(config: Nested) -> list[tuple[str, str]]:
@@ -129,10 +129,11 @@ def is_mdm(state: State) -> bool:
     return f"{TIME}.weight" in state
 
 
-def read_mdm(path: Path, state: State, *, heads: int = HEADS, size: int = SIZE) -> MDMWeights:
-    """The network of the weights of a file, `state_dict` of what it holds.
+def read_mdm(path: Path, state: State, *, heads: int = HEADS, size: int = SIZE) -> Imported:
+    """The network of the weights of a file, `state_dict` of what it holds, and how it is used.
 
-    `heads` of its attention and the `size` of its smallest images in pixels are not in the weights.
+    `heads` of its attention and the `size` of its smallest images in pixels are not in the weights. Noise is shifted
+    by the ratio of sizes for two levels, by its square for more, as in the released configurations.
 
     Raises InputError: names or shapes that do not fit, or parts that the released networks do not have.
     """
@@ -165,12 +166,44 @@ def read_mdm(path: Path, state: State, *, heads: int = HEADS, size: int = SIZE) 
         config = MatryoshkaConfig.checked({"inner": inner, "levels": levels}, str(path))
     else:
         config = MDMConfig.checked(inner, str(path))
-    shape = {"channels": channels, "text_dim": text_dim}
     with torch.device("meta"):
         packed = channels * sum(ratio**2 for ratio in config.ratios)
         expected = config.build(channels=packed, classes=0, text_dim=text_dim).state_dict()
     check_fit(path, state, mdm_to_official(expected, config))
-    return MDMWeights(config, shape, mdm_to_ours(state, config))
+    shift = 2.0 if len(config.ratios) > 2 else 1.0
+    recipe = imported_recipe(
+        path.stem,
+        config,
+        Transport(path="cosine", predict="v", weighting="noise", level_shift=shift),
+        classes=0,
+        channels=channels,
+        side=size,
+    )
+    recipe = recipe.replace(
+        text=TextConfig(id=ENCODER, dim=text_dim, null="empty", length=LENGTH), sample=RELEASED_SAMPLING
+    )
+    return Imported(recipe, mdm_to_ours(state, config), {"imported_as": "MDM"})
+
+
+def write_mdm(folder: Path, recipe: Recipe, net: Backbone, dtype: torch.dtype) -> Path:
+    """Write `net` as a released file, FOLDER/vis_model_NAME.pth; the file. InputError for a network with classes or
+    without a text, and one that the released code cannot be."""
+    config = recipe.backbone
+    assert isinstance(config, MDMConfig | MatryoshkaConfig)
+    if net.classes or not net.text_dim:
+        raise InputError(
+            f"{recipe.name}: the released MDM networks are told a text and no class, this one is not so"
+        )
+    state = mdm_to_official(net.state_dict(), config)
+    if isinstance(config, MatryoshkaConfig) and any(level.patch > 1 for level in config.levels):
+        raise InputError(
+            f"{recipe.name}: the released MDM networks have levels of patch 1, this one has larger ones"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"vis_model_{recipe.name}.pth"
+    weights = {name: value.to(dtype).contiguous() for name, value in state.items()}
+    torch.save({"state_dict": weights}, file)
+    return file
 
 
 def _level(path: Path, state: State, prefix: str, size: int) -> dict[str, Any]:

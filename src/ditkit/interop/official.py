@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ditkit.backbones import Backbone, DiTConfig, UDiTConfig
+from ditkit.backbones import Backbone, DiTConfig, MatryoshkaConfig, MDMConfig, UDiTConfig
 from ditkit.backbones.dit import DIT_SIZES, SIT_SIZES
 from ditkit.errors import InputError
 from ditkit.interop.imported import (
@@ -34,6 +34,7 @@ from ditkit.interop.imported import (
     shape_of,
     with_parameters,
 )
+from ditkit.interop.mdm import is_mdm, read_mdm, write_mdm
 from ditkit.interop.tensors import Placeholder, read_tensors
 from ditkit.interop.udit import is_udit, read_udit, write_udit
 from ditkit.nn.embeddings import sincos_positions
@@ -130,10 +131,14 @@ def read_official(path: Path, kind: Kind | None = None, heads: int | None = None
         if kind is not None or heads is not None:
             raise InputError(f"{path}: a U-DiT, whose weights say all; leave out --kind and --heads")
         return read_udit(path, state, _arguments(content))
+    if is_mdm(state):
+        if kind is not None:
+            raise InputError(f"{path}: a network of Matryoshka Diffusion; leave out --kind")
+        return read_mdm(path, state, **({} if heads is None else {"heads": heads}))
     lacking = [name for name in (POSITIONS, PATCHES, LABELS, HIDDEN) if name not in state]
     if lacking:
         raise InputError(
-            f"{path}: no DiT, SiT or U-DiT under the released names: {', '.join(lacking)} missing; it holds "
+            f"{path}: no DiT, SiT, U-DiT or MDM under the released names: {', '.join(lacking)} missing; it holds "
             f"{', '.join(list(state)[:3]) or 'nothing'}"
         )
     width, channels, patch, _ = shape_of(path, state, PATCHES, 4)
@@ -174,11 +179,13 @@ def read_official(path: Path, kind: Kind | None = None, heads: int | None = None
 
 
 def _weights(path: Path, content: Any) -> dict[str, Tensor]:
-    """Named tensors in float32, of `ema`, else `model`, else the file itself; wrappers' prefixes removed."""
+    """Named tensors in float32, of `ema`, else `model`, else `state_dict`, else the file itself; wrappers' prefixes
+    removed."""
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds {_described(content)}, not named tensors")
     chosen = next(
-        (content[part] for part in ("ema", "model") if isinstance(content.get(part), dict)), content
+        (content[part] for part in ("ema", "model", "state_dict") if isinstance(content.get(part), dict)),
+        content,
     )
     state = {}
     for name, value in chosen.items():
@@ -251,6 +258,8 @@ def write_official(folder: Path, recipe: Recipe, net: Backbone, dtype: torch.dty
     """
     if isinstance(recipe.backbone, UDiTConfig):
         return write_udit(folder, recipe, net, dtype)
+    if isinstance(recipe.backbone, MDMConfig | MatryoshkaConfig):
+        return write_mdm(folder, recipe, net, dtype)
     kind = official_kind(recipe)
     config = recipe.backbone
     assert isinstance(config, DiTConfig)  # official_kind has seen to it

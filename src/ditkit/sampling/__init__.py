@@ -13,7 +13,7 @@ from torch import Tensor
 from ditkit.sampling.adaptive import dopri5
 from ditkit.sampling.ancestral import ancestral, ddim
 from ditkit.sampling.grids import LAST_STEP_SIZE, respaced, time_grid
-from ditkit.sampling.guidance import autoguidance, cfg, classifier_guidance
+from ditkit.sampling.guidance import THRESHOLDS, autoguidance, cfg, classifier_guidance, threshold
 from ditkit.sampling.multistep import ab2, dpmpp_2m
 from ditkit.sampling.ode import euler, heun
 from ditkit.sampling.sde import DIFFUSIONS, euler_maruyama, sde_heun
@@ -59,6 +59,7 @@ SAMPLERS: dict[str, SamplerEntry] = {
 __all__ = [
     "DIFFUSIONS",
     "SAMPLERS",
+    "THRESHOLDS",
     "SamplerEntry",
     "ab2",
     "ancestral",
@@ -73,5 +74,6 @@ __all__ = [
     "heun",
     "respaced",
     "sde_heun",
+    "threshold",
     "time_grid",
 ]

@@ -27,6 +27,7 @@ Spacing = Literal["uniform", "log_snr", "karras", "shifted"]
 DiffusionName = Literal[
     "sigma", "linear", "constant", "decreasing", "increasing_decreasing", "sbdm", "kl_eta"
 ]
+ThresholdName = Literal["clip", "dynamic", "dynamic_if"]
 Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
 
 
@@ -37,7 +38,8 @@ class SolverChoices(Section):
     """Spacing of the times: even in t, in the log signal-to-noise ratio, EDM's, or SD3's shift to noise by 3;
     the sampler's own when not given."""
     respacing: str | None = None
-    """Knots of the ddpm path to visit, instead of steps: 250, 100,50 (by sections) or ddim50 (by stride)."""
+    """Knots of a discrete path to visit, instead of steps: 250, 100,50 (by sections), ddim50 (by stride) or mdm50 (as
+    Matryoshka Diffusion does)."""
     eta: Annotated[float, Field(ge=0, le=1)] | None = None
     """Noise of ddim: 0 (when not given) none, 1 as much as ancestral."""
     tolerance: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -66,6 +68,12 @@ class SamplingConfig(SolverChoices):
     """Times t between which guidance is on (0 data, 1 noise)."""
     guidance_channels: Annotated[int, Field(ge=1)] | None = None
     """Guide only so many of the first channels: 3 samples as the released DiT and SiT code; all if not given."""
+
+    level_guidance: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """Of a pyramid of resolutions: a guidance scale for each level, highest first, instead of one for all."""
+    threshold: ThresholdName | None = None
+    """Keep the estimate of clean pixels between -1 and 1: clip cuts; dynamic divides by the 99.5 % quantile of each
+    image's sizes first where that is larger than 1, dynamic_if by the 95 % quantile but at most 1.5."""
 
     @model_validator(mode="after")
     def _sampler_takes_the_choices(self) -> "SamplingConfig":

@@ -109,10 +109,18 @@ def respaced(sections: str, total: int = DDPM_STEPS) -> list[int]:
 
     "250" or "100,50": that many from each of as many equal sections of the process, evenly, both ends
     included. "ddim50": every k-th from 0, for the whole k that gives 50 (only some counts exist).
-    The rule of improved diffusion (Nichol & Dhariwal, 2021), which DiT samples with.
+    The rule of improved diffusion (Nichol & Dhariwal, 2021), which DiT samples with. "mdm50": 50 evenly between
+    the clean image and what is noisier than all, both left out (the released Matryoshka Diffusion).
     """
-    if not re.fullmatch(r"ddim\d+|\d+(,\d+)*", sections):
-        raise InputError(f"cannot read {sections!r} as steps; give for instance '250', '100,50' or 'ddim50'")
+    if not re.fullmatch(r"(ddim|mdm)\d+|\d+(,\d+)*", sections):
+        raise InputError(
+            f"cannot read {sections!r} as steps; give for instance '250', '100,50', 'ddim50' or 'mdm50'"
+        )
+    if sections.startswith("mdm"):
+        count = int(sections.removeprefix("mdm"))
+        if not 1 <= count <= total:
+            raise InputError(f"--respacing {sections}: give 1 to {total} steps")
+        return [round(k * (total + 1) / (count + 1)) - 1 for k in range(1, count + 1)]
     if sections.startswith("ddim"):
         wanted = int(sections.removeprefix("ddim"))
         every = next((k for k in range(1, total + 1) if -(-total // k) == wanted), None)

@@ -1,11 +1,12 @@
 """Guidance: functions from a denoiser to a denoiser. Scale 1 is off, but for a classifier's, where 0 is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ditkit.layout import Layout
 from ditkit.transports import Denoiser, Prediction
 
 Cond = dict[str, Tensor]
@@ -14,7 +15,7 @@ Cond = dict[str, Tensor]
 def cfg(
     denoise: Denoiser,
     null: Callable[[Cond], Cond],
-    scale: float,
+    scale: float | Sequence[float],
     interval: tuple[float, float] = (0.0, 1.0),
     channels: int | None = None,
 ) -> Denoiser:
@@ -23,6 +24,7 @@ def cfg(
     One call of twice the rows; outside `interval` (in t; Kynkäänniemi et al., 2024) only the
     conditional rows run. The learned variance, where there is one, is the conditional rows'.
 
+    `scale`: one, or one for each part of the state, such as the levels of a pyramid.
     `channels`: guide only so many of the first and leave the others conditional. 3 is what the released DiT
     and SiT code does with its 4 latent channels, by accident; for their published samples only.
     """
@@ -32,6 +34,7 @@ def cfg(
     def guided(x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
         if not _inside(t, interval):
             return denoise(x_t, t, cond)
+        by = scale if isinstance(scale, int | float) else denoise.expand(x_t.new_tensor(scale)[None], x_t)
         both = {key: torch.cat([cond[key], empty]) for key, empty in null(cond).items()}
         p = denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
         n = len(x_t)
@@ -42,7 +45,7 @@ def cfg(
             eps=p.eps[:n],
             var=None if p.var is None else p.var[:n],
         )
-        return _away(p.x0[n:], p.eps[n:], own, scale, channels)
+        return _away(p.x0[n:], p.eps[n:], own, by, channels)
 
     return replace(denoise, predict=guided)
 
@@ -97,11 +100,37 @@ def classifier_guidance(
     return replace(denoise, predict=guided)
 
 
+# Of a state's sizes, the quantile to which they are divided down where it is above 1, and the most it may be.
+THRESHOLDS = {"clip": None, "dynamic": (0.995, 100.0), "dynamic_if": (0.95, 1.5)}
+
+
+def threshold(denoise: Denoiser, name: str) -> Denoiser:
+    """x0 kept between -1 and 1, where pixels are (Saharia et al., 2022, section 2.3), in each part of the state by
+    itself; eps is what then explains x_t. `name` of `THRESHOLDS`."""
+
+    def bounded(x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
+        p = denoise(x_t, t, cond)
+        x0, kind = p.x0, THRESHOLDS[name]
+        if kind is not None:
+            quantile, most = kind
+            layout = denoise.layout or Layout(tuple(x0.shape[1:]))
+            sizes = torch.stack([part.abs().flatten(1).quantile(quantile, 1) for part in layout.split(x0)], 1)
+            largest = denoise.expand(sizes.clamp(1, most), x0)
+            x0 = x0.clamp(-largest, largest) / largest
+        x0 = x0.clamp(-1, 1)
+        eps = torch.where(p.coeffs.sigma > 0, (x_t - p.coeffs.alpha * x0) / p.coeffs.sigma, p.eps)
+        return p._replace(x0=x0, eps=eps)
+
+    return replace(denoise, predict=bounded)
+
+
 def _inside(t: Tensor, interval: tuple[float, float]) -> bool:
     return bool(interval[0] <= t.min() and t.max() <= interval[1])
 
 
-def _away(x0: Tensor, eps: Tensor, own: Prediction, scale: float, channels: int | None = None) -> Prediction:
+def _away(
+    x0: Tensor, eps: Tensor, own: Prediction, scale: float | Tensor, channels: int | None = None
+) -> Prediction:
     """From the pair (x0, eps) towards `own` and beyond; only in the first `channels` where that is given."""
     pair = []
     for start, end in ((x0, own.x0), (eps, own.eps)):

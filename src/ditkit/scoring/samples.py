@@ -141,6 +141,8 @@ def sampling_facts(pipeline: Pipeline, how: Sampling) -> dict[str, Any]:
         "guidance": chosen.guidance,
         "interval": chosen.interval,
         "guidance_channels": chosen.guidance_channels,
+        **({"level_guidance": chosen.level_guidance} if chosen.level_guidance else {}),
+        **({"threshold": chosen.threshold} if chosen.threshold else {}),
         "weak": how.get("weak"),
         **(
             {"text": pipeline.recipe.text.id, "negative": how.get("negative")} if pipeline.recipe.text else {}

@@ -5,10 +5,59 @@ from pathlib import Path
 
 import torch
 
-from ditkit.backbones import Backbone
+from ditkit.backbones import Backbone, MatryoshkaConfig
+from ditkit.config import Section
+from ditkit.errors import InputError
 from ditkit.pipeline import load
+from ditkit.recipe import Recipe
 
 log = logging.getLogger(__name__)
+
+
+def load_inner(net: Backbone, recipe: Recipe, origin: str | Path) -> None:
+    """Copy the weights of `origin`, a run or snapshot of the lowest levels of `recipe`, into `net`, in place.
+
+    InputError where `origin` is not what the recipe puts levels around: its network, path, prediction or codec are
+    others, it has as many levels or more, or its tensors other shapes (classes, text).
+    """
+    where = f"--init-inner {origin}"
+    whole, pipe = recipe.backbone, load(origin, device="cpu")
+    theirs = pipe.recipe.backbone
+    if not isinstance(whole, MatryoshkaConfig):
+        raise InputError(f"{where}: this backbone has no levels around another; give --init instead")
+    count, wanted = len(theirs.ratios), len(whole.ratios)
+    if count >= wanted:
+        raise InputError(
+            f"{where} has {count} levels, this recipe {wanted}: it goes inside, so it must have fewer; to start from "
+            "one with as many give --init"
+        )
+    around = whole.levels[wanted - count :]
+    expected = whole.model_copy(update={"levels": around}) if around else whole.inner
+    for what, found, needed in (
+        ("backbone", theirs, expected),
+        ("path", pipe.transport.path, recipe.transport.path),
+        ("prediction", pipe.transport.predict, recipe.transport.predict),
+        ("codec", pipe.recipe.codec.kind, recipe.codec.kind),
+    ):
+        if found != needed:
+            raise InputError(
+                f"{where} has {what} {_told(found)}, the recipe has {_told(needed)} inside; give the same"
+            )
+    prefix = "inner." if count == 1 else ""
+    weights = {f"{prefix}{name}": value for name, value in pipe.backbone.state_dict().items()}
+    ours = net.state_dict()
+    unfit = [name for name, value in weights.items() if name not in ours or ours[name].shape != value.shape]
+    if unfit:
+        raise InputError(
+            f"{where}: {unfit[0]} is of another shape; classes, channels and text must be the same"
+        )
+    net.load_state_dict(weights, strict=False)
+    log.info(f"{origin}: {len(weights)} of {len(ours)} tensors taken, those of the {count} lowest levels")
+
+
+def _told(value: object) -> str:
+    """A configuration in one line."""
+    return value.model_dump_json(exclude_defaults=True) if isinstance(value, Section) else str(value)
 
 
 def load_initial(net: Backbone, origin: str | Path) -> list[str]:

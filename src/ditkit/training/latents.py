@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ditkit.codecs import Codec, Vae, VaeConfig
+from ditkit.codecs import Codec, PyramidCodec, Vae, VaeConfig
 from ditkit.data.latents import Cache, Latents, open_latents
 from ditkit.data.latents.cache import data_facts
 from ditkit.errors import InputError
@@ -32,6 +32,7 @@ def open_for(recipe: Recipe, codec: Codec, folder: Path) -> tuple[Latents, Codec
     images are lacking; of another project's layout only size, classes and flips are known.
     """
     where = f"--train.latents {folder}"
+    codec = codec.base if isinstance(codec, PyramidCodec) else codec
     if not isinstance(codec, Vae):
         raise InputError(
             f"{where}: the codec is {recipe.codec.kind}, which has no latents; give --codec vae, or leave the cache out"
@@ -64,7 +65,7 @@ def open_for(recipe: Recipe, codec: Codec, folder: Path) -> tuple[Latents, Codec
                 "it out"
             )
         found.names = tuple(str(label) for label in range(asked or len(found.names)))
-    return found, FromMoments(codec)
+    return found, recipe.nested(FromMoments(codec))
 
 
 def _check_origin(found: Cache, recipe: Recipe, codec: Vae, where: str) -> None:
@@ -111,3 +112,6 @@ class FromMoments:
 
     def decode(self, state: Tensor) -> Tensor:
         return self._codec.decode(state)
+
+    def save(self, folder: Path) -> None:
+        self._codec.save(folder)

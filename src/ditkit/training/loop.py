@@ -22,12 +22,13 @@ from ditkit.progress import progress_bar
 from ditkit.recipe import Recipe, Training
 from ditkit.training.captions import read_captions
 from ditkit.training.ema import Ema
-from ditkit.training.initial import load_initial
+from ditkit.training.initial import load_initial, load_inner
 from ditkit.training.latents import open_for
 from ditkit.training.log import Log, read_log
 from ditkit.training.monitor import Monitor
 from ditkit.training.preview import save_preview
 from ditkit.training.run import check_run, claim_run
+from ditkit.training.stages import stage_recipes
 from ditkit.training.step import backward, make_optimizer, update
 
 log = logging.getLogger(__name__)
@@ -41,12 +42,14 @@ def train(
     *,
     device: torch.device,
     init: str | Path | None = None,
+    init_inner: str | Path | None = None,
     progress: bool = True,
 ) -> Path:
     """Train `recipe` in the folder `out`, resuming what is there; the path of the last checkpoint.
 
     Leaves recipe.json, log.jsonl, text/ where there are captions, loss.png, previews/, checkpoints/ and what `monitor.py` measures. `init` starts
-    from the moving average of another run or snapshot instead of fresh weights. With `train.latents` the batches
+    from the moving average of another run or snapshot instead of fresh weights, `init_inner` from one of fewer
+    levels that goes inside. Earlier stages (`train.stages`) are runs in stages/1, 2, ... With `train.latents` the batches
     come from a cache; what is measured meanwhile is still of the images.
 
     Raises:
@@ -71,9 +74,19 @@ def train(
         check_compiler(device)
     check_run(recipe, out)
     newest = load_newest(out / "checkpoints", ("model", "ema", "optimizer"))
-    if init is not None and newest is None:
-        load_initial(net, init)
     claim_run(recipe, out)
+    if newest is None:
+        if init is not None:
+            load_initial(net, init)
+        for k, stage in enumerate(stage_recipes(recipe)):
+            log.info(f"{out}: stage {k + 1} of {len(config.stages) + 1}")
+            inside = out / "stages" / str(k + 1)
+            train(stage, inside, device=device, init_inner=init_inner, progress=progress)
+            init_inner = inside
+        if init_inner is not None:
+            load_inner(net, recipe, init_inner)
+    if config.freeze_inner:
+        net.get_submodule("inner").requires_grad_(False)
     texts = None if recipe.text is None else read_captions(recipe, source, out, device)
     net = net.to(device).train()
     ema = Ema(net, config.ema_half_life_images, config.ema_rampup)

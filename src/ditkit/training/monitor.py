@@ -103,8 +103,9 @@ def validation_loss(
     for level in range(LEVELS):
         u = torch.full((len(images),), (level + 0.5) / LEVELS, dtype=torch.float64)
         t = spread.times(u)
+        asked = spread.level_times(t, torch.full_like(t, 0.5), layout)
         with autocast(device, recipe.train.precision):
-            terms = recipe.transport.loss(net, x0, cond, t=t, eps=noise.to(device), layout=layout)
+            terms = recipe.transport.loss(net, x0, cond, t=asked, eps=noise.to(device), layout=layout)
         times.append(t[0].item())
         losses.append(terms["loss"].float().mean().item())
     return times, losses

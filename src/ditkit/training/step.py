@@ -1,6 +1,7 @@
 """One training step's parts: what is drawn for a batch, its loss and gradient, the optimiser."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from ditkit.data import Batch
 from ditkit.device import autocast
 from ditkit.randomness import generator
 from ditkit.recipe import Recipe, Training
+from ditkit.transports import Network
 
 
 class Draws(NamedTuple):
@@ -71,12 +73,35 @@ def backward(
         }
         with autocast(device, config.precision):
             t = recipe.transport.times(drawn.u)
-            terms = recipe.transport.loss(net, x0, cond, t=t, eps=drawn.eps.to(device), layout=layout)
+            if recipe.transport.cascade is not None:
+                t = recipe.transport.level_times(t, given_noise(config.seed, part.index), layout)
+            shared, weights = mixed(net, config.level_share, len(x0))
+            terms = recipe.transport.loss(
+                shared, x0, cond, t=t, eps=drawn.eps.to(device), layout=layout, weights=weights
+            )
         (terms["loss"].sum() / total).backward()
         for name, value in terms.items():
             mean = value.detach().sum() / total
             means[name] = means[name] + mean if name in means else mean
     return means
+
+
+def given_noise(seed: int, index: Tensor) -> Tensor:
+    """float64 (B,), uniform in [0, 1): how much of the most noise the levels have that are given."""
+    draws = [generator(seed, n, "given").random() for n in index.tolist()]
+    return torch.tensor(draws, dtype=torch.float64)
+
+
+def mixed(net: Backbone, share: Sequence[float], count: int) -> tuple[Network, Tensor | None]:
+    """The network whose outer levels run on that share of `count` images only, and the weights (count, levels) that
+    keep each level's mean what it is: with the images it runs on (Gu et al., 2024)."""
+    if not share:
+        return net, None
+    rows = [max(1, int(part * count)) for part in share]
+    weights = torch.ones(count, len(rows) + 1)
+    for level, n in enumerate(rows):
+        weights[:, level] = (torch.arange(count) < n) * (count / n)
+    return partial(net, rows=rows), weights
 
 
 def make_optimizer(net: nn.Module, config: Training) -> torch.optim.AdamW:

@@ -55,6 +55,9 @@ class Transport(Section):
     """Of a pyramid: each level's signal-to-noise ratio is divided by its size, relative to the lowest's, to this power."""
     level_weights: tuple[Annotated[float, Field(ge=0)], ...] = ()
     """Of a pyramid: weights of the levels' losses, the highest first; all 1 when not given."""
+    cascade: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Of a pyramid: only the highest level is learned, given the lower ones with noise of a time up to this (0: clean),
+    as the second model of a cascade (Ho et al., 2022)."""
 
     @model_validator(mode="after")
     def _weighting_needs_its_predictions(self) -> "Transport":
@@ -107,13 +110,28 @@ class Transport(Section):
         low, high = self.interval("train")
         return low + (high - low) * t
 
+    def level_times(self, t: Tensor, v: Tensor, layout: Layout) -> Tensor:
+        """Times (B,), and v (B,) uniform in (0, 1), to those of each level (B, K) where lower ones are given."""
+        if self.cascade is None:
+            return t
+        return torch.cat([t[:, None], (self.cascade * v)[:, None].expand(-1, layout.parts - 1)], dim=1)
+
     def loss(
-        self, net: Network, x0: Tensor, cond: Cond, *, t: Tensor, eps: Tensor, layout: Layout | None = None
+        self,
+        net: Network,
+        x0: Tensor,
+        cond: Cond,
+        *,
+        t: Tensor,
+        eps: Tensor,
+        layout: Layout | None = None,
+        weights: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Per-image losses, each (B,): "loss" to minimise, and the terms it is made of.
 
         Args:
             x0, eps: data and noise, (B, *S). t: times, (B,), or (B, K) for a state of K parts.
+            weights: (B, K), of each image's parts, besides `level_weights`.
 
         The raw output is compared with its target, the mean squared error per part, then summed. A
         score s is compared as sigma · s with -eps, as in SiT; `weighting` multiplies these two by
@@ -134,14 +152,18 @@ class Transport(Section):
             residual = (
                 residual * c.score_factor ** {"velocity": 1.0, "likelihood": 0.5}[self.weighting] / c.sigma
             )
-        mse = self._over_parts(layout.mean(residual**2))
+        mse = self._over_parts(layout.mean(residual**2), weights)
         if var is None:
             return {"loss": mse, "mse": mse}
-        vb = self._over_parts(self._variational_bound(out.detach(), var, x0, x_t, t, layout))
+        vb = self._over_parts(self._variational_bound(out.detach(), var, x0, x_t, t, layout), weights)
         return {"loss": mse + vb, "mse": mse, "vb": vb}
 
-    def _over_parts(self, losses: Tensor) -> Tensor:
-        """(B, K) to (B,): the sum with `level_weights`."""
+    def _over_parts(self, losses: Tensor, weights: Tensor | None) -> Tensor:
+        """(B, K) to (B,): the sum with `level_weights`, or of the highest part where the others are given."""
+        if weights is not None:
+            losses = losses * weights.to(losses)
+        if self.cascade is not None:
+            return losses[:, 0]
         if not self.level_weights:
             return losses.sum(1)
         if len(self.level_weights) != losses.shape[1]:

@@ -1,0 +1,38 @@
+"""What the rest of the library needs of a codec."""
+
+from pathlib import Path
+from typing import Annotated, Protocol
+
+from pydantic import Field
+from torch import Tensor
+
+from ditkit.config import Section
+from ditkit.layout import Layout
+
+
+class Codec(Protocol):
+    """Images to a state and back."""
+
+    channels: int
+    random: bool
+    """Whether encoding draws noise."""
+
+    def layout(self, height: int, width: int) -> Layout:
+        """How the state of an image of that size is made."""
+
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """uint8 (B, C, H, W) to a state (B, *S); `noise` of the state's shape where encoding is random."""
+
+    def decode(self, state: Tensor) -> Tensor:
+        """A state to images uint8 (B, C, H, W)."""
+
+    def save(self, folder: Path) -> None:
+        """Copy what a snapshot must carry along, if there is something."""
+
+
+class CodecSection(Section):
+    """The configuration of a codec."""
+
+    level_scale: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Of a pyramid of resolutions: what each level's state is multiplied by, highest first, so that its spread is
+    about 1 where averaging shrinks it (latents); 1 when not given."""
