@@ -10,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from ditkit.backbones import BACKBONES
+from ditkit.backbones import BACKBONES, MatryoshkaConfig
 from ditkit.codecs import CODECS
 from ditkit.config import Section
 from ditkit.data import DATA, DataConfig, Folder
@@ -83,13 +83,18 @@ def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
     """The recipe with the sections chosen by name replaced, and the flags that are left.
 
     `--backbone DiT-S/4`, `--codec vae`, `--text minilm`, `--data fashion-mnist`, or `--data DIR`, a folder of
-    images.
+    images. Of a backbone of several levels `--backbone.inner` names the network inside, or a run that has it, and
+    `--backbone.levels N` puts so many levels like its last around it.
     """
     sections: dict[str, Section] = {}
+    nested: dict[str, str] = {}
     rest: list[str] = []
     flags = iter(argv)
     for flag in flags:
         name, _, value = flag.removeprefix("--").partition("=")
+        if flag.startswith("--") and name in ("backbone.inner", "backbone.levels"):
+            nested[name] = value or next(flags, "")
+            continue
         if not flag.startswith("--") or name not in (*KINDS, "text"):
             rest.append(flag)
             continue
@@ -102,7 +107,26 @@ def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
             sections[name] = KINDS[name][value]
         else:
             raise InputError(f"--{name}: unknown {value!r}; choose one of: {', '.join(KINDS[name])}")
-    return recipe.replace(**sections), rest
+    backbone = nest(sections.get("backbone", recipe.backbone), nested) if nested else None
+    return recipe.replace(**sections | ({"backbone": backbone} if backbone else {})), rest
+
+
+def nest(config: Section, flags: dict[str, str]) -> MatryoshkaConfig:
+    """The configuration with another network inside or another number of levels; InputError for one without."""
+    if not isinstance(config, MatryoshkaConfig):
+        raise InputError(f"--{next(iter(flags))} is for --backbone Matryoshka or another of several levels")
+    changes: dict[str, Any] = {}
+    if name := flags.get("backbone.inner"):
+        file = Path(name) / "recipe.json"
+        changes["inner"] = Recipe.read(file).backbone.model_dump() if file.exists() else name
+    if count := flags.get("backbone.levels"):
+        if not count.isdigit() or not int(count):
+            raise InputError(
+                f"--backbone.levels {count!r}: give the number of levels around the inner network"
+            )
+        kept = config.levels[-int(count) :]
+        changes["levels"] = (kept[0],) * (int(count) - len(kept)) + kept
+    return MatryoshkaConfig.checked(config.model_dump() | changes, "--backbone")
 
 
 def text_section(name: str) -> TextConfig:

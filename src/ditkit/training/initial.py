@@ -52,7 +52,9 @@ def load_inner(net: Backbone, recipe: Recipe, origin: str | Path) -> None:
             f"{where}: {unfit[0]} is of another shape; classes, channels and text must be the same"
         )
     net.load_state_dict(weights, strict=False)
-    log.info(f"{origin}: {len(weights)} of {len(ours)} tensors taken, those of the {count} lowest levels")
+    log.info(
+        f"{origin}: {len(weights)} of {len(ours)} tensors taken, those of the lowest level{'s' * (count > 1)}"
+    )
 
 
 def _told(value: object) -> str:
