@@ -36,7 +36,7 @@ from ditkit.layout import Layout
 from ditkit.progress import progress_bar
 from ditkit.randomness import RowNoise
 from ditkit.recipe import Recipe
-from ditkit.sampling import autoguidance, cfg, threshold
+from ditkit.sampling import autoguidance, cfg, held, threshold
 from ditkit.transports import Denoiser, Transport
 
 Said = Mapping[str, Sequence[int] | Sequence[str] | Tensor]
@@ -62,6 +62,10 @@ class Sampling(TypedDict, total=False):
     """Bound the estimate of clean pixels (`SamplingConfig.threshold`)."""
     levels: str | None
     """Of a pyramid: which level's images, "0" the highest (as when not given), or "all", side by side."""
+    lower: "Pipeline | None"
+    """For a model of a cascade (`transport.cascade`): the one that makes its lower levels."""
+    lower_noise: float
+    """Time of the noise that is put on what it makes: 0 (none) when not given."""
     weak: str | None
     """A worse run or snapshot of the same kind to guide away from (autoguidance), instead of from "no class"."""
     grid: str | None
@@ -160,6 +164,18 @@ class Pipeline:
     ) -> Iterator[Tensor]:
         """The images of `generate` a batch at a time, uint8 (B, C, H, W), each made when it is asked for.
         What is wrong with the arguments is said at once."""
+        decode = self._decoder(how.get("levels"))
+        states = self._states(cond, seeds=seeds, **how)
+        return (decode(state).cpu() for state in states)
+
+    def _states(
+        self,
+        cond: Said | None = None,
+        *,
+        seeds: Sequence[int],
+        **how: Unpack[Sampling],
+    ) -> Iterator[Tensor]:
+        """What `stream` decodes."""
         chosen, guidance = self.recipe.sample.override(how), how.get("guidance")
         batch, precision = how.get("batch", 64), how.get("precision", "fp32")
         if not len(seeds):
@@ -177,7 +193,6 @@ class Pipeline:
                 f"--negative {negative!r}: it is what guidance leads away from, for a model that is told a text, with "
                 "--guidance other than 1 and without --weak"
             )
-        decode = self._decoder(how.get("levels"))
         scales = chosen.level_guidance
         if scales and (weak or len(scales) != len(self.recipe.backbone.ratios)):
             raise InputError(
@@ -205,6 +220,7 @@ class Pipeline:
             )
         if chosen.threshold:
             denoise = threshold(denoise, chosen.threshold)
+        lower = self._lower(how.get("lower"))
         nfe, evaluated = chosen.nfe(grid), how.get("evaluated")
         total = None if nfe is None else nfe * -(-len(seeds) // batch)
 
@@ -221,9 +237,13 @@ class Pipeline:
                         read,
                         self.device,
                     )
+                    asked = _watched(denoise, bar, evaluated)
+                    if lower is not None:
+                        given = self._given(lower, cond or {}, seeds, part, precision)
+                        parts = [False] + [True] * (layout.parts - 1)
+                        asked = held(asked, given, parts, noise(x), how.get("lower_noise", 0.0))
                     with autocast(self.device, precision):
-                        state = chosen.run(_watched(denoise, bar, evaluated), x, grid, part_cond, noise=noise)
-                    yield decode(state).cpu()
+                        yield chosen.run(asked, x, grid, part_cond, noise=noise)
 
         return made()
 
@@ -238,6 +258,39 @@ class Pipeline:
                 + (f"; give 0 to {count - 1}, the highest first, or all" if count > 1 else "; leave it out")
             )
         return codec.side_by_side if levels == "all" else partial(codec.decode, level=int(levels))
+
+    def _lower(self, lower: "Pipeline | None") -> "Pipeline | None":
+        """The model of the lower levels, checked: present exactly for a model that is given them."""
+        if (lower is not None) != (self.transport.cascade is not None):
+            raise InputError(
+                "--lower: this model makes all its levels itself; leave it out"
+                if lower is not None
+                else "--lower: this model learned its highest level only; give a model of the lower ones"
+            )
+        if lower is not None:
+            theirs, ours = lower.recipe.data.size, self.recipe.data.size
+            high, low = self.recipe.backbone.ratios[:2]
+            if theirs * high != ours * low or lower.recipe.backbone.ratios != self.recipe.backbone.ratios[1:]:
+                raise InputError(
+                    f"--lower: a model of {theirs} pixels in {len(lower.recipe.backbone.ratios)} levels; this one needs "
+                    f"{ours * low // high} in {len(self.recipe.backbone.ratios) - 1}"
+                )
+            if self.recipe.codec.level_scale[1:] != lower.recipe.codec.level_scale:
+                raise InputError(
+                    f"--lower: its --codec.level-scale is {lower.recipe.codec.level_scale}, this model's lower levels have "
+                    f"{self.recipe.codec.level_scale[1:]}; they must be the same"
+                )
+        return lower
+
+    def _given(
+        self, lower: "Pipeline", cond: Said, seeds: Sequence[int], part: slice, precision: Precision
+    ) -> Tensor:
+        """A state whose lower levels that model made, of the same seeds and conditions."""
+        told = {key: value[part] for key, value in cond.items() if key != "label" or lower.classes}
+        made = lower._states(told, seeds=seeds[part], batch=len(seeds[part]), precision=precision)
+        state = torch.cat(list(made))
+        channels = self.codec.channels - state.shape[1]
+        return torch.cat([state.new_zeros(len(state), channels, *state.shape[2:]), state], dim=1)
 
     def _weak(self, path: str, layout: Layout) -> Denoiser:
         """The denoiser of a weaker model; InputError when it is not of this one's kind."""

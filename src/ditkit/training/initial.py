@@ -52,9 +52,7 @@ def load_inner(net: Backbone, recipe: Recipe, origin: str | Path) -> None:
             f"{where}: {unfit[0]} is of another shape; classes, channels and text must be the same"
         )
     net.load_state_dict(weights, strict=False)
-    log.info(
-        f"{origin}: {len(weights)} of {len(ours)} tensors taken, those of the lowest level{'s' * (count > 1)}"
-    )
+    log.info(f"{origin}: {len(weights)} of {len(ours)} tensors taken, those of the lowest {count}")
 
 
 def _told(value: object) -> str:
