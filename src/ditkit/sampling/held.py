@@ -1,0 +1,44 @@
+"""Sampling some parts of a state given the others: the high level of a pyramid given the low ones (a cascade of two
+models: Ho et al., "Cascaded Diffusion Models", 2022), later frames given the first.
+
+The network is told each part's own time, which it must have been trained with (`Transport.cascade`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ditkit.errors import InputError
+from ditkit.transports import Denoiser, Prediction
+
+Cond = dict[str, Tensor]
+
+
+def held(
+    denoise: Denoiser, given: Tensor, parts: Sequence[bool], noise: Tensor, time: float = 0.0
+) -> Denoiser:
+    """A denoiser for samplers to which the parts marked in `parts` are given: the numbers that `given` (B, *S) has
+    there, with `noise` of that `time` (0: none), whatever the sampler makes of them. Other numbers of `given` are not
+    read. InputError for a state whose parts are not as many.
+    """
+    if denoise.layout is None or denoise.layout.parts != len(parts):
+        raise InputError(f"{len(parts)} parts given or not, the state has another number")
+    marks = torch.tensor([parts])
+    mask = denoise.layout.expand(marks.double()).to(given.device) > 0.5
+    c = denoise.coeffs(torch.full((1, len(parts)), time, dtype=torch.float64), given)
+    noisy = c.alpha * given + c.sigma * noise
+
+    def predict(x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
+        repeat = len(x_t) // len(given)  # guidance asks with twice the rows
+        known, shown = (torch.cat([values] * repeat) for values in (given, noisy))
+        x = torch.where(mask, shown, x_t)
+        times = torch.where(marks.to(t.device), time, t[:, None])
+        p = denoise(x, times, cond)
+        # As if they were known exactly: what a sampler makes of these parts has no consequence.
+        return p._replace(
+            x_t=x, x0=torch.where(mask, known, p.x0), eps=torch.where(mask, torch.zeros_like(x), p.eps)
+        )
+
+    return replace(denoise, predict=predict)
