@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, model_validator
 
-from ditkit.backbones import Backbone, BackboneConfig, build
+from ditkit.backbones import Backbone, BackboneConfig, MatryoshkaConfig, build
 from ditkit.codecs import Codec, CodecConfig, IdentityConfig, PyramidCodec
 from ditkit.config import Section, read_section, write_section
 from ditkit.data import DataConfig
@@ -175,6 +175,24 @@ class Recipe(Section):
         for name, value in sections.items():
             merged[name] = merged[name] | value if isinstance(value, dict) else value
         return Recipe.checked(merged, self.name)
+
+    def lowest(self, count: int) -> "Recipe":
+        """Of a backbone of several levels: the recipe of the lowest `count` of them alone, on images of their size."""
+        whole = self.backbone
+        if not isinstance(whole, MatryoshkaConfig):
+            return self
+        backbone, guidance = whole.lowest(count), self.sample.level_guidance
+        return self.replace(
+            backbone=backbone,
+            data={"size": self.data.size * backbone.ratios[0] // whole.ratios[0]},
+            codec={"level_scale": self.codec.level_scale[-count:]},
+            transport={"level_weights": self.transport.level_weights[-count:]},
+            train={
+                "level_share": self.train.level_share[len(whole.ratios) - count :],
+                "stages": self.train.stages[: count - 1],
+            },
+            sample={"level_guidance": guidance and guidance[-count:]},
+        )
 
     def write(self, path: Path) -> None:
         write_section(self, path)

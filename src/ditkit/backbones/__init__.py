@@ -47,9 +47,7 @@ def backbone(
     Raises:
         InputError: unknown name, field or value out of range.
     """
-    if name not in BACKBONES:
-        raise InputError(f"unknown backbone {name!r}; choose one of: {', '.join(BACKBONES)}")
-    config = BACKBONES[name]
+    config = check_name(name)
     unknown = set(overrides) - set(type(config).model_fields)
     if unknown:
         raise InputError(
@@ -58,6 +56,13 @@ def backbone(
     config = type(config).checked(config.model_dump() | overrides, name)
     packed = channels * sum(ratio**2 for ratio in config.ratios)
     return build(config, packed, classes, 2 * packed if learned_variance else packed, text_dim)
+
+
+def check_name(name: str) -> PlainConfig | MatryoshkaConfig:
+    """The configuration of that name; InputError listing the names when there is none."""
+    if name not in BACKBONES:
+        raise InputError(f"unknown backbone {name!r}; choose one of: {', '.join(BACKBONES)}")
+    return BACKBONES[name]
 
 
 def build(
@@ -109,6 +114,7 @@ __all__ = [
     "UNetConfig",
     "backbone",
     "build",
+    "check_name",
     "compile_blocks",
     "matryoshka",
 ]

@@ -90,6 +90,11 @@ class MatryoshkaConfig(BackboneSection):
     def hears(self) -> bool:
         return self.inner.hears
 
+    def lowest(self, count: int) -> "PlainConfig | MatryoshkaConfig":
+        """That of the lowest `count` levels alone, the inner network among them."""
+        around = self.levels[len(self.levels) + 1 - count :]
+        return self.model_copy(update={"levels": around}) if around else self.inner
+
     def build(
         self, *, channels: int, classes: int, out_channels: int | None = None, text_dim: int = 0
     ) -> "Matryoshka":

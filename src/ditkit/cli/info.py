@@ -12,7 +12,7 @@ from pydantic import Field
 from ditkit.backbones import BACKBONES, UDiTConfig
 from ditkit.cli.parsing import parse, switch_kinds
 from ditkit.config import Section
-from ditkit.costs import cost, recipe_cost
+from ditkit.costs import cost, published, recipe_cost
 from ditkit.costs.count import Cost
 from ditkit.costs.speed import calibrate
 from ditkit.device import Precision
@@ -33,7 +33,7 @@ and a forecast of the training step on this CPU, not compiled. --modules adds a 
 prints a recipe as JSON instead. A U-DiT samples in a form with fewer products than the one that is trained;
 both are told, --modules is of the former. Nothing is trained or loaded: the network is built without numbers.
 A backbone is counted as published: latents of 4 channels and 1/8 of the side, 1,000 classes, learned
-variance. For its own data take a recipe, or `ditkit info RECIPE --backbone NAME`."""
+variance; MDM on pixels with a text of 32 tokens. Of several resolutions the lowest ones' share is told too. For its own data take a recipe, or `ditkit info RECIPE --backbone NAME`."""
 
 BATCH = 16
 MB = 1e6
@@ -42,8 +42,8 @@ MB = 1e6
 class NamedCommand(Section):
     """What a backbone of that name costs, as published for ImageNet."""
 
-    size: int = 256
-    """Side of the image in pixels; the state is an eighth of it."""
+    size: int | None = None
+    """Side of the image in pixels; as published when not given."""
     batch: Annotated[int, Field(ge=1)] = BATCH
     """Images of a training step."""
     precision: Precision = "auto"
@@ -89,7 +89,7 @@ def run(argv: list[str]) -> None:
 
 
 def _every_backbone(command: NamedCommand) -> Iterator[str]:
-    yield f"{command.size} pixels, batches of {command.batch}; memory in MB"
+    yield f"{command.size or 'published'} pixels, batches of {command.batch}; memory in MB"
     yield f"{'':12s}{'parameters':>14s}{'MACs, G':>10s}{'weights':>10s}{'training':>10s}"
     for name in BACKBONES:
         found = cost(name, command.size)
@@ -102,8 +102,9 @@ def _every_backbone(command: NamedCommand) -> Iterator[str]:
 
 def _backbone(name: str, command: NamedCommand) -> Iterator[str]:
     found, sampled = cost(name, command.size), cost(name, command.size, fused=True)
-    side = command.size // 8
-    yield f"{name}: {command.size} x {command.size} pixels as 4 x {side} x {side} latents, 1,000 classes"
+    known = published(name)
+    size = command.size or known.size
+    yield f"{name}: {size} x {size} pixels, {known}"
     is_udit = isinstance(BACKBONES[name], UDiTConfig)
     yield from _counts(
         found, sampled, cost(name, command.size, fused=True, attention="full") if is_udit else None
@@ -136,6 +137,7 @@ def _recipe(command: RecipeCommand) -> Iterator[str]:
     downsampled = isinstance(recipe.backbone, UDiTConfig) and recipe.backbone.attention != "full"
     full = recipe.replace(backbone={"attention": "full"}) if downsampled else None
     yield from _counts(found, sampled, recipe_cost(full, fused=True) if full else None)
+    yield from _levels(recipe)
     yield from _training(found, batch, train.micro_batch, train.precision)
     if command.modules:
         yield from _table(sampled)
@@ -159,6 +161,21 @@ def _counts(found: Cost, sampled: Cost, undownsampled: Cost | None) -> Iterator[
             f"  attention   {products / 1e9:,.3f} G of them ({products / sampled.macs:.1%}); {whole / 1e9:,.3f} G "
             "without downsampling"
         )
+
+
+def _levels(recipe: Recipe) -> Iterator[str]:
+    """Of a network of several resolutions, what each adds to those inside."""
+    count = len(recipe.backbone.ratios)
+    if count == 1:
+        return
+    inside = 0
+    parts = []
+    for lowest in range(1, count + 1):
+        part = recipe.lowest(lowest)
+        macs = recipe_cost(part, fused=True).macs
+        parts.append(f"{part.data.size} pixels {(macs - inside) / 1e9:,.3f} G")
+        inside = macs
+    yield f"  levels      {', '.join(parts)}"
 
 
 def _attention(found: Cost) -> int:

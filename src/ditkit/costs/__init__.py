@@ -6,39 +6,77 @@ cost.memory(batch=16).peak  # bytes
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
-from ditkit.backbones import Backbone, backbone
+from ditkit.backbones import BACKBONES, Backbone, backbone, check_name
 from ditkit.costs.count import Cost, count_cost
 from ditkit.errors import InputError
 from ditkit.recipe import Recipe
 
-# A named network is taken as DiT and SiT were published: latents of an autoencoder, 1,000 classes, an
-# output for the variance.
-CHANNELS, DOWNSAMPLING, CLASSES = 4, 8, 1000
+
+class Published(NamedTuple):
+    """What a named network was published for."""
+
+    size: int = 256
+    """Of the images, in pixels."""
+    channels: int = 4
+    downsampling: int = 8
+    """Pixels of the image along one of the state's."""
+    classes: int = 1000
+    learned_variance: bool = True
+    words: int = 0
+    """Tokens of a text."""
+    text_dim: int = 0
+
+    def __str__(self) -> str:
+        if self.words:
+            return f"{self.channels} colours, a text of {self.words} tokens of {self.text_dim} channels"
+        state = f"latents of {self.channels} channels and 1/{self.downsampling} of the side"
+        return f"{state if self.downsampling > 1 else 'pixels'}, {self.classes:,} classes"
 
 
-def cost(name: str, size: int = 256, *, fused: bool = False, **overrides) -> Cost:
+def published(name: str) -> Published:
+    """For ImageNet's latents, as DiT, SiT and U-DiT, with an output for the variance; Matryoshka Diffusion for texts
+    and pixels, 64 at its lowest level. InputError for an unknown name."""
+    config = check_name(name)
+    if name.startswith("MDM"):
+        return Published(64 * config.ratios[0], 3, 1, 0, False, words=32, text_dim=2048)
+    if len(config.ratios) > 1:
+        return Published(256, 3, 1, learned_variance=False)
+    return Published()
+
+
+def cost(name: str, size: int | None = None, *, fused: bool = False, **overrides) -> Cost:
     """Parameters, multiply-adds and memory of a network by name, a key of `BACKBONES`; `overrides` are fields of
     its configuration, such as conditioning="in_context". `fused`: in the form it samples in (U-DiT), which is
     what its paper counts, instead of the one that is trained.
 
-    Counted as published for ImageNet: images of `size` x `size` pixels are latents of 4 channels and an
-    eighth of the side; 1,000 classes; learned variance, so 8 output channels. Nothing is computed.
+    Counted as published (`published`): for most of them, images of `size` × `size` pixels are latents of 4 channels
+    and an eighth of the side; 1,000 classes; learned variance, so 8 output channels. Nothing is computed.
 
     Raises:
         InputError: unknown name or field, or a size that the autoencoder or the network cannot divide.
     """
+    known = published(name)
+    size = known.size if size is None else size
     with torch.device("meta"):
-        net = backbone(name, classes=CLASSES, channels=CHANNELS, learned_variance=True, **overrides)
-    if not _fits(net, size):
-        others = ", ".join(map(str, _fitting(net, size)))
-        raise InputError(
-            f"--size {size}: {name} behind an autoencoder of factor {DOWNSAMPLING} takes {others}"
+        net = backbone(
+            name,
+            classes=known.classes,
+            channels=known.channels,
+            learned_variance=known.learned_variance,
+            text_dim=known.text_dim,
+            **overrides,
         )
-    side = size // DOWNSAMPLING
-    return count_cost(net.fused() if fused else net, (CHANNELS, side, side), labelled=True)
+    ratios = BACKBONES[name].ratios
+    unit = known.downsampling * ratios[0]
+    if not _fits(net, size, unit):
+        others = ", ".join(map(str, _fitting(net, size, unit)))
+        raise InputError(f"--size {size}: {name}, {known}, takes {others}")
+    state = (known.channels * sum(ratio**2 for ratio in ratios), size // unit, size // unit)
+    return count_cost(net.fused() if fused else net, state, bool(known.classes), known.words)
 
 
 def recipe_cost(recipe: Recipe, *, fused: bool = False) -> Cost:
@@ -50,20 +88,21 @@ def recipe_cost(recipe: Recipe, *, fused: bool = False) -> Cost:
     return count_cost(net.fused() if fused else net, state, bool(net.classes), words)
 
 
-def _fits(net: Backbone, size: int) -> bool:
-    if size < 1 or size % DOWNSAMPLING:
+def _fits(net: Backbone, size: int, unit: int) -> bool:
+    """Whether images of that size can be, of which `unit` pixels are one of the (lowest) state."""
+    if size < 1 or size % unit:
         return False
     try:
-        net.check_size(size // DOWNSAMPLING, size // DOWNSAMPLING)
+        net.check_size(size // unit, size // unit)
     except InputError:
         return False
     return True
 
 
-def _fitting(net: Backbone, size: int) -> Iterator[int]:
+def _fitting(net: Backbone, size: int, unit: int) -> Iterator[int]:
     """The nearest sizes below and above that would do."""
-    yield from [smaller for smaller in range(size - 1, 0, -1) if _fits(net, smaller)][:1]
+    yield from [smaller for smaller in range(size - 1, 0, -1) if _fits(net, smaller, unit)][:1]
     larger = max(size, 0) + 1
-    while not _fits(net, larger):
+    while not _fits(net, larger, unit):
         larger += 1
     yield larger

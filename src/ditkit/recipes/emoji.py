@@ -1,6 +1,6 @@
 """Text to image on a CPU: about 3,700 colour emoji and their names."""
 
-from ditkit.backbones import DiTConfig
+from ditkit.backbones import DiTConfig, MatryoshkaConfig, OuterLevel
 from ditkit.data import EmojiData
 from ditkit.recipe import Recipe, TrainConfig
 from ditkit.sampling.config import SamplingConfig
@@ -37,4 +37,24 @@ def emoji_t2i() -> Recipe:
             checkpoint_images=100_000,
         ),
         sample=SamplingConfig(sampler="ab2", steps=25, guidance=3.0),
+    )
+
+
+def emoji_matryoshka() -> Recipe:
+    """64 × 64 pixels: a DiT of 16 pixels, trained first, then with levels of 32 and 64 around it.
+
+    Command: ditkit train emoji-matryoshka. Cost: not measured yet.
+    """
+    plain = emoji_t2i()
+    inner = DiTConfig(
+        width=192, depth=6, heads=3, patch=2, label=False, text="cross_attention", text_pooled=True
+    )
+    high = OuterLevel(widths=(32,), depth=(1,), patch=2)
+    middle = OuterLevel(widths=(64,), depth=(1,), patch=2)
+    return plain.replace(
+        name="emoji-matryoshka",
+        data={"size": 64},
+        backbone=MatryoshkaConfig(inner=inner, levels=(high, middle)),
+        transport={"level_shift": 2.0},
+        train={"images": 150_000, "stages": (300_000, 100_000)},
     )

@@ -31,8 +31,7 @@ def load_inner(net: Backbone, recipe: Recipe, origin: str | Path) -> None:
             f"{where} has {count} levels, this recipe {wanted}: it goes inside, so it must have fewer; to start from "
             "one with as many give --init"
         )
-    around = whole.levels[wanted - count :]
-    expected = whole.model_copy(update={"levels": around}) if around else whole.inner
+    expected = whole.lowest(count)
     for what, found, needed in (
         ("backbone", theirs, expected),
         ("path", pipe.transport.path, recipe.transport.path),

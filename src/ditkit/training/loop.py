@@ -28,7 +28,6 @@ from ditkit.training.log import Log, read_log
 from ditkit.training.monitor import Monitor
 from ditkit.training.preview import save_preview
 from ditkit.training.run import check_run, claim_run
-from ditkit.training.stages import stage_recipes
 from ditkit.training.step import backward, make_optimizer, update
 
 log = logging.getLogger(__name__)
@@ -78,9 +77,12 @@ def train(
     if newest is None:
         if init is not None:
             load_initial(net, init)
-        for k, stage in enumerate(stage_recipes(recipe)):
-            log.info(f"{out}: stage {k + 1} of {len(config.stages) + 1}")
-            inside = out / "stages" / str(k + 1)
+        for k, images in enumerate(config.stages, start=1):
+            log.info(f"{out}: stage {k} of {len(config.stages) + 1}")
+            stage = recipe.lowest(k).replace(
+                name=f"{recipe.name}-stage-{k}", train={"images": images, "stages": ()}
+            )
+            inside = out / "stages" / str(k)
             train(stage, inside, device=device, init_inner=init_inner, progress=progress)
             init_inner = inside
         if init_inner is not None:
