@@ -69,6 +69,11 @@ def train(
             f"--text {recipe.text.id}: the data has no captions; give --data.caption-column where its captions are, "
             "or leave --text out"
         )
+    if init_inner is not None and config.stages:
+        raise InputError(
+            f"--init-inner {init_inner} and --train.stages {' '.join(map(str, config.stages))}: the first stage has "
+            "nothing inside; leave one out"
+        )
     net = recipe.build_backbone()  # before anything is written: refuses what cannot be built
     if config.compile:
         check_compiler(device)

@@ -22,16 +22,21 @@ def _stage(recipe: Recipe, k: int, images: int) -> Recipe:
     backbone = whole.model_copy(update={"levels": levels}) if levels else whole.inner
     kept = len(levels)
     transport, sample = recipe.transport, recipe.sample
+    several = bool(levels)
     return recipe.replace(
         name=f"{recipe.name}-stage-{k + 1}",
         backbone=backbone,
         data={"size": recipe.data.size * backbone.ratios[0] // whole.ratios[0]},
         codec={"level_scale": recipe.codec.level_scale[-kept - 1 :]},
-        transport={"level_weights": transport.level_weights[-kept - 1 :]},
+        transport={
+            "level_weights": transport.level_weights[-kept - 1 :],
+            "cascade": transport.cascade if several else None,
+        },
         train={
             "images": images,
             "stages": (),
             "level_share": recipe.train.level_share[len(whole.levels) - k :],
+            "freeze_inner": several and recipe.train.freeze_inner,
         },
         sample={"level_guidance": sample.level_guidance and sample.level_guidance[-kept - 1 :]},
     )
