@@ -182,17 +182,32 @@ class Recipe(Section):
         if not isinstance(whole, MatryoshkaConfig):
             return self
         backbone, guidance = whole.lowest(count), self.sample.level_guidance
+        several = count > 1
         return self.replace(
             backbone=backbone,
             data={"size": self.data.size * backbone.ratios[0] // whole.ratios[0]},
             codec={"level_scale": self.codec.level_scale[-count:]},
-            transport={"level_weights": self.transport.level_weights[-count:]},
+            transport={
+                "level_weights": self.transport.level_weights[-count:],
+                "cascade": self.transport.cascade if several else None,
+            },
             train={
                 "level_share": self.train.level_share[len(whole.ratios) - count :],
                 "stages": self.train.stages[: count - 1],
+                "freeze_inner": several and self.train.freeze_inner,
             },
             sample={"level_guidance": guidance and guidance[-count:]},
         )
+
+    @property
+    def stages(self) -> list["Recipe"]:
+        """The recipes of the stages before the last, which is this one itself."""
+        return [
+            self.lowest(count).replace(
+                name=f"{self.name}-stage-{count}", train={"images": images, "stages": ()}
+            )
+            for count, images in enumerate(self.train.stages, start=1)
+        ]
 
     def write(self, path: Path) -> None:
         write_section(self, path)

@@ -116,11 +116,11 @@ def nest(config: Section, flags: dict[str, str]) -> MatryoshkaConfig:
     if not isinstance(config, MatryoshkaConfig):
         raise InputError(f"--{next(iter(flags))} is for --backbone Matryoshka or another of several levels")
     changes: dict[str, Any] = {}
-    if name := flags.get("backbone.inner"):
+    if (name := flags.get("backbone.inner")) is not None:
         file = Path(name) / "recipe.json"
         changes["inner"] = Recipe.read(file).backbone.model_dump() if file.exists() else name
-    if count := flags.get("backbone.levels"):
-        if not count.isdigit() or not int(count):
+    if (count := flags.get("backbone.levels")) is not None:
+        if not count.isdecimal() or not int(count):
             raise InputError(
                 f"--backbone.levels {count!r}: give the number of levels around the inner network"
             )

@@ -50,8 +50,9 @@ class NumberEmbedding(nn.Sequential):
     """
 
     def __init__(self, width: int, last=nn.Linear):
-        super().__init__(nn.Linear(width // 4, width), nn.SiLU(), last(width, width))
-        self.frequencies = width // 4
+        frequencies = width // 8 * 2  # as many sines as cosines
+        super().__init__(nn.Linear(frequencies, width), nn.SiLU(), last(width, width))
+        self.frequencies = frequencies
 
     def forward(self, number: Tensor) -> Tensor:
         return super().forward(sinusoid(number, self.frequencies).roll(self.frequencies // 2, -1))

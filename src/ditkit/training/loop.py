@@ -68,6 +68,11 @@ def train(
             f"--text {recipe.text.id}: the data has no captions; give --data.caption-column where its captions are, "
             "or leave --text out"
         )
+    if init_inner is not None and config.stages:
+        raise InputError(
+            f"--init-inner {init_inner} and --train.stages {' '.join(map(str, config.stages))}: the first stage has "
+            "nothing inside; leave one out"
+        )
     net = recipe.build_backbone()  # before anything is written: refuses what cannot be built
     if config.compile:
         check_compiler(device)
@@ -77,11 +82,8 @@ def train(
     if newest is None:
         if init is not None:
             load_initial(net, init)
-        for k, images in enumerate(config.stages, start=1):
+        for k, stage in enumerate(recipe.stages, start=1):
             log.info(f"{out}: stage {k} of {len(config.stages) + 1}")
-            stage = recipe.lowest(k).replace(
-                name=f"{recipe.name}-stage-{k}", train={"images": images, "stages": ()}
-            )
             inside = out / "stages" / str(k)
             train(stage, inside, device=device, init_inner=init_inner, progress=progress)
             init_inner = inside
