@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ditkit.backbones import MatryoshkaConfig
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
 
@@ -66,6 +67,8 @@ def run(argv: list[str]) -> None:
 
 def _sizes(config: Section) -> str:
     """What distinguishes one backbone from another of its kind."""
+    if isinstance(config, MatryoshkaConfig):
+        return f"{':'.join(map(str, config.ratios))} in size, widths {[x.widths for x in config.levels]}, around {_sizes(config.inner)}"
     clock = {"time_scale", "time_shift", "time_period"}
     return ", ".join(f"{name} {value}" for name, value in config.model_dump(exclude=clock).items())
 

@@ -51,7 +51,8 @@ def load_inner(net: Backbone, recipe: Recipe, origin: str | Path) -> None:
             f"{where}: {unfit[0]} is of another shape; classes, channels and text must be the same"
         )
     net.load_state_dict(weights, strict=False)
-    log.info(f"{origin}: {len(weights)} of {len(ours)} tensors taken, those of the lowest {count}")
+    which = "level" if count == 1 else f"{count} levels"
+    log.info(f"{origin}: {len(weights)} of {len(ours)} tensors taken, those of the lowest {which}")
 
 
 def _told(value: object) -> str:
