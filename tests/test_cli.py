@@ -1,6 +1,7 @@
 """The command line: every verb once right, every kind of wrong input once, every name reachable."""
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -520,6 +521,16 @@ def test_import_is_quick_and_lazy():
     """`import ditkit` loads neither torch nor anything else heavy."""
     code = "import sys, ditkit; assert 'torch' not in sys.modules; ditkit.backbone; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_hubs_client_is_silent_about_its_retries():
+    """They come twice each; what becomes of them is the one line of an error."""
+    code = (
+        "from ditkit.cli import main; main(['list', 'samplers']); from huggingface_hub.utils import logging; "
+        "print(logging.get_verbosity())"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == str(logging.ERROR)
 
 
 def test_a_reader_that_leaves_is_no_error():

@@ -277,6 +277,20 @@ def test_revision_and_an_unreachable_hub(monkeypatch):
     assert asked == [("someone/vae", "v2")]
 
 
+def test_no_connection_and_nothing_kept_is_not_told_as_a_missing_file(monkeypatch):
+    """diffusers says that the id has no config.json when it could not ask."""
+    pytest.importorskip("diffusers")
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def unreachable(*_, **__):
+        raise LocalEntryNotFoundError("Please check your connection")
+
+    monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", unreachable)
+    with pytest.raises(InputError) as caught:
+        VaeConfig(id="someone/vae").build(3).encode(images(3))
+    assert "(neither reached on the Hub nor in its cache); give a local folder" in str(caught.value)
+
+
 def test_a_local_folder_is_known_by_its_whole_path(tmp_path, folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").symlink_to(folder)

@@ -221,7 +221,7 @@ def test_folder_errors_name_the_remedy(tmp_path):
         tmp_path / "missing": "is not a folder",
         empty: "holds no images",
         mixed: "beside class folders",
-        broken: "none of the 3 images can be decoded",
+        broken: "none of the 3 images can be decoded .*; give images that Pillow reads",
     }.items():
         with pytest.raises(InputError, match=words):
             Folder(path=path).open()
@@ -439,7 +439,10 @@ def test_wrong_caption_files_are_named_with_the_remedy(tmp_path):
         assert "\n" not in str(caught.value)
 
     refused(r"metadata\.jsonl is not there; --data\.caption-column txt")
-    refused(r"none of the 1 images has a caption \(a\.png", column="txt")
+    refused(
+        r"none of the 1 images has a caption in UTF-8 \(a\.png, .*another --data\.caption-column",
+        column="txt",
+    )
     write_rows(tmp_path, {"file_name": "a.png", "title": "x"})
     refused(r"no column 'text'; --data\.caption-column is one of: title, txt")
     write_rows(tmp_path, {"file_name": "a.png", "text": ["x", "y"]})
@@ -455,7 +458,10 @@ def test_wrong_caption_files_are_named_with_the_remedy(tmp_path):
         refused("line 1: not a JSON object with a file_name")
     write_rows(tmp_path, {"file_name": "a.png", "text": None})
     save(tmp_path / "b.png")
-    refused("none of the 2 images has a caption")
+    refused("none of the 2 images has a caption in UTF-8")
+    for content in (b" \n", b"caf\xe9"):
+        (tmp_path / "a.txt").write_bytes(content)
+        refused("none of the 2 images has a caption in UTF-8", column="txt")
 
 
 def test_hub_reads_a_column_of_captions(tmp_path, monkeypatch):

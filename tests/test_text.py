@@ -395,6 +395,14 @@ def test_the_cache_is_made_once_and_its_encoder_freed(t5, tmp_path, monkeypatch)
     assert list(tmp_path.glob("*.unfinished")) == []
 
 
+def test_the_same_captions_make_the_same_files(t5, tmp_path):
+    """safetensors writes several remarks in an order that changes from file to file."""
+    config = TextConfig(id=str(t5), dim=24, length=8)
+    made = [embed(CAPTIONS, config, tmp_path / str(k)).folder for k in range(8)]
+    for name in ("text.json", "text-00000.safetensors"):
+        assert len({(folder / name).read_bytes() for folder in made}) == 1
+
+
 def test_a_stopped_cache_goes_on_and_many_files_are_as_one(t5, clip, tmp_path, monkeypatch):
     config = TextConfig(id=str(t5), dim=24, length=8)
     whole = embed(CAPTIONS, config, tmp_path / "whole")

@@ -177,6 +177,22 @@ def test_another_recipe_is_refused(small, tmp_path):
         quiet(small.replace(backbone={"width": 48}), tmp_path / "run")
 
 
+def test_a_run_that_never_began_does_not_hold_its_folder(small, tmp_path, monkeypatch):
+    """What stopped it may have asked for other flags: an encoder that is not there, a rate that is not finite."""
+
+    def unreachable(*_):
+        raise InputError("not there; give another")
+
+    monkeypatch.setattr("ditkit.training.loop.backward", unreachable)
+    with pytest.raises(InputError, match="not there"):
+        quiet(small.replace(train={"images": 32}), tmp_path / "run")
+    monkeypatch.undo()
+    quiet(small.replace(train={"images": 32, "lr": 0.5}), tmp_path / "run")
+    assert Recipe.read(tmp_path / "run" / "recipe.json").train.lr == 0.5
+    with pytest.raises(InputError, match=r"train\.lr 0\.5, not 0\.002"):
+        quiet(small.replace(train={"images": 32}), tmp_path / "run")
+
+
 def test_a_folder_of_something_else_is_refused(small, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty"):

@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from ditkit.errors import InputError
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("httpx", "matplotlib", "datasets", "PIL"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or it tells of each retry; it is imported later
+    warnings.filterwarnings("ignore", module="huggingface_hub")  # about how diffusers calls it
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(_help())

@@ -25,6 +25,7 @@ from ditkit.codecs.identity import to_signed, to_uint8
 from ditkit.data.latents.source import LOGVAR
 from ditkit.device import Precision, autocast
 from ditkit.errors import InputError
+from ditkit.files import first_line
 from ditkit.layout import Layout
 
 STABLE_DIFFUSION = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse")
@@ -133,7 +134,8 @@ class Vae:
                 config.id, revision=config.revision, low_cpu_mem_usage=False
             )
         except Exception as error:  # diffusers and the Hub raise many kinds; each means "not there"
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            offline = isinstance(error.__context__, FileNotFoundError)  # LocalEntryNotFoundError, in full
+            reason = "neither reached on the Hub nor in its cache" if offline else first_line(error)
             raise InputError(
                 f"--codec.id {config.id}: cannot load this autoencoder ({reason}); give a local folder "
                 "in diffusers' format, or check the id and the connection"

@@ -154,12 +154,13 @@ class Encoded:
         if captions is not None:
             self._keep(
                 [captions[number] is not None for number in self._kept],
-                "has a caption",
+                "has a caption in UTF-8",
                 "whose caption is missing, empty or not UTF-8",
+                "correct them, or give another --data.caption-column",
             )
         if check:
             sound = each(self._is_sound, self._kept, "checking images")
-            self._keep(sound, "can be decoded", "which cannot be decoded")
+            self._keep(sound, "can be decoded", "which cannot be decoded", "give images that Pillow reads")
         self.labels = None if labels is None else torch.tensor([labels[number] for number in self._kept])
         self.captions: Sequence[str] | None = None
         if captions is not None:
@@ -194,7 +195,7 @@ class Encoded:
             return False
         return True
 
-    def _keep(self, good: Sequence[bool], so: str, otherwise: str) -> None:
+    def _keep(self, good: Sequence[bool], so: str, otherwise: str, remedy: str) -> None:
         """Leave out the images that are not good, name and count them; InputError when none is."""
         bad = tuple(
             self._store.title(number) for number, is_good in zip(self._kept, good, strict=True) if not is_good
@@ -202,7 +203,9 @@ class Encoded:
         self._kept = [number for number, is_good in zip(self._kept, good, strict=True) if is_good]
         self.broken += bad
         if not self._kept:
-            raise InputError(f"{self._store.where}: none of the {len(good)} images {so} ({bad[0]}, ...)")
+            raise InputError(
+                f"{self._store.where}: none of the {len(good)} images {so} ({bad[0]}, ...); {remedy}"
+            )
         if bad:
             shown = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
             log.warning(

@@ -55,9 +55,10 @@ class TextIndex(Section):
         ]
 
     def owner(self, captions: Sequence[str]) -> dict[str, str]:
-        """What a file of these captions says of itself."""
-        encoder = self.encoder.model_dump_json(include={"length", "dtype"})
-        return {"identity": self.identity, "encoder": encoder, "captions": captions_hash(captions)}
+        """What a file of these captions says of itself: one remark, as safetensors writes several in any order."""
+        encoder = self.encoder.model_dump(include={"length", "dtype"})
+        of = {"identity": self.identity, **encoder, "captions": captions_hash(captions)}
+        return {"of": json.dumps(of)}
 
 
 def distinct(captions: Iterable[str]) -> tuple[str, ...]:

@@ -121,8 +121,8 @@ def train_codec(
             f"--data.size {data.size} is not divisible by {recipe.codec.downsampling}, to which {len(recipe.codec.widths)} "
             "--codec.widths lead; give another size or number of widths"
         )
-    ruler = _ruler(features, data, device)  # before the long work: says what is wrong with it
     model = build(recipe).to(device).train()
+    ruler = _ruler(features, data, device)  # before the long work: says what is wrong with it
     check_run(recipe, out, SETTINGS)
     claim_run(recipe, out, SETTINGS)
     optimizer = make_optimizer(model, config)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ditkit.config import Section, read_section, write_section
 from ditkit.errors import InputError
+from ditkit.training.log import read_log
 
 RECIPE = "recipe.json"
 
@@ -30,9 +31,15 @@ MAY_CHANGE = {
 
 def check_run(settings: Section, out: Path, name: str = RECIPE) -> None:
     """InputError when `out` belongs to another recipe, naming the first field that differs, or holds
-    something else. Writes nothing."""
+    something else. Writes nothing.
+
+    A run that stopped before its first line and checkpoint leaves nothing to mix with: the remedy for what stopped it
+    may be another flag.
+    """
     file = out / name
     if file.exists():
+        if not read_log(out / "log.jsonl") and not any((out / "checkpoints").glob("*")):
+            return
         difference = _first_difference(read_section(type(settings), file), settings)
         if difference:
             field, before, now = difference
