@@ -68,8 +68,8 @@ class TrainConfig(Training):
     """The half-life is at most this share of the images seen so far (EDM uses 0.05)."""
     compile: bool = False
     """Compile each block (one compilation for all of them; needs a C++ compiler on a CPU)."""
-    preview_images: Count = 250_000
-    """A grid of samples every so many images."""
+    preview_images: Annotated[int, Field(ge=0)] = 250_000
+    """A grid of samples every so many images; 0: never."""
     validate_images: Annotated[int, Field(ge=0)] = 50_000
     """The validation loss by noise level every so many images; 0: never."""
     score_images: Annotated[int, Field(ge=0)] = 0

@@ -23,6 +23,7 @@ from ditkit.randomness import generator
 GREY = ("1", "L", "I;16")  # Pillow's modes
 
 Balance = Literal["balanced", "random"]
+Part = Literal["held-out", "training"]
 
 
 @dataclass
@@ -68,18 +69,19 @@ def sampled(
     *,
     first_seed: int = 0,
     labels: Balance = "balanced",
+    captions: Part = "held-out",
     **how: Unpack[Sampling],
 ) -> Samples:
     """`count` images of a model, made as they are asked for; `how` as in `Pipeline.generate`.
 
-    A model that is told a text gets captions of its data, with their images' labels (`captioned`). Of a solver that
+    A model that is told a text gets `captions` of its data, with their images' labels (`captioned`). Of a solver that
     chooses its own steps, the protocol's "nfe" is the mean over the images made so far.
     """
     seeds = range(first_seed, first_seed + count)
     cond: dict[str, Any] = {}
     told: str = labels if pipeline.classes else "none"
     if pipeline.recipe.text:
-        cond, told = captioned(pipeline.recipe.data, count)
+        cond, told = captioned(pipeline.recipe.data, count, captions)
     elif pipeline.classes:
         balanced = labels == "balanced"
         cond["label"] = (
@@ -106,16 +108,16 @@ def sampled(
     return Samples(labelled(), chosen, facts, cond.get("text"))
 
 
-def captioned(data: DataSection, count: int) -> tuple[dict[str, Any], str]:
-    """`count` captions, "text", of the held-out images, evenly spread and over and over, with their labels, "label",
-    where there are classes; and what they are, in words. Of the training images where none are held out.
+def captioned(data: DataSection, count: int, part: Part = "held-out") -> tuple[dict[str, Any], str]:
+    """`count` captions, "text", of the images of that part, evenly spread and over and over, with their labels,
+    "label", where there are classes; and what they are, in words. Of the training images where none are held out.
 
     InputError where there are no captions.
     """
     try:
-        source, split = data.open("test"), "held-out"
+        source = data.open("test" if part == "held-out" else "train")
     except InputError:
-        source, split = data.open("train"), "training"
+        source, part = data.open("train"), "training"
     if not source.captions:
         raise InputError(f"{data.kind}: the data has no captions to sample; give --data.caption-column")
     places = spread(len(source), count)
@@ -123,7 +125,7 @@ def captioned(data: DataSection, count: int) -> tuple[dict[str, Any], str]:
     cond: dict[str, Any] = {"text": [source.captions[place] for place in places]}
     if source.labels is not None:
         cond["label"] = source.labels[places]
-    return cond, f"captions of {split} images"
+    return cond, f"captions of {part} images"
 
 
 def sampling_facts(pipeline: Pipeline, how: Sampling) -> dict[str, Any]:

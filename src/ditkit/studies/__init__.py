@@ -6,7 +6,7 @@ writes what came out. Adding one: a file, and its line below.
 
 from types import ModuleType
 
-from ditkit.studies import conditionings, samplers, scaling, sit_ladder, udit, udit_ladder
+from ditkit.studies import conditionings, matryoshka, samplers, scaling, sit_ladder, udit, udit_ladder
 
 STUDIES: dict[str, ModuleType] = {
     "scaling": scaling,
@@ -15,6 +15,7 @@ STUDIES: dict[str, ModuleType] = {
     "sit-ladder": sit_ladder,
     "udit": udit,
     "udit-ladder": udit_ladder,
+    "matryoshka": matryoshka,
 }
 
 __all__ = ["STUDIES"]

@@ -2,20 +2,21 @@
 
 A cell is a recipe and the points at which it is scored. Its result is one JSON file, written after every
 point; its training is an ordinary run. What is there is not done again, and a stopped study goes on with
-the same command. Several processes on the same folder share the cells: each claims one by a lock.
+the same command. Several processes on the same folder share the cells: each claims one by a lock. A cell that
+needs another's network waits for it, and makes it where only its record is left.
 """
 
 import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
 from pydantic import Field
 
-from ditkit.pipeline import Pipeline, load
+from ditkit.pipeline import Pipeline, Sampling, load
 from ditkit.recipe import Recipe
 from ditkit.sampling.config import SamplingConfig
 from ditkit.scoring import Ruler, evaluate, rulers, sampled, software
@@ -35,6 +36,8 @@ class Point(SamplingConfig):
     """Training images seen."""
     n: Annotated[int, Field(ge=2)] = 1000
     """Samples, of seeds 0 .. n - 1, the same number of every class."""
+    captions: Literal["held-out", "training"] = "held-out"
+    """Where there are texts: what is asked for. Of training images it can be like the reference, which they are."""
 
     @property
     def how(self) -> dict[str, Any]:
@@ -46,15 +49,32 @@ class Point(SamplingConfig):
     def key(self) -> str:
         said = {"steps": "adaptive"} | self.how
         sampler, steps, guidance = (said.pop(name) for name in ("sampler", "steps", "guidance"))
+        said |= self.model_dump(include={"captions"}, exclude_unset=True)
         choices = "".join(f", {name} {value}" for name, value in said.items())
         return f"{self.images} images, {sampler} {steps}, guidance {guidance:g}, n {self.n}{choices}"
+
+
+class Trained(NamedTuple):
+    """The network of another cell."""
+
+    name: str
+    recipe: Recipe
 
 
 class Cell(NamedTuple):
     recipe: Recipe
     points: tuple[Point, ...]
-    measure: Callable[[Pipeline], dict[str, Any]] | None = None
-    """Asked of the trained network once; the record keeps its answer as "measured"."""
+    measure: Callable[..., dict[str, Any]] | None = None
+    """Asked of the trained network's pipeline once, with the lower levels' as `Pipeline.generate` takes it; the record
+    keeps its answer as "measured"."""
+    features: str = "classifier"
+    """The network to score with, as in `ditkit eval`."""
+    inner: Trained | None = None
+    """What the training starts from, with levels put around it."""
+    lower: Trained | None = None
+    """For a model of a cascade: what makes the lower levels of its samples."""
+    lower_noise: float = 0.0
+    """Time of the noise that is put on them."""
 
 
 def run_cells(cells: Mapping[str, Cell], results: Path, runs: Path, device: torch.device) -> None:
@@ -90,10 +110,19 @@ def _run_cell(
     missing = [point for point in cell.points if point.key not in record["scores"]]
     unmeasured = cell.measure is not None and "measured" not in record
     last = cell.recipe.train.images
+    if not missing and not unmeasured:
+        return
+    inner = cell.inner and _trained(cell.inner, run.parent, device)
+    given: Sampling = {}
+    if cell.lower:
+        lower = load(_trained(cell.lower, run.parent, device), device)
+        if lower.recipe.train.compile:
+            lower.compile()
+        given = {"lower": lower, "lower_noise": cell.lower_noise}
     for images in sorted({point.images for point in missing} | ({last} if unmeasured else set())):
         log.info(f"{name}: {images:,} images")
         torch.compiler.reset()  # every network of a process compiles anew; the cache has a limit
-        train(cell.recipe.replace(train={"images": images}), run, device=device)
+        train(cell.recipe.replace(train={"images": images}), run, device=device, init_inner=inner)
         pipeline = load(run, device)
         if cell.recipe.train.compile:
             pipeline.compile()
@@ -108,21 +137,32 @@ def _run_cell(
         }
         for point in missing:
             if point.images == images:
-                record["scores"][point.key] = _score(pipeline, point, known)
+                record["scores"][point.key] = _score(pipeline, point, cell.features, given, known)
                 file.write_text(json.dumps(record, indent=1) + "\n")
         if cell.measure is not None and unmeasured and images == last:
-            record["measured"] = cell.measure(pipeline)
+            record["measured"] = cell.measure(pipeline, **given)
             file.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _score(pipeline: Pipeline, point: Point, known: dict[str, list[Ruler]]) -> dict[str, Any]:
+def _trained(other: Trained, runs: Path, device: torch.device) -> Path:
+    """Its finished run. Where another process is at it, this one waits."""
+    run = runs / other.name
+    with FileLock(runs / f"{other.name}.lock"):
+        torch.compiler.reset()
+        train(other.recipe, run, device=device)
+    return run
+
+
+def _score(
+    pipeline: Pipeline, point: Point, features: str, given: Sampling, known: dict[str, list[Ruler]]
+) -> dict[str, Any]:
     data = pipeline.recipe.data
-    ruler = f"{data.kind} {data.size}"
+    ruler = f"{features} {data.kind} {data.size}"
     if ruler not in known:
-        known[ruler] = rulers(["classifier"], data)
-    how: Any = point.how
+        known[ruler] = rulers([features], data, embed=pipeline.embed if pipeline.recipe.text else None)
+    how: Any = {**point.how, **given}
     precision = pipeline.recipe.train.precision
-    samples = sampled(pipeline, point.n, **how, precision=precision, progress=True)
+    samples = sampled(pipeline, point.n, captions=point.captions, **how, precision=precision, progress=True)
     found = evaluate(samples, known[ruler]).first
     return {
         "images": point.images,
@@ -131,5 +171,6 @@ def _score(pipeline: Pipeline, point: Point, known: dict[str, list[Ruler]]) -> d
         "nfe": samples.protocol["nfe"],
         "frechet": found.frechet,
         "accuracy": found.labels.accuracy if found.labels else None,
+        **({"captions": point.captions, "retrieval": found.retrieval} if pipeline.recipe.text else {}),
         "features": found.features_hash,
     }
