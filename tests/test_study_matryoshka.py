@@ -19,7 +19,6 @@ from ditkit.pipeline import load
 from ditkit.scoring.samples import captioned
 from ditkit.studies import cells, matryoshka
 from ditkit.studies.cells import Cell, Point, Trained, read_cells, run_cells
-from ditkit.training.stages import stage_recipes
 
 
 def test_what_is_compared():
@@ -59,7 +58,7 @@ def nested(small):
         transport={"variance": "fixed"},
         train=budget,
     )
-    (stage,) = stage_recipes(whole.replace(train={"stages": (64,)}))
+    (stage,) = whole.replace(train={"stages": (64,)}).stages
     low = Trained("low", stage)
     points = (Point(images=96, sampler="euler", steps=2, n=20),)
     upper = whole.replace(transport={"cascade": 0.2})

@@ -42,10 +42,9 @@ from ditkit.plots import DPI, logarithmic
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe
 from ditkit.studies.cells import Cell, Point, Results, Trained
-from ditkit.training.stages import stage_recipes
 
 SIZE = 64
-IMAGES = 24_000
+IMAGES = 30_000
 BUDGETS = (IMAGES // 6, IMAGES // 3, 2 * IMAGES // 3, IMAGES)  # images of 64 pixels at which all are scored
 LENGTHS = {"S": IMAGES // 2, "M": IMAGES, "L": 2 * IMAGES}  # images of 16 pixels before them
 FEATURES = "efficientnet-112"
@@ -94,7 +93,7 @@ def cells() -> dict[str, Cell]:
     }
     low = {}
     for length, images in LENGTHS.items():
-        (stage,) = stage_recipes(nets["three"].replace(train={"stages": (images,)}))
+        (stage,) = nets["three"].replace(train={"stages": (images,)}).stages
         low[length] = Trained(f"low-{length}", stage.replace(name=f"matryoshka-low-{length}"))
     found = {trained.name: Cell(trained.recipe, (), held_out) for trained in reversed(low.values())}
     found["single"] = _cell(nets["single"])
@@ -238,9 +237,8 @@ def _rows(results: Results) -> Iterator[Row]:
 
 def _level_macs(known: Recipe) -> tuple[int, ...]:
     """What each level adds to those below it, the lowest first."""
-    count = len(known.backbone.ratios)
-    lower = known.replace(transport={"cascade": None}, train={"stages": (1,) * (count - 1)})
-    sums = [0, *(recipe_cost(stage).macs for stage in stage_recipes(lower)), recipe_cost(known).macs]
+    counts = range(1, len(known.backbone.ratios) + 1)
+    sums = [0, *(recipe_cost(known.lowest(count)).macs for count in counts)]
     return tuple(after - before for before, after in pairwise(sums))
 
 
@@ -277,8 +275,8 @@ def _samples(results: Results, path: Path) -> None:
     for name in cells():
         record = results.get(name)
         if record and "measured" in record:
-            picture = Image.open(BytesIO(b64decode(record["measured"]["held_out"])))
-            picture = picture.resize((SIZE * len(CAPTIONS), 2 * SIZE), Image.Resampling.NEAREST)
+            stored = Image.open(BytesIO(b64decode(record["measured"]["held_out"])))
+            picture = stored.resize((SIZE * len(CAPTIONS), 2 * SIZE), Image.Resampling.NEAREST)
             pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
             glyphs, made = pixels.unflatten(1, (2, SIZE)).unflatten(3, (-1, SIZE)).permute(1, 3, 0, 2, 4)
             titles.append(name)
