@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import CPU
-from test_matryoshka_use import LEVEL, SMALL, THREE, TWO, nested, quiet
+from test_matryoshka_training import LEVEL, SMALL, THREE, TWO, nested, quiet
 
 from ditkit.backbones import MatryoshkaConfig
 from ditkit.cli import main
@@ -16,6 +16,7 @@ from ditkit.sampling.config import SamplingConfig
 from ditkit.transports import transport
 
 LAYOUT = Pyramid.of(1, 4, 4, (2, 1))  # 4 channels of the high level, 1 of the low
+T = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
 PATHS = {"linear": "velocity", "cosine": "v", "vp": "noise"}
 
 
@@ -36,6 +37,31 @@ def pipe(backbone, path="linear", size=8, **sections):
 
 def cascade(path="linear", backbone=TWO, **sections):
     return pipe(backbone, path, transport={"cascade": 0.3}, **sections)
+
+
+def test_a_cascade_learns_the_highest_level_only():
+    tr = transport("linear", predict="data", cascade=0.2, level_weights=(1.0, 7.0))
+    x0, eps = normal(3, *LAYOUT.shape), normal(3, *LAYOUT.shape, seed=1)
+    out = normal(3, *LAYOUT.shape, seed=2)
+    t = tr.level_times(T, T, LAYOUT)
+    found = tr.loss(lambda *_: out, x0, {}, t=t, eps=eps, layout=LAYOUT)["loss"]
+    torch.testing.assert_close(found, (out - x0)[:, :4].square().mean((1, 2, 3)))
+
+
+def test_a_cascade_is_given_low_levels_with_less_noise():
+    three = Pyramid.of(1, 4, 4, (4, 2, 1))
+    tr = transport("linear", predict="data", cascade=0.2, level_shift=0.0)
+    v = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    times = tr.level_times(T, v, three)
+    expected = [[0.1, 0.0, 0.0], [0.5, 0.1, 0.1], [0.9, 0.2, 0.2]]
+    torch.testing.assert_close(times, torch.tensor(expected, dtype=torch.float64))
+    assert transport("linear").level_times(T, v, three) is T
+    x0, eps, seen = normal(3, *three.shape), normal(3, *three.shape, seed=1), []
+    tr.loss(lambda x, t, c: seen.append((x, t)) or x, x0, {}, t=times, eps=eps, layout=three)
+    ((x_t, asked),) = seen
+    assert asked.equal(times)
+    assert x_t[0, 16:].equal(x0[0, 16:])  # clean
+    torch.testing.assert_close(x_t[2, 16:], 0.8 * x0[2, 16:] + 0.2 * eps[2, 16:])
 
 
 @pytest.mark.parametrize("time", [0.0, 0.25])

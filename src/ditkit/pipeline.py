@@ -304,6 +304,7 @@ class Pipeline:
         other = load(path, self.device)
         theirs, ours = (
             f"path {p.transport.path}, {p.recipe.data.size} pixels, {p.recipe.data.channels} channels, "
+            f"levels {':'.join(map(str, p.recipe.backbone.ratios))}, "
             f"codec {p.recipe.codec.kind}, {p.classes} classes, text {p.recipe.text.id if p.recipe.text else 'none'}"
             for p in (other, self)
         )
