@@ -313,37 +313,10 @@ def test_pyramids_that_cannot_be():
         PyramidCodec(base, (4, 1)).layout(10, 12)
 
 
-# --- a cascade --------------------------------------------------------------------------------------
+# --- sampling ---------------------------------------------------------------------------------------
+
 
 TWO = Pyramid.of(1, 4, 4, (2, 1))  # 4 channels of the high level, 1 of the low
-
-
-def test_a_cascade_learns_the_highest_level_only():
-    tr = transport("linear", predict="data", cascade=0.2, level_weights=(1.0, 7.0))
-    x0, eps = normal(3, *TWO.shape, dtype=torch.float64), normal(3, *TWO.shape, seed=1, dtype=torch.float64)
-    out = normal(3, *TWO.shape, seed=2, dtype=torch.float64)
-    t = tr.level_times(T, T, TWO)
-    found = tr.loss(lambda *_: out, x0, {}, t=t, eps=eps, layout=TWO)["loss"]
-    torch.testing.assert_close(found, (out - x0)[:, :4].square().mean((1, 2, 3)))
-
-
-def test_a_cascade_is_given_low_levels_with_less_noise():
-    three = Pyramid.of(1, 4, 4, (4, 2, 1))
-    tr = transport("linear", predict="data", cascade=0.2, level_shift=0.0)
-    v = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
-    times = tr.level_times(T, v, three)
-    expected = [[0.1, 0.0, 0.0], [0.5, 0.1, 0.1], [0.9, 0.2, 0.2]]
-    torch.testing.assert_close(times, torch.tensor(expected, dtype=torch.float64))
-    assert transport("linear").level_times(T, v, three) is T
-    x0, eps, seen = normal(3, *three.shape), normal(3, *three.shape, seed=1), []
-    tr.loss(lambda x, t, c: seen.append((x, t)) or x, x0, {}, t=times, eps=eps, layout=three)
-    ((x_t, asked),) = seen
-    assert asked.equal(times)
-    assert x_t[0, 16:].equal(x0[0, 16:])  # clean
-    torch.testing.assert_close(x_t[2, 16:], 0.8 * x0[2, 16:] + 0.2 * eps[2, 16:])
-
-
-# --- sampling ---------------------------------------------------------------------------------------
 
 
 def by_label(scale):

@@ -222,6 +222,8 @@ class Pipeline:
             denoise = threshold(denoise, chosen.threshold)
         lower = self._lower(how.get("lower"))
         nfe, evaluated = chosen.nfe(grid), how.get("evaluated")
+        if lower is not None and nfe is None:  # solved image by image, each with what is given for it
+            batch = 1
         total = None if nfe is None else nfe * -(-len(seeds) // batch)
 
         @torch.no_grad()
@@ -229,7 +231,8 @@ class Pipeline:
             with progress_bar(total, "sampling", "eval", shown=how.get("progress", False)) as bar:
                 for start in range(0, len(seeds), batch):
                     part = slice(start, start + batch)
-                    noise = RowNoise(seeds[part])
+                    # Other noise than that of the model below, which begins with the same seeds.
+                    noise = RowNoise(seeds[part], "sample" if lower is None else "cascade")
                     x = noise(torch.empty(len(seeds[part]), *layout.shape, device=self.device))
                     part_cond = conditions(
                         None if labels is None else labels[part],
@@ -243,7 +246,11 @@ class Pipeline:
                         parts = [False] + [True] * (layout.parts - 1)
                         asked = held(asked, given, parts, noise(x), how.get("lower_noise", 0.0))
                     with autocast(self.device, precision):
-                        yield chosen.run(asked, x, grid, part_cond, noise=noise)
+                        state = chosen.run(asked, x, grid, part_cond, noise=noise)
+                    if lower is not None:  # in whose place a sampler leaves what it likes
+                        own = layout.split(state)[0]
+                        state = torch.cat([own, given[:, own.shape[1] :]], dim=1)
+                    yield state
 
         return made()
 
@@ -297,6 +304,7 @@ class Pipeline:
         other = load(path, self.device)
         theirs, ours = (
             f"path {p.transport.path}, {p.recipe.data.size} pixels, {p.recipe.data.channels} channels, "
+            f"levels {':'.join(map(str, p.recipe.backbone.ratios))}, "
             f"codec {p.recipe.codec.kind}, {p.classes} classes, text {p.recipe.text.id if p.recipe.text else 'none'}"
             for p in (other, self)
         )

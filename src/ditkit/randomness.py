@@ -15,7 +15,17 @@ from torch import Tensor
 from ditkit.errors import InputError
 
 Purpose = Literal[
-    "order", "augment", "codec", "train", "sample", "bootstrap", "label", "validate", "distractors", "given"
+    "order",
+    "augment",
+    "codec",
+    "train",
+    "sample",
+    "bootstrap",
+    "label",
+    "validate",
+    "distractors",
+    "given",
+    "cascade",
 ]
 _COUNTER = {
     "order": 0,
@@ -28,6 +38,7 @@ _COUNTER = {
     "validate": 7,
     "distractors": 8,
     "given": 9,
+    "cascade": 10,
 }
 
 
@@ -47,8 +58,8 @@ class RowNoise:
     once for each stochastic step. Drawn on the CPU in float32: the same on every device.
     """
 
-    def __init__(self, seeds: Sequence[int]):
-        self._streams = [generator(seed, 0, "sample") for seed in seeds]
+    def __init__(self, seeds: Sequence[int], purpose: Purpose = "sample"):
+        self._streams = [generator(seed, 0, purpose) for seed in seeds]
 
     def __call__(self, like: Tensor) -> Tensor:
         """Noise of the shape, dtype and device of `like` (B, ...), B = len(seeds)."""

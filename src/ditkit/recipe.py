@@ -176,6 +176,18 @@ class Recipe(Section):
             merged[name] = merged[name] | value if isinstance(value, dict) else value
         return Recipe.checked(merged, self.name)
 
+    def around(self, backbone: BackboneConfig) -> "Recipe":
+        """The recipe with another backbone; what is said of levels is left behind where it has not as many."""
+        if len(backbone.ratios) == len(self.backbone.ratios):
+            return self.replace(backbone=backbone)
+        return self.replace(
+            backbone=backbone,
+            codec={"level_scale": ()},
+            transport={"level_weights": (), "cascade": None},
+            train={"level_share": (), "stages": (), "freeze_inner": False},
+            sample={"level_guidance": None},
+        )
+
     def lowest(self, count: int) -> "Recipe":
         """Of a backbone of several levels: the recipe of the lowest `count` of them alone, on images of their size."""
         whole = self.backbone

@@ -107,8 +107,9 @@ def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
             sections[name] = KINDS[name][value]
         else:
             raise InputError(f"--{name}: unknown {value!r}; choose one of: {', '.join(KINDS[name])}")
-    backbone = nest(sections.get("backbone", recipe.backbone), nested) if nested else None
-    return recipe.replace(**sections | ({"backbone": backbone} if backbone else {})), rest
+    backbone = sections.pop("backbone", recipe.backbone)
+    chosen = recipe.around(nest(backbone, nested) if nested else backbone)
+    return chosen.replace(**sections), rest
 
 
 def nest(config: Section, flags: dict[str, str]) -> MatryoshkaConfig:

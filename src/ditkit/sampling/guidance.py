@@ -125,6 +125,8 @@ def threshold(denoise: Denoiser, name: str) -> Denoiser:
 
 
 def _inside(t: Tensor, interval: tuple[float, float]) -> bool:
+    """Of times (B, K) that of the first part counts: others may be given."""
+    t = t if t.ndim == 1 else t[:, 0]
     return bool(interval[0] <= t.min() and t.max() <= interval[1])
 
 

@@ -36,9 +36,13 @@ def held(
         x = torch.where(mask, shown, x_t)
         times = torch.where(marks.to(t.device), time, t[:, None])
         p = denoise(x, times, cond)
-        # As if they were known exactly: what a sampler makes of these parts has no consequence.
+        # As if they were known exactly: what a sampler makes of these parts has no consequence. But it must be finite,
+        # so the coefficients are those of the time that the sampler asks for, at which no path divides by zero.
         return p._replace(
-            x_t=x, x0=torch.where(mask, known, p.x0), eps=torch.where(mask, torch.zeros_like(x), p.eps)
+            coeffs=denoise.coeffs(t, x_t),
+            x_t=x,
+            x0=torch.where(mask, known, p.x0),
+            eps=torch.where(mask, torch.zeros_like(x), p.eps),
         )
 
     return replace(denoise, predict=predict)

@@ -55,6 +55,11 @@ def likelihoods(
             f"{pipeline.recipe.name}: its states are latents ({pipeline.recipe.codec.kind}); bits per dimension are "
             "of pixels, take a model without an autoencoder"
         )
+    if pipeline.recipe.backbone.ratios != (1,):
+        raise InputError(
+            f"{pipeline.recipe.name}: its states are several resolutions of an image, which follow from the highest; bits "
+            "per dimension are of pixels, take a model of one"
+        )
     data, steps = pipeline.recipe.data, steps or STEPS[method]
     denoise = pipeline.transport.denoiser(pipeline.network, pipeline.codec.layout(data.size, data.size))
     # Images of whole levels make the flow stiff near t = 0: evenly spaced times are far off there.

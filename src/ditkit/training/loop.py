@@ -152,7 +152,8 @@ def train(
                 state = {"seconds": lines.seconds, "skipped": skipped}
                 checkpoint = save_checkpoint(out / "checkpoints", seen, parts, state, config.keep)
                 loss_curve(read_log(out / "log.jsonl"), out / "loss.png", recipe.name)
-            if config.preview_images and due(config.preview_images, before, seen, config.images):
+            alone = recipe.transport.cascade is None  # otherwise another model makes the lower levels
+            if alone and config.preview_images and due(config.preview_images, before, seen, config.images):
                 save_preview(average, out / "previews" / f"{seen:012d}.png")
             if config.validate_images and due(config.validate_images, before, seen, config.images):
                 monitor.validate(seen)
