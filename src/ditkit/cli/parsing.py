@@ -86,7 +86,7 @@ def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
     images. Of a backbone of several levels `--backbone.inner` names the network inside, or a run that has it, and
     `--backbone.levels N` puts so many levels like its last around it.
     """
-    sections: dict[str, Section] = {}
+    sections: dict[str, Any] = {}
     nested: dict[str, str] = {}
     rest: list[str] = []
     flags = iter(argv)
