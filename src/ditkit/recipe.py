@@ -88,6 +88,9 @@ class TrainConfig(Training):
     """Train only the levels around the inner network."""
     latents: Path | None = None
     """Train from this cache of latents (`ditkit encode`, or another project's) instead of from the images."""
+    texts: Path | None = None
+    """The folder of the captions' embeddings, made where it is not there yet, for runs that share them; when not given
+    the one beside the latents, or the run's own."""
 
 
 class Recipe(Section):

@@ -122,7 +122,9 @@ def _run_cell(
     for images in sorted({point.images for point in missing} | ({last} if unmeasured else set())):
         log.info(f"{name}: {images:,} images")
         torch.compiler.reset()  # every network of a process compiles anew; the cache has a limit
-        train(cell.recipe.replace(train={"images": images}), run, device=device, init_inner=inner)
+        train(
+            _sharing(cell.recipe, run).replace(train={"images": images}), run, device=device, init_inner=inner
+        )
         pipeline = load(run, device)
         if cell.recipe.train.compile:
             pipeline.compile()
@@ -144,12 +146,17 @@ def _run_cell(
             file.write_text(json.dumps(record, indent=1) + "\n")
 
 
+def _sharing(recipe: Recipe, run: Path) -> Recipe:
+    """The recipe with the embeddings of captions in one place for all cells."""
+    return recipe.replace(train={"texts": run.parent / "text"}) if recipe.text else recipe
+
+
 def _trained(other: Trained, runs: Path, device: torch.device) -> Path:
     """Its finished run. Where another process is at it, this one waits."""
     run = runs / other.name
     with FileLock(runs / f"{other.name}.lock"):
         torch.compiler.reset()
-        train(other.recipe, run, device=device)
+        train(_sharing(other.recipe, run), run, device=device)
     return run
 
 

@@ -44,9 +44,9 @@ from ditkit.recipes import recipe
 from ditkit.studies.cells import Cell, Point, Results, Trained
 
 SIZE = 64
-IMAGES = 30_000
-BUDGETS = (IMAGES // 6, IMAGES // 3, 2 * IMAGES // 3, IMAGES)  # images of 64 pixels at which all are scored
-LENGTHS = {"S": IMAGES // 2, "M": IMAGES, "L": 2 * IMAGES}  # images of 16 pixels before them
+IMAGES = 24_000
+BUDGETS = (IMAGES // 3, 2 * IMAGES // 3, IMAGES)  # images of 64 pixels at which all are scored
+LENGTHS = {"S": 15_000, "M": 30_000, "L": 60_000}  # images of 16 pixels before them
 FEATURES = "efficientnet-112"
 BATCH = 64  # samples at once
 SAMPLES, HELD_OUT = 6 * BATCH, 2 * BATCH  # a point; and, at the end, of held-out captions

@@ -15,10 +15,13 @@ TEXT = "text"  # the folder's name
 
 
 def read_captions(recipe: Recipe, source: Source | Latents, out: Path, device: torch.device) -> TextCache:
-    """Their embeddings: read from the folder `text` beside the latents that the run trains from, where `ditkit encode`
-    put them, or from the run's own, where they are made when they are not there. InputError as of `embed`."""
-    beside = None if recipe.train.latents is None else recipe.train.latents / TEXT
-    return embed_captions(recipe, source, beside if beside and beside.is_dir() else out / TEXT, device)
+    """Their embeddings: of `train.texts`, or of the folder `text` beside the latents that the run trains from, where
+    `ditkit encode` put them, or the run's own; made when they are not there. InputError as of `embed`."""
+    folder = recipe.train.texts
+    if folder is None:
+        beside = None if recipe.train.latents is None else recipe.train.latents / TEXT
+        folder = beside if beside and beside.is_dir() else out / TEXT
+    return embed_captions(recipe, source, folder, device)
 
 
 def embed_captions(recipe: Recipe, source: Source | Latents, folder: Path, device: torch.device) -> TextCache:

@@ -79,19 +79,21 @@ def train(
     check_run(recipe, out)
     newest = load_newest(out / "checkpoints", ("model", "ema", "optimizer"))
     claim_run(recipe, out)
+    texts = None if recipe.text is None else read_captions(recipe, source, out, device)
     if newest is None:
         if init is not None:
             load_initial(net, init)
         for k, stage in enumerate(recipe.stages, start=1):
             log.info(f"{out}: stage {k} of {len(config.stages) + 1}")
             inside = out / "stages" / str(k)
+            if texts is not None:  # the same captions
+                stage = stage.replace(train={"texts": texts.folder})
             train(stage, inside, device=device, init_inner=init_inner, progress=progress)
             init_inner = inside
         if init_inner is not None:
             load_inner(net, recipe, init_inner)
     if config.freeze_inner:
         net.get_submodule("inner").requires_grad_(False)
-    texts = None if recipe.text is None else read_captions(recipe, source, out, device)
     net = net.to(device).train()
     ema = Ema(net, config.ema_half_life_images, config.ema_rampup)
     optimizer = make_optimizer(net, config)

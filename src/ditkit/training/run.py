@@ -24,6 +24,7 @@ MAY_CHANGE = {
         "micro_batch",
         "compile",
         "latents",
+        "texts",
     },
     "sample": {"sampler", "steps", "guidance", "interval"},
 }
