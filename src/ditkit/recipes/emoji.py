@@ -11,8 +11,9 @@ from ditkit.transports import Transport
 def emoji_t2i() -> Recipe:
     """A DiT that attends to MiniLM's tokens of a caption, 32 × 32 pixels, linear path, velocity.
 
-    Command: ditkit train emoji-t2i. Cost: not measured yet; about an hour of one CPU core with AMX by the
-    forecast of `ditkit info emoji-t2i`.
+    Command: ditkit train emoji-t2i. Cost: an hour of one CPU core with AMX. Expect of prompts that were held out
+    the right colour, shape, gesture and skin tone and wrong expressions of cats, six in ten retrieved among 20 captions (of
+    real glyphs 98 %); of captions that were trained on, their pictures (docs/results.md).
     """
     return Recipe(
         name="emoji-t2i",
