@@ -80,7 +80,7 @@ def test_guidance_of_levels(pipe):
 
 def test_models_of_other_levels_are_not_for_guidance_nor_pyramids_for_bits(pipe, tmp_path):
     pipe.save(tmp_path)
-    with pytest.raises(InputError, match="levels 4:2:1, .*; a weak model needs .* levels 1, "):
+    with pytest.raises(InputError, match=r"levels 4:2:1, .*; a weak model needs .* levels 1, "):
         load("digits", CPU).generate({"label": [1]}, seeds=[0], weak=str(tmp_path), guidance=2.0)
     assert main(["likelihood", str(tmp_path), "--n", "2", "--out", str(tmp_path / "bits")]) == 2
 
