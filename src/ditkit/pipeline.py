@@ -62,8 +62,8 @@ class Sampling(TypedDict, total=False):
     """Bound the estimate of clean pixels (`SamplingConfig.threshold`)."""
     levels: str | None
     """Of a pyramid: which level's images, "0" the highest (as when not given), or "all", side by side."""
-    lower: "Pipeline | None"
-    """For a model of a cascade (`transport.cascade`): the one that makes its lower levels."""
+    lower: "Pipeline | str | None"
+    """For a model of a cascade (`transport.cascade`): the one that makes its lower levels, or its run or snapshot."""
     lower_noise: float
     """Time of the noise that is put on what it makes: 0 (none) when not given."""
     weak: str | None
@@ -219,8 +219,12 @@ class Pipeline:
                 chosen.guidance_channels,
             )
         if chosen.threshold:
+            if self.recipe.codec.kind != "identity":
+                raise InputError(
+                    f"--threshold {chosen.threshold} bounds pixels; this model's states are latents, leave it out"
+                )
             denoise = threshold(denoise, chosen.threshold)
-        lower = self._lower(how.get("lower"))
+        lower = self._lower(how.get("lower"), how.get("lower_noise", 0.0))
         nfe, evaluated = chosen.nfe(grid), how.get("evaluated")
         if lower is not None and nfe is None:  # solved image by image, each with what is given for it
             batch = 1
@@ -266,14 +270,20 @@ class Pipeline:
             )
         return codec.side_by_side if levels == "all" else partial(codec.decode, level=int(levels))
 
-    def _lower(self, lower: "Pipeline | None") -> "Pipeline | None":
+    def _lower(self, lower: "Pipeline | str | None", noise: float) -> "Pipeline | None":
         """The model of the lower levels, checked: present exactly for a model that is given them."""
-        if (lower is not None) != (self.transport.cascade is not None):
+        most = self.transport.cascade
+        if (lower is not None) != (most is not None):
             raise InputError(
                 "--lower: this model makes all its levels itself; leave it out"
                 if lower is not None
                 else "--lower: this model learned its highest level only; give a model of the lower ones"
             )
+        if most is not None and noise > most:
+            raise InputError(
+                f"--lower-noise {noise}: this model was trained with times up to {most}; give at most that"
+            )
+        lower = load(lower, self.device) if isinstance(lower, str) else lower
         if lower is not None:
             theirs, ours = lower.recipe.data.size, self.recipe.data.size
             high, low = self.recipe.backbone.ratios[:2]

@@ -34,6 +34,10 @@ class SolverOptions(SolverChoices):
     """Of a model of several resolutions: a guidance scale for each, highest first, instead of --guidance."""
     threshold: ThresholdName | None = None
     """Keep the estimate of clean pixels in bounds: clip, dynamic or dynamic_if."""
+    lower: str | None = None
+    """For a model of a cascade: the run or snapshot that makes its lower levels."""
+    lower_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Time of the noise put on them, at most what the model was trained with."""
     weak: str | None = None
     """A worse run or snapshot to guide away from (autoguidance), instead of from "no class"."""
     negative: str | None = None
@@ -61,6 +65,8 @@ class SolverOptions(SolverChoices):
             "guidance_channels": self.guidance_channels,
             "level_guidance": self.level_guidance,
             "threshold": self.threshold,
+            "lower": self.lower,
+            "lower_noise": self.lower_noise,
             "weak": self.weak,
             "negative": self.negative,
             "batch": self.batch,

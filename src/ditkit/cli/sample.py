@@ -32,10 +32,6 @@ class SampleCommand(SamplingOptions):
     """Folder for what is written; samples/NAME when not given."""
     levels: str | None = None
     """Of a model of several resolutions: which images, 0 of the highest, or all, side by side."""
-    lower: str | None = None
-    """For a model of a cascade: the run or snapshot that makes its lower levels."""
-    lower_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Time of the noise put on them, at most what the model was trained with."""
     png: bool = False
     """Also every image as its own PNG file, named by number and class."""
     npz: bool = False
@@ -67,8 +63,6 @@ def run(argv: list[str]) -> None:
         cond,
         seeds=range(command.seed, command.seed + count),
         levels=command.levels,
-        lower=load(command.lower, command.device) if command.lower else None,
-        lower_noise=command.lower_noise,
         **command.how,
     )
     out.mkdir(parents=True, exist_ok=True)

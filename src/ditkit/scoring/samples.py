@@ -146,12 +146,22 @@ def sampling_facts(pipeline: Pipeline, how: Sampling) -> dict[str, Any]:
         **({"level_guidance": chosen.level_guidance} if chosen.level_guidance else {}),
         **({"threshold": chosen.threshold} if chosen.threshold else {}),
         "weak": how.get("weak"),
+        **_lower_facts(how),
         **(
             {"text": pipeline.recipe.text.id, "negative": how.get("negative")} if pipeline.recipe.text else {}
         ),
         "precision": how.get("precision", "fp32"),
         "device": str(pipeline.device),
     }
+
+
+def _lower_facts(how: Sampling) -> dict[str, Any]:
+    """What made the lower levels of a cascade."""
+    lower = how.get("lower")
+    if lower is None:
+        return {}
+    origin = lower if isinstance(lower, str) else lower.record.get("origin")
+    return {"lower": origin, "lower_noise": how.get("lower_noise", 0.0)}
 
 
 def held_out(data: DataSection, count: int) -> Samples | None:

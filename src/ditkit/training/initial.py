@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ditkit.backbones import Backbone, MatryoshkaConfig
+from ditkit.codecs import VaeConfig
 from ditkit.config import Section
 from ditkit.errors import InputError
 from ditkit.pipeline import load
@@ -36,7 +37,7 @@ def load_inner(net: Backbone, recipe: Recipe, origin: str | Path) -> None:
         ("backbone", theirs, expected),
         ("path", pipe.transport.path, recipe.transport.path),
         ("prediction", pipe.transport.predict, recipe.transport.predict),
-        ("codec", pipe.recipe.codec.kind, recipe.codec.kind),
+        ("codec", _codec(pipe.recipe), _codec(recipe)),
     ):
         if found != needed:
             raise InputError(
@@ -53,6 +54,11 @@ def load_inner(net: Backbone, recipe: Recipe, origin: str | Path) -> None:
     net.load_state_dict(weights, strict=False)
     which = "level" if count == 1 else f"{count} levels"
     log.info(f"{origin}: {len(weights)} of {len(ours)} tensors taken, those of the lowest {which}")
+
+
+def _codec(recipe: Recipe) -> str:
+    config = recipe.codec.resolved()
+    return f"{config.kind} {config.id}" if isinstance(config, VaeConfig) else config.kind
 
 
 def _told(value: object) -> str:
