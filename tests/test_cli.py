@@ -82,10 +82,10 @@ def test_every_registry_name_can_be_chosen_over_every_recipe(name):
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_backbone_builds_over_a_recipe(backbone):
-    chosen = parse_train(["fashion-sit", "--backbone", backbone, "--data.size", "32"]).recipe
+    chosen = parse_train(["fashion-sit", "--backbone", backbone, "--data.size", "128"]).recipe
     with torch.device("meta"):
         net = chosen.build_backbone()
-    x = torch.empty(1, 1, 32, 32, device="meta")
+    x = torch.empty(1, *chosen.build_codec().layout(128, 128).shape, device="meta")
     assert (
         net(
             x, torch.empty(1, device="meta"), {"label": torch.zeros(1, dtype=torch.long, device="meta")}
@@ -115,6 +115,9 @@ def test_every_flag_of_train_sets_its_field():
         "backbone.conditioning": "adaln", "backbone.text": "in_context", "backbone.text_pooled": None,
         "train.score_features": "efficientnet-112", "sample.grid": "karras", "sample.diffusion": "sbdm",
         "sample.last_step": "tweedie", "sample.last_step_size": "0.1", "sample.tolerance": "0.01",
+        "sample.threshold": "clip", "sample.level_guidance": "2 1", "codec.level_scale": "1 2",
+        "transport.level_weights": "1 2", "transport.cascade": "0.1", "train.level_share": "0.5",
+        "train.stages": "16", "train.freeze_inner": None,
     }  # fmt: skip
     fixed = {
         "data.kind",
@@ -126,6 +129,10 @@ def test_every_flag_of_train_sets_its_field():
         "transport.variance": ["--transport.path", "ddpm"],
         "transport.weighting": ["--transport.predict", "noise"],
     }
+    several = {
+        "codec.level_scale", "transport.level_weights", "transport.cascade", "train.level_share", "train.stages",
+        "train.freeze_inner", "sample.level_guidance",
+    }  # fmt: skip
     walked = 0
     for section in ("data", "codec", "backbone", "transport", "train", "sample"):
         for field, value in getattr(base, section):
@@ -135,7 +142,7 @@ def test_every_flag_of_train_sets_its_field():
             flag = f"--{section}.{'no-' if value is True else ''}{field}".replace("_", "-")
             given = None if value is True else other[name] if name in other else str((value or 0) + 1)
             arguments = [flag] if given is None else [flag, *given.split()]
-            arguments += company.get(name, [])
+            arguments += company.get(name, []) + ["--backbone", "Matryoshka"] * (name in several)
             if field in SolverChoices.model_fields:  # a choice of some samplers only
                 taker = next(sampler for sampler, entry in SAMPLERS.items() if field in entry.choices)
                 arguments += ["--sample.sampler", taker]

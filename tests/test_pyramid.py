@@ -10,7 +10,7 @@ from ditkit.errors import InputError
 from ditkit.layout import Layout, Pyramid, pack, unpack
 from ditkit.sampling import SAMPLERS
 from ditkit.sampling.config import SamplingConfig
-from ditkit.transports import transport
+from ditkit.transports import PREDICTIONS, transport
 from ditkit.transports.interpolants import PATHS, Coeffs, shifted
 
 TWO = Pyramid.of(1, 4, 4, (2, 1))  # 4 channels of 2 × 2 for the high level, 1 for the low
@@ -170,8 +170,25 @@ def test_v_weighted_as_noise_is_the_loss_of_the_noise_that_v_means():
     c = Coeffs(*(TWO.expand(value) for value in tr.coeffs(t, TWO)))
     x_t = c.alpha * x0 + c.sigma * eps
     torch.testing.assert_close(found, TWO.mean((c.sigma * x_t + c.alpha * out - eps) ** 2).sum(1))
-    with pytest.raises(InputError, match=r"weighting noise is for transport\.predict v "):
-        transport("linear", predict="velocity", weighting="noise")
+    with pytest.raises(
+        InputError, match=r"weighting noise is for .* with fixed variance, not noise with learned"
+    ):
+        transport("ddpm", predict="noise", variance="learned", weighting="noise")
+
+
+@pytest.mark.parametrize("predict", PREDICTIONS)
+@pytest.mark.parametrize("path", PATHS)
+def test_weighted_as_noise_every_prediction_has_one_loss(path, predict):
+    """That of the noise, of what a perfect network for other data says."""
+    x0, eps, other = (normal(3, *TWO.shape, seed=seed) for seed in range(3))
+    t = f64([0.2, 0.5, 0.9])
+    tr = transport(path, predict=predict, weighting="noise")
+    c = Coeffs(*(TWO.expand(value) for value in tr.coeffs(t, TWO)))
+    x_t = c.alpha * x0 + c.sigma * eps
+    wrong = (x_t - c.alpha * other) / c.sigma
+    out = PREDICTIONS[predict].view(other, wrong, c)
+    found = tr.loss(lambda *_: out, x0, {}, t=t, eps=eps, layout=TWO)["loss"]
+    torch.testing.assert_close(found, TWO.mean((wrong - eps) ** 2).sum(1), rtol=1e-8, atol=0)
 
 
 # --- sampling ---------------------------------------------------------------------------------------

@@ -95,6 +95,11 @@ def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
         if flag.startswith("--") and name in ("backbone.inner", "backbone.levels"):
             nested[name] = value or next(flags, "")
             continue
+        if (
+            flag.startswith("--") and name == "sample.sampler"
+        ):  # leaves behind what only the recipe's own lets one choose
+            sections["sample"] = recipe.sample.override({"sampler": value or next(flags, "")})
+            continue
         if not flag.startswith("--") or name not in (*KINDS, "text"):
             rest.append(flag)
             continue

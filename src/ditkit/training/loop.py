@@ -20,6 +20,7 @@ from ditkit.pipeline import Pipeline
 from ditkit.plots import loss_curve
 from ditkit.progress import progress_bar
 from ditkit.recipe import Recipe, Training
+from ditkit.text import TextCache
 from ditkit.training.captions import read_captions
 from ditkit.training.ema import Ema
 from ditkit.training.initial import load_initial, load_inner
@@ -78,20 +79,15 @@ def train(
         check_compiler(device)
     check_run(recipe, out)
     newest = load_newest(out / "checkpoints", ("model", "ema", "optimizer"))
+    begins = newest is None
+    if begins and init is not None:
+        load_initial(net, init)
+    if begins and init_inner is not None:
+        load_inner(net, recipe, init_inner)
     claim_run(recipe, out)
     texts = None if recipe.text is None else read_captions(recipe, source, out, device)
-    if newest is None:
-        if init is not None:
-            load_initial(net, init)
-        for k, stage in enumerate(recipe.stages, start=1):
-            log.info(f"{out}: stage {k} of {len(config.stages) + 1}")
-            inside = out / "stages" / str(k)
-            if texts is not None:  # the same captions
-                stage = stage.replace(train={"texts": texts.folder})
-            train(stage, inside, device=device, init_inner=init_inner, progress=progress)
-            init_inner = inside
-        if init_inner is not None:
-            load_inner(net, recipe, init_inner)
+    if begins and recipe.stages:
+        load_inner(net, recipe, _train_stages(recipe, out, device, texts, progress))
     if config.freeze_inner:
         net.get_submodule("inner").requires_grad_(False)
     net = net.to(device).train()
@@ -162,6 +158,22 @@ def train(
             if config.score_images and due(config.score_images, before, seen, config.images):
                 monitor.score(seen)
     return checkpoint
+
+
+def _train_stages(
+    recipe: Recipe, out: Path, device: torch.device, texts: TextCache | None, progress: bool
+) -> Path:
+    """The stages before the last, each a run in `out` that starts from the one before; the last one's folder."""
+    inside: Path | None = None
+    for number, stage in enumerate(recipe.stages, start=1):
+        log.info(f"{out}: stage {number} of {len(recipe.stages) + 1}")
+        if texts is not None:  # the same captions
+            stage = stage.replace(train={"texts": texts.folder})
+        folder = out / "stages" / str(number)
+        train(stage, folder, device=device, init_inner=inside, progress=progress)
+        inside = folder
+    assert inside is not None  # there are stages
+    return inside
 
 
 def learning_rate(config: Training, seen: int) -> float:

@@ -49,8 +49,8 @@ class Transport(Section):
     time_law: Literal["uniform", "logit_normal"] = "uniform"
     """How training times are distributed."""
     weighting: Literal["none", "velocity", "likelihood", "noise"] = "none"
-    """Of the loss in t: none; of a score or noise as the velocity's loss has it, or as the likelihood's bound; of v as
-    the noise's loss has it."""
+    """Of the loss in t: none; of a score or noise as the velocity's loss has it, or as the likelihood's bound; of any
+    prediction as the loss of the noise that it means."""
     level_shift: Annotated[float, Field(ge=0)] = 1.0
     """Of a pyramid: each level's signal-to-noise ratio is divided by its size, relative to the lowest's, to this power."""
     level_weights: tuple[Annotated[float, Field(ge=0)], ...] = ()
@@ -61,11 +61,15 @@ class Transport(Section):
 
     @model_validator(mode="after")
     def _weighting_needs_its_predictions(self) -> "Transport":
-        kinds = ("v",) if self.weighting == "noise" else ("score", "noise")
-        if self.weighting != "none" and (self.predict not in kinds or self.variance == "learned"):
+        if self.weighting in ("none", "noise"):
+            fits = self.weighting == "none" or self.variance == "fixed"
+        else:
+            fits = self.predict in ("score", "noise") and self.variance == "fixed"
+        if not fits:
+            kinds = "any" if self.weighting == "noise" else "score or noise"
             raise ValueError(
-                f"transport.weighting {self.weighting} is for transport.predict {' or '.join(kinds)} with fixed "
-                f"variance, not {self.predict} with {self.variance}; leave it out"
+                f"transport.weighting {self.weighting} is for transport.predict {kinds} with fixed variance, not "
+                f"{self.predict} with {self.variance}; leave it out"
             )
         return self
 
@@ -135,20 +139,20 @@ class Transport(Section):
 
         The raw output is compared with its target, the mean squared error per part, then summed. A
         score s is compared as sigma · s with -eps, as in SiT; `weighting` multiplies these two by
-        (V/sigma)², which makes it the velocity's loss, or by V/sigma² (`Coeffs.score_factor` is V), and
-        a v's by alpha², which makes it the noise's (Matryoshka Diffusion).
+        (V/sigma)², which makes it the velocity's loss, or by V/sigma² (`Coeffs.score_factor` is V). Or the
+        noise that the output means is compared with eps (Matryoshka Diffusion, of a v).
         """
         layout = layout or Layout(tuple(x0.shape[1:]))
         c = _expanded(self.coeffs(t, layout), layout, x0)
         x_t = c.alpha * x0 + c.sigma * eps
         out, var = self._split(net(x_t, _as_input(t, x0), cond), x0)
-        if self.predict == "score":
+        if self.weighting == "noise":
+            residual = PREDICTIONS[self.predict].decode(out, x_t, c)[1] - eps
+        elif self.predict == "score":
             residual = c.sigma * out + eps
         else:
             residual = out - PREDICTIONS[self.predict].view(x0, eps, c)
-        if self.weighting == "noise":
-            residual = c.alpha * residual
-        elif self.weighting != "none":
+        if self.weighting in ("velocity", "likelihood"):
             residual = (
                 residual * c.score_factor ** {"velocity": 1.0, "likelihood": 0.5}[self.weighting] / c.sigma
             )
