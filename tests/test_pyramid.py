@@ -186,9 +186,38 @@ def test_weighted_as_noise_every_prediction_has_one_loss(path, predict):
     c = Coeffs(*(TWO.expand(value) for value in tr.coeffs(t, TWO)))
     x_t = c.alpha * x0 + c.sigma * eps
     wrong = (x_t - c.alpha * other) / c.sigma
-    out = PREDICTIONS[predict].view(other, wrong, c)
+    own = Coeffs(*(TWO.expand(value) for value in tr.own_coeffs(t, TWO)))
+    out = PREDICTIONS[predict].view(other, wrong, own)
     found = tr.loss(lambda *_: out, x0, {}, t=t, eps=eps, layout=TWO)["loss"]
     torch.testing.assert_close(found, TWO.mean((wrong - eps) ** 2).sum(1), rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
+def test_velocities_of_straight_paths_are_of_one_scale_at_every_level(power):
+    """What a network learns is eps - x0, however much noise a level has; decoding knows it."""
+    x0, eps, t = normal(3, *TWO.shape, seed=0), normal(3, *TWO.shape, seed=1), f64([0.01, 0.5, 0.99])
+    tr = transport("linear", predict="velocity", level_shift=power)
+
+    def net(x_t, t, cond):
+        return eps - x0
+
+    assert tr.loss(net, x0, {}, t=t, eps=eps, layout=TWO)["loss"].max() < 1e-28
+    c = Coeffs(*(TWO.expand(value) for value in tr.coeffs(t, TWO)))
+    found = tr.denoiser(net, TWO)(c.alpha * x0 + c.sigma * eps, t, {})
+    torch.testing.assert_close(found.x0, x0)
+    torch.testing.assert_close(found.eps, eps)
+    torch.testing.assert_close(found.velocity, c.d_alpha * x0 + c.d_sigma * eps)  # of the time that all share
+
+
+def test_the_lowest_level_speaks_as_alone():
+    t = f64([0.01, 0.5, 0.99])
+    for path in PATHS:
+        tr = transport(path, predict="velocity", level_shift=2.0)
+        own, plain = tr.own_coeffs(t, TWO), PATHS[path](t)
+        for name in plain._fields:
+            torch.testing.assert_close(getattr(own, name)[:, 1], getattr(plain, name))
+        speeds = torch.hypot(own.d_alpha, own.d_sigma)
+        torch.testing.assert_close(speeds[:, 0], speeds[:, 1])
 
 
 # --- sampling ---------------------------------------------------------------------------------------
@@ -205,15 +234,17 @@ def exact(tr):
         total = (c.alpha * spread) ** 2 + c.sigma**2
         x0 = mean + c.alpha * spread**2 / total * (x_t - c.alpha * mean)
         eps = c.sigma / total * (x_t - c.alpha * mean)
-        return c.alpha * eps - c.sigma * x0
+        return PREDICTIONS[tr.predict].view(
+            x0, eps, Coeffs(*(TWO.expand(value) for value in tr.own_coeffs(t, TWO)))
+        )
 
     return net
 
 
-@pytest.mark.parametrize("path", ["linear", "cosine"])
+@pytest.mark.parametrize(("path", "predict"), [("linear", "velocity"), ("cosine", "v")])
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "dopri5"])
-def test_every_sampler_gives_each_level_its_distribution(sampler, path):
-    tr = transport(path, predict="v", level_shift=1.0)
+def test_every_sampler_gives_each_level_its_distribution(sampler, path, predict):
+    tr = transport(path, predict=predict, level_shift=1.0)
     late = (
         {"last_step_size": 0.004} if "sde" in sampler or "maruyama" in sampler else {}
     )  # it shrinks the spread
