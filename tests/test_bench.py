@@ -104,7 +104,12 @@ def test_backbones_against_each_other(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [(["DiT", "nope"], "unknown 'nope'"), (["DiT"], "two different names")]
+    ("names", "message"),
+    [
+        (["DiT", "nope"], "'nope' is no network of 32 x 32 x 4 latents"),
+        (["DiT", "MDM-256"], "'MDM-256' is no network"),
+        (["DiT"], "two different names"),
+    ],
 )
 def test_backbones_that_cannot_be_compared(names, message, capsys):
     assert main(["bench", "--backbones", *names]) == 2

@@ -12,7 +12,7 @@ from ditkit.benchmark import CPU, Contender, evaluation_of, measure, shares, ste
 from ditkit.cli.measured import check_folder_of, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
-from ditkit.costs import cost
+from ditkit.costs import Published, cost, published
 from ditkit.device import Precision, check_compiler
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
@@ -49,9 +49,13 @@ class BackboneBenchCommand(Section):
 
 def run(argv: list[str]) -> None:
     command = parse(BackboneBenchCommand, argv, "bench")
+    known = [name for name in BACKBONES if published(name) == Published()]
     for name in command.backbones:
-        if name not in BACKBONES:
-            raise InputError(f"--backbones: unknown {name!r}; choose one of: {', '.join(BACKBONES)}")
+        if name not in known:
+            raise InputError(
+                f"--backbones: {name!r} is no network of 32 x 32 x 4 latents and classes; choose one of: "
+                f"{', '.join(known)}"
+            )
     if len(set(command.backbones)) < max(2, len(command.backbones)):
         raise InputError("--backbones: give at least two different names")
     if command.compile:

@@ -84,7 +84,8 @@ def run(argv: list[str]) -> None:
             np.savez(out / "samples.npz", arr_0=pixels)
         written.append(out / "samples.npz")
     facts = sampling_facts(pipeline, command.how)
-    print(f"{count} images, {facts['sampler']}, {facts['nfe']} evaluations, guidance {facts['guidance']}")
+    guidance = facts.get("level_guidance") or facts["guidance"]
+    print(f"{count} images, {facts['sampler']}, {facts['nfe']} evaluations, guidance {guidance}")
     print("\n".join(str(path) for path in written))
 
 
