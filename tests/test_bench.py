@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import ditkit
+from ditkit.backbones import DiTConfig, MatryoshkaConfig, OuterLevel
 from ditkit.benchmark import EVALUATION, STEP
 from ditkit.cli import main
 from ditkit.costs import speed
+from ditkit.recipes import recipe
 
 
 def test_record_and_table(tmp_path, capsys):
@@ -114,3 +116,33 @@ def test_backbones_against_each_other(tmp_path, capsys):
 def test_backbones_that_cannot_be_compared(names, message, capsys):
     assert main(["bench", "--backbones", *names]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_levels_of_a_recipe(tmp_path, capsys, monkeypatch):
+    """A row for the lowest level, one more for each around it, and the network inside by itself."""
+    level = OuterLevel(widths=(32,), depth=(1,), patch=2)
+    inner = DiTConfig(width=16, depth=1, heads=2, patch=2, text="cross_attention")
+    small = recipe("emoji-matryoshka").replace(
+        data={"size": 16}, text={"length": 2}, backbone=MatryoshkaConfig(inner=inner, levels=(level, level))
+    )
+    monkeypatch.setattr("ditkit.cli.bench_levels.named_recipe", lambda name: small)
+    file = tmp_path / "levels.json"
+    assert main(["bench", "--levels", "small", "--batch", "2", "--rounds", "1", "--out", str(file)]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert list(rows) == ["4 pixels", "4 to 8 pixels", "4 to 16 pixels", "16 pixels alone"]
+    nested = list(rows.values())[:3]
+    for key in ("parameters", "macs", "memory_predicted"):
+        values = [row[key] for row in nested]
+        assert values == sorted(set(values))
+    alone = rows["16 pixels alone"]
+    assert alone["parameters"] == nested[0]["parameters"]
+    assert alone["macs"] > 10 * nested[0]["macs"]  # 64 tokens for 4
+    for row in rows.values():
+        assert row["memory"] > 0
+        assert len(row["training step"]["times_ms"]) == 1
+    assert "4 to 16 pixels" in capsys.readouterr().out
+
+
+def test_levels_of_a_recipe_of_one_resolution(capsys):
+    assert main(["bench", "--levels", "digits"]) == 2
+    assert "--levels digits: a recipe of one resolution" in capsys.readouterr().err

@@ -27,6 +27,8 @@ import torch
 from torch import Tensor
 
 from ditkit.backbones import Backbone, BackboneConfig, DiTConfig, compile_blocks
+from ditkit.codecs import Codec
+from ditkit.conditions import Read
 from ditkit.data import Batch
 from ditkit.device import Precision, autocast
 from ditkit.errors import InputError
@@ -165,6 +167,10 @@ def check_memory_known() -> None:
         raise InputError(f"bench --cost reads {STATUS}, which is not there: it needs Linux")
 
 
+Built = Callable[[], tuple[Backbone, Callable[[], object]]]
+"""Makes a network and what is to be timed of it; for another process one that can be pickled."""
+
+
 class Measured(NamedTuple):
     """A training step on one thread."""
 
@@ -174,18 +180,18 @@ class Measured(NamedTuple):
     """Bytes: the peak of the resident set over its size before the network was built."""
 
 
-def measure_step(backbone: BackboneConfig, batch: int, precision: Precision, rounds: int) -> Measured:
-    """`rounds` training steps on `batch` latents after a first one, in a new process, on one thread."""
+def measure_step(build: Built, rounds: int) -> Measured:
+    """`rounds` training steps, after a first one, of what `build` makes, in a new process, on one thread."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(_measure_here, backbone, batch, precision, rounds).result()
+        return process.submit(_measure_here, build, rounds).result()
 
 
-def _measure_here(backbone: BackboneConfig, batch: int, precision: Precision, rounds: int) -> Measured:
+def _measure_here(build: Built, rounds: int) -> Measured:
     torch.set_num_threads(1)
-    step_of(TINY, 2, precision)[1]()  # loads the libraries' code, which is no cost of the network
+    step_of(TINY, 2, "auto")[1]()  # loads the libraries' code, which is no cost of the network
     gc.collect()
     before = _memory("VmRSS")
-    _, step = step_of(backbone, batch, precision)
+    _, step = build()
     step()
     seconds = [_seconds(step, time.process_time) for _ in range(rounds)]
     return Measured(seconds, _memory("VmHWM") - before)
@@ -238,14 +244,21 @@ def compile_ditkit(net: Backbone) -> None:
 
 
 def ditkit_step(recipe: Recipe, net: Backbone) -> Callable[[], None]:
+    """One pass of the training loop's body on latents."""
+    size = recipe.train.batch
+    return training_step(recipe, net, Latents(), Batch(*_latents(size), torch.arange(size)))
+
+
+def training_step(
+    recipe: Recipe, net: Backbone, codec: Codec, batch: Batch, read: Read | None = None
+) -> Callable[[], None]:
     """One pass of the training loop's body, made of its own functions."""
     ema = Ema(net, recipe.train.ema_half_life_images, recipe.train.ema_rampup)
     optimizer = make_optimizer(net, recipe.train)
     size = recipe.train.batch
-    batch = Batch(*_latents(size), torch.arange(size))
 
     def step() -> None:
-        backward(recipe, net, Latents(), batch, CPU)
+        backward(recipe, net, codec, batch, CPU, read)
         if update(net, optimizer, recipe.train.clip).isfinite():
             ema.update(size, size)
 

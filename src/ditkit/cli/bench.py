@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ditkit.backbones.dit import DIT_SIZES
 from ditkit.benchmark import CPU, STEP, TINY, Contender, Suite, baseline_of, build_suite, measure, shares
-from ditkit.cli import bench_backbones, bench_cost, bench_statistics
+from ditkit.cli import bench_backbones, bench_cost, bench_levels, bench_statistics
 from ditkit.cli.measured import check_folder_of, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
@@ -33,7 +33,7 @@ class BenchCommand(Section):
 
     `ditkit bench --cost` holds the costs that `ditkit info` predicts against measured ones instead;
     `ditkit bench --statistics` times the mathematics of scores; `ditkit bench --backbones A B` times backbones
-    against each other.
+    against each other, `ditkit bench --levels RECIPE` the resolutions of a nested one.
     """
 
     rounds: Annotated[int, Field(ge=1)] = 7
@@ -53,9 +53,10 @@ class BenchCommand(Section):
 
 
 def run(argv: list[str]) -> None:
-    if "--backbones" in argv:
-        bench_backbones.run(argv)
-        return
+    for flag, other in (("--backbones", bench_backbones), ("--levels", bench_levels)):
+        if flag in argv:
+            other.run(argv)
+            return
     for flag, other in OTHERS.items():
         if flag in argv:
             other.run([word for word in argv if word != flag])

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ditkit.backbones import BACKBONES, BackboneConfig, DiTConfig
-from ditkit.benchmark import CHANNELS, CLASSES, CPU, SIDE, TINY, check_memory_known, measure_step
+from ditkit.benchmark import CHANNELS, CLASSES, CPU, SIDE, TINY, check_memory_known, measure_step, step_of
 from ditkit.cli.measured import check_folder_of, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
@@ -72,7 +73,7 @@ def _row(config: BackboneConfig, precision: Precision, rates: Rates, command: Co
     cost = count_cost(net, (CHANNELS, SIDE, SIDE), labelled=True)
     memory = cost.memory(command.batch, precision)
     predicted = rates.seconds(cost.work(command.batch, precision))
-    measured = measure_step(config, command.batch, precision, command.rounds)
+    measured = measure_step(partial(step_of, config, command.batch, precision), command.rounds)
     step = median(measured.seconds)
     return {
         "parameters": cost.params,
