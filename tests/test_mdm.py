@@ -167,8 +167,8 @@ def test_published_sizes(name, size, params, tensors, gmacs):
     products = sum(part.macs for module, part in cost.modules.items() if module.endswith("attention.*"))
     assert products / 1e9 == pytest.approx(8.48, abs=0.005)
     found = read_mdm(FILE, mdm_to_official(net.state_dict(), net.config))
-    assert found.config == BACKBONES[name]
-    assert found.shape == {"channels": 3, "text_dim": 2048}
+    assert found.recipe.backbone == BACKBONES[name]
+    assert (found.recipe.data.channels, found.recipe.text.dim) == (3, 2048)
 
 
 def on_meta(chosen):
@@ -541,10 +541,10 @@ def test_a_file_there_and_back(tmp_path):
     with pytest.raises(ModuleNotFoundError):
         torch.load(file, weights_only=False)
     found = read_mdm(file, read_tensors(file)["state_dict"], size=4)
-    assert found.config == net.config
-    other = made(found.config, text_dim=found.shape["text_dim"])
+    assert found.recipe.backbone == net.config
+    other = made(found.recipe.backbone, text_dim=found.recipe.text.dim)
     other.load_state_dict(found.weights)
-    back = mdm_to_official(other.state_dict(), found.config)
+    back = mdm_to_official(other.state_dict(), found.recipe.backbone)
     assert back.keys() == state.keys()
     assert all(back[name].equal(value) for name, value in state.items())
 
@@ -571,8 +571,8 @@ def test_shapes_tell_the_configuration(chosen):
         net = made(chosen, text_dim=7)
     heads = (chosen.inner if isinstance(chosen, MatryoshkaConfig) else chosen).heads
     found = read_mdm(FILE, mdm_to_official(net.state_dict(), chosen), heads=heads)
-    assert found.config == chosen
-    assert found.shape == {"channels": 3, "text_dim": 7}
+    assert found.recipe.backbone == chosen
+    assert (found.recipe.data.channels, found.recipe.text.dim) == (3, 7)
     assert {name: value.shape for name, value in found.weights.items()} == {
         name: value.shape for name, value in net.state_dict().items()
     }
