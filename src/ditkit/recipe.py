@@ -179,7 +179,7 @@ class Recipe(Section):
             merged[name] = merged[name] | value if isinstance(value, dict) else value
         return Recipe.checked(merged, self.name)
 
-    def around(self, backbone: BackboneConfig) -> "Recipe":
+    def with_backbone(self, backbone: BackboneConfig) -> "Recipe":
         """The recipe with another backbone; what is said of levels is left behind where it has not as many."""
         if len(backbone.ratios) == len(self.backbone.ratios):
             return self.replace(backbone=backbone)

@@ -106,7 +106,7 @@ def contenders_of(whole: Recipe, batch: int) -> dict[str, Recipe]:
         part = whole.lowest(count)
         lowest = whole.lowest(1).data.size
         found[f"{lowest} to {part.data.size} pixels" if count > 1 else f"{lowest} pixels"] = part
-    found[f"{whole.data.size} pixels alone"] = whole.around(inner)
+    found[f"{whole.data.size} pixels alone"] = whole.with_backbone(inner)
     return found
 
 
