@@ -149,21 +149,20 @@ class AdaLNHead(nn.Module):
         return self.linear(modulated_norm(x, shift, scale))
 
 
-def summed(time: Tensor, *others: Tensor | None) -> Tensor:
+def summed(time: Tensor, *others: Tensor) -> Tensor:
     """Time (B, D), or (B, L, D) for a time per token, plus what else there is, each (B, D): of the time's shape."""
     for other in others:
-        if other is not None:
-            time = time + (other if time.ndim == 2 else other[:, None])
+        time = time + (other if time.ndim == 2 else other[:, None])
     return time
 
 
-def in_sequence(time: Tensor, *others: Tensor | None) -> Tensor:
+def in_sequence(time: Tensor, *others: Tensor) -> Tensor:
     """Time (B, D), then what else there is, each (B, D): (B, N, D). InputError for a time per token."""
     if time.ndim != 2:
         raise InputError(
             "a time per token needs adaptive norms; give one time per image or --backbone.conditioning adaln_zero"
         )
-    return torch.stack([time, *(other for other in others if other is not None)], dim=1)
+    return torch.stack([time, *others], dim=1)
 
 
 class Conditioning:
@@ -173,8 +172,8 @@ class Conditioning:
     head: type[Head] | type[AdaLNHead]
 
     @staticmethod
-    def told(time: Tensor, *others: Tensor | None) -> Tensor:
-        """c, from the embedded time, (B, D) or per token (B, L, D), and label and text, (B, D) or None."""
+    def told(time: Tensor, *others: Tensor) -> Tensor:
+        """c, from the embedded time, (B, D) or per token (B, L, D), and what there is of label and text, (B, D)."""
         return summed(time, *others)
 
     @staticmethod
