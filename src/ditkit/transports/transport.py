@@ -99,11 +99,15 @@ class Transport(Section):
         every level.
         """
         c = self.coeffs(t, layout)
-        if not isinstance(layout, Pyramid) or "velocity" not in (self.predict, self.weighting):
+        if self._one_clock(layout):
             return c
         plain = PATHS[self.path](t if t.ndim == 2 else t[..., None])
         rate = torch.hypot(plain.d_alpha, plain.d_sigma) / torch.hypot(c.d_alpha, c.d_sigma)
         return c._replace(d_alpha=c.d_alpha * rate, d_sigma=c.d_sigma * rate)
+
+    def _one_clock(self, layout: Layout | None) -> bool:
+        """Whether no level's velocity is meant by a clock of its own."""
+        return not isinstance(layout, Pyramid) or "velocity" not in (self.predict, self.weighting)
 
     def interval(self, use: Literal["train", "ode", "sde"]) -> tuple[float, float]:
         """The (lowest, highest) t at which the network is trained or asked.
@@ -199,7 +203,8 @@ class Transport(Section):
             own = _expanded(self.own_coeffs(t, layout), parts, x_t)
             out, var = self._split(net(x_t, _as_input(t, x_t), cond), x_t)
             x0, eps = PREDICTIONS[self.predict].decode(out, x_t, own)
-            return Prediction(_expanded(self.coeffs(t, layout), parts, x_t), x_t, x0, eps, var)
+            shared = own if self._one_clock(layout) else _expanded(self.coeffs(t, layout), parts, x_t)
+            return Prediction(shared, x_t, x0, eps, var)
 
         return Denoiser(predict, lambda t: self.coeffs(t, layout), layout)
 
