@@ -44,7 +44,7 @@ from ditkit.recipes import recipe
 from ditkit.studies.cells import Cell, Point, Results, Trained
 
 SIZE = 64
-IMAGES = 120_000
+IMAGES = 90_000
 BUDGETS = (IMAGES // 3, 2 * IMAGES // 3, IMAGES)  # images of 64 pixels at which all are scored
 LENGTHS = {"S": IMAGES // 2, "M": IMAGES, "L": 2 * IMAGES}  # images of 16 pixels before them
 FEATURES = "efficientnet-112"
@@ -77,7 +77,7 @@ def cells() -> dict[str, Cell]:
         transport={"level_shift": 2.0},
         train={
             "images": IMAGES,
-            "batch": 32,
+            "batch": 16,
             "warmup_images": 2_000,
             "schedule": "constant",
             "log_images": IMAGES // 12,
