@@ -311,3 +311,46 @@ def test_sizes_that_do_not_divide(size):
     height, width = size
     with pytest.raises(InputError, match=f"{height}x{width} are not divisible .* 8; .* multiple of 8"):
         VaeConfig().build(3).layout(height, width)
+
+
+def test_an_autoencoder_of_images_takes_each_frame_of_a_clip_alone(folder):
+    codec = VaeConfig(id=folder, batch=3).build(3)
+    frames = images(3, n=4)
+    clips = torch.stack([frames, frames.flip(0)]).transpose(1, 2)  # (2, 3, 4, H, W)
+    alone = codec.encode(frames)
+    state = codec.encode(clips)
+    layout = codec.layout(*clips.shape[2:])
+    assert state.shape == (2, *layout.shape)
+    assert layout.parts == 4
+    torch.testing.assert_close(state[0], alone.transpose(0, 1))
+    torch.testing.assert_close(codec.decode(state)[1], codec.decode(alone.flip(0)).transpose(0, 1))
+    with_noise = codec.encode(clips, torch.ones_like(state))
+    torch.testing.assert_close(with_noise[0], codec.encode(frames, torch.ones_like(alone)).transpose(0, 1))
+
+
+def test_an_autoencoder_of_clips(tmp_path):
+    """Its first latent frame stands for the first frame alone, later ones for two each."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    model = diffusers.AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 2,
+        up_block_types=("CogVideoXUpBlock3D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=2,
+        layers_per_block=1,
+        norm_num_groups=2,
+        temporal_compression_ratio=2,
+        scaling_factor=0.5,
+    )
+    model.save_pretrained(tmp_path)
+    codec = VaeConfig(id=str(tmp_path)).build(3)
+    clips = images(3, n=5).transpose(0, 1)[None]  # (1, 3, 5, H, W)
+    layout = codec.layout(*clips.shape[2:])
+    state = codec.encode(clips)
+    assert state.shape == (1, *layout.shape) and layout.parts == 3
+    assert codec.decode(state).shape == clips.shape
+    image = codec.encode(clips[:, :, 0])
+    assert image.shape == (1, 2, *layout.shape[2:])
+    assert image.equal(codec.encode(clips[:, :, :1])[:, :, 0])
+    with pytest.raises(InputError, match=r"clips of 4 frames: .* set --data.frames 3"):
+        codec.layout(4, 16, 16)

@@ -32,7 +32,7 @@ from ditkit.conditions import Read
 from ditkit.data import Batch
 from ditkit.device import Precision, autocast
 from ditkit.errors import InputError
-from ditkit.layout import Layout
+from ditkit.layout import Layout, layout_of
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe as named_recipe
 from ditkit.sampling import cfg
@@ -91,8 +91,8 @@ class Latents:
     channels = CHANNELS
     random = False
 
-    def layout(self, height: int, width: int) -> Layout:
-        return Layout((self.channels, height, width))
+    def layout(self, *size: int) -> Layout:
+        return layout_of(self.channels, *size)
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         return images

@@ -1,5 +1,7 @@
 """How a state is made of parts, so that everything else can treat it element by element.
 
+A clip's parts are its frames, each of which can have a noise level of its own.
+
 The levels of a pyramid, several resolutions of one image, are packed in channels: a level r times as large as the
 lowest, (B, C, r h, r w), is r² C channels of the lowest's h × w, as `torch.pixel_unshuffle` orders them. So a pyramid
 is a state like any other, of a height and a width, and what is told of a level is told of some channels.
@@ -27,6 +29,11 @@ class Layout:
     """Of one state, without the batch."""
     parts: int = 1
 
+    @property
+    def share(self) -> float:
+        """What the mean loss of a part counts in the state's."""
+        return 1.0
+
     def expand(self, values: Tensor) -> Tensor:
         """(B,) or (B, K) values, one per part, to what broadcasts with a state (B, *shape)."""
         return values.reshape(len(values), *[1] * len(self.shape))
@@ -38,6 +45,26 @@ class Layout:
     def split(self, x: Tensor) -> Sequence[Tensor]:
         """Each part's own numbers, (B, ...)."""
         return [x]
+
+
+@dataclass(frozen=True)
+class Frames(Layout):
+    """The frames of a clip: states (B, C, F, H, W)."""
+
+    @classmethod
+    def of(cls, channels: int, frames: int, height: int, width: int) -> "Frames":
+        return cls((channels, frames, height, width), frames)
+
+    @property
+    def share(self) -> float:
+        return 1 / self.parts
+
+    def expand(self, values: Tensor) -> Tensor:
+        """(B,) or (B, F) to (B, 1, 1, 1, 1) or (B, 1, F, 1, 1)."""
+        return values.reshape(len(values), 1, -1, 1, 1)
+
+    def split(self, x: Tensor) -> Sequence[Tensor]:
+        return x.unbind(2)
 
 
 @dataclass(frozen=True)
@@ -75,6 +102,11 @@ class Pyramid(Layout):
 
     def split(self, x: Tensor) -> Sequence[Tensor]:
         return x.split(channels_of(self.shape[0], self.ratios), dim=1)
+
+
+def layout_of(channels: int, *size: int) -> Layout:
+    """Of states (B, channels, H, W), or of clips (B, channels, F, H, W)."""
+    return Frames.of(channels, *size) if len(size) == 3 else Layout((channels, *size))
 
 
 def channels_of(packed: int, ratios: Sequence[int]) -> list[int]:

@@ -1,7 +1,7 @@
 """Pipeline: a backbone, its transport and its codec, loaded, sampled from and saved together.
 
     pipe = load("runs/digits")
-    images = pipe.generate({"label": [3, 7]}, seeds=[0, 1])      # uint8 (2, C, H, W)
+    images = pipe.generate({"label": [3, 7]}, seeds=[0, 1])      # uint8 (2, C, H, W); clips (2, C, F, H, W)
 
 A snapshot is a folder with model.safetensors (the moving average) and recipe.json. A run's folder is
 loaded from its newest intact checkpoint. Some tiny trained snapshots come with the package, by name.
@@ -36,7 +36,7 @@ from ditkit.layout import Layout
 from ditkit.progress import progress_bar
 from ditkit.randomness import RowNoise
 from ditkit.recipe import Recipe
-from ditkit.sampling import autoguidance, cfg, held, threshold
+from ditkit.sampling import Given, autoguidance, cfg, held, threshold
 from ditkit.transports import Denoiser, Transport
 
 Said = Mapping[str, Sequence[int] | Sequence[str] | Tensor]
@@ -60,6 +60,16 @@ class Sampling(TypedDict, total=False):
     """Of a pyramid: a guidance scale for each level, highest first, instead of `guidance`."""
     threshold: str | None
     """Bound the estimate of clean pixels (`SamplingConfig.threshold`)."""
+    size: tuple[int, int] | None
+    """Height and width in pixels, where the network takes others than those it was trained on; the data's when not
+    given."""
+    frames: int | None
+    """Of a model of clips: how many; the data's when not given."""
+    start: Tensor | None
+    """Of a model of clips trained so (`transport.given_frames`): the first frames, kept as they are, uint8
+    (N or 1, C, H, W) or (N or 1, C, F', H, W)."""
+    end: Tensor | None
+    """Likewise the last frames."""
     levels: str | None
     """Of a pyramid: which level's images, "0" the highest (as when not given), or "all", side by side."""
     lower: "Pipeline | str | None"
@@ -143,7 +153,7 @@ class Pipeline:
         seeds: Sequence[int],
         **how: Unpack[Sampling],
     ) -> Tensor:
-        """Images uint8 (N, C, H, W), one per seed. `cond` has as many labels, "label", and prompts, "text", as the
+        """Images uint8 (N, C, H, W), or clips (N, C, F, H, W), one per seed. `cond` has as many labels, "label", and prompts, "text", as the
         model is told.
 
         Image k depends on seeds[k] and its condition only: in float32, whatever the batch, pixels
@@ -151,7 +161,7 @@ class Pipeline:
 
         Raises:
             InputError: unknown sampler, steps or label out of range, guidance of an unconditional model, labels
-                or prompts that are missing or that the model is not told.
+                or prompts that are missing or that the model is not told, a size that it does not take.
         """
         return torch.cat(list(self.stream(cond, seeds=seeds, **how)))
 
@@ -180,7 +190,8 @@ class Pipeline:
         batch, precision = how.get("batch", 64), how.get("precision", "fp32")
         if not len(seeds):
             raise InputError("no seeds: give one per image")
-        grid = chosen.times(self.transport)
+        layout = self._layout(how.get("size"), how.get("frames"))
+        grid = chosen.times(self.transport, layout)
         labels, prompts = self._labels(cond or {}, len(seeds)), self._prompts(cond or {}, len(seeds))
         weak, negative = how.get("weak"), how.get("negative")
         told = self.classes or self.recipe.text
@@ -200,7 +211,6 @@ class Pipeline:
                 "each, without --weak"
             )
         read = self.read
-        layout = self.codec.layout(self.recipe.data.size, self.recipe.data.size)
         denoise = self.transport.denoiser(self.network, layout)
         if weak:
             if chosen.guidance_channels:
@@ -225,8 +235,13 @@ class Pipeline:
                 )
             denoise = threshold(denoise, chosen.threshold)
         lower = self._lower(how.get("lower"), how.get("lower_noise", 0.0))
+        given = self._given_frames(how.get("start"), how.get("end"), layout, len(seeds))
+        if lower is not None:
+            parts = [False] + [True] * (layout.parts - 1)
+            make = partial(self._made_by, lower, cond or {}, seeds, precision)
+            given = Given(parts, make, how.get("lower_noise", 0.0))
         nfe, evaluated = chosen.nfe(grid), how.get("evaluated")
-        if lower is not None and nfe is None:  # solved image by image, each with what is given for it
+        if given is not None and nfe is None:  # solved image by image, each with what is given for it
             batch = 1
         total = None if nfe is None else nfe * -(-len(seeds) // batch)
 
@@ -245,15 +260,13 @@ class Pipeline:
                         self.device,
                     )
                     asked = _watched(denoise, bar, evaluated)
-                    if lower is not None:
-                        given = self._given(lower, cond or {}, seeds, part, precision)
-                        parts = [False] + [True] * (layout.parts - 1)
-                        asked = held(asked, given, parts, noise(x), how.get("lower_noise", 0.0))
+                    if given is not None:
+                        kept = given.state(part)
+                        asked = held(asked, kept, given.parts, noise(x), given.time)
                     with autocast(self.device, precision):
                         state = chosen.run(asked, x, grid, part_cond, noise=noise)
-                    if lower is not None:  # in whose place a sampler leaves what it likes
-                        own = layout.split(state)[0]
-                        state = torch.cat([own, given[:, own.shape[1] :]], dim=1)
+                    if given is not None:  # in whose place a sampler leaves what it likes
+                        state = given.into(state, kept, layout)
                     yield state
 
         return made()
@@ -269,6 +282,48 @@ class Pipeline:
                 + (f"; give 0 to {count - 1}, the highest first, or all" if count > 1 else "; leave it out")
             )
         return codec.side_by_side if levels == "all" else partial(codec.decode, level=int(levels))
+
+    def _layout(self, size: tuple[int, int] | None, frames: int | None) -> Layout:
+        """Of states of that size. InputError where the network does not take it."""
+        length, own = self.recipe.data.shape[:-2], self.recipe.data.shape[-2:]
+        if frames is not None and not length:
+            raise InputError(f"--frames {frames}: this model makes images; leave it out")
+        length = length if frames is None else (frames,)
+        layout = self.codec.layout(*length, *(size or own))
+        self.backbone.check_size(*layout.shape[1:])
+        return layout
+
+    def _given_frames(
+        self, start: Tensor | None, end: Tensor | None, layout: Layout, count: int
+    ) -> Given | None:
+        """The frames at both ends of clips, encoded. InputError for a model that was not trained to go on from some, frames
+        of another size or number of clips, or none left to sample."""
+        if start is None and end is None:
+            return None
+        if not self.transport.given_frames:
+            raise InputError(
+                "--image, --extend: this model was not trained to go on from frames (transport.given_frames 0)"
+            )
+        zeros = torch.zeros(count, *layout.shape, device=self.device)
+        parts = [False] * layout.parts
+        for frames, last in ((start, False), (end, True)):
+            if frames is None:
+                continue
+            clip = frames[:, :, None] if frames.ndim == 4 else frames
+            state = self.codec.encode(clip.to(self.device))
+            own = state.shape[2]
+            if len(state) not in (1, count) or state.shape[3:] != zeros.shape[3:] or own >= layout.parts:
+                raise InputError(
+                    f"frames that are kept: {len(state)} clips of {own} frames, in states of "
+                    f"{'x'.join(map(str, state.shape[3:]))}, for {count} clips of {layout.parts}, "
+                    f"{'x'.join(map(str, zeros.shape[3:]))}; give one or {count}, fewer frames, of one size"
+                )
+            place = slice(layout.parts - own, None) if last else slice(own)
+            zeros[:, :, place] = state
+            parts[place] = [True] * own
+        if all(parts):
+            raise InputError(f"all {layout.parts} frames are given; keep fewer")
+        return Given(parts, zeros.__getitem__)
 
     def _lower(self, lower: "Pipeline | str | None", noise: float) -> "Pipeline | None":
         """The model of the lower levels, checked: present exactly for a model that is given them."""
@@ -299,10 +354,10 @@ class Pipeline:
                 )
         return lower
 
-    def _given(
-        self, lower: "Pipeline", cond: Said, seeds: Sequence[int], part: slice, precision: Precision
+    def _made_by(
+        self, lower: "Pipeline", cond: Said, seeds: Sequence[int], precision: Precision, part: slice
     ) -> Tensor:
-        """A state whose lower levels that model made, of the same seeds and conditions."""
+        """States whose lower levels that model made, of the same seeds and conditions."""
         told = {key: value[part] for key, value in cond.items() if key != "label" or lower.classes}
         made = lower._states(told, seeds=seeds[part], batch=len(seeds[part]), precision=precision)
         state = torch.cat(list(made))

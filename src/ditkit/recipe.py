@@ -163,13 +163,13 @@ class Recipe(Section):
                 "--data.classes is not known before the data is opened; give a number (0: unlabelled)"
             )
         codec = self.build_codec()
-        channels, height, width = codec.layout(self.data.size, self.data.size).shape
+        channels, *size = codec.layout(*self.data.shape).shape
         outputs = 2 * channels if self.transport.variance == "learned" else channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train.seed)
             text_dim = self.text.dim if self.text else 0
             net = build(self.backbone, channels, self.data.classes, outputs, text_dim)
-        net.check_size(height, width)
+        net.check_size(*size)
         return net
 
     def replace(self, **sections) -> "Recipe":

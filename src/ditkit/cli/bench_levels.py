@@ -120,7 +120,7 @@ def evaluation_of(recipe: Recipe) -> tuple[Backbone, Callable[[], object]]:
     """A recipe's network in the form it samples in, and its evaluation, unguided."""
     net = recipe.build_backbone().eval().requires_grad_(False).fused()
     batch, codec = _batch(recipe), recipe.build_codec()
-    x = torch.randn(len(batch.index), *codec.layout(recipe.data.size, recipe.data.size).shape)
+    x = torch.randn(len(batch.index), *codec.layout(*recipe.data.shape).shape)
     t = torch.full((len(x),), 0.5, dtype=torch.float64)
     read = partial(_read, recipe) if recipe.text else None
     cond = conditions(batch.label, batch.caption, read)

@@ -63,7 +63,7 @@ def run(argv: list[str]) -> None:
             f"encode: the codec of {command.name} is {command.codec.kind}, which has no latents; give --codec vae"
         )
     source = command.data.open("train")
-    channels, height, width = codec.layout(command.data.size, command.data.size).shape
+    channels, height, width = codec.layout(*command.data.shape).shape
     plan = Index(
         count=len(source),
         shape=(2 * channels, height, width),

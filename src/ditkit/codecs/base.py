@@ -11,20 +11,20 @@ from ditkit.layout import Layout
 
 
 class Codec(Protocol):
-    """Images to a state and back."""
+    """Images, or clips, to a state and back."""
 
     channels: int
     random: bool
     """Whether encoding draws noise."""
 
-    def layout(self, height: int, width: int) -> Layout:
-        """How the state of an image of that size is made."""
+    def layout(self, *size: int) -> Layout:
+        """How the state of an image of that size, (H, W), or clip, (F, H, W), is made."""
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """uint8 (B, C, H, W) to a state (B, *S); `noise` of the state's shape where encoding is random."""
+        """uint8 (B, C, *size) to a state (B, *S); `noise` of the state's shape where encoding is random."""
 
     def decode(self, state: Tensor) -> Tensor:
-        """A state to images uint8 (B, C, H, W)."""
+        """A state to images or clips uint8 (B, C, *size)."""
 
     def save(self, folder: Path) -> None:
         """Copy what a snapshot must carry along, if there is something."""

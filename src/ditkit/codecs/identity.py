@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ditkit.codecs.base import CodecSection
-from ditkit.layout import Layout
+from ditkit.layout import Layout, layout_of
 
 
 def to_signed(images: Tensor) -> Tensor:
@@ -40,8 +40,8 @@ class Identity:
     def __init__(self, channels: int):
         self.channels = channels
 
-    def layout(self, height: int, width: int) -> Layout:
-        return Layout((self.channels, height, width))
+    def layout(self, *size: int) -> Layout:
+        return layout_of(self.channels, *size)
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         return to_signed(images)

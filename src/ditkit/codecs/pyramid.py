@@ -33,8 +33,13 @@ class PyramidCodec:
         self.scales = tuple(scales) or (1.0,) * len(ratios)
         self.channels = base.channels * sum(ratio**2 for ratio in ratios)
 
-    def layout(self, height: int, width: int) -> Pyramid:
-        channels, height, width = self.base.layout(height, width).shape
+    def layout(self, *size: int) -> Pyramid:
+        """InputError for clips: the levels are of one image."""
+        if len(size) == 3:
+            raise InputError(
+                f"a clip of {size[0]} frames in several resolutions: levels are of images; take a backbone of one"
+            )
+        channels, height, width = self.base.layout(*size).shape
         return Pyramid.of(channels, height, width, self.ratios)
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:

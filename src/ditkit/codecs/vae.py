@@ -1,4 +1,5 @@
-"""Latent space of a diffusers `AutoencoderKL`: the codec of DiT and SiT on ImageNet.
+"""Latent space of a diffusers autoencoder: `AutoencoderKL`, the codec of DiT and SiT on ImageNet, also for every frame
+of a clip by itself, or one of clips (`AutoencoderKLCogVideoX`, `AutoencoderKLWan`), whose latent frames stand for several.
 
     state = (mean + std · noise - shift) · scale,    std = exp(logvar / 2)
 
@@ -14,7 +15,7 @@ import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -26,16 +27,30 @@ from ditkit.data.latents.source import LOGVAR
 from ditkit.device import Precision, autocast
 from ditkit.errors import InputError
 from ditkit.files import first_line
-from ditkit.layout import Layout
+from ditkit.layout import Layout, layout_of
 
 STABLE_DIFFUSION = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse")
 
 Factors = float | tuple[float, ...]
 
 
-def latent_shape(config: Any) -> tuple[int, int]:
-    """Latent channels, and image pixels per latent pixel, of an AutoencoderKL's configuration."""
-    return config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
+class LatentShape(NamedTuple):
+    """What an autoencoder's configuration says of its latents."""
+
+    channels: int
+    downsampling: int
+    """Image pixels per latent pixel."""
+    frame_downsampling: int
+    """Frames per latent frame, of which the first is one by itself; 0: an autoencoder of single images."""
+
+
+def latent_shape(config: Any) -> LatentShape:
+    """Of a diffusers autoencoder's configuration; KeyError where it says them otherwise."""
+    if "z_dim" in config:  # Wan's words
+        return LatentShape(config["z_dim"], config["scale_factor_spatial"], config["scale_factor_temporal"])
+    downsampling = 2 ** (len(config["block_out_channels"]) - 1)
+    frames = int(config.get("temporal_compression_ratio", 0))
+    return LatentShape(config["latent_channels"], downsampling, frames)
 
 
 def own_factors(config: Any) -> tuple[Factors, Factors]:
@@ -50,7 +65,7 @@ def own_factors(config: Any) -> tuple[Factors, Factors]:
 
 
 def draw(moments: Tensor, noise: Tensor | None) -> Tensor:
-    """A latent of the posterior with these moments (B, 2C, h, w): the mean, or with `noise` (B, C, h, w) a sample."""
+    """A latent of the posterior with these moments (B, 2C, *S): the mean, or with `noise` (B, C, *S) a sample."""
     mean, logvar = moments.chunk(2, dim=1)
     return mean if noise is None else mean + (logvar.clamp(*LOGVAR) / 2).exp() * noise
 
@@ -72,6 +87,9 @@ class VaeConfig(CodecSection):
     """Channels of the latent. None: a local folder's own, otherwise 4; checked against the autoencoder."""
     downsampling: Annotated[int, Field(ge=1)] | None = None
     """Image pixels per latent pixel. None: a local folder's own, otherwise 8; checked against the autoencoder."""
+    frame_downsampling: Annotated[int, Field(ge=0)] | None = None
+    """Frames per latent frame of an autoencoder of clips, whose first frame is one by itself; 0: each frame is encoded
+    alone. None: a local folder's own, otherwise 0; checked against the autoencoder."""
     batch: Annotated[int, Field(ge=1)] = 16
     """Images encoded or decoded at once; 1 takes least memory."""
     tiling: bool = False
@@ -85,24 +103,24 @@ class VaeConfig(CodecSection):
     def resolved(self) -> "VaeConfig":
         """The same with what is None filled in, as far as it is known without the Hub, and a local folder by its
         whole path: a record that is read elsewhere still finds it."""
-        channels, downsampling, shift, scale = 4, 8, None, None
+        shape, shift, scale = LatentShape(4, 8, 0), None, None
         folder = Path(self.id).absolute()
         try:
             found = json.loads((folder / "config.json").read_text())
-            channels, downsampling = latent_shape(found)
+            shape = latent_shape(found)
             shift, scale = own_factors({"scaling_factor": 0.18215} | found)
         except (OSError, ValueError, KeyError, TypeError):  # elsewhere or damaged, which loading it will tell
             if self.id in STABLE_DIFFUSION:
                 shift, scale = 0.0, 0.18215
-        known = {"channels": channels, "downsampling": downsampling, "shift": shift, "scale": scale}
+        known = {**shape._asdict(), "shift": shift, "scale": scale}
         given = self.model_dump(include=set(known), exclude_none=True)
         where = {"id": str(folder)} if folder.is_dir() else {}
         return self.model_copy(update=known | given | where)
 
 
 class Vae:
-    """Images uint8 (B, C, H, W) to latents (B, channels, H/8, W/8) and back; grey images become RGB where the
-    autoencoder asks for it."""
+    """Images uint8 (B, C, H, W) to latents (B, channels, H/8, W/8) and back, clips (B, C, F, H, W) to those of their
+    frames; grey images become RGB where the autoencoder asks for it."""
 
     random = True
 
@@ -111,6 +129,7 @@ class Vae:
         self.config, self.image_channels, self.device = config, image_channels, torch.device(device)
         self.channels = config.channels or 4
         self.downsampling = config.downsampling or 8
+        self.frame_downsampling = config.frame_downsampling or 0
         for name in ("scale", "shift"):
             factors = getattr(config, name)
             if isinstance(factors, tuple) and len(factors) not in (1, self.channels):
@@ -121,18 +140,18 @@ class Vae:
 
     @cached_property
     def autoencoder(self):
-        """diffusers' AutoencoderKL, frozen. InputError: no extra, no such model, another shape of latents or
+        """diffusers' autoencoder, frozen. InputError: no extra, no such model, another shape of latents or
         number of image channels."""
         config = self.config
         try:
-            from diffusers import AutoencoderKL
+            from diffusers import AutoencoderKL, AutoModel
         except ImportError:
             raise InputError("--codec vae needs diffusers: pip install 'ditkit[latent]'") from None
         try:
             # The other way of loading needs accelerate, and warns without it.
-            model = AutoencoderKL.from_pretrained(
-                config.id, revision=config.revision, low_cpu_mem_usage=False
-            )
+            kind = AutoModel if self.frame_downsampling else AutoencoderKL
+            model = kind.from_pretrained(config.id, revision=config.revision, low_cpu_mem_usage=False)
+            found = latent_shape(model.config)
         except Exception as error:  # diffusers and the Hub raise many kinds; each means "not there"
             offline = isinstance(error.__context__, FileNotFoundError)  # LocalEntryNotFoundError, in full
             reason = "neither reached on the Hub nor in its cache" if offline else first_line(error)
@@ -140,11 +159,11 @@ class Vae:
                 f"--codec.id {config.id}: cannot load this autoencoder ({reason}); give a local folder "
                 "in diffusers' format, or check the id and the connection"
             ) from None
-        found = latent_shape(model.config)
-        if found != (self.channels, self.downsampling):
+        if found != (self.channels, self.downsampling, self.frame_downsampling):
             raise InputError(
-                f"--codec.id {config.id} has {found[0]} latent channels at 1/{found[1]}; set "
-                f"--codec.channels {found[0]} --codec.downsampling {found[1]}"
+                f"--codec.id {config.id} has {found.channels} latent channels at 1/{found.downsampling}; set "
+                f"--codec.channels {found.channels} --codec.downsampling {found.downsampling} --codec.frame-downsampling "
+                f"{found.frame_downsampling}"
             )
         if model.config.in_channels not in (self.image_channels, 3):
             raise InputError(
@@ -173,25 +192,33 @@ class Vae:
 
     @cached_property
     def _factors(self) -> tuple[Tensor, Tensor]:
-        """Shift and scale, each (1,) or (channels, 1, 1)."""
+        """Shift and scale, each (1,) or (channels,)."""
         shift, scale = own_factors(self.autoencoder.config)
         shift = shift if self.config.shift is None else self.config.shift
         scale = scale if self.config.scale is None else self.config.scale
-        return torch.tensor(shift).reshape(-1, 1, 1), torch.tensor(scale).reshape(-1, 1, 1)
+        return torch.tensor(shift).reshape(-1), torch.tensor(scale).reshape(-1)
 
     def save(self, folder: Path) -> None:
         """Copy an autoencoder that is a local folder, so that a snapshot can travel; one of the Hub is fetched."""
         if Path(self.config.id).is_dir():
             self.autoencoder.save_pretrained(folder)
 
-    def layout(self, height: int, width: int) -> Layout:
-        factor = self.downsampling
+    def layout(self, *size: int) -> Layout:
+        factor, frames = self.downsampling, self.frame_downsampling
+        *length, height, width = size
         if height % factor or width % factor:
             raise InputError(
                 f"images of {height}x{width} are not divisible by the autoencoder's factor {factor}; "
                 f"set --data.size to a multiple of {factor}"
             )
-        return Layout((self.channels, height // factor, width // factor))
+        if length and frames:
+            if (length[0] - 1) % frames:
+                raise InputError(
+                    f"clips of {length[0]} frames: this autoencoder takes one and then multiples of {frames}; set "
+                    f"--data.frames {(length[0] - 1) // frames * frames + 1}"
+                )
+            length = [1 + (length[0] - 1) // frames]
+        return layout_of(self.channels, *length, height // factor, width // factor)
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """A sample of the posterior drawn with `noise` (latent's shape); its mean without."""
@@ -199,31 +226,43 @@ class Vae:
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> Tensor:
-        """Mean and logvar of the posterior of uint8 images (B, C, H, W), as the network gives them: float32
-        (B, 2 channels, H/8, W/8)."""
+        """Mean and logvar of the posterior of uint8 images (B, C, H, W) or clips, as the network gives them: float32
+        (B, 2 channels, *size of the state)."""
         colours = self.autoencoder.config.in_channels
 
         def encode(part: Tensor) -> Tensor:
-            pixels = to_signed(part.to(self.device)).expand(-1, colours, -1, -1)
+            pixels = to_signed(part.to(self.device))
+            pixels = pixels.expand(-1, colours, *pixels.shape[2:])
             return self.autoencoder.encode(pixels).latent_dist.parameters
 
         return self._in_parts(encode, images)
 
     def sample(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """The state of a posterior's moments: a sample drawn with `noise`, or its mean, shifted and scaled."""
-        shift, scale = self._factors
-        return (draw(moments, noise) - shift.to(moments)) * scale.to(moments)
+        latents = draw(moments, noise)
+        shift, scale = self._spread(latents)
+        return (latents - shift) * scale
 
     @torch.no_grad()
     def decode(self, state: Tensor) -> Tensor:
-        shift, scale = self._factors
-        latents = state / scale.to(state) + shift.to(state)
+        shift, scale = self._spread(state)
+        latents = state / scale + shift
         images = self._in_parts(lambda part: self.autoencoder.decode(part).sample, latents)
         if self.image_channels == 1:
             images = images.mean(1, keepdim=True)
         return to_uint8(images)
 
+    def _spread(self, latents: Tensor) -> list[Tensor]:
+        """Shift and scale, broadcasting with latents."""
+        return [factor.to(latents).reshape(-1, *[1] * (latents.ndim - 2)) for factor in self._factors]
+
     def _in_parts(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-        """The function of all rows, `config.batch` at a time, as float32."""
+        """The function of all rows, `config.batch` at a time, as float32. An autoencoder of images is given each frame of a
+        clip as one, one of clips an image as a clip of one frame."""
+        if rows.ndim == 5 and not self.frame_downsampling:
+            frames = self._in_parts(function, rows.transpose(1, 2).flatten(0, 1))
+            return frames.unflatten(0, (len(rows), -1)).transpose(1, 2)
+        if rows.ndim == 4 and self.frame_downsampling:
+            return self._in_parts(function, rows[:, :, None]).squeeze(2)
         with autocast(self.device, self.config.precision):
             return torch.cat([function(part).float() for part in rows.split(self.config.batch)])

@@ -83,7 +83,7 @@ def recipe_cost(recipe: Recipe, *, fused: bool = False) -> Cost:
     """That of a recipe's own network and state; its number of classes must be known. `fused` as of `cost`."""
     with torch.device("meta"):
         net = recipe.build_backbone()
-    state = recipe.build_codec().layout(recipe.data.size, recipe.data.size).shape
+    state = recipe.build_codec().layout(*recipe.data.shape).shape
     words = recipe.text.length if recipe.text else 0
     return count_cost(net.fused() if fused else net, state, bool(net.classes), words)
 

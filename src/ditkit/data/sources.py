@@ -67,6 +67,11 @@ class DataSection(Section):
     classes: int | None = Field(default=None, ge=0)
     """Number of classes the data must have (0: unlabelled). None: whatever is found when opened."""
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Height and width; of clips frames, height and width."""
+        return self.size, self.size
+
     @abstractmethod
     def open(self, split: Split = "train") -> Source:
         """The images of one part; InputError when they cannot be found or read."""

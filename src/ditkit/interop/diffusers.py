@@ -251,7 +251,7 @@ def write_diffusers(folder: Path, recipe: Recipe, net: Backbone, dtype: torch.dt
             "10000^(-i/128) like the released DiT: the outputs differ there, as they do for diffusers' own "
             "conversion of the released weights"
         )
-    channels, side, _ = recipe.build_codec().layout(recipe.data.size, recipe.data.size).shape
+    channels, side, _ = recipe.build_codec().layout(*recipe.data.shape).shape
     values = NetworkConfig(
         num_attention_heads=config.heads,
         attention_head_dim=config.width // config.heads,

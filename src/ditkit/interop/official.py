@@ -263,7 +263,7 @@ def write_official(folder: Path, recipe: Recipe, net: Backbone, dtype: torch.dty
     kind = official_kind(recipe)
     config = recipe.backbone
     assert isinstance(config, DiTConfig)  # official_kind has seen to it
-    channels, side, _ = recipe.build_codec().layout(recipe.data.size, recipe.data.size).shape
+    channels, side, _ = recipe.build_codec().layout(*recipe.data.shape).shape
     state: State = net.state_dict()
     if kind == "SiT":
         state = _sit_head(state, config.patch, 2 * channels, _sit_sign(recipe.transport))

@@ -14,7 +14,7 @@ from ditkit.sampling.adaptive import dopri5
 from ditkit.sampling.ancestral import ancestral, ddim
 from ditkit.sampling.grids import LAST_STEP_SIZE, respaced, time_grid
 from ditkit.sampling.guidance import THRESHOLDS, autoguidance, cfg, classifier_guidance, threshold
-from ditkit.sampling.held import held
+from ditkit.sampling.held import Given, held
 from ditkit.sampling.multistep import ab2, dpmpp_2m
 from ditkit.sampling.ode import euler, heun
 from ditkit.sampling.sde import DIFFUSIONS, euler_maruyama, sde_heun
@@ -61,6 +61,7 @@ __all__ = [
     "DIFFUSIONS",
     "SAMPLERS",
     "THRESHOLDS",
+    "Given",
     "SamplerEntry",
     "ab2",
     "ancestral",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ditkit.config import Section
 from ditkit.errors import InputError
+from ditkit.layout import Layout
 from ditkit.sampling import SAMPLERS, time_grid
 from ditkit.transports import Transport
 
@@ -110,11 +111,13 @@ class SamplingConfig(SolverChoices):
         own = SAMPLERS[self.sampler].choices
         return {name: own[name] if (value := getattr(self, name)) is None else value for name in own}
 
-    def times(self, transport: Transport) -> Tensor:
-        """The times the sampler visits; InputError for a transport that does not have them."""
+    def times(self, transport: Transport, layout: Layout | None = None) -> Tensor:
+        """The times the sampler visits, of states of that layout; InputError for a transport that does not have
+        them."""
         entry = SAMPLERS[self.sampler]
         steps = 1 if entry.nfe is None else self.steps
-        return time_grid(transport, entry.use, steps, **_those(time_grid, self.choices))
+        times = time_grid(transport, entry.use, steps, **_those(time_grid, self.choices))
+        return transport.for_size(times, layout)
 
     @property
     def run(self) -> Callable[..., Tensor]:

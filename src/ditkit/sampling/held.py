@@ -1,19 +1,40 @@
 """Sampling some parts of a state given the others: the high level of a pyramid given the low ones (a cascade of two
 models: Ho et al., "Cascaded Diffusion Models", 2022), later frames given the first.
 
-The network is told each part's own time, which it must have been trained with (`Transport.cascade`).
+The network is told each part's own time, which it must have been trained with (`Transport.cascade`, `given_frames`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ditkit.errors import InputError
+from ditkit.layout import Layout
 from ditkit.transports import Denoiser, Prediction
 
 Cond = dict[str, Tensor]
+
+
+class Given(NamedTuple):
+    """The parts of states that are not sampled."""
+
+    parts: Sequence[bool]
+    state: Callable[[slice], Tensor]
+    """Of those of the states, (B, *S); numbers of other parts are not read."""
+    time: float = 0.0
+    """Of the noise that is put on them: 0 none."""
+
+    def into(self, state: Tensor, given: Tensor, layout: Layout) -> Tensor:
+        """The states (B, *S) with what is given in its place."""
+        return torch.where(given_mask(self.parts, layout).to(given.device), given, state)
+
+
+def given_mask(parts: Sequence[bool], layout: Layout) -> Tensor:
+    """Where the parts are marked: bool, broadcasting with states."""
+    return layout.expand(torch.tensor([parts]).double()) > 0.5
 
 
 def held(
@@ -25,8 +46,7 @@ def held(
     """
     if denoise.layout is None or denoise.layout.parts != len(parts):
         raise InputError(f"{len(parts)} parts given or not, the state has another number")
-    marks = torch.tensor([parts])
-    mask = denoise.layout.expand(marks.double()).to(given.device) > 0.5
+    marks, mask = torch.tensor([parts]), given_mask(parts, denoise.layout).to(given.device)
     c = denoise.coeffs(torch.full((1, len(parts)), time, dtype=torch.float64), given)
     noisy = c.alpha * given + c.sigma * noise
 

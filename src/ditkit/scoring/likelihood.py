@@ -61,7 +61,7 @@ def likelihoods(
             "per dimension are of pixels, take a model of one"
         )
     data, steps = pipeline.recipe.data, steps or STEPS[method]
-    denoise = pipeline.transport.denoiser(pipeline.network, pipeline.codec.layout(data.size, data.size))
+    denoise = pipeline.transport.denoiser(pipeline.network, pipeline.codec.layout(*data.shape))
     # Images of whole levels make the flow stiff near t = 0: evenly spaced times are far off there.
     grid = (
         time_grid(pipeline.transport, "ode", steps, grid="log_snr")

@@ -131,7 +131,8 @@ def captioned(data: DataSection, count: int, part: Part = "held-out") -> tuple[d
 def sampling_facts(pipeline: Pipeline, how: Sampling) -> dict[str, Any]:
     """What decides a model's images besides seeds and labels, for the record."""
     chosen = pipeline.recipe.sample.override(how)
-    grid = chosen.times(pipeline.transport)
+    layout = pipeline.codec.layout(*pipeline.recipe.data.shape)
+    grid = chosen.times(pipeline.transport, layout)
     nfe = chosen.nfe(grid)
     return {
         "recipe": pipeline.recipe.name,

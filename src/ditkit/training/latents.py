@@ -14,7 +14,7 @@ from ditkit.codecs import Codec, PyramidCodec, Vae, VaeConfig
 from ditkit.data.latents import Cache, Latents, open_latents
 from ditkit.data.latents.cache import data_facts
 from ditkit.errors import InputError
-from ditkit.layout import Layout
+from ditkit.layout import Layout, layout_of
 from ditkit.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def open_for(recipe: Recipe, codec: Codec, folder: Path) -> tuple[Latents, Codec
             f"{where}: the codec is {recipe.codec.kind}, which has no latents; give --codec vae, or leave the cache out"
         )
     found = open_latents(folder)
-    channels, height, width = codec.layout(recipe.data.size, recipe.data.size).shape
+    channels, height, width = codec.layout(*recipe.data.shape).shape
     expected = (2 * channels, height, width)
     if tuple(found.shape) != expected:
         raise InputError(
@@ -103,9 +103,9 @@ class FromMoments:
     def __init__(self, codec: Vae):
         self.channels, self._codec = codec.channels, codec
 
-    def layout(self, height: int, width: int) -> Layout:
-        """Of moments of that height and width."""
-        return Layout((self.channels, height, width))
+    def layout(self, *size: int) -> Layout:
+        """Of moments of that size."""
+        return layout_of(self.channels, *size)
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         return self._codec.sample(images, noise)

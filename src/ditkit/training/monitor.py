@@ -99,18 +99,21 @@ def validation_loss(
     recipe, device = pipeline.recipe, pipeline.device
     net, codec = pipeline.backbone, pipeline.codec
     spread = recipe.transport.model_copy(update={"time_law": "uniform"})
-    layout = codec.layout(*images.shape[-2:])
+    layout = codec.layout(*images.shape[2:])
     noise = _noise("validate", len(images), layout.shape)
     posterior = _noise("codec", len(images), layout.shape).to(device) if codec.random else None
     x0 = codec.encode(images.to(device), posterior)
     cond = conditions(labels, captions, pipeline.read, device)
+    half = torch.full((len(images), 3), 0.5, dtype=torch.float64)  # in the middle of what can be given
     times, losses = [], []
     for level in range(LEVELS):
         u = torch.full((len(images),), (level + 0.5) / LEVELS, dtype=torch.float64)
-        t = spread.times(u)
-        asked = spread.level_times(t, torch.full_like(t, 0.5), layout)
+        t = spread.times(u, layout)
+        asked, learned = spread.given(t, half, layout)
         with autocast(device, recipe.train.precision):
-            terms = recipe.transport.loss(net, x0, cond, t=asked, eps=noise.to(device), layout=layout)
+            terms = recipe.transport.loss(
+                net, x0, cond, t=asked, eps=noise.to(device), layout=layout, weights=learned
+            )
         times.append(t[0].item())
         losses.append(terms["loss"].float().mean().item())
     return times, losses

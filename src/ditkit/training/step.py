@@ -61,7 +61,7 @@ def backward(
     instead = in_place_of_unknown(recipe.text, read)
     means: dict[str, Tensor] = {}
     for part in _split(batch, config.micro_batch or total):
-        layout = codec.layout(*part.images.shape[-2:])
+        layout = codec.layout(*part.images.shape[2:])
         drawn = draws(config.seed, part.index, layout.shape, codec.random)
         posterior = None if drawn.posterior is None else drawn.posterior.to(device)
         x0 = codec.encode(part.images.to(device), posterior)
@@ -72,10 +72,11 @@ def backward(
             for key, empty in unknown(net, cond, instead).items()
         }
         with autocast(device, config.precision):
-            t = recipe.transport.times(drawn.u)
-            if recipe.transport.cascade is not None:
-                t = recipe.transport.level_times(t, given_noise(config.seed, part.index), layout)
+            t = recipe.transport.times(drawn.u, layout)
+            t, learned = recipe.transport.given(t, given_draws(config.seed, part.index), layout)
             shared, weights = mixed(net, config.level_share, len(x0))
+            if learned is not None:
+                weights = learned if weights is None else weights * learned
             terms = recipe.transport.loss(
                 shared, x0, cond, t=t, eps=drawn.eps.to(device), layout=layout, weights=weights
             )
@@ -86,10 +87,10 @@ def backward(
     return means
 
 
-def given_noise(seed: int, index: Tensor) -> Tensor:
-    """float64 (B,), uniform in [0, 1): how much of the most noise the levels have that are given."""
-    draws = [generator(seed, n, "given").random() for n in index.tolist()]
-    return torch.tensor(draws, dtype=torch.float64)
+def given_draws(seed: int, index: Tensor) -> Tensor:
+    """float64 (B, 3), uniform in [0, 1): which parts of the states are given, and with how much noise."""
+    draws = [generator(seed, n, "given").random(3) for n in index.tolist()]
+    return torch.from_numpy(np.stack(draws))
 
 
 def mixed(net: Backbone, share: Sequence[float], count: int) -> tuple[Network, Tensor | None]:

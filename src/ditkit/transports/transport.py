@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ditkit.config import Section
 from ditkit.errors import InputError
-from ditkit.layout import Layout, Pyramid
+from ditkit.layout import Frames, Layout, Pyramid
 from ditkit.transports.interpolants import DDPM_STEPS, DISCRETE, PATHS, Coeffs, shifted
 from ditkit.transports.predictions import PREDICTIONS, Prediction
 from ditkit.transports.variational import (
@@ -58,6 +58,12 @@ class Transport(Section):
     cascade: Annotated[float, Field(ge=0, le=1)] | None = None
     """Of a pyramid: only the highest level is learned, given the lower ones with noise of a time up to this (0: clean),
     as the second model of a cascade (Ho et al., 2022)."""
+    given_frames: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Of clips: the share trained with some frames given clean, the first ones or those at both ends, so that a model
+    can go on from an image or a clip."""
+    size_shift: Annotated[float, Field(gt=0)] | None = None
+    """Larger states are trained and sampled at noisier times: sigma / alpha grows with the root of the number of
+    positions (frames, height and width of the state multiplied) over this number (Esser et al., 2024, eq. 23)."""
 
     @model_validator(mode="after")
     def _weighting_needs_its_predictions(self) -> "Transport":
@@ -70,6 +76,23 @@ class Transport(Section):
             raise ValueError(
                 f"transport.weighting {self.weighting} is for transport.predict {kinds} with fixed variance, not "
                 f"{self.predict} with {self.variance}; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _clean_parts_have_no_score(self) -> "Transport":
+        if self.weighting in ("velocity", "likelihood") and (self.cascade is not None or self.given_frames):
+            raise ValueError(
+                f"transport.weighting {self.weighting} divides by sigma, which is 0 where transport.cascade or given_frames "
+                "give parts clean; leave one out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _size_shift_needs_straight_lines(self) -> "Transport":
+        if self.size_shift is not None and self.path != "linear":
+            raise ValueError(
+                f"transport.size_shift {self.size_shift} is for transport.path linear, not {self.path}; leave it out"
             )
         return self
 
@@ -124,19 +147,42 @@ class Transport(Section):
             high = 1 - 1e-3 if self.predict in ("noise", "score") else 1.0
         return (0.04 if use == "sde" else low), high
 
-    def times(self, u: Tensor) -> Tensor:
+    def times(self, u: Tensor, layout: Layout | None = None) -> Tensor:
         """Training times from uniform u in (0, 1): by the time law, on the knots where the path has them."""
         t = TIME_LAWS[self.time_law](u)
         if self.path in DISCRETE:
             return ((t * DDPM_STEPS).floor() + 1).clamp(max=DDPM_STEPS) / DDPM_STEPS
         low, high = self.interval("train")
-        return low + (high - low) * t
+        return self.for_size(low + (high - low) * t, layout)
 
-    def level_times(self, t: Tensor, v: Tensor, layout: Layout) -> Tensor:
-        """Times (B,), and v (B,) uniform in (0, 1), to those of each level (B, K) where lower ones are given."""
-        if self.cascade is None:
+    def for_size(self, t: Tensor, layout: Layout | None) -> Tensor:
+        """The times t moved as `size_shift` says for such a state: t -> s t / (1 + (s - 1) t)."""
+        if self.size_shift is None or layout is None:
             return t
-        return torch.cat([t[:, None], (self.cascade * v)[:, None].expand(-1, layout.parts - 1)], dim=1)
+        s = math.sqrt(math.prod(layout.shape[1:]) / self.size_shift)
+        return s * t / (1 + (s - 1) * t)
+
+    def given(self, t: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
+        """Where some parts of states are given in training, times (B,) to those of each part (B, K), and which are
+        learned: weights (B, K). v is uniform in [0, 1), (B, 3).
+
+        Of a cascade the levels below the highest, with noise; of clips frames without: the first 1 to F - 1, or, as often,
+        as many at both ends as leave one between.
+        """
+        count = layout.parts
+        if self.cascade is not None:
+            times = torch.cat([t[:, None], self.cascade * v[:, :1].expand(-1, count - 1)], dim=1)
+            return times, torch.eye(count)[:1].expand(len(t), -1)
+        if not self.given_frames or not isinstance(layout, Frames) or count < 2:
+            return t, None
+        ends = (v[:, 1] < 0.5) & (count > 2)
+        most = torch.where(ends, (count - 1) // 2, count - 1)
+        kept = (1 + (v[:, 2] * most).long()) * (v[:, 0] < self.given_frames)
+        frame = torch.arange(count)
+        mask = (frame < kept[:, None]) | (ends[:, None] & (frame >= count - kept[:, None]))
+        learned = (~mask).to(t.dtype)
+        # Each clip counts as much, however many of its frames are learned.
+        return t[:, None] * learned, learned * (count / learned.sum(1, keepdim=True))
 
     def loss(
         self,
@@ -155,7 +201,8 @@ class Transport(Section):
             x0, eps: data and noise, (B, *S). t: times, (B,), or (B, K) for a state of K parts.
             weights: (B, K), of each image's parts, besides `level_weights`.
 
-        The raw output is compared with its target, the mean squared error per part, then summed. A
+        The raw output is compared with its target, the mean squared error per part, then summed (of a clip's frames the
+        mean). A
         score s is compared as sigma · s with -eps, as in SiT; `weighting` multiplies these two by
         (V/sigma)², which makes it the velocity's loss, or by V/sigma² (`Coeffs.score_factor` is V). Or the
         noise that the output means is compared with eps (Matryoshka Diffusion, of a v).
@@ -174,18 +221,18 @@ class Transport(Section):
             residual = (
                 residual * c.score_factor ** {"velocity": 1.0, "likelihood": 0.5}[self.weighting] / c.sigma
             )
-        mse = self._over_parts(layout.mean(residual**2), weights)
+        mse = self._over_parts(layout.mean(residual**2), weights, layout.share)
         if var is None:
             return {"loss": mse, "mse": mse}
-        vb = self._over_parts(self._variational_bound(out.detach(), var, x0, x_t, t, layout), weights)
+        bound = self._variational_bound(out.detach(), var, x0, x_t, t, layout)
+        vb = self._over_parts(bound, weights, layout.share)
         return {"loss": mse + vb, "mse": mse, "vb": vb}
 
-    def _over_parts(self, losses: Tensor, weights: Tensor | None) -> Tensor:
-        """(B, K) to (B,): the sum with `level_weights`, or of the highest part where the others are given."""
+    def _over_parts(self, losses: Tensor, weights: Tensor | None, share: float) -> Tensor:
+        """(B, K) to (B,): the sum with `level_weights`."""
         if weights is not None:
             losses = losses * weights.to(losses)
-        if self.cascade is not None:
-            return losses[:, 0]
+        losses = losses * share
         if not self.level_weights:
             return losses.sum(1)
         if len(self.level_weights) != losses.shape[1]:
