@@ -607,7 +607,7 @@ def test_batches_are_right_whatever_their_size_the_start_the_ranks_and_the_worke
     whole = run(data, batch=50)
     tail = run(data, start=13, batch=5)
     apart = run(data, workers=2)
-    ranks = [run(data, start=rank, step=2, batch=4) for rank in range(2)]
+    ranks = [run(data, rank=rank, world=2, batch=4) for rank in range(2)]
     for field, expected in enumerate((images, label, index)):
         assert torch.equal(whole[field], expected)
         assert torch.equal(tail[field], expected[13:])

@@ -1,7 +1,8 @@
-"""Images to train on and to score against: kinds of source, one loader.
+"""Images and clips to train on and to score against: kinds of source, one loader.
 
 `DATA["digits"].open()` gives a source, `batches(source, config, ...)` its training batches,
-`load_all(config, "test")` every image of a part. To add a kind: a section with a `kind` literal and
+`load_all(config, "test")` every image of a part. Where images have several sizes, `plan_for(source, config, ...)`
+says which make a batch, and `load_size(config, "test", (28, 12), ...)` gives all of one size. To add a kind: a section with a `kind` literal and
 `open`, a place in `DataConfig`, a line in `DATA`.
 """
 
@@ -10,13 +11,14 @@ from typing import Annotated
 from pydantic import Field
 
 from ditkit.data.arrays import Digits, FashionMNIST
+from ditkit.data.buckets import Bucket, Plan, first_fit, plan_for, shard
 from ditkit.data.emoji import EmojiData
 from ditkit.data.folder import Folder
 from ditkit.data.hub import Hub
-from ditkit.data.loader import Batch, Stream, batches, in_order, load_all, spread
+from ditkit.data.loader import Batch, Stream, batches, by_size, in_order, load_all, load_size, spread
 from ditkit.data.shards import Webdataset
-from ditkit.data.sources import Arrays, DataSection, Encoded, Source, Split
-from ditkit.data.transforms import center_crop, prepare, to_array, to_mode
+from ditkit.data.sources import Arrays, Clips, DataSection, Encoded, Images, Source, Split
+from ditkit.data.transforms import center_crop, native_size, prepare, prepare_native, to_array, to_mode
 
 DataConfig = Annotated[
     Digits | FashionMNIST | EmojiData | Folder | Hub | Webdataset, Field(discriminator="kind")
@@ -35,6 +37,8 @@ __all__ = [
     "DATA",
     "Arrays",
     "Batch",
+    "Bucket",
+    "Clips",
     "DataConfig",
     "DataSection",
     "Digits",
@@ -43,15 +47,24 @@ __all__ = [
     "FashionMNIST",
     "Folder",
     "Hub",
+    "Images",
+    "Plan",
     "Source",
     "Split",
     "Stream",
     "Webdataset",
     "batches",
+    "by_size",
     "center_crop",
+    "first_fit",
     "in_order",
     "load_all",
+    "load_size",
+    "native_size",
+    "plan_for",
     "prepare",
+    "prepare_native",
+    "shard",
     "spread",
     "to_array",
     "to_mode",

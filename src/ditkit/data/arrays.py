@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import model_validator
 
 from ditkit.data.hub import Hub
 from ditkit.data.sources import Arrays, Channels, DataSection, Size, Split, stack
@@ -16,16 +17,37 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where `apt install dataset
 CLOTHES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
+DARK = 8  # grey level of 255 up to which a pixel of Fashion-MNIST is background; its hems and soles begin faintly
 
 
-def in_memory(pixels: np.ndarray, labels: np.ndarray, names: tuple[str, ...], config: DataSection) -> Arrays:
-    """Grey uint8 images (N, H, W) with their labels (N,), at the size and channels asked for."""
+def in_memory(
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    names: tuple[str, ...],
+    config: DataSection,
+    boxes: np.ndarray | None = None,
+) -> Arrays:
+    """Grey uint8 images (N, H, W) with their labels (N,), at the size and channels asked for; native ones as they
+    are, of which with `boxes` (N, 4) only these parts are shown."""
     images = torch.from_numpy(pixels)[:, None]  # (N, 1, H, W)
     targets = torch.from_numpy(labels.astype(np.int64))
-    if pixels.shape[1:] != (config.size, config.size):
+    if config.aspect == "square" and pixels.shape[1:] != config.shape:
         native = Arrays(images, None, ())
         images = stack(native, range(len(native)), config.model_copy(update={"channels": 1}))
-    return Arrays(images.expand(-1, config.channels, -1, -1), targets, names)  # a view: grey is stored once
+    images = images.expand(-1, config.channels, -1, -1)  # a view: grey is stored once
+    return Arrays(images, targets, names, boxes=None if boxes is None else torch.from_numpy(boxes))
+
+
+def bounding_boxes(pixels: np.ndarray) -> np.ndarray:
+    """(left, top, right, bottom) of what each grey image (N, H, W) shows, the pixels above DARK: int64 (N, 4). An
+    image that shows nothing has its own frame."""
+
+    def span(lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (N, L): the first, and one past the last
+        return lines.argmax(1), lines.shape[1] - lines[:, ::-1].argmax(1)
+
+    left, right = span(pixels.max(axis=1) > DARK)
+    top, bottom = span(pixels.max(axis=2) > DARK)
+    return np.stack([left, top, right, bottom], axis=1)
 
 
 def every_fifth(labels: np.ndarray) -> np.ndarray:
@@ -90,8 +112,17 @@ class FashionMNIST(DataSection):
     """Folder of the four *-ubyte.gz files. None: where Debian installs them, else the Hugging Face Hub."""
     size: Size = 28
     channels: Channels = 1
+    crop: Literal["none", "garment"] = "none"
+    """garment: each picture is cut to what it shows, so that trousers are narrow and sneakers low; for native
+    aspect."""
     classes: Literal[10] = 10
     """Fixed by the data."""
+
+    @model_validator(mode="after")
+    def _garments_are_native(self) -> "FashionMNIST":
+        if self.crop == "garment" and self.aspect == "square":
+            raise ValueError("crop garment makes pictures of unequal sizes; give aspect native, too")
+        return self
 
     def open(self, split: Split = "train") -> Arrays:
         """The images of one part; InputError when they are nowhere to be had, or damaged."""
@@ -105,7 +136,7 @@ class FashionMNIST(DataSection):
             raise InputError(
                 f"{root}: {part} images and labels do not belong together; fetch the four files again"
             )
-        return in_memory(pixels, labels, CLOTHES, self)
+        return self._held(pixels, labels)
 
     def _from_hub(self, split: Split) -> Arrays:
         hub = Hub(id="zalando-datasets/fashion_mnist", size=28, channels=1, check=False)
@@ -117,4 +148,8 @@ class FashionMNIST(DataSection):
                 "apt install dataset-fashion-mnist, or --data.root DIR"
             ) from error
         pixels = stack(source, range(len(source)), hub)[:, 0].numpy()  # (N, 28, 28)
-        return in_memory(pixels, np.asarray(source.labels), CLOTHES, self)
+        return self._held(pixels, np.asarray(source.labels))
+
+    def _held(self, pixels: np.ndarray, labels: np.ndarray) -> Arrays:
+        boxes = bounding_boxes(pixels) if self.crop == "garment" else None
+        return in_memory(pixels, labels, CLOTHES, self, boxes)

@@ -1,29 +1,30 @@
-"""Batches of training images, each a function of (seed, n), n counting images from the run's first.
+"""Batches of training images or clips, each a function of (seed, n), n counting images from the run's first.
 
 Image n of a run is the image at place n mod N of epoch n div N's own permutation, so to resume is to
-start at another n, and neither the batch size nor the number of workers changes what is seen.
+start at another n, and neither the batch size nor the number of workers changes what is seen. Where images have
+several sizes the order, and which of them make a batch, is a plan's (buckets.py).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from ditkit.data.buckets import Plan, places_by_size, shard, sizes, written
 from ditkit.data.latents.source import Latents
-from ditkit.data.sources import Arrays, DataSection, Source, Split, stack
-from ditkit.data.transforms import prepare
+from ditkit.data.sources import Arrays, Clips, DataSection, Source, Split, fetch, one_shape, stack
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
 from ditkit.randomness import generator
 
 
 class Batch(NamedTuple):
-    """B training images."""
+    """B training images or clips."""
 
-    images: Tensor  # uint8 (B, C, H, W); of latents on disk their moments, float32
+    images: Tensor  # uint8 (B, C, H, W), clips (B, C, F, H, W); of latents on disk their moments, float32
     label: Tensor | None  # int64 (B,); None when the data is unlabelled
     index: Tensor  # type: ignore[assignment]  # int64 (B,): the counters n; hides tuple.index
     caption: tuple[str, ...] | None = None  # (B,); None when the data has no captions
@@ -37,18 +38,27 @@ def batches(
     start: int,
     stop: int,
     batch: int,
-    step: int = 1,
+    rank: int = 0,
+    world: int = 1,
     workers: int = 0,
+    plan: Plan | None = None,
 ) -> Iterator[Batch]:
-    """The images n = start, start + step, ... below `stop`, `batch` at a time; the last may be fewer.
+    """The images n = start, start + 1, ... below `stop`, `batch` at a time; the last may be fewer.
 
-    Of W ranks, rank r passes start + r and step W: together they see what one process would.
-    `workers` processes decode ahead; 0 decodes in this one. InputError as the source raises it.
+    With a plan of this source the batches are the plan's, `batch` is not used, and all images of one have one
+    size; those that `start` and `stop` fall into are cut. Of `world` ranks each sees its share, together what one
+    process would: of every `world` images one, of a plan's batches their `shard`, which can be empty (B = 0), so
+    that all ranks take as many steps. `workers` processes decode ahead; 0 decodes in this one. InputError as
+    the source raises it.
     """
+    counters: Iterable[list[int]]
+    if plan is None:
+        counters = BatchSampler(shard(range(start, stop), rank, world), batch, drop_last=False)
+    else:
+        counters = (list(shard(part, rank, world)) for part in plan.counters(seed, start, stop))
     loader = DataLoader(
-        Stream(source, config, seed),
-        sampler=range(start, stop, step),
-        batch_size=batch,
+        Stream(source, config, seed, plan),
+        batch_sampler=counters,
         num_workers=workers,
         collate_fn=_as_it_is,
         generator=torch.Generator(),  # the loader seeds its workers from it, not from torch's global state
@@ -64,12 +74,13 @@ def batches(
 def in_order(
     config: DataSection, split: Split = "train", limit: int | None = None, batch: int = 500
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Every image of a part once, without augmentation, in order, `batch` at a time: uint8 (B, C, H, W), and
-    int64 labels (B,) or None.
+    """Every image of a part once, without augmentation, in order, `batch` at a time: uint8 (B, C, H, W), of clips
+    the middle ones (B, C, F, H, W), and int64 labels (B,) or None.
 
     With `limit`, that many at even distances, so that data sorted by class keeps all its classes.
-    InputError at once when the part cannot be opened.
+    InputError at once when the part cannot be opened; native images are `load_size`'s.
     """
+    one_shape(config, None)
     source = config.open(split)
     picks = spread(len(source), limit)
     count = len(picks)
@@ -99,6 +110,29 @@ def load_all(
     return torch.cat(images), None if labels[0] is None else torch.cat(labels)
 
 
+def by_size(config: DataSection, split: Split, multiple: int) -> dict[tuple[int, ...], list[int]]:
+    """The places of a part's images by their size (H, W), the sizes sorted, each side a multiple of `multiple`
+    pixels; also of the sizes that training leaves out."""
+    return places_by_size(sizes(config.open(split), config, multiple))
+
+
+def load_size(
+    config: DataSection, split: Split, size: tuple[int, ...], multiple: int
+) -> tuple[Tensor, Tensor | None]:
+    """All images of a part that have one size, in order: uint8 (N, C, *size), and int64 labels (N,) or None.
+
+    InputError, naming the sizes there are, when there is none.
+    """
+    source = config.open(split)
+    places = places_by_size(sizes(source, config, multiple))
+    if size not in places:
+        raise InputError(
+            f"the {split} part has no images of {written(size)}; there are {', '.join(map(written, places))}"
+        )
+    picks = places[size]
+    return stack(source, picks, config, size), None if source.labels is None else source.labels[picks]
+
+
 def _as_it_is(batch: Any) -> Any:
     return batch  # Stream.__getitems__ has collated already
 
@@ -106,15 +140,19 @@ def _as_it_is(batch: Any) -> Any:
 class Stream(Dataset):
     """The training images of run `seed` by their counter n = 0, 1, 2, ..., over all epochs."""
 
-    def __init__(self, source: Source | Latents, config: DataSection, seed: int):
-        self._source, self._config, self._seed = source, config, seed
+    def __init__(self, source: Source | Latents, config: DataSection, seed: int, plan: Plan | None = None):
+        self._source, self._config, self._seed, self._plan = source, config, seed, plan
+        self._length = len(source) if plan is None else len(plan)
         self._epoch, self._order = -1, np.empty(0, dtype=int)
 
     def position(self, n: int) -> int:
         """Which of the source's images is number n."""
-        epoch, place = divmod(n, len(self._source))
+        epoch, place = divmod(n, self._length)
         if epoch != self._epoch:
-            order = generator(self._seed, epoch, "order").permutation(len(self._source))
+            if self._plan is None:
+                order = generator(self._seed, epoch, "order").permutation(self._length)
+            else:
+                order = np.concatenate(self._plan.batches(self._seed, epoch))
             self._epoch, self._order = epoch, order
         return int(self._order[place])
 
@@ -122,27 +160,41 @@ class Stream(Dataset):
         """Whether image number n is mirrored."""
         return self._config.flip and generator(self._seed, n, "augment").random() < 0.5
 
+    def start(self, n: int) -> np.random.Generator:
+        """What draws where clip number n starts; the same whether or not clips are mirrored."""
+        draw = generator(self._seed, n, "augment")
+        draw.random()  # the flip's
+        return draw
+
     def __getitem__(self, n: int) -> Batch:
         return self.__getitems__([n])
 
     def __getitems__(self, counters: Sequence[int]) -> Batch:
-        """The images of these counters; DataLoader asks for a whole batch at once."""
+        """The images of these counters; DataLoader asks for a whole batch at once, which has one size."""
         positions = [self.position(n) for n in counters]
-        images = self._fetch(positions, [self.flipped(n) for n in counters])
+        images = self._fetch(positions, counters)
         label = None if self._source.labels is None else self._source.labels[positions]
         captions = self._source.captions
         caption = None if captions is None else tuple(captions[place] for place in positions)
-        return Batch(images, label, torch.tensor(counters), caption)
+        return Batch(images, label, torch.tensor(counters, dtype=torch.int64), caption)
 
-    def _fetch(self, positions: list[int], flipped: list[bool]) -> Tensor:
+    def _fetch(self, positions: Sequence[int], counters: Sequence[int]) -> Tensor:
         """In this process's own thread: a loader's workers are what runs beside each other."""
         source, config = self._source, self._config
+        flipped = [self.flipped(n) for n in counters]
         if isinstance(source, Latents):
             return source.moments(positions, flipped)
-        if isinstance(source, Arrays):
-            images = stack(source, positions, config)
+        if self._plan is None:
+            shape = one_shape(config, None)
         else:
-            images = torch.stack([prepare(source[k][0], config.size, config.channels) for k in positions])
-        chosen = torch.tensor(flipped)
+            shape = self._plan.sizes[positions[0] if positions else 0]
+        if isinstance(source, Arrays) and source.boxes is None:
+            images = stack(source, positions, config, shape)
+        else:
+            starts = isinstance(source, Clips)
+            images = torch.empty((len(positions), config.channels, *shape), dtype=torch.uint8)
+            for row, (place, n) in enumerate(zip(positions, counters, strict=True)):
+                images[row] = fetch(source, place, config, shape, self.start(n) if starts else None)
+        chosen = torch.tensor(flipped, dtype=torch.bool)
         images[chosen] = images[chosen].flip(-1)
         return images

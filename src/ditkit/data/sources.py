@@ -1,29 +1,34 @@
-"""What a source of images is, the settings all sources share, and the two ways of holding images.
+"""What a source of images or clips is, the settings all sources share, and the two ways of holding images.
 
 `Arrays` holds prepared pixels in memory; `Encoded` holds compressed files or rows and decodes one
 when asked. Where the images come from lives in arrays.py, emoji.py, folder.py, hub.py and shards.py; how one
-is made square in transforms.py; order, augmentation and batches in loader.py.
+is made square or cut to its own size in transforms.py; order, augmentation and batches in loader.py.
 """
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from io import BytesIO
-from typing import Annotated, Literal, Protocol, TypeVar
+from typing import Annotated, Literal, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ditkit.config import Section
-from ditkit.data.transforms import prepare, to_mode
+from ditkit.data.transforms import prepare, prepare_native, to_mode, upright_size
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
 
 Split = Literal["train", "test"]
-Size = Annotated[int, Field(ge=1, description="Side of the square images, in pixels.")]
+Size = Annotated[
+    int,
+    Field(ge=1, description="Side of the square images, in pixels; of native ones the root of their area."),
+]
 Channels = Annotated[Literal[1, 3], Field(description="1 for grey images, 3 for colour.")]
 Result = TypeVar("Result")
 
@@ -43,17 +48,36 @@ def each(
         return results
 
 
-class Source(Protocol):
-    """Images with or without a class and a caption, numbered 0 .. len - 1 in an order that never changes."""
+class Listed(Protocol):
+    """Things with or without a class and a caption, numbered 0 .. len - 1 in an order that never changes."""
 
     names: tuple[str, ...]  # of the classes, in the order of their labels; () when unlabelled
     labels: Tensor | None  # int64 (N,); None when unlabelled
     captions: Sequence[str] | None  # (N,), none of them empty; None when there are none
-    broken: tuple[str, ...]  # names of the images left out: they cannot be decoded, or lack a caption
+    broken: tuple[str, ...]  # names of those left out: they cannot be decoded, or lack a caption
 
     def __len__(self) -> int: ...
 
+
+@runtime_checkable
+class Images(Listed, Protocol):
+    """A source of images."""
+
     def __getitem__(self, index: int) -> tuple[Image.Image, int | None]: ...
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of an image as `__getitem__` gives it, without decoding it where that can be."""
+
+
+@runtime_checkable
+class Clips(Listed, Protocol):
+    """A source of videos, of which clips are cut."""
+
+    def clip(self, index: int, draw: np.random.Generator | None) -> Tensor:
+        """A clip of a video, uint8 (C, F, H, W): a random one by the draws of `draw`, the middle one for None."""
+
+
+Source = Images | Clips
 
 
 class DataSection(Section):
@@ -61,6 +85,11 @@ class DataSection(Section):
 
     kind: str
     size: Size = 256
+    aspect: Literal["square", "native"] = "square"
+    """square: every image is cut to size × size. native: it keeps its aspect and, unless it is larger than size²
+    pixels, its size; both sides are cut to multiples of what the model works on."""
+    without: tuple[Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")], ...] = ()
+    """Sizes of native images, HxW after cutting, that training leaves out."""
     channels: Channels = 3
     flip: bool = False
     """Augmentation: mirror images left to right, each with probability 1/2."""
@@ -69,8 +98,16 @@ class DataSection(Section):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Height and width; of clips frames, height and width."""
+        """The nominal size in pixels: (H, W), of clips (F, H, W)."""
         return self.size, self.size
+
+    @model_validator(mode="after")
+    def _sizes_to_leave_out(self) -> "DataSection":
+        if self.without and self.aspect == "square":
+            raise ValueError(
+                f"without {' '.join(self.without)}: square images all have one size; give aspect native or leave it out"
+            )
+        return self
 
     @abstractmethod
     def open(self, split: Split = "train") -> Source:
@@ -85,22 +122,65 @@ class DataSection(Section):
             )
 
 
-def stack(source: Source, picks: Sequence[int], config: DataSection, *, shown: bool = True) -> Tensor:
-    """The images `picks` of a source, prepared without augmentation: uint8 (N, C, size, size)."""
-    if isinstance(source, Arrays) and source.images.shape[1:] == (config.channels, config.size, config.size):
+def stack(
+    source: Source,
+    picks: Sequence[int],
+    config: DataSection,
+    shape: tuple[int, ...] | None = None,
+    *,
+    shown: bool = True,
+) -> Tensor:
+    """The images `picks` of a source, prepared without augmentation: uint8 (N, C, size, size); of a source of clips
+    the middle ones, (N, C, F, H, W). `shape` (H, W) is the size that all of them have as native images;
+    InputError when it is missing."""
+    shape = one_shape(config, shape)
+    if (
+        isinstance(source, Arrays)
+        and source.boxes is None
+        and source.images.shape[1:] == (config.channels, *shape)
+    ):
         return source.images[picks]
-    images = torch.empty((len(picks), config.channels, config.size, config.size), dtype=torch.uint8)
+    images = torch.empty((len(picks), config.channels, *shape), dtype=torch.uint8)
 
     def put(row: int) -> None:
-        images[row] = prepare(source[picks[row]][0], config.size, config.channels)
+        images[row] = fetch(source, picks[row], config, shape)
 
     each(put, range(len(picks)), "preparing images", shown)
     return images
 
 
+def one_shape(config: DataSection, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The size of every image of a batch: `shape`, or what the section says; InputError where it says none."""
+    if shape is None and config.aspect == "native":
+        raise InputError(
+            "--data.aspect native: images of several sizes do not make one array; take those of one size, or give "
+            "--data.aspect square"
+        )
+    return shape or config.shape
+
+
+def fetch(
+    source: Source,
+    index: int,
+    config: DataSection,
+    shape: tuple[int, ...],
+    draw: np.random.Generator | None = None,
+) -> Tensor:
+    """One image prepared to `shape`, uint8 (C, H, W), or one clip, (C, F, H, W), cut by the draws of `draw`."""
+    if isinstance(source, Clips):
+        return source.clip(index, draw)
+    image, _ = source[index]
+    if config.aspect == "native":
+        return prepare_native(image, config.size, config.channels, shape)
+    return prepare(image, config.size, config.channels)
+
+
 class Arrays:
-    """Images held in memory, already of one size: uint8 (N, C, H, W), with int64 labels (N,) or None and
-    captions (N,) or None."""
+    """Images held in memory: uint8 (N, C, H, W), with int64 labels (N,) or None and captions (N,) or None.
+
+    With `boxes`, int64 (N, 4), an image is only what lies in its (left, top, right, bottom), so that images of
+    unequal sizes are held, too.
+    """
 
     broken: tuple[str, ...] = ()
 
@@ -110,16 +190,30 @@ class Arrays:
         labels: Tensor | None,
         names: tuple[str, ...],
         captions: Sequence[str] | None = None,
+        boxes: Tensor | None = None,
     ):
         self.images, self.labels, self.names, self.captions = images, labels, names, captions
+        self.boxes = boxes
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int | None]:
-        pixels = self.images[index].permute(1, 2, 0).contiguous().numpy()  # (H, W, C)
+        left, top, right, bottom = self._box(index)
+        pixels = (
+            self.images[index, :, top:bottom, left:right].permute(1, 2, 0).contiguous().numpy()
+        )  # (H, W, C)
         image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
         return image, None if self.labels is None else int(self.labels[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        left, top, right, bottom = self._box(index)
+        return right - left, bottom - top
+
+    def _box(self, index: int) -> tuple[int, ...]:
+        if self.boxes is None:
+            return 0, 0, self.images.shape[3], self.images.shape[2]
+        return tuple(self.boxes[index].tolist())
 
 
 class Store(Protocol):
@@ -156,6 +250,7 @@ class Encoded:
         self.broken: tuple[str, ...] = ()
         self._store, self._channels = store, channels
         self._kept = list(range(len(store)))  # numbers in the store
+        self._sizes: dict[int, tuple[int, int]] = {}  # by number in the store, as they become known
         if captions is not None:
             self._keep(
                 [captions[number] is not None for number in self._kept],
@@ -176,26 +271,42 @@ class Encoded:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int | None]:
         number = self._kept[index]
-        try:
+        with self._named(number):
             image = self._decode(number)
+        return image, None if self.labels is None else int(self.labels[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of an image, from its header, upright; known without it of images that were checked."""
+        number = self._kept[index]
+        if number not in self._sizes:
+            with self._named(number), self._open(number) as file:
+                self._sizes[number] = upright_size(file)
+        return self._sizes[number]
+
+    @contextmanager
+    def _named(self, number: int) -> Iterator[None]:
+        """What goes wrong with an image, as an InputError that names it."""
+        try:
+            yield
         except Exception as error:
             raise InputError(
                 f"{self._store.title(number)} in {self._store.where} cannot be decoded ({error}); "
                 "--data.check leaves such images out"
             ) from error
-        return image, None if self.labels is None else int(self.labels[index])
 
-    def _decode(self, number: int) -> Image.Image:
+    def _open(self, number: int) -> Image.Image:
         try:
-            file = Image.open(BytesIO(self._store.read(number)))
+            return Image.open(BytesIO(self._store.read(number)))
         except UnidentifiedImageError:  # its own message names a memory address
             raise ValueError("not an image") from None
-        with file:
+
+    def _decode(self, number: int) -> Image.Image:
+        with self._open(number) as file:
             return to_mode(file, self._channels)
 
     def _is_sound(self, number: int) -> bool:
         try:
-            self._decode(number)
+            self._sizes[number] = self._decode(number).size
         except Exception:  # on damaged files Pillow's plugins raise nearly every kind there is
             return False
         return True

@@ -1,0 +1,195 @@
+"""Which samples make a batch where they have several sizes: buckets of equal size, or rows that several share.
+
+A bucket is the samples of one size. Its batches hold as many as the budget has room for,
+
+    batch = budget // tokens of one sample,
+
+so small samples come in large batches and a step costs about the same whichever bucket it is from. Nothing is
+padded, resized or dropped; the order of an epoch is a function of (seed, epoch) alone. The second way is
+packing (Dehghani et al., "Patch n' Pack: NaViT", 2023): `first_fit` says which samples share a row of tokens.
+
+What size an image has is transforms.py's rule, how a batch is read loader.py's, what a row computes the
+network's.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from ditkit.data.latents.source import Latents
+from ditkit.data.sources import DataSection, Images, Source, each
+from ditkit.data.transforms import native_size
+from ditkit.errors import InputError
+from ditkit.randomness import generator
+
+Size = tuple[int, ...]  # (H, W) of images, (F, H, W) of clips
+Part = TypeVar("Part", range, np.ndarray)
+
+
+class Bucket(NamedTuple):
+    """The samples of one size."""
+
+    size: Size
+    images: int
+    batch: int  # of them at a time; the last batch of an epoch may be smaller
+    tokens: int  # of one sample
+
+
+class Plan:
+    """The batches of every epoch: each sample once, all of a batch of one size, none over the budget."""
+
+    def __init__(
+        self,
+        sizes: Sequence[Size],
+        tokens: Callable[[Size], int],
+        budget: int,
+        without: Collection[str] = (),
+    ):
+        """For samples of these sizes, which are `tokens(size)` tokens each, and at most `budget` tokens a batch.
+
+        `without` names sizes ("28x12") whose samples are left out. InputError when one sample is over the
+        budget, `without` names a size that no sample has, or it leaves nothing.
+        """
+        self.sizes, self.budget = sizes, budget
+        places = places_by_size(sizes)
+        names = {written(size): size for size in places}
+        for name in without:
+            if name not in names:
+                raise InputError(
+                    f"--data.without {name}: nothing has that size; there are {', '.join(names)}"
+                )
+        self.left_out = {
+            names[name]: len(places.pop(names[name])) for name in without if names[name] in places
+        }
+        if not places:
+            raise InputError(
+                f"--data.without {' '.join(without)} leaves nothing to train on; name fewer sizes"
+            )
+        self._places = {size: np.array(found) for size, found in places.items()}
+        self.buckets = [
+            Bucket(size, len(found), budget // tokens(size), tokens(size)) for size, found in places.items()
+        ]
+        largest = max(self.buckets, key=lambda bucket: bucket.tokens)
+        if largest.tokens > budget:
+            raise InputError(
+                f"--train.tokens {budget} is less than the {largest.tokens} tokens of one sample of "
+                f"{written(largest.size)}; give {largest.tokens} or more, or a smaller --data.size"
+            )
+
+    def __len__(self) -> int:
+        """Samples an epoch."""
+        return sum(bucket.images for bucket in self.buckets)
+
+    def batches(self, seed: int, epoch: int) -> list[np.ndarray]:
+        """The positions of an epoch's samples, batch by batch: int64 (B,) each.
+
+        Every bucket is shuffled and cut into batches, then the batches are shuffled.
+        """
+        random = generator(seed, epoch, "order")
+        parts = []
+        for bucket in self.buckets:
+            order = random.permutation(self._places[bucket.size])
+            parts += [order[start : start + bucket.batch] for start in range(0, len(order), bucket.batch)]
+        return [parts[place] for place in random.permutation(len(parts))]
+
+    def counters(self, seed: int, start: int, stop: int) -> Iterator[range]:
+        """The batches of a run from its sample n = `start` to before `stop`, each as its counters n; sample n is the
+        one at place n mod N of epoch n div N, N = len(self). The first and the last batch may be cut."""
+        epoch, place = divmod(start, len(self))
+        first = start - place
+        while first < stop:
+            for batch in self.batches(seed, epoch):
+                part = range(max(first, start), min(first + len(batch), stop))
+                first += len(batch)
+                if part:
+                    yield part
+            epoch += 1
+
+    def describe(self) -> str:
+        """A table of the buckets, and how much of the budget their batches fill."""
+        rows = [("size", "images", "batch", "tokens a batch")]
+        for bucket in self.buckets:
+            most = min(bucket.batch, bucket.images)
+            rows.append(
+                (written(bucket.size), f"{bucket.images:,}", f"{most:,}", f"{most * bucket.tokens:,}")
+            )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
+        batches = sum(-(-bucket.images // bucket.batch) for bucket in self.buckets)
+        tokens = sum(bucket.images * bucket.tokens for bucket in self.buckets)
+        lines.append(
+            f"{len(self):,} images of {len(self.buckets)} sizes in {batches:,} batches an epoch, which fill "
+            f"{tokens / (batches * self.budget):.1%} of {self.budget:,} tokens on average"
+        )
+        if self.left_out:
+            named = ", ".join(f"{written(size)} ({count:,} images)" for size, count in self.left_out.items())
+            lines.append(f"left out of training: {named}")
+        return "\n".join(lines)
+
+
+def plan_for(
+    source: Source | Latents,
+    config: DataSection,
+    multiple: int,
+    tokens: Callable[[Size], int],
+    budget: int,
+) -> Plan:
+    """The plan of a source's training: `sizes` in pixels, `tokens` of such a size, at most `budget` a batch.
+
+    InputError: see `sizes`, `Plan`.
+    """
+    return Plan(sizes(source, config, multiple), tokens, budget, config.without)
+
+
+def sizes(source: Source | Latents, config: DataSection, multiple: int) -> list[Size]:
+    """The size of every sample as it is trained on: the section's, or each native image's own with sides that
+    are multiples of `multiple` pixels. InputError when a native image cannot be read, or the source has no images."""
+    if config.aspect == "square":
+        return [config.shape] * len(source)
+    if not isinstance(source, Images):
+        raise InputError("--data.aspect native is for images; clips and latents on disk are all of one size")
+
+    def one(index: int) -> Size:
+        return native_size(*source.size(index), config.size, multiple)
+
+    return each(one, range(len(source)), "reading sizes")
+
+
+def places_by_size(sizes: Sequence[Size]) -> dict[Size, list[int]]:
+    """Where each size is, the sizes sorted."""
+    found: dict[Size, list[int]] = {}
+    for place, size in enumerate(sizes):
+        found.setdefault(size, []).append(place)
+    return dict(sorted(found.items()))
+
+
+def shard(batch: Part, rank: int, world: int) -> Part:
+    """A rank's part of a batch, of its positions or counters; those of all ranks together are all of it."""
+    return batch[rank::world]
+
+
+def first_fit(lengths: Sequence[int], row: int) -> list[list[int]]:
+    """Which samples of these many tokens share a row of at most `row`: first-fit decreasing.
+
+    The longest first (of equals the earlier), each goes into the first row with room for it; that takes at most
+    11/9 of the fewest possible rows and 6/9 of one more (Dósa, 2007). InputError when one is longer than a row.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for sample in sorted(range(len(lengths)), key=lambda sample: -lengths[sample]):
+        length = lengths[sample]
+        if length > row:
+            raise InputError(f"a row of {row} tokens is too short for a sample of {length}; make rows longer")
+        place = next((place for place, left in enumerate(room) if left >= length), len(rows))
+        if place == len(rows):
+            rows.append([])
+            room.append(row)
+        rows[place].append(sample)
+        room[place] -= length
+    return rows
+
+
+def written(size: Size) -> str:
+    """28x12"""
+    return "x".join(map(str, size))
