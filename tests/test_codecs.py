@@ -347,7 +347,8 @@ def test_an_autoencoder_of_clips(tmp_path):
     clips = images(3, n=5).transpose(0, 1)[None]  # (1, 3, 5, H, W)
     layout = codec.layout(*clips.shape[2:])
     state = codec.encode(clips)
-    assert state.shape == (1, *layout.shape) and layout.parts == 3
+    assert state.shape == (1, *layout.shape)
+    assert layout.parts == 3
     assert codec.decode(state).shape == clips.shape
     image = codec.encode(clips[:, :, 0])
     assert image.shape == (1, 2, *layout.shape[2:])

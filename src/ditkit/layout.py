@@ -104,6 +104,29 @@ class Pyramid(Layout):
         return x.split(channels_of(self.shape[0], self.ratios), dim=1)
 
 
+@dataclass(frozen=True)
+class Packed(Layout):
+    """Several states of different sizes in one: (1, M), one after another, each a part."""
+
+    lengths: tuple[int, ...] = ()
+    """Numbers of each."""
+
+    @classmethod
+    def of(cls, shapes: Sequence[torch.Size]) -> "Packed":
+        lengths = tuple(shape.numel() for shape in shapes)
+        return cls((sum(lengths),), len(lengths), lengths)
+
+    def expand(self, values: Tensor) -> Tensor:
+        """(1,) or (1, K) to (1, 1) or (1, M)."""
+        if values.ndim == 1:
+            return values[:, None]
+        counts = torch.tensor(self.lengths, device=values.device)
+        return values.repeat_interleave(counts, dim=1, output_size=self.shape[0])
+
+    def split(self, x: Tensor) -> Sequence[Tensor]:
+        return x.split(self.lengths, dim=1)
+
+
 def layout_of(channels: int, *size: int) -> Layout:
     """Of states (B, channels, H, W), or of clips (B, channels, F, H, W)."""
     return Frames.of(channels, *size) if len(size) == 3 else Layout((channels, *size))

@@ -3,6 +3,7 @@
 Python functions in `ditkit.recipes` return recipes; every field is a flag of `ditkit train`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -60,6 +61,11 @@ class TrainConfig(Training):
 
     micro_batch: Count | None = None
     """Images per forward pass, where a whole batch does not fit in memory (gradient accumulation)."""
+    tokens: Count | None = None
+    """Of images of their own sizes (data.aspect native): tokens of a batch, instead of `batch` images."""
+    packed: bool = False
+    """Such images of all sizes in one batch, several in a row of tokens (NaViT: Dehghani et al., 2023), instead of
+    batches of one size."""
     label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of images trained without their label and text, for classifier-free guidance."""
     ema_half_life_images: Annotated[float, Field(gt=0)] = 1_774_000
@@ -135,6 +141,21 @@ class Recipe(Section):
                 f"train.stages has {len(self.train.stages)} stages before the last for {outer + 1} level"
                 f"{'s' * (outer > 0)}; at most {outer}"
             )
+        if (self.data.aspect == "native") != (self.train.tokens is not None):
+            raise ValueError(
+                "train.tokens is needed for data.aspect native, whose batches are of so many tokens, and is for nothing "
+                "else: give both or none"
+            )
+        if self.train.packed and (self.train.tokens is None or self.train.micro_batch or outer):
+            raise ValueError(
+                "train.packed is for data.aspect native and a backbone of one resolution, without train.micro_batch"
+            )
+        if self.data.aspect == "native" and (self.train.score_images or self.train.latents):
+            raise ValueError(
+                "data.aspect native: train.score_images and train.latents are of images of one size; leave them out"
+            )
+        if self.transport.given_frames and len(self.data.shape) == 2:
+            raise ValueError("transport.given_frames is for data of clips; leave it out")
         if self.train.stages and self.train.latents:
             raise ValueError("train.stages and train.latents: a cache is of one resolution; leave one out")
         if outer == 0 and (self.train.freeze_inner or self.transport.cascade is not None):
@@ -171,6 +192,15 @@ class Recipe(Section):
             net = build(self.backbone, channels, self.data.classes, outputs, text_dim)
         net.check_size(*size)
         return net
+
+    @property
+    def multiple(self) -> int:
+        """Pixels of which the sides of images are multiples."""
+        return max(self.backbone.patch_sizes[-2:]) * getattr(self.codec.resolved(), "downsampling", 1)
+
+    def tokens(self, size: Sequence[int]) -> int:
+        """Of an image of that size in pixels, (H, W), or clip, (F, H, W). InputError where it has none."""
+        return self.backbone.tokens(self.build_codec().layout(*size).shape[1:])
 
     def replace(self, **sections) -> "Recipe":
         """A copy with other sections, or with other fields of them given as dicts."""

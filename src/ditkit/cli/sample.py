@@ -1,24 +1,33 @@
-"""`ditkit sample RUN`: images from a run, a snapshot's folder or a bundled snapshot."""
+"""`ditkit sample RUN`: images, or clips, from a run, a snapshot's folder or a bundled snapshot."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import tyro
 from PIL import Image
 from pydantic import Field
+from torch import Tensor
 
 from ditkit.cli.options import SamplingOptions, check_writable
 from ditkit.cli.parsing import parse
+from ditkit.data import Arrays, prepare
 from ditkit.errors import InputError
-from ditkit.pictures import grid
-from ditkit.pipeline import load
+from ditkit.movies import read_movie, save_movie
+from ditkit.pictures import contact_sheet, grid
+from ditkit.pipeline import Pipeline, Said, Sampling, load
+from ditkit.rollout import roll_out
 from ditkit.scoring import sampling_facts
 
 
 class SampleCommand(SamplingOptions):
-    """Make images: a grid, and on request single PNGs or an .npz file in ADM's format."""
+    """Make images: a grid, and on request single PNGs or an .npz file in ADM's format.
+
+    Of a model of clips a sheet of frames, a row for each clip, and every clip as a file of its own.
+    """
 
     run: Annotated[str, tyro.conf.Positional]
     """A run's folder, a snapshot's folder, or the name of a bundled snapshot."""
@@ -27,9 +36,27 @@ class SampleCommand(SamplingOptions):
     prompt: tuple[str, ...] = ()
     """Texts to sample, over and over, for a model that is told a text."""
     n: Annotated[int, Field(ge=1)] | None = None
-    """Number of images; 8 of each class, or prompt, when not given."""
+    """Number of images; 8 of each class, or prompt, when not given (of clips 2)."""
     out: Path | None = None
     """Folder for what is written; samples/NAME when not given."""
+    size: str | None = None
+    """Height and width in pixels, 48x96, or 48 for squares; the recipe's when not given. Multiples of the patch."""
+    frames: Annotated[int, Field(ge=1)] | None = None
+    """Frames of a clip, at once; the recipe's when not given."""
+    image: Path | None = None
+    """A picture that clips begin with, for a model trained so."""
+    extend: Path | None = None
+    """A clip that is gone on from: a video, GIF or WebP file, or a folder of frames."""
+    length: Annotated[int, Field(ge=1)] | None = None
+    """Frames altogether: windows of --frames, each beginning with the last --keep frames of the one before."""
+    keep: Annotated[int, Field(ge=1)] = 4
+    """Frames that go over from window to window, for --extend, --length and --loop."""
+    loop: bool = False
+    """Let each clip lead back to its first frames."""
+    fps: Annotated[float, Field(gt=0)] = 8.0
+    """Frames a second of the clips' files."""
+    movie: Literal["gif", "mp4", "webp"] = "gif"
+    """Kind of the clips' files; mp4 needs the extra `video`."""
     levels: str | None = None
     """Of a model of several resolutions: which images, 0 of the highest, or all, side by side."""
     png: bool = False
@@ -51,7 +78,7 @@ def run(argv: list[str]) -> None:
         raise InputError(f"--labels: give one for all prompts or one for each of the {len(command.prompt)}")
     classes = command.labels or tuple(range(pipeline.classes)) or (0,)
     rows = len(command.prompt) or len(classes)
-    count = command.n or 8 * rows
+    count = command.n or (2 if pipeline.recipe.data.shape[:-2] else 8) * rows
     labels = torch.tensor([classes[k % rows % len(classes)] for k in range(count)])
     out = command.out or Path("samples") / pipeline.recipe.name
     check_writable(out)
@@ -59,12 +86,13 @@ def run(argv: list[str]) -> None:
     cond: dict[str, Any] = {"label": labels} if pipeline.classes else {}
     if command.prompt:
         cond["text"] = [command.prompt[k % rows] for k in range(count)]
-    images = pipeline.generate(
-        cond,
-        seeds=range(command.seed, command.seed + count),
-        levels=command.levels,
-        **command.how,
-    )
+    how = command.how | {"size": size_of(command.size), "frames": command.frames, "levels": command.levels}
+    seeds = range(command.seed, command.seed + count)
+    if pipeline.recipe.data.shape[:-2]:
+        write_clips(command, pipeline, cond, seeds, how, rows, out)
+        return
+    check_no_clips(command)
+    images = pipeline.generate(cond, seeds=seeds, **how)
     out.mkdir(parents=True, exist_ok=True)
     by_row = torch.argsort(torch.arange(count) % rows if command.prompt else labels, stable=True)
     columns = -(-count // rows) if cond else 8
@@ -83,10 +111,86 @@ def run(argv: list[str]) -> None:
         else:
             np.savez(out / "samples.npz", arr_0=pixels)
         written.append(out / "samples.npz")
+    said(pipeline, command, f"{count} images", written)
+
+
+def said(pipeline: Pipeline, command: SampleCommand, what: str, written: Sequence[Path]) -> None:
+    """How it was sampled, and the files."""
     facts = sampling_facts(pipeline, command.how)
     guidance = facts.get("level_guidance") or facts["guidance"]
-    print(f"{count} images, {facts['sampler']}, {facts['nfe']} evaluations, guidance {guidance}")
+    print(f"{what}, {facts['sampler']}, {facts['nfe']} evaluations, guidance {guidance}")
     print("\n".join(str(path) for path in written))
+
+
+def size_of(text: str | None) -> tuple[int, int] | None:
+    """ "48x96" or "48" as height and width. InputError for anything else."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if not found:
+        raise InputError(f"--size {text}: give height x width in pixels, as 48x96, or one number for squares")
+    height, width = found[1], found[2] or found[1]
+    return int(height), int(width)
+
+
+def check_no_clips(command: SampleCommand) -> None:
+    """InputError for what only models of clips can do."""
+    for flag in ("image", "extend", "length", "loop"):
+        if getattr(command, flag):
+            raise InputError(f"--{flag}: this model makes images, not clips; leave it out")
+
+
+def write_clips(
+    command: SampleCommand,
+    pipeline: Pipeline,
+    cond: Said,
+    seeds: Sequence[int],
+    how: Sampling,
+    rows: int,
+    out: Path,
+) -> None:
+    """Sample clips and write them; those of a row of the sheet's, class or prompt, stand together."""
+    if command.image and command.extend:
+        raise InputError("--image and --extend: clips begin with one of them; leave the other out")
+    start = None
+    if first := command.image or command.extend:
+        size = how.get("size") or pipeline.recipe.data.shape[-2:]
+        start = first_frames(first, size, pipeline.recipe.data.channels)
+    clips = roll_out(
+        pipeline,
+        cond,
+        seeds=seeds,
+        length=command.length,
+        keep=command.keep,
+        loop=command.loop,
+        start=start,
+        **how,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    by_row = torch.argsort(torch.arange(len(clips)) % rows, stable=True)
+    contact_sheet(clips[by_row]).save(out / "sheet.png")
+    for k, clip in enumerate(clips):
+        save_movie(clip, out / f"{k:06d}.{command.movie}", command.fps)
+    written = [out / "sheet.png", out / f"000000*.{command.movie}"]
+    if command.npz:
+        np.savez(out / "samples.npz", arr_0=clips.permute(0, 2, 3, 4, 1).numpy(), **cond)  # NFHWC
+        written.append(out / "samples.npz")
+    said(pipeline, command, f"{len(clips)} clips of {clips.shape[2]} frames", written)
+
+
+def first_frames(path: Path, size: tuple[int, ...], channels: int) -> Tensor:
+    """Frames of a file as clips begin with, uint8 (1, C, F, H, W), cut as ADM does where they are to be square.
+    InputError where they are of another size and cannot be."""
+    clip, _ = read_movie(path, channels)
+    if tuple(clip.shape[2:]) == tuple(size):
+        return clip[None]
+    if size[0] != size[1]:
+        raise InputError(
+            f"{path} is {clip.shape[2]}x{clip.shape[3]}, the clips are {size[0]}x{size[1]}; give it in that size, or "
+            f"--size {clip.shape[2]}x{clip.shape[3]}"
+        )
+    images = Arrays(clip.transpose(0, 1), None, ())
+    return torch.stack([prepare(images[k][0], size[0], channels) for k in range(len(images))], dim=1)[None]
 
 
 def _pixels(image: torch.Tensor) -> np.ndarray:

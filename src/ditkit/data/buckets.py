@@ -13,6 +13,7 @@ network's.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -37,7 +38,8 @@ class Bucket(NamedTuple):
 
 
 class Plan:
-    """The batches of every epoch: each sample once, all of a batch of one size, none over the budget."""
+    """The batches of every epoch: each sample once, all of a batch of one size unless they are packed, none over the
+    budget."""
 
     def __init__(
         self,
@@ -45,13 +47,15 @@ class Plan:
         tokens: Callable[[Size], int],
         budget: int,
         without: Collection[str] = (),
+        packed: bool = False,
     ):
-        """For samples of these sizes, which are `tokens(size)` tokens each, and at most `budget` tokens a batch.
+        """For samples of these sizes, which are `tokens(size)` tokens each, and at most `budget` tokens a batch; `packed`:
+        of samples of all sizes.
 
         `without` names sizes ("28x12") whose samples are left out. InputError when one sample is over the
         budget, `without` names a size that no sample has, or it leaves nothing.
         """
-        self.sizes, self.budget = sizes, budget
+        self.sizes, self.budget, self.packed = sizes, budget, packed
         places = places_by_size(sizes)
         names = {written(size): size for size in places}
         for name in without:
@@ -84,14 +88,35 @@ class Plan:
     def batches(self, seed: int, epoch: int) -> list[np.ndarray]:
         """The positions of an epoch's samples, batch by batch: int64 (B,) each.
 
-        Every bucket is shuffled and cut into batches, then the batches are shuffled.
+        Every bucket is shuffled and cut into batches, then the batches are shuffled. Packed, all samples are shuffled
+        and cut where the next one has no room.
         """
         random = generator(seed, epoch, "order")
+        if self.packed:
+            order = random.permutation(np.concatenate(list(self._places.values())))
+            return np.split(order, self._cuts([self.lengths[place] for place in order]))
         parts = []
         for bucket in self.buckets:
             order = random.permutation(self._places[bucket.size])
             parts += [order[start : start + bucket.batch] for start in range(0, len(order), bucket.batch)]
         return [parts[place] for place in random.permutation(len(parts))]
+
+    def _cuts(self, lengths: Sequence[int]) -> list[int]:
+        """Where to cut so that no part has more tokens than the budget."""
+        cuts, filled = [], 0
+        for place, length in enumerate(lengths):
+            if filled + length > self.budget:
+                cuts.append(place)
+                filled = 0
+            filled += length
+        return cuts
+
+    @cached_property
+    def lengths(self) -> dict[int, int]:
+        """Tokens of each sample, by its position."""
+        return {
+            place: bucket.tokens for bucket in self.buckets for place in self._places[bucket.size].tolist()
+        }
 
     def counters(self, seed: int, start: int, stop: int) -> Iterator[range]:
         """The batches of a run from its sample n = `start` to before `stop`, each as its counters n; sample n is the
@@ -116,10 +141,11 @@ class Plan:
             )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
-        batches = sum(-(-bucket.images // bucket.batch) for bucket in self.buckets)
+        batches = len(self.batches(seed=0, epoch=0))
         tokens = sum(bucket.images * bucket.tokens for bucket in self.buckets)
         lines.append(
-            f"{len(self):,} images of {len(self.buckets)} sizes in {batches:,} batches an epoch, which fill "
+            f"{len(self):,} images of {len(self.buckets)} sizes in {batches:,} {'packed ' * self.packed}batches an epoch, "
+            "which fill "
             f"{tokens / (batches * self.budget):.1%} of {self.budget:,} tokens on average"
         )
         if self.left_out:
@@ -134,12 +160,13 @@ def plan_for(
     multiple: int,
     tokens: Callable[[Size], int],
     budget: int,
+    packed: bool = False,
 ) -> Plan:
     """The plan of a source's training: `sizes` in pixels, `tokens` of such a size, at most `budget` a batch.
 
     InputError: see `sizes`, `Plan`.
     """
-    return Plan(sizes(source, config, multiple), tokens, budget, config.without)
+    return Plan(sizes(source, config, multiple), tokens, budget, config.without, packed)
 
 
 def sizes(source: Source | Latents, config: DataSection, multiple: int) -> list[Size]:

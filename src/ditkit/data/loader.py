@@ -28,6 +28,7 @@ class Batch(NamedTuple):
     label: Tensor | None  # int64 (B,); None when the data is unlabelled
     index: Tensor  # type: ignore[assignment]  # int64 (B,): the counters n; hides tuple.index
     caption: tuple[str, ...] | None = None  # (B,); None when the data has no captions
+    packed: tuple[Tensor, ...] = ()  # of a packed plan each image by itself, (C, H, W), and `images` is empty
 
 
 def batches(
@@ -46,7 +47,7 @@ def batches(
     """The images n = start, start + 1, ... below `stop`, `batch` at a time; the last may be fewer.
 
     With a plan of this source the batches are the plan's, `batch` is not used, and all images of one have one
-    size; those that `start` and `stop` fall into are cut. Of `world` ranks each sees its share, together what one
+    size or are packed; those that `start` and `stop` fall into are cut. Of `world` ranks each sees its share, together what one
     process would: of every `world` images one, of a plan's batches their `shard`, which can be empty (B = 0), so
     that all ranks take as many steps. `workers` processes decode ahead; 0 decodes in this one. InputError as
     the source raises it.
@@ -172,11 +173,16 @@ class Stream(Dataset):
     def __getitems__(self, counters: Sequence[int]) -> Batch:
         """The images of these counters; DataLoader asks for a whole batch at once, which has one size."""
         positions = [self.position(n) for n in counters]
-        images = self._fetch(positions, counters)
+        packed: tuple[Tensor, ...] = ()
+        if self._plan is not None and self._plan.packed:
+            packed = tuple(self._fetch([k], [n])[0] for k, n in zip(positions, counters, strict=True))
+            images = torch.empty(0, dtype=torch.uint8)
+        else:
+            images = self._fetch(positions, counters)
         label = None if self._source.labels is None else self._source.labels[positions]
         captions = self._source.captions
         caption = None if captions is None else tuple(captions[place] for place in positions)
-        return Batch(images, label, torch.tensor(counters, dtype=torch.int64), caption)
+        return Batch(images, label, torch.tensor(counters, dtype=torch.int64), caption, packed)
 
     def _fetch(self, positions: Sequence[int], counters: Sequence[int]) -> Tensor:
         """In this process's own thread: a loader's workers are what runs beside each other."""

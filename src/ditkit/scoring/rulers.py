@@ -24,6 +24,7 @@ from ditkit.evaluation import (
     read_statistics,
 )
 from ditkit.scoring.retrieval import CaptionReader, Embed, caption_reader
+from ditkit.scoring.samples import frame_by_frame
 
 REFERENCE_ROWS = 10_000  # feature vectors of the reference for precision, recall and KID, as ADM has
 CLASSIFIER = "classifier"
@@ -65,8 +66,8 @@ def rulers(
             Ruler(net, read_statistics(reference, net, keep=REFERENCE_ROWS), reference.name, None)
             for net in networks
         ]
-    found = gather_all(in_order(reference, "train"), networks, keep=REFERENCE_ROWS)
-    shape = (reference.channels, reference.size, reference.size)
+    found = gather_all(frame_by_frame(in_order(reference, "train")), networks, keep=REFERENCE_ROWS)
+    shape = (reference.channels, *reference.shape[-2:])
     name = reference_name(reference)
     captions = reference.open("train").captions if embed else None
     return [

@@ -3,7 +3,7 @@
 Generated as they are scored, or read from a folder or an ADM .npz; never all in memory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +53,17 @@ def keeping(samples: Samples, count: int, kept: list[Tensor]) -> Samples:
     return replace(samples, batches=batches())
 
 
+def frame_by_frame(
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Every frame of clips (B, C, F, H, W) as an image, (B F, C, H, W), of its clip's label; images as they are."""
+    for images, labels in batches:
+        if images.ndim == 5:
+            labels = None if labels is None else labels.repeat_interleave(images.shape[2])
+            images = images.transpose(1, 2).flatten(0, 1)
+        yield images, labels
+
+
 def balanced_labels(count: int, classes: int) -> Tensor:
     """0, 1, ..., classes - 1, 0, 1, ...: `count` labels."""
     return torch.arange(count) % classes
@@ -72,7 +83,7 @@ def sampled(
     captions: Part = "held-out",
     **how: Unpack[Sampling],
 ) -> Samples:
-    """`count` images of a model, made as they are asked for; `how` as in `Pipeline.generate`.
+    """`count` images, or clips, of a model, made as they are asked for; `how` as in `Pipeline.generate`.
 
     A model that is told a text gets `captions` of its data, with their images' labels (`captioned`). Of a solver that
     chooses its own steps, the protocol's "nfe" is the mean over the images made so far.

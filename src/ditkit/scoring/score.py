@@ -1,5 +1,6 @@
-"""One pass over a set of images, by all rulers at once."""
+"""One pass over a set of images, by all rulers at once. Of clips every frame is an image."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -11,7 +12,7 @@ from ditkit.errors import InputError
 from ditkit.evaluation import Report, Statistics, gather_all, nearest, scores_of
 from ditkit.scoring.retrieval import embed_each
 from ditkit.scoring.rulers import Ruler
-from ditkit.scoring.samples import Samples
+from ditkit.scoring.samples import Samples, frame_by_frame
 from ditkit.scoring.tables import software
 
 PROMPT = "a photo of a {}"
@@ -65,12 +66,14 @@ def nearest_images(found: Statistics, ruler: Ruler, reference: DataSection, coun
     reference that is nearest to it in them: uint8 (count, C, H, W)."""
     first = int((found.index == torch.arange(len(found.index))).sum())  # rows kept from the start on
     _, places = nearest(ruler.reference.rows, found.rows[: min(first, count)])
-    return stack(reference.open("train"), ruler.reference.index[places].tolist(), reference)
+    items, length = ruler.reference.index[places], math.prod(reference.shape[:-2])
+    stored = stack(reference.open("train"), (items // length).tolist(), reference)
+    return stored if stored.ndim == 4 else stored[torch.arange(len(items)), :, items % length]
 
 
 def _of_size(samples: Samples, ruler: Ruler) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The same batches; InputError when the images are not of the size of the reference's."""
-    for images, labels in samples.batches:
+    for images, labels in frame_by_frame(samples.batches):
         if ruler.shape is not None and images.shape[1:] != ruler.shape:
             raise InputError(
                 f"images of {_size(images.shape[1:])} against the reference {ruler.name} of {_size(ruler.shape)}; "

@@ -12,7 +12,7 @@ import torch
 
 from ditkit.backbones import compile_blocks
 from ditkit.checkpoint import load_newest, optimizer_tensors, restore_optimizer, save_checkpoint
-from ditkit.data import Source, batches
+from ditkit.data import Plan, Source, batches, plan_for
 from ditkit.data.latents import Latents
 from ditkit.device import check_compiler
 from ditkit.errors import InputError
@@ -58,6 +58,7 @@ def train(
     """
     config = recipe.train
     codec = recipe.build_codec(device)
+    plan: Plan | None = None
     source: Source | Latents
     if config.latents is None:
         source, encoding = recipe.data.open("train"), codec
@@ -74,6 +75,9 @@ def train(
             f"--init-inner {init_inner} and --train.stages {' '.join(map(str, config.stages))}: the first stage has "
             "nothing inside; leave one out"
         )
+    if config.tokens is not None:
+        plan = plan_for(source, recipe.data, recipe.multiple, recipe.tokens, config.tokens, config.packed)
+        log.info(plan.describe())
     net = recipe.build_backbone()  # before anything is written: refuses what cannot be built
     if config.compile:
         check_compiler(device)
@@ -117,6 +121,7 @@ def train(
         stop=config.images,
         batch=config.batch,
         workers=config.workers,
+        plan=plan,
     )
     with progress_bar(config.images, recipe.name, "img", initial=seen, shown=progress) as bar:
         for batch in stream:

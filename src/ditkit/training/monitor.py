@@ -10,13 +10,16 @@ validation.jsonl and scores.jsonl get a line each time, validation.png and score
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ditkit.conditions import conditions
-from ditkit.data import Split, load_all, spread
+from ditkit.data import Split, by_size, spread
+from ditkit.data.buckets import places_by_size
+from ditkit.data.sources import stack
 from ditkit.device import autocast
 from ditkit.errors import InputError
 from ditkit.pipeline import Pipeline
@@ -40,7 +43,7 @@ class Monitor:
         """
         self._pipeline, self._out = pipeline, out
         config = pipeline.recipe.train
-        self._held_out = _validation_images(pipeline) if config.validate_images else None
+        self._held_out = _validation_images(pipeline) if config.validate_images else []
         self._rulers: list[Ruler] = []
         for lines in (out / "validation.jsonl", out / "scores.jsonl"):
             if lines.exists():
@@ -55,9 +58,14 @@ class Monitor:
 
     def validate(self, seen: int) -> None:
         """Add a line to validation.jsonl: the loss at LEVELS times, from data to noise."""
-        if self._held_out is None:
+        if not self._held_out:
             return
-        t, losses = validation_loss(self._pipeline, *self._held_out)
+        total = sum(len(group.images) for group in self._held_out)
+        losses = [0.0] * LEVELS
+        for group in self._held_out:
+            t, own = validation_loss(self._pipeline, *group)
+            share = len(group.images) / total
+            losses = [loss + share * part for loss, part in zip(losses, own, strict=True)]
         row = {"images": seen, "loss": sum(losses) / len(losses), "t": t, "levels": losses}
         append(self._out / "validation.jsonl", row)
         level_curves(
@@ -89,19 +97,25 @@ class Monitor:
 
 @torch.no_grad()
 def validation_loss(
-    pipeline: Pipeline, images: Tensor, labels: Tensor | None, captions: Sequence[str] | None = None
+    pipeline: Pipeline,
+    images: Tensor,
+    labels: Tensor | None,
+    captions: Sequence[str] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> tuple[list[float], list[float]]:
-    """Times (LEVELS,) and the mean loss of uint8 images (N, C, H, W) at each, with their labels and captions (N,).
+    """Times (LEVELS,) and the mean loss of uint8 images (N, C, H, W), or clips, at each, with their labels and captions
+    (N,).
 
-    The times are evenly spread over the transport's interval, whatever its time law; image n has the
-    same noise at every time and in every run.
+    The times are evenly spread over the transport's interval, whatever its time law; image n, the n-th or as `numbers`
+    says, has the same noise at every time and in every run.
     """
     recipe, device = pipeline.recipe, pipeline.device
     net, codec = pipeline.backbone, pipeline.codec
     spread = recipe.transport.model_copy(update={"time_law": "uniform"})
     layout = codec.layout(*images.shape[2:])
-    noise = _noise("validate", len(images), layout.shape)
-    posterior = _noise("codec", len(images), layout.shape).to(device) if codec.random else None
+    numbers = numbers or range(len(images))
+    noise = _noise("validate", numbers, layout.shape)
+    posterior = _noise("codec", numbers, layout.shape).to(device) if codec.random else None
     x0 = codec.encode(images.to(device), posterior)
     cond = conditions(labels, captions, pipeline.read, device)
     half = torch.full((len(images), 3), 0.5, dtype=torch.float64)  # in the middle of what can be given
@@ -119,14 +133,23 @@ def validation_loss(
     return times, losses
 
 
-def _noise(purpose: Purpose, count: int, shape: tuple[int, ...]) -> Tensor:
-    rows = [generator(0, n, purpose).standard_normal(shape, dtype=np.float32) for n in range(count)]
+def _noise(purpose: Purpose, numbers: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    rows = [generator(0, n, purpose).standard_normal(shape, dtype=np.float32) for n in numbers]
     return torch.from_numpy(np.stack(rows))
 
 
-def _validation_images(pipeline: Pipeline) -> tuple[Tensor, Tensor | None, list[str] | None]:
-    """Held-out images, evenly spread, labels and captions; training images where nothing is held out."""
-    data = pipeline.recipe.data
+class _Group(NamedTuple):
+    """Validation images of one size, as `validation_loss` takes them."""
+
+    images: Tensor
+    labels: Tensor | None
+    captions: list[str] | None
+    numbers: list[int]
+
+
+def _validation_images(pipeline: Pipeline) -> list[_Group]:
+    """Held-out images, evenly spread, labels and captions, by size; training images where nothing is held out."""
+    recipe, data = pipeline.recipe, pipeline.recipe.data
     split: Split = "test"
     try:
         source = data.open(split)
@@ -134,8 +157,17 @@ def _validation_images(pipeline: Pipeline) -> tuple[Tensor, Tensor | None, list[
         log.info("validation loss: this data has no held-out part, training images are used")
         split = "train"
         source = data.open(split)
-    images, labels = load_all(data, split, IMAGES)
-    captions = None
-    if pipeline.recipe.text and source.captions:
-        captions = [source.captions[place] for place in spread(len(source), IMAGES)]
-    return images, labels if pipeline.classes else None, captions
+    places = spread(len(source), IMAGES)
+    sizes = {data.shape: list(range(len(places)))}
+    if data.aspect == "native":
+        of_size = {
+            place: size for size, some in by_size(data, split, recipe.multiple).items() for place in some
+        }
+        sizes = places_by_size([of_size[place] for place in places])
+    groups = []
+    for size, numbers in sizes.items():
+        picks = [places[n] for n in numbers]
+        labels = source.labels[picks] if pipeline.classes and source.labels is not None else None
+        captions = [source.captions[k] for k in picks] if recipe.text and source.captions else None
+        groups.append(_Group(stack(source, picks, data, size, shown=False), labels, captions, numbers))
+    return groups

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ditkit.pictures import grid
+from ditkit.pictures import contact_sheet, grid
 from ditkit.pipeline import Pipeline
 from ditkit.scoring.samples import captioned
 
@@ -10,16 +10,17 @@ COLUMNS, MOST_CLASSES = 8, 10
 
 
 def save_preview(pipeline: Pipeline, path: Path) -> None:
-    """COLUMNS images of each of the first classes, a row per class, or of held-out captions, a row for each, by
+    """COLUMNS images, or one clip, of each of the first classes, a row per class, or of held-out captions, a row for each, by
     the recipe's own sampling."""
     classes = min(pipeline.classes, MOST_CLASSES)
-    rows = max(classes, 4)
+    rows, clips = max(classes, 4), len(pipeline.recipe.data.shape) == 3
+    columns = 1 if clips else COLUMNS
     if pipeline.recipe.text:
         few, _ = captioned(pipeline.recipe.data, rows)
         keys = ("text", "label") if classes else ("text",)
-        cond = {key: [value for value in few[key] for _ in range(COLUMNS)] for key in keys}
+        cond = {key: [value for value in few[key] for _ in range(columns)] for key in keys}
     else:
-        cond = {"label": [row % classes for row in range(rows) for _ in range(COLUMNS)]} if classes else {}
-    images = pipeline.generate(cond, seeds=range(rows * COLUMNS), progress=False)
+        cond = {"label": [row % classes for row in range(rows) for _ in range(columns)]} if classes else {}
+    images = pipeline.generate(cond, seeds=range(rows * columns), progress=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    grid(images, COLUMNS).save(path)
+    (contact_sheet(images) if clips else grid(images, COLUMNS)).save(path)

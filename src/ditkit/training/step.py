@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ditkit.backbones import Backbone
+from ditkit.backbones import Backbone, Cond
 from ditkit.codecs import Codec
 from ditkit.conditions import Read, conditions, in_place_of_unknown, unknown
-from ditkit.data import Batch
+from ditkit.data import Batch, first_fit
 from ditkit.device import autocast
+from ditkit.layout import Layout, Packed
 from ditkit.randomness import generator
 from ditkit.recipe import Recipe, Training
 from ditkit.transports import Network
@@ -61,30 +62,78 @@ def backward(
     instead = in_place_of_unknown(recipe.text, read)
     means: dict[str, Tensor] = {}
     for part in _split(batch, config.micro_batch or total):
-        layout = codec.layout(*part.images.shape[2:])
-        drawn = draws(config.seed, part.index, layout.shape, codec.random)
-        posterior = None if drawn.posterior is None else drawn.posterior.to(device)
-        x0 = codec.encode(part.images.to(device), posterior)
+        task = (_packed if part.packed else _whole)(recipe, net, codec, part, device)
         cond = conditions(part.label, part.caption, read, device)
-        dropped = (drawn.drop < config.label_dropout).to(device)
+        dropped = (task.drop < config.label_dropout).to(device)
         cond = {
             key: torch.where(dropped.view(-1, *[1] * (empty.ndim - 1)), empty, cond[key])
             for key, empty in unknown(net, cond, instead).items()
         }
         with autocast(device, config.precision):
-            t = recipe.transport.times(drawn.u, layout)
-            t, learned = recipe.transport.given(t, given_draws(config.seed, part.index), layout)
-            shared, weights = mixed(net, config.level_share, len(x0))
-            if learned is not None:
-                weights = learned if weights is None else weights * learned
             terms = recipe.transport.loss(
-                shared, x0, cond, t=t, eps=drawn.eps.to(device), layout=layout, weights=weights
+                task.network,
+                task.x0,
+                cond,
+                t=task.t,
+                eps=task.eps,
+                layout=task.layout,
+                weights=task.weights,
             )
         (terms["loss"].sum() / total).backward()
         for name, value in terms.items():
             mean = value.detach().sum() / total
             means[name] = means[name] + mean if name in means else mean
     return means
+
+
+class Task(NamedTuple):
+    """What the loss of some training images is of."""
+
+    network: Network
+    x0: Tensor
+    eps: Tensor
+    t: Tensor
+    drop: Tensor  # as in `Draws`
+    layout: Layout
+    weights: Tensor | None
+
+
+def _whole(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: torch.device) -> Task:
+    """Of images or clips of one size."""
+    config, transport = recipe.train, recipe.transport
+    layout = codec.layout(*part.images.shape[2:])
+    drawn = draws(config.seed, part.index, layout.shape, codec.random)
+    posterior = None if drawn.posterior is None else drawn.posterior.to(device)
+    x0 = codec.encode(part.images.to(device), posterior)
+    t, learned = transport.given(
+        transport.times(drawn.u, layout), given_draws(config.seed, part.index), layout
+    )
+    shared, weights = mixed(net, config.level_share, len(x0))
+    if learned is not None:
+        weights = learned if weights is None else weights * learned
+    return Task(shared, x0, drawn.eps.to(device), t, drawn.drop, layout, weights)
+
+
+def _packed(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: torch.device) -> Task:
+    """Of images of several sizes as one state, each with the draws that it has in a batch of its size."""
+    singles = [
+        _whole(recipe, net, codec, Batch(image[None], None, part.index[k : k + 1]), device)
+        for k, image in enumerate(part.packed)
+    ]
+    shapes = [single.x0.shape[1:] for single in singles]
+    layout = Packed.of(shapes)
+    lengths = [recipe.backbone.tokens(shape[1:]) for shape in shapes]
+    rows = first_fit(lengths, max(lengths))
+
+    def network(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        states = [row.view(shape) for row, shape in zip(x[0].split(layout.lengths), shapes, strict=True)]
+        return torch.cat([out.flatten() for out in net.packed(states, t[0], cond, rows)])[None]
+
+    x0, eps = (
+        torch.cat([getattr(single, name).flatten() for single in singles])[None] for name in ("x0", "eps")
+    )
+    t, drop = (torch.cat([getattr(single, name) for single in singles]) for name in ("t", "drop"))
+    return Task(network, x0, eps, t[None], drop, layout, None)
 
 
 def given_draws(seed: int, index: Tensor) -> Tensor:
@@ -128,4 +177,4 @@ def _split(batch: Batch, size: int) -> Iterator[Batch]:
         rows = slice(start, start + size)
         label = None if batch.label is None else batch.label[rows]
         caption = None if batch.caption is None else batch.caption[rows]
-        yield Batch(batch.images[rows], label, batch.index[rows], caption)
+        yield Batch(batch.images[rows], label, batch.index[rows], caption, batch.packed[rows])
