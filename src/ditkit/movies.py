@@ -41,9 +41,10 @@ log = logging.getLogger(__name__)
 
 
 def image_suffixes() -> frozenset[str]:
-    """The file endings, in lower case, of every format Pillow can open."""
+    """The file endings, in lower case, of every format Pillow can open; it knows .mpg, but cannot show one."""
     Image.init()
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+    opened = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return frozenset(opened - VIDEOS)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def open_movie(path: Path, *, decode: bool = True) -> Movie:
         files = _frame_files(path)
         if decode:
             for file in files:
-                _load(file)
+                _load_frame(file)
         movie = Movie(path, np.arange(len(files)), None)
     elif path.suffix.lower() in ANIMATIONS:
         movie = _time_animation(path)
@@ -110,7 +111,7 @@ def frames(movie: Movie, numbers: Iterable[int]) -> list[Image.Image]:
     once = sorted(set(keys))
     if movie.path.is_dir():
         files = _frame_files(movie.path)
-        found = {key: _load(files[key]) for key in once}
+        found = {key: _load_frame(files[key]) for key in once}
     elif movie.path.suffix.lower() in ANIMATIONS:
         found = dict(_animation_frames(movie.path, once))
     elif movie.path.suffix.lower() in image_suffixes():
@@ -133,15 +134,22 @@ def _load(path: Path) -> Image.Image:
         return image
 
 
+def _load_frame(path: Path) -> Image.Image:
+    try:
+        return _load(path)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
+
+
 @contextmanager
 def _open_image(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
-    except UnidentifiedImageError:  # its own message names the path again
-        raise ValueError(f"{path.name} is not an image") from None
+    except UnidentifiedImageError:  # its own message names the path
+        raise ValueError("not an image") from None
     except (OSError, EOFError, SyntaxError) as error:  # so Pillow's plugins say that a file is damaged
-        raise ValueError(f"{path.name}: {error}") from None
+        raise ValueError(getattr(error, "strerror", None) or str(error)) from None
 
 
 def _frame_files(folder: Path) -> list[Path]:
@@ -207,11 +215,14 @@ def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _decoded(container: Any, stream: Any) -> Iterator[Any]:
+    """The frames from here on; ValueError unless they are whole and each has a later time than the one before."""
+    last = None
     for frame in container.decode(stream):
         if frame.is_corrupt:
             raise ValueError("a damaged frame in it")
-        if frame.pts is None:
-            raise ValueError("a frame without a time in it")
+        if frame.pts is None or (last is not None and frame.pts <= last):
+            raise ValueError("frames in it without times, or not in their order")
+        last = frame.pts
         yield frame
 
 
@@ -222,11 +233,9 @@ def _time_video(path: Path, decode: bool) -> Movie:
         else:
             packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
             if any(packet.pts is None for packet in packets):
-                raise ValueError("a frame without a time in it")
-            stamps = sorted(packet.pts for packet in packets)
+                raise ValueError("frames in it without times")
+            stamps = sorted({packet.pts for packet in packets})
         keys = np.array(stamps, dtype=np.int64)
-        if (np.diff(keys) <= 0).any():
-            raise ValueError("frames whose times do not rise in it")
         return Movie(path, keys, keys * float(stream.time_base))
 
 
