@@ -31,6 +31,13 @@ def grid(images: Tensor, columns: int, *, gap: int = 2, scale: int | None = None
     return Image.fromarray(canvas)
 
 
+def contact_sheet(clips: Tensor, shown: int = 16) -> Image.Image:
+    """Clips uint8 (N, C, F, H, W), one a row, their frames from left to right: at most `shown`, evenly chosen."""
+    length = clips.shape[2]
+    picks = torch.linspace(0, length - 1, min(length, shown)).round().long()
+    return grid(clips[:, :, picks].transpose(1, 2).flatten(0, 1), len(picks))
+
+
 def pairs(images: Tensor, others: Tensor, columns: int) -> Image.Image:
     """Two sets uint8 (N, C, H, W) in one grid: each of the first with that of the second right below it."""
     scale = enlargement(images.shape[2])

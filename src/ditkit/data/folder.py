@@ -6,24 +6,57 @@ captions.py.
 """
 
 import os
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Literal
-
-from PIL import Image
 
 from ditkit.data.captions import read_captions
 from ditkit.data.sources import DataSection, Encoded, Split
 from ditkit.errors import InputError
-
-
-def image_suffixes() -> frozenset[str]:
-    """The file endings, in lower case, of every format Pillow can open."""
-    Image.init()
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+from ditkit.movies import image_suffixes
 
 
 def _refuse(error: OSError) -> None:
     raise InputError(f"{error.filename} cannot be listed ({error.strerror})")
+
+
+def listing(
+    folder: Path, suffixes: frozenset[str], what: str
+) -> Iterator[tuple[PurePosixPath, list[str], list[str]]]:
+    """(directory, its directories, its files that end in one of the suffixes) all through a folder, sorted, relative
+    to it. Hidden entries are passed over. InputError when there is no such folder of `what`."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; --data.path DIR names the folder of {what}")
+    for root, directories, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        directories[:] = sorted(name for name in directories if not name.startswith("."))
+        files = [name for name in sorted(names) if not name.startswith(".")]
+        inside = PurePosixPath(Path(root).relative_to(folder).as_posix())
+        yield inside, directories, [name for name in files if os.path.splitext(name)[1].lower() in suffixes]
+
+
+def by_class(
+    folder: Path, found: Iterable[PurePosixPath], what: str
+) -> tuple[list[str], list[int] | None, tuple[str, ...]]:
+    """(paths, labels, class names) of the `what` found in a folder: each one's first directory is its class.
+
+    Classes are labelled in the order in which they are found. Those right in the folder, and none in
+    directories, are unlabelled (labels None, no names). InputError when there are none, or both kinds.
+    """
+    loose: list[str] = []
+    classes: dict[str, list[str]] = {}
+    for path in found:
+        (classes.setdefault(path.parts[0], []) if len(path.parts) > 1 else loose).append(str(path))
+    if loose and classes:
+        raise InputError(
+            f"{folder} holds {what} ({loose[0]}, ...) beside class folders ({next(iter(classes))}, ...); "
+            "move them so that it is one or the other"
+        )
+    if not loose and not classes:
+        raise InputError(f"{folder} holds no {what}; --data.path DIR names the folder of {what}")
+    if loose:
+        return loose, None, ()
+    labels = [label for label, files in enumerate(classes.values()) for _ in files]
+    return [file for files in classes.values() for file in files], labels, tuple(classes)
 
 
 def scan(folder: Path) -> tuple[list[str], list[int] | None, tuple[str, ...]]:
@@ -34,32 +67,8 @@ def scan(folder: Path) -> tuple[list[str], list[int] | None, tuple[str, ...]]:
     whose ending Pillow does not know are passed over. InputError when there is no such folder, no
     image in it, or images both beside and inside directories.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; --data.path DIR names the folder of images")
-    suffixes = image_suffixes()
-    loose: list[str] = []
-    by_class: dict[str, list[str]] = {}
-    for root, directories, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        directories[:] = sorted(name for name in directories if not name.startswith("."))
-        inside = Path(root).relative_to(folder)
-        images = [
-            (inside / name).as_posix()
-            for name in sorted(names)
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
-        ]
-        if images:
-            (by_class.setdefault(inside.parts[0], []) if inside.parts else loose).extend(images)
-    if loose and by_class:
-        raise InputError(
-            f"{folder} holds images ({loose[0]}, ...) beside class folders ({next(iter(by_class))}, ...); "
-            "move them so that it is one or the other"
-        )
-    if not loose and not by_class:
-        raise InputError(f"{folder} holds no images; --data.path DIR names the folder of images")
-    if loose:
-        return loose, None, ()
-    labels = [label for label, files in enumerate(by_class.values()) for _ in files]
-    return [file for files in by_class.values() for file in files], labels, tuple(by_class)
+    walked = listing(folder, image_suffixes(), "images")
+    return by_class(folder, (inside / name for inside, _, names in walked for name in names), "images")
 
 
 class Files:

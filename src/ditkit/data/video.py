@@ -1,0 +1,182 @@
+"""Your own clips: a folder of video files, folders of frames and animated images; the first directory is the class.
+
+A clip is `frames` frames of one movie, `stride` apart, each cut to a square as images are. With `fps` a movie is
+first resampled by its frames' times, so movies of different and of varying rates can be mixed; without, its own
+frames are counted. How a movie's frames are found: movies.py. Captions: captions.py.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ditkit.data.captions import read_captions
+from ditkit.data.folder import by_class, listing
+from ditkit.data.sources import DataSection, Split, each
+from ditkit.data.transforms import prepare, to_array, to_mode
+from ditkit.errors import InputError
+from ditkit.files import first_line
+from ditkit.movies import ANIMATIONS, VIDEOS, Movie, frames, image_suffixes, open_movie
+
+Length = Annotated[int, Field(ge=1, description="Frames of a clip.")]
+
+log = logging.getLogger(__name__)
+
+
+def read_movie(path: Path, channels: Literal[1, 3] = 3) -> tuple[Tensor, float | None]:
+    """(clip, frames a second) of any movie or image: uint8 (channels, F, H, W) at the size it has.
+
+    The rate is None when nothing tells it: one frame, a folder of frames, uneven times. InputError, naming the
+    path, when it cannot be read.
+    """
+    try:
+        movie = open_movie(path)
+        images = frames(movie, range(len(movie.keys)))
+        return torch.stack([to_array(to_mode(image, channels)) for image in images], 1), movie.fps
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's plugins raise nearly every kind there is
+        raise InputError(
+            f"{path} cannot be read as a clip ({first_line(error)}); give a video, GIF, WebP, image or folder of frames"
+        ) from error
+
+
+def scan_movies(folder: Path) -> tuple[list[str], list[int] | None, tuple[str, ...]]:
+    """(movies, labels, class names) of a folder, as `folder.scan` gives those of images.
+
+    A directory inside it is one movie when it holds still images, other than GIF and WebP, and neither directories nor
+    video files; every other video or image file is a movie of its own.
+    """
+    stills = image_suffixes() - ANIMATIONS
+    found = []
+    for inside, directories, names in listing(folder, VIDEOS | image_suffixes(), "videos"):
+        files = [inside / name for name in names]
+        of_frames = files and not directories and all(file.suffix.lower() in stills for file in files)
+        found += [inside] if of_frames and inside.parts else files
+    return by_class(folder, found, "videos")
+
+
+class ClipSection(DataSection):
+    """Settings every source of clips has."""
+
+    frames: Length = 16
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(F, H, W) of a clip."""
+        return self.frames, self.size, self.size
+
+
+class VideoFolder(ClipSection):
+    """Your own clips: videos, animated GIF and WebP, folders of frames; one folder per class, or one of all.
+
+    What is broken, has no frames or too few, only sound, or, unless `fps` resamples it, uneven times is left out and
+    named with the reason; so are still images (movies of one frame), and what lacks a caption where captions are
+    asked for.
+    """
+
+    kind: Literal["video"] = "video"
+    path: Path | None = None
+    """The folder."""
+    fps: float | None = Field(default=None, gt=0)
+    """Frames a second: of each movie those nearest to these times are taken. None: its own frames. A folder of
+    frames has no times and is taken to be at this rate."""
+    stride: int = Field(default=1, ge=1)
+    """Every which of these frames goes into a clip."""
+    caption_column: str | None = None
+    """Column of the folder's metadata.jsonl with the captions, or txt: a .txt file beside each movie."""
+    check: bool = True
+    """Decode every movie once at the start, to leave out those that are broken; else only times are read."""
+
+    def open(self, split: Split = "train") -> "Videos":  # type: ignore[override]
+        """The movies of the folder; a folder has no test part. InputError: see `scan_movies`, `check_classes`,
+        `read_captions`, `open_movie`; or no movie can be used."""
+        if self.path is None:
+            raise InputError("which folder? --data.path DIR names the folder of videos")
+        if split == "test":
+            raise InputError(f"{self.path} has no held-out part; keep test videos in a folder of their own")
+        titles, labels, names = scan_movies(self.path)
+        self.check_classes(names, str(self.path))
+        captions = read_captions(self.path, titles, self.caption_column) if self.caption_column else None
+        return Videos(self, self.path, titles, labels, names, captions)
+
+
+class Videos:
+    """The movies of a folder that give clips, decoded each time they are asked for."""
+
+    def __init__(
+        self,
+        config: VideoFolder,
+        folder: Path,
+        titles: Sequence[str],
+        labels: Sequence[int] | None,
+        names: tuple[str, ...],
+        captions: Sequence[str | None] | None,
+    ):
+        self.names = names
+        self._config, self._folder = config, folder
+        self._span = (config.frames - 1) * config.stride + 1
+
+        def examine(number: int) -> Movie | str:
+            if captions is not None and captions[number] is None:
+                return "no caption in UTF-8"
+            return self._examine(titles[number])
+
+        looked = each(examine, range(len(titles)), "checking videos")
+        kept = [number for number, movie in enumerate(looked) if isinstance(movie, Movie)]
+        self._movies = [movie for movie in looked if isinstance(movie, Movie)]
+        self.broken = tuple(
+            f"{title} ({reason})"
+            for title, reason in zip(titles, looked, strict=True)
+            if isinstance(reason, str)
+        )
+        if not kept:
+            raise InputError(
+                f"{folder}: none of the {len(titles)} videos can be used: {self.broken[0]}, ...; correct them, or "
+                "change what --data.frames, --data.stride and --data.fps ask for"
+            )
+        if self.broken:
+            shown = ", ".join(self.broken[:5]) + (", ..." if len(self.broken) > 5 else "")
+            log.warning(f"{folder}: left out {len(self.broken)} of {len(titles)} videos: {shown}")
+        self.labels = None if labels is None else torch.tensor([labels[number] for number in kept])
+        self.captions: Sequence[str] | None = None
+        if captions is not None:
+            self.captions = [captions[number] or "" for number in kept]  # none is None any more
+
+    def __len__(self) -> int:
+        return len(self._movies)
+
+    def clip(self, index: int, draw: np.random.Generator | None) -> Tensor:
+        """A clip of movie `index`, uint8 (C, F, size, size), from a start that `draw` draws, or the middle for None."""
+        movie, config = self._movies[index], self._config
+        numbers = movie.numbers(config.fps)
+        last = len(numbers) - self._span
+        start = last // 2 if draw is None else int(draw.integers(last + 1))
+        try:
+            images = frames(movie, numbers[start : start + self._span : config.stride])
+            return torch.stack([prepare(image, config.size, config.channels) for image in images], 1)
+        except Exception as error:
+            raise InputError(
+                f"{movie.path} cannot be decoded ({first_line(error)}); --data.check leaves such videos out"
+            ) from error
+
+    def _examine(self, title: str) -> Movie | str:
+        """The movie, or the reason why it gives no clips."""
+        config = self._config
+        try:
+            movie = open_movie(self._folder / title, decode=config.check)
+        except InputError:  # not the file's fault
+            raise
+        except Exception as error:  # on damaged files Pillow's plugins raise nearly every kind there is
+            return first_line(error)
+        if config.fps is None and movie.uneven:
+            return "frames at uneven times; --data.fps resamples them"
+        count = len(movie.numbers(config.fps))
+        if count < self._span:
+            return f"{count} of {self._span} frames"
+        return movie
