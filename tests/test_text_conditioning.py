@@ -100,20 +100,20 @@ def test_in_context_tokens_stand_behind_the_images():
     seen = []
     net.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args))
     assert net(x, t, cond).shape == x.shape
-    ((tokens, _, mask),) = seen
-    words = net.said(cond).words
+    ((tokens, _, at),) = seen
+    words = net.said(cond, (8, 8)).words
     assert tokens[:, 16:].equal(words.tokens)
-    assert mask[:, :16].all()
-    assert mask[:, 16:].equal(cond["text_mask"])
+    assert at.mask[:, :16].all()
+    assert at.mask[:, 16:].equal(cond["text_mask"])
 
 
 @torch.no_grad()
 def test_the_pooled_text_is_told_as_time_and_label_are():
     net = network(text_pooled=True)
     _, t, cond = inputs()
-    expected = net.time(t) + net.label(cond["label"]) + net.said(cond).text
-    torch.testing.assert_close(net.condition(t, net.said(cond)), expected)
-    sequence = network(text_pooled=True, conditioning="cross_attention").condition(t, net.said(cond))
+    expected = net.time(t) + net.label(cond["label"]) + net.said(cond, (8, 8)).text
+    torch.testing.assert_close(net.condition(t, net.said(cond, (8, 8))), expected)
+    sequence = network(text_pooled=True, conditioning="cross_attention").condition(t, net.said(cond, (8, 8)))
     assert sequence.shape == (3, 3, 16)
 
 
@@ -206,6 +206,6 @@ def test_conditions_that_do_not_fit(change, message):
 def test_a_time_per_token_does_not_reach_a_texts_tokens():
     x, _, cond = inputs()
     times = torch.rand(3, 16)
-    with pytest.raises(InputError, match="a time per token leaves a text's tokens without one"):
+    with pytest.raises(InputError, match="a time per token or frame leaves a text's tokens without one"):
         network(text="in_context")(x, times, cond)
     assert network(text="cross_attention")(x, times, cond).shape == x.shape

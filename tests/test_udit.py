@@ -29,6 +29,7 @@ from ditkit.nn.downsampled import (
     split_parity,
     unit,
 )
+from ditkit.nn.positions import Axis
 from ditkit.nn.rotary import rotary_positions, rotate
 from ditkit.recipes import recipe
 from ditkit.sampling import cfg
@@ -127,7 +128,7 @@ def test_golden_clamp(golden):
 
 def test_golden_positions():
     """Position 17 of 16 × 16 is column 1, row 1."""
-    cos, sin = rotary_positions(16, 16, 24)[:, 17]
+    cos, sin = rotary_positions((Axis(16), Axis(16)), 24)[:, 17]
     close(cos[:2], [math.cos(1)] * 2)
     close(sin[:2], [math.sin(1)] * 2)
     close(cos[2:4], [0.976882] * 2)
@@ -369,13 +370,13 @@ def test_any_grid_equals_the_reference(height, width):
 
 def test_positions_of_a_part_of_a_grid_are_those_of_the_whole():
     """Whatever the shape of either; rows and columns change places when the grid is turned."""
-    whole = rotary_positions(6, 10, 16).unflatten(1, (6, 10))
-    assert rotary_positions(4, 3, 16).unflatten(1, (4, 3)).equal(whole[:, :4, :3])
-    turned = rotary_positions(10, 6, 16).unflatten(1, (10, 6)).transpose(1, 2)
+    whole = rotary_positions((Axis(6), Axis(10)), 16).unflatten(1, (6, 10))
+    assert rotary_positions((Axis(4), Axis(3)), 16).unflatten(1, (4, 3)).equal(whole[:, :4, :3])
+    turned = rotary_positions((Axis(10), Axis(6)), 16).unflatten(1, (10, 6)).transpose(1, 2)
     assert turned[..., 0::2].equal(whole[..., 1::2])
     assert turned[..., 1::2].equal(whole[..., 0::2])
-    coarse = rotary_positions(3, 5, 16, 0.5, 2.0).unflatten(1, (3, 5))
-    fine = rotary_positions(12, 20, 16, 0.0, 0.5).unflatten(
+    coarse = rotary_positions((Axis(3, 0.5, 2.0), Axis(5, 0.5, 2.0)), 16).unflatten(1, (3, 5))
+    fine = rotary_positions((Axis(12, 0.0, 0.5), Axis(20, 0.0, 0.5)), 16).unflatten(
         1, (12, 20)
     )  # of which every fourth, from the second
     torch.testing.assert_close(coarse, fine[:, 1::4, 1::4])
@@ -386,7 +387,7 @@ def test_products_of_rotated_vectors_depend_on_offsets_only():
     torch.manual_seed(0)
     height, width = 5, 9
     q, k = torch.randn(2, 1, 1, 2, 12).expand(2, 1, height * width, 2, 12)
-    table = rotary_positions(height, width, 12)
+    table = rotary_positions((Axis(height), Axis(width)), 12)
     q, k = (rotate(x, table).view(height, width, 2, 12) for x in (q, k))
     torch.testing.assert_close(q.norm(dim=-1), q[:1, :1].norm(dim=-1).expand(height, width, 2))
     seen = []
@@ -400,7 +401,7 @@ def test_products_of_rotated_vectors_depend_on_offsets_only():
 def test_tables_ignore_the_default_device():
     rotary_positions.cache_clear()
     with torch.device("meta"):
-        assert rotary_positions(2, 2, 8).device.type == "cpu"
+        assert rotary_positions((Axis(2), Axis(2)), 8).device.type == "cpu"
 
 
 def test_sub_maps_by_parity():
@@ -444,12 +445,15 @@ def test_key_value_downsampling_by_hand():
     attention = KeyValueDownsampledAttention(8, 2, "depthwise_shortcut", False)
     x, where = torch.randn(1, 4, 6, 8), KeyValueDownsampledAttention.positions(4, 6, 4)
     spread = attention.spread.conv(x) + x
-    q = rotate(attention.q(x.flatten(1, 2)).view(1, 24, 2, 4), rotary_positions(4, 6, 4)).transpose(1, 2)
+    table = rotary_positions((Axis(4), Axis(6)), 4)
+    q = rotate(attention.q(x.flatten(1, 2)).view(1, 24, 2, 4), table).transpose(1, 2)
     squares = torch.stack(
         [spread[0, i : i + 2, j : j + 2].flatten() for i in (0, 2) for j in (0, 2, 4)]
     )  # (6, 32)
     k, v = attention.kv(squares)[None].chunk(2, dim=-1)
-    k = rotate(k.view(1, 6, 2, 4), rotary_positions(2, 3, 4, 0.5, 2.0)).transpose(1, 2)
+    k = rotate(k.view(1, 6, 2, 4), rotary_positions((Axis(2, 0.5, 2.0), Axis(3, 0.5, 2.0)), 4)).transpose(
+        1, 2
+    )
     mixed = (q @ k.mT / 2).softmax(-1) @ v.view(1, 6, 2, 4).transpose(1, 2)
     expected = attention.proj(mixed.transpose(1, 2).reshape(1, 4, 6, 8))
     torch.testing.assert_close(attention(x, where), expected, rtol=1e-4, atol=1e-5)
@@ -528,7 +532,7 @@ def test_zero_at_initialisation():
         net = backbone("U-DiT", classes=10, channels=2, width=32, depth=(1, 1, 1, 1, 1))
     x, t, cond = inputs()
     assert net(x, t, cond).abs().max() == 0
-    h, c = net.embed(x), net.condition(t, net.said(cond))
+    h, c = net.embed(x), net.condition(t, net.said(cond, (8, 8)))
     told = c[:, None, None].split((32, 64, 128), dim=-1)
     assert net.blocks[0](h, told[0], net.attention.positions(8, 8, 16)).equal(h)
     mlp, attention = net.blocks[0].mlp, net.blocks[0].attention
@@ -550,10 +554,10 @@ def test_time_and_label_are_embedded_for_each_width():
     """One "unknown" for all three; without classes there is only the time."""
     net = awake()
     _, t, cond = inputs()
-    parts = net.condition(t, net.said(cond)).split((8, 16, 32), dim=-1)
+    parts = net.condition(t, net.said(cond, (8, 8))).split((8, 16, 32), dim=-1)
     for part, time, label in zip(parts, net.time, net.label, strict=True):
         assert part.equal(time(t) + label(cond["label"]))
-    empty = net.condition(t, net.said(net.null(cond))) - net.time(t)
+    empty = net.condition(t, net.said(net.null(cond), (8, 8))) - net.time(t)
     torch.testing.assert_close(empty, torch.cat([label.weight[10:] for label in net.label], 1).expand(2, -1))
     plain = awake(classes=0)
     assert plain.null({}) == {}
@@ -645,7 +649,7 @@ def test_recipes_have_the_papers_settings(name):
 
 def test_rotation_by_complex_numbers_is_the_one_written_out(monkeypatch):
     x = torch.randn(2, 6, 3, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    table = rotary_positions(2, 3, 8)
+    table = rotary_positions((Axis(2), Axis(3)), 8)
     quick = rotate(x, table)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     written = rotate(x, table)

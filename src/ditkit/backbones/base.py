@@ -4,7 +4,9 @@ A backbone maps (x, t, cond) to a tensor. It knows no diffusion and drops no con
 means is the transport's affair.
 """
 
+import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,6 +34,17 @@ class BackboneSection(Section):
         """Whether it can be told a text."""
         return False
 
+    @property
+    def patch_sizes(self) -> tuple[int, ...]:
+        """What the sides of a state must be multiples of, (height, width) or of clips (frames, height, width); of a
+        state on several resolutions, those of the highest."""
+        return (1, 1)
+
+    def tokens(self, size: Sequence[int]) -> int:
+        """How many tokens or pixels its first layer works on, of a state (H, W) or (F, H, W), multiples of
+        `patch_sizes`; of several resolutions, on the highest, whose size is given."""
+        return math.prod(size)
+
 
 class Said(NamedTuple):
     """What a network is told of besides the time, embedded."""
@@ -39,6 +52,8 @@ class Said(NamedTuple):
     label: Tensor | None = None  # (B, D)
     text: Tensor | None = None  # (B, D), of a text as a whole
     words: Words | None = None
+    size: tuple[int, ...] = ()
+    """Of the state, (H, W) or (F, H, W)."""
     scale: Tensor | None = None
     """(B,), not embedded: the original images' size in pixels, for the networks that are told it (MDM)."""
 
@@ -87,8 +102,8 @@ class Backbone(nn.Module):
         """The keys that the network reads, every entry "unknown"."""
 
     @abstractmethod
-    def check_size(self, height: int, width: int) -> None:
-        """InputError, naming the remedy, when the network cannot take a state of that size."""
+    def check_size(self, *size: int) -> None:
+        """InputError, naming the remedy, when the network cannot take a state of that size, (H, W) or (F, H, W)."""
 
     def fused(self) -> "Backbone":
         """What to sample with: the same function, where possible of fewer products; itself otherwise.
@@ -114,16 +129,16 @@ class Plain(Backbone):
         self.text: TextReader | None = None
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        said = self.said(cond or {})
+        said = self.said(cond or {}, x.shape[2:])
         c = self.condition(t, said)
-        return self.head(self.body(self.embed(x), c, said.words), c, x.shape[2:])
+        return self.head(self.body(self.embed(x), c, said), c, x.shape[2:])
 
     @property
     def text_dim(self) -> int:
         return 0 if self.text is None else self.text.dim
 
-    def said(self, cond: Cond) -> Said:
-        """Label and text, embedded. InputError where the network needs one that is not there."""
+    def said(self, cond: Cond, size: Sequence[int]) -> Said:
+        """Label and text, embedded, and the state's size. InputError where the network needs one that is not there."""
         label = None
         if self.label is not None:
             if "label" not in cond:
@@ -131,7 +146,8 @@ class Plain(Backbone):
                     f"this network has {self.classes} classes: give cond a 'label' of shape (B,)"
                 )
             label = self.label(cond["label"])
-        return Said(label) if self.text is None else Said(label, *self.text(cond))
+        text, words = (None, None) if self.text is None else self.text(cond)
+        return Said(label, text, words, tuple(size))
 
     def condition(self, t: Tensor, said: Said) -> Tensor:
         """What the blocks are told of time, label and a text as a whole."""
@@ -146,12 +162,12 @@ class Plain(Backbone):
         """The state as what the blocks work on."""
 
     @abstractmethod
-    def body(self, h: Tensor, c: Tensor, words: Words | None = None) -> Tensor:
-        """The blocks; `words` where the network attends to a text."""
+    def body(self, h: Tensor, c: Tensor, said: Said) -> Tensor:
+        """The blocks, which c tells; of what is said, the words and the size."""
 
     @abstractmethod
     def head(self, h: Tensor, c: Tensor, size: torch.Size) -> Tensor:
-        """The output for a state of that height and width."""
+        """The output for a state of that size."""
 
     def from_map(self, m: Tensor) -> Tensor:
         """A map (B, D, H / patch, W / patch) in the form of what `embed` gives: here the map itself."""

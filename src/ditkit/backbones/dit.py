@@ -1,20 +1,28 @@
 """DiT: a plain transformer over image patches (Peebles & Xie, "Scalable Diffusion Models with
 Transformers", ICCV 2023). SiT (Ma et al., 2024) is the same network reading another clock.
+
+Given a tubelet it works on clips: attention over space and time jointly, or factorised as in Latte (Ma et al.,
+2024). It takes any size at run time; what its positions are there, nn/positions.py says.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ditkit.backbones.base import BackboneSection, Plain, Port, Said
+from ditkit.backbones.base import BackboneSection, Cond, Plain, Port, Said
 from ditkit.errors import InputError
-from ditkit.nn.blocks import CONDITIONINGS
-from ditkit.nn.embeddings import LabelEmbedding, TimeEmbedding, sincos_positions
-from ditkit.nn.patches import PatchEmbed, unpatchify
-from ditkit.nn.text import TextAttention, TextEmbedding, Words
+from ditkit.nn.attention import Arrangement, Over
+from ditkit.nn.blocks import CONDITIONINGS, in_sequence
+from ditkit.nn.embeddings import LabelEmbedding, SizeEmbedding, TimeEmbedding, sincos_table
+from ditkit.nn.packing import Rows, check_rows, owners, packed_rows, same_image, unpacked
+from ditkit.nn.patches import PatchEmbed, patch_sizes, unpatchify
+from ditkit.nn.positions import Axis, Extrapolation, axis
+from ditkit.nn.rotary import rotary_positions, unturned
+from ditkit.nn.text import TextAttention, TextEmbedding
 
 
 class DiTConfig(BackboneSection):
@@ -29,6 +37,18 @@ class DiTConfig(BackboneSection):
     """Attention heads per block."""
     patch: Annotated[int, Field(ge=1)] = 2
     """Side of a patch in pixels of the state (latent pixels behind an autoencoder)."""
+    tubelet: Annotated[int, Field(ge=0)] = 0
+    """Frames of a patch in space and time; 0: a network of images."""
+    attention: Literal["joint", "factorised"] = "joint"
+    """Of a clip's tokens: all to all, or blocks take turns, within each frame and along time at each place."""
+    positions: Literal["sincos", "rotary"] = "sincos"
+    """Added to tokens, or turning queries and keys."""
+    grid: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Tokens along each axis, (rows, columns) or (frames, rows, columns), that positions are trained for."""
+    extrapolation: Extrapolation = "raw"
+    """Positions beyond `grid`: further out, squeezed into it, or with slower frequencies."""
+    size_embedding: bool = False
+    """Blocks are told how many tokens there are along each axis."""
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     """Width of the hidden layer of each MLP, relative to the token."""
     conditioning: Literal["adaln_zero", "adaln", "cross_attention", "in_context"] = "adaln_zero"
@@ -46,9 +66,53 @@ class DiTConfig(BackboneSection):
     time_period: Annotated[float, Field(gt=1)] = 10_000.0
     """The time's frequencies are time_period^(-i/128); the released DiT's and SiT's."""
 
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> "DiTConfig":
+        if self.attention == "factorised" and not self.tubelet:
+            raise ValueError(
+                "attention factorised is of clips: give --backbone.tubelet 1 or more, or attention joint"
+            )
+        if self.attention == "factorised" and self.depth % 2:
+            raise ValueError(
+                f"attention factorised takes turns over space and time: depth {self.depth} is odd; use "
+                f"{self.depth + 1}"
+            )
+        axes = len(self.patch_sizes)
+        if self.grid and len(self.grid) != axes:
+            raise ValueError(
+                f"grid {self.grid} has {len(self.grid)} axes, a network with tubelet {self.tubelet} has {axes}: give "
+                + ("(frames, rows, columns)" if axes == 3 else "(rows, columns)")
+            )
+        if self.extrapolation != "raw" and not self.grid:
+            raise ValueError(
+                f"extrapolation {self.extrapolation} from what size? give the trained --backbone.grid, or raw"
+            )
+        turned = 2 if self.attention == "factorised" else axes
+        if self.positions == "rotary" and self.width % self.heads == 0:  # or else heads say so
+            channels = self.width // self.heads
+            if channels % 2 or channels < 2 * turned:
+                raise ValueError(
+                    f"rotary positions on {turned} axes need heads of an even number of channels, {2 * turned} or more, "
+                    f"not {channels}; use fewer heads or --backbone.positions sincos"
+                )
+        return self
+
     @property
     def hears(self) -> bool:
         return True
+
+    @property
+    def over(self) -> tuple[Over, ...]:
+        """What the attention of the blocks is over, in turn."""
+        return ("space", "time") if self.attention == "factorised" else ("joint",)
+
+    @property
+    def patch_sizes(self) -> tuple[int, ...]:
+        return patch_sizes(self.patch, self.tubelet)
+
+    def tokens(self, size: Sequence[int]) -> int:
+        shape = (1, *size) if len(size) < len(self.patch_sizes) else size
+        return math.prod(n // p for n, p in zip(shape, self.patch_sizes, strict=True))
 
     def build(
         self, *, channels: int, classes: int, out_channels: int | None = None, text_dim: int = 0
@@ -61,8 +125,12 @@ class DiTConfig(BackboneSection):
 class DiT(Plain):
     """(x (B, C, H, W), t (B,) or per token (B, L), cond) -> (B, C', H, W); H, W multiples of the patch.
 
-    A time per token needs one of the adaptive conditionings. A network that attends to text has the same names
-    for everything else, so it can start from one that does not, and starts as the same function of its input.
+    With a tubelet (x (B, C, F, H, W), t (B,) or per frame (B, F), cond) -> (B, C', F, H, W), F a multiple of it; an
+    image (B, C, H, W) is a clip of one frame. The frames of a tubelet are told one time, that of the first.
+
+    A time per token or frame needs one of the adaptive conditionings. A network that attends to text has the same
+    names for everything else, so it can start from one that does not, and starts as the same function of its input.
+    So can one of clips, with a tubelet of one frame, start from one of images.
     """
 
     def __init__(self, config: DiTConfig, channels: int, classes: int, out_channels: int, text_dim: int = 0):
@@ -76,16 +144,18 @@ class DiT(Plain):
                 else f"--backbone.text {config.text}, text-pooled {config.text_pooled}: there is no text encoder; "
                 "give one, or leave both out"
             )
-        self.classes = classes
+        self.config, self.classes = config, classes
         self.port = Port(entry=width, exit=width, told=width, patch=patch)
-        self.patches = PatchEmbed(channels, patch, width)
+        self.patches = PatchEmbed(channels, patch, width, config.tubelet)
         self.time = TimeEmbedding(width, config.time_scale, config.time_shift, config.time_period)
         self.label = LabelEmbedding(classes, width) if classes else None
+        self.extent = SizeEmbedding(len(config.patch_sizes), width) if config.size_embedding else None
         self.conditioning = CONDITIONINGS[config.conditioning]
         self.blocks = nn.ModuleList(
-            self.conditioning.block(width, config.heads, config.mlp_ratio) for _ in range(config.depth)
+            self.conditioning.block(width, config.heads, config.mlp_ratio, config.over[k % len(config.over)])
+            for k in range(config.depth)
         )
-        self.final = self.conditioning.head(width, patch * patch * out_channels)
+        self.final = self.conditioning.head(width, math.prod(config.patch_sizes) * out_channels)
         if text_dim:
             self.text = TextEmbedding(text_dim, width, tokens=listens, pooled=config.text_pooled)
         self.in_context = config.text == "in_context"
@@ -99,36 +169,147 @@ class DiT(Plain):
         return [*self.blocks, *self.listeners]
 
     def condition(self, t: Tensor, said: Said) -> Tensor:
+        """(B, D), or (B, L, D) for a time per token; of clips (B, 1, 1, D) or (B, F', 1, D). A sequence (B, N, D)
+        where the conditioning makes one."""
         if t.ndim == 2 and self.in_context:
             raise InputError(
-                "a time per token leaves a text's tokens without one; give one time per image or --backbone.text "
-                "cross_attention"
+                "a time per token or frame leaves a text's tokens without one; give one time per image or "
+                "--backbone.text cross_attention"
             )
-        return super().condition(t, said)
+        tubelet = self.config.tubelet
+        if t.ndim == 2 and tubelet:
+            frames = said.size[0] if len(said.size) == 3 else 1
+            if t.shape[1] != frames:
+                raise InputError(
+                    f"times of {t.shape[1]} frames for clips of {frames}; give t of shape (B,) or (B, {frames})"
+                )
+            t = t[:, ::tubelet]
+        c = self._told(t, said, [said.size])
+        if tubelet and c.ndim == t.ndim + 1:  # no sequence: broadcast with tokens (B, F', S, D)
+            c = c.unsqueeze(-2) if t.ndim == 2 else c[:, None, None]
+        return c
+
+    def _told(self, t: Tensor, said: Said, sizes: Sequence[Sequence[int]]) -> Tensor:
+        """`sizes`: of each state, or one that all have."""
+        vectors = said.vectors
+        if self.extent is not None:
+            counts = [self.patches.grid(*size) for size in sizes]
+            vectors = [*vectors, self.extent(torch.tensor(counts, device=t.device))]
+        return self.told(self.time(t), *vectors)
 
     def told(self, time: Tensor, *others: Tensor) -> Tensor:
         return self.conditioning.told(time, *others)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Tokens (B, L, D) with their positions."""
-        positions = sincos_positions(*self.patches.grid(*x.shape[2:]), self.patches.proj.out_channels)
-        return self.patches(x) + positions.to(x.device)
+        """Tokens (B, L, D), of clips (B, F', S, D), with their positions where those are added."""
+        if self.config.tubelet and x.ndim == 4:
+            x = x[:, :, None]
+        grid, width = self.patches.grid(*x.shape[2:]), self.config.width
+        tokens = self.patches(x)
+        if self.config.positions == "rotary":
+            return tokens
+        table = sincos_table(self._axes(grid, (width, width / 2, width / 2)), width)
+        return tokens + table.to(x.device)
 
-    def body(self, h: Tensor, c: Tensor, words: Words | None = None) -> Tensor:
-        h, mask = self.conditioning.enter(h, c), None
-        own = h.shape[1]
-        if self.in_context and words is not None:
-            h = torch.cat([h, words.tokens.to(h.dtype)], dim=1)
-            if words.mask is not None:
-                mask = torch.cat([words.mask.new_ones(len(h), own), words.mask], dim=1)
+    def _axes(self, grid: tuple[int, ...], channels: tuple[float, ...]) -> tuple[Axis, ...]:
+        """`channels`: how many tell the frame, the row and the column."""
+        trained = self.config.grid or grid
+        return tuple(
+            axis(count, known, self.config.extrapolation, share)
+            for count, known, share in zip(grid, trained, channels[-len(grid) :], strict=True)
+        )
+
+    def _rotary(self, grid: tuple[int, ...], device: torch.device) -> list[Tensor | None]:
+        """Tables (2, L, d/2) of the attention over all axes, or over space and over time; none without."""
+        if self.config.positions != "rotary":
+            return [None] * len(self.config.over)
+        dim = self.config.width // self.config.heads
+        if self.config.attention == "factorised":
+            frames, *space = self._axes(grid, (dim, dim / 2, dim / 2))
+            parts: list[tuple[Axis, ...]] = [tuple(space), (frames,)]
+        else:
+            parts = [self._axes(grid, (dim / len(grid),) * len(grid))]
+        return [rotary_positions(axes, dim).to(device) for axes in parts]
+
+    def body(self, h: Tensor, c: Tensor, said: Said) -> Tensor:
+        shape, words = h.shape, said.words
+        h, own, arrangements = self._arranged(h, c, said)
         for k, block in enumerate(self.blocks):
-            h = block(h, c, mask)
+            h = block(h, c, arrangements[k % len(arrangements)])
             if self.listeners and words is not None:
                 h = self.listeners[k](h, *words)
-        return self.conditioning.leave(h[:, :own], c)
+        return h[..., :own, :].reshape(shape)
+
+    def _arranged(self, h: Tensor, c: Tensor, said: Said) -> tuple[Tensor, int, list[Arrangement]]:
+        """The tokens and any that pass through the blocks with them, how many of a sequence are the state's own, and
+        what the blocks are told of them, in turn.
+
+        Further tokens stand behind a clip's once where all attend to all, and in every frame where frames attend
+        each to itself.
+        """
+        words = said.words if self.in_context else None
+        further = [c] if self.conditioning.passes else []
+        if words is not None:
+            further.append(words.tokens.to(h.dtype))
+        if further and h.ndim == 4 and self.config.attention == "joint":
+            h = h.flatten(1, 2)[:, None]  # (B, 1, F'·S, D)
+        own = h.shape[-2]
+        for tokens in further:
+            tokens = tokens[:, None].expand(-1, h.shape[1], -1, -1) if h.ndim == 4 else tokens
+            h = torch.cat([h, tokens], dim=-2)
+        mask = None
+        if words is not None and words.mask is not None:
+            others = words.mask.new_ones(len(h), h.shape[-2] - words.mask.shape[1])
+            mask = torch.cat([others, words.mask], dim=1)
+            if h.ndim == 4:
+                mask = mask.repeat_interleave(h.shape[1], dim=0)  # of the frames' sequences
+        first, *rest = self._rotary(self.patches.grid(*said.size), h.device)
+        if first is not None:
+            first = unturned(first, h.shape[-2] - own)
+        return h, own, [Arrangement(mask, first), *(Arrangement(rotary=table) for table in rest)]
 
     def head(self, h: Tensor, c: Tensor, size: torch.Size) -> Tensor:
-        return unpatchify(self.final(h, c), self.patches.grid(*size), self.patches.patch)
+        return self._pixels(self.final(h, c), size)
+
+    def _pixels(self, tokens: Tensor, size: Sequence[int]) -> Tensor:
+        """What the last layer gives as a state (B, C', *size)."""
+        x = unpatchify(tokens, self.patches.grid(*size), self.config.patch, self.config.tubelet)
+        return x.reshape(*x.shape[:2], *size)  # of an image, without its one frame
+
+    def packed(self, states: Sequence[Tensor], t: Tensor, cond: Cond | None, rows: Rows) -> list[Tensor]:
+        """What `forward` gives for each of N states (C, *size), of their own sizes, at times t (N,): (C', *size).
+
+        `rows` says which of them share a row of tokens; cond has a row per state. InputError for rows that are not
+        each state once, and for a network whose tokens would meet others': factorised, told in tokens, or with a
+        text's tokens.
+        """
+        config = self.config
+        if config.attention != "joint" or self.conditioning.told is in_sequence or config.text != "none":
+            raise InputError(
+                f"a network with attention {config.attention}, conditioning {config.conditioning} and text {config.text} "
+                "takes no packed rows; it needs joint, adaln_zero or adaln, and none (--backbone.text-pooled is told)"
+            )
+        check_rows(rows, len(states))
+        if t.shape != (len(states),):
+            raise InputError(
+                f"t of shape {tuple(t.shape)} for {len(states)} packed states: give one time each"
+            )
+        sizes = [state.shape[1:] for state in states]
+        parts = [self.embed(state[None]).flatten(0, -2) for state in states]  # (L_i, D)
+        lengths = [len(part) for part in parts]
+        owner = owners(lengths, rows, t.device)
+        rotary = None
+        if config.positions == "rotary":
+            tables = [self._rotary(self.patches.grid(*size), t.device)[0] for size in sizes]
+            rotary = packed_rows([table.transpose(0, 1) for table in tables if table is not None], rows)
+            rotary = rotary.permute(2, 0, 1, 3)  # (2, R, L, d/2)
+        at = Arrangement(same_image(owner), rotary, owner.clamp(min=0))
+        c = self._told(t, self.said(cond or {}, ()), sizes)  # (N, D)
+        h = packed_rows(parts, rows)
+        for block in self.blocks:
+            h = block(h, c, at)
+        outs = unpacked(self.final(h, c, at), lengths, rows)
+        return [self._pixels(out[None], size)[0] for out, size in zip(outs, sizes, strict=True)]
 
     def from_map(self, m: Tensor) -> Tensor:
         return m.flatten(2).mT
@@ -136,8 +317,8 @@ class DiT(Plain):
     def to_map(self, h: Tensor, size: torch.Size) -> Tensor:
         return h.mT.unflatten(2, self.patches.grid(*size))
 
-    def check_size(self, height: int, width: int) -> None:
-        self.patches.grid(height, width)
+    def check_size(self, *size: int) -> None:
+        self.patches.grid(*size)
 
 
 def _paper_sizes(prefix: str, time_scale: float, time_shift: float) -> dict[str, DiTConfig]:

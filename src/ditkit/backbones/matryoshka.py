@@ -10,6 +10,7 @@ own; what the predictions mean and how much noise each level has is the transpor
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Annotated, Any, Literal, cast
@@ -89,6 +90,22 @@ class MatryoshkaConfig(BackboneSection):
     @property
     def hears(self) -> bool:
         return self.inner.hears
+
+    @model_validator(mode="after")
+    def _of_images(self) -> "MatryoshkaConfig":
+        if len(self.inner.patch_sizes) != 2:
+            raise ValueError(
+                "levels go around a network of images: leave --backbone.inner.tubelet at 0, or take a DiT alone"
+            )
+        return self
+
+    @property
+    def patch_sizes(self) -> tuple[int, ...]:
+        height, width = self.inner.patch_sizes
+        return self.ratios[0] * height, self.ratios[0] * width
+
+    def tokens(self, size: Sequence[int]) -> int:
+        return math.prod(size) // self.levels[0].patch ** 2
 
     def lowest(self, count: int) -> "PlainConfig | MatryoshkaConfig":
         """That of the lowest `count` levels alone, the inner network among them."""
@@ -206,10 +223,11 @@ class Matryoshka(Backbone):
 
         InputError for rows that are not a number for each, from 1 to those of the level inside.
         """
+        self.check_size(*x.shape[2:])
         images = unpack(x, self.ratios)
         counts = self._counts(len(x), rows)
         times = (t if t.ndim == 2 else t[:, None].expand(-1, len(images))).unbind(1)
-        said = self.inner.said(cond or {})
+        said = self.inner.said(cond or {}, images[-1].shape[2:])
         vector = sum(said.vectors, start=torch.zeros(len(x), self.inner.port.told, device=x.device))
 
         # Inwards: what each level passes on is added to the first map of the next.
@@ -228,7 +246,7 @@ class Matryoshka(Backbone):
         image = images[-1]
         c = self.inner.condition(times[-1], said)
         h = self.inner.embed(image) + self.inner.from_map(_filled_up(inward, len(x)))
-        h = self.inner.body(h, c, said.words)
+        h = self.inner.body(h, c, said)
         outs = [self.inner.head(h, c, image.shape[2:])]
         feature = self.inner.to_map(h, image.shape[2:])
 
@@ -247,9 +265,9 @@ class Matryoshka(Backbone):
             )
         return counts
 
-    def check_size(self, height: int, width: int) -> None:
-        """`height` and `width` are those of the lowest level."""
-        self.inner.check_size(height, width)
+    def check_size(self, *size: int) -> None:
+        """Height and width are those of the lowest level."""
+        self.inner.check_size(*size)
 
     def fused(self) -> Backbone:
         inner = self.inner.fused()

@@ -5,6 +5,7 @@ The parts are in nn/mdm.py; its networks of several resolutions are this one wit
 (backbones/matryoshka.py).
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -15,7 +16,7 @@ from ditkit.backbones.base import BackboneSection, Cond, Plain, Port, Said
 from ditkit.errors import InputError
 from ditkit.nn.embeddings import LabelEmbedding
 from ditkit.nn.mdm import GROUPS, Level, Sentence, Step
-from ditkit.nn.text import Words
+from ditkit.nn.patches import image_size
 
 SCALE = (
     "scale"  # the one micro-condition of the released networks: how large the original image was, in pixels
@@ -61,6 +62,11 @@ class MDMConfig(BackboneSection):
     def hears(self) -> bool:
         return True
 
+    @property
+    def patch_sizes(self) -> tuple[int, ...]:
+        factor = 2 ** (len(self.widths) - 1)
+        return factor, factor
+
     def build(
         self, *, channels: int, classes: int, out_channels: int | None = None, text_dim: int = 0
     ) -> "MDM":
@@ -100,8 +106,8 @@ class MDM(Plain):
     def blocks(self) -> nn.ModuleList:  # type: ignore[override]
         return nn.ModuleList([*self.level.steps, *self.middle])
 
-    def said(self, cond: Cond) -> Said:
-        said = super().said(cond)
+    def said(self, cond: Cond, size: Sequence[int]) -> Said:
+        said = super().said(cond, size)
         if said.words is not None and not self.masked:
             said = said._replace(words=said.words._replace(mask=None))
         return said._replace(scale=cond.get(SCALE))
@@ -113,11 +119,11 @@ class MDM(Plain):
         self.check_size(*x.shape[2:])
         return self.level.embed(x)
 
-    def body(self, h: Tensor, c: Tensor, words: Words | None = None) -> Tensor:
-        h, kept = self.level.descend(h, c, words)
+    def body(self, h: Tensor, c: Tensor, said: Said) -> Tensor:
+        h, kept = self.level.descend(h, c, said.words)
         for step in self.middle:
-            h = step(h, c, words)
-        return self.level.ascend(h, kept, c, words)
+            h = step(h, c, said.words)
+        return self.level.ascend(h, kept, c, said.words)
 
     def head(self, h: Tensor, c: Tensor, size: torch.Size) -> Tensor:
         return self.level.head(h)
@@ -125,7 +131,8 @@ class MDM(Plain):
     def null(self, cond: Cond) -> Cond:
         return super().null(cond) | ({SCALE: cond[SCALE]} if SCALE in cond else {})
 
-    def check_size(self, height: int, width: int) -> None:
+    def check_size(self, *size: int) -> None:
+        height, width = image_size(size)
         factor = 2**self.halvings
         if height % factor or width % factor:
             raise InputError(

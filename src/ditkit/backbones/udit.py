@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ditkit.backbones.base import Backbone, BackboneSection, Plain, Port
+from ditkit.backbones.base import Backbone, BackboneSection, Plain, Port, Said
 from ditkit.errors import InputError
 from ditkit.nn.blocks import Mlp, Modulation, modulated_norm
 from ditkit.nn.convolutions import Shuffle, Unshuffle, embedding_conv, on_planes, xavier_conv, zero_conv
@@ -21,10 +21,11 @@ from ditkit.nn.depthwise_mlp import DepthwiseMlp, ReparameterisedMlp
 from ditkit.nn.downsampled import ATTENTIONS, Downsampler, GridBlock
 from ditkit.nn.embeddings import LabelEmbedding, SideBySide, TimeEmbedding
 from ditkit.nn.linear import dense
+from ditkit.nn.patches import image_size
 from ditkit.nn.rotary import check_rotary
-from ditkit.nn.text import Words
 
 MULTIPLIERS = (1, 2, 4, 2, 2)  # widths of the stages; the last is wider than the first
+HALVINGS = 2  # of the grid, on the way to the third stage
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -55,6 +56,11 @@ class UDiTConfig(BackboneSection):
     """The network reads time_scale · t + time_shift, as DiT does."""
     time_shift: float = -1.0
     """See time_scale."""
+
+    @property
+    def patch_sizes(self) -> tuple[int, ...]:
+        factor = 2 ** (HALVINGS + ATTENTIONS[self.attention].halves)
+        return factor, factor
 
     def build(self, *, channels: int, classes: int, out_channels: int | None = None) -> "UDiT":
         """The network, freshly initialised. `classes` 0: unconditional; out_channels: as `channels`."""
@@ -114,7 +120,7 @@ class UDiT(Plain):
         self.check_size(*x.shape[2:])
         return self.stem(x.contiguous()).permute(0, 2, 3, 1).contiguous()
 
-    def body(self, h: Tensor, c: Tensor, words: Words | None = None) -> Tensor:
+    def body(self, h: Tensor, c: Tensor, said: Said) -> Tensor:
         """(B, H, W, D) -> (B, H, W, 2D). What comes from below stands before what was kept."""
         c1, c2, c3 = self._parted(c)
         first = self._stage(0, h, c1)
@@ -150,11 +156,13 @@ class UDiT(Plain):
     def to_map(self, h: Tensor, size: torch.Size) -> Tensor:
         return h.permute(0, 3, 1, 2)
 
-    def check_size(self, height: int, width: int) -> None:
-        factor = 2 ** (2 + self.attention.halves)
+    def check_size(self, *size: int) -> None:
+        height, width = image_size(size)
+        halvings = HALVINGS + self.attention.halves
+        factor = 2**halvings
         if height % factor or width % factor:
             raise InputError(
-                f"a state of {height}x{width} cannot be halved {2 + self.attention.halves} times; change "
+                f"a state of {height}x{width} cannot be halved {halvings} times; change "
                 f"--data.size to a multiple of {factor} (times the codec's downsampling)"
             )
 

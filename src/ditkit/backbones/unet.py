@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from ditkit.backbones.base import BackboneSection, Plain, Port
+from ditkit.backbones.base import BackboneSection, Plain, Port, Said
 from ditkit.errors import InputError
 from ditkit.nn.convolutions import GROUPS, Downsample, ResidualBlock, Upsample, zero_conv
 from ditkit.nn.embeddings import LabelEmbedding, TimeEmbedding
-from ditkit.nn.text import Words
+from ditkit.nn.patches import image_size
 
 Multipliers = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
@@ -34,6 +34,11 @@ class UNetConfig(BackboneSection):
     """The network reads time_scale · t + time_shift, as DiT does."""
     time_shift: float = -1.0
     """See time_scale."""
+
+    @property
+    def patch_sizes(self) -> tuple[int, ...]:
+        factor = 2 ** (len(self.multipliers) - 1)
+        return factor, factor
 
     def build(self, *, channels: int, classes: int, out_channels: int | None = None) -> "UNet":
         """The network, freshly initialised. `classes` 0: unconditional; out_channels: as `channels`."""
@@ -79,9 +84,10 @@ class UNet(Plain):
 
     def embed(self, x: Tensor) -> Tensor:
         """(B, width, H, W), channels last: the layout that convolutions are quickest in."""
+        self.check_size(*x.shape[2:])
         return self.stem(x.contiguous(memory_format=torch.channels_last))
 
-    def body(self, h: Tensor, c: Tensor, words: Words | None = None) -> Tensor:
+    def body(self, h: Tensor, c: Tensor, said: Said) -> Tensor:
         blocks, skips = iter(self.blocks), [h]
         for level in range(self.levels):
             if level:
@@ -101,7 +107,8 @@ class UNet(Plain):
     def head(self, h: Tensor, c: Tensor, size: torch.Size) -> Tensor:
         return self.final(F.silu(self.norm(h)))
 
-    def check_size(self, height: int, width: int) -> None:
+    def check_size(self, *size: int) -> None:
+        height, width = image_size(size)
         factor = 2 ** (self.levels - 1)
         if height % factor or width % factor:
             raise InputError(

@@ -1,9 +1,9 @@
 """Transformer blocks, one for each way of telling a network its condition (DiT paper, section 3.2).
 
-A block maps tokens (B, L, D) and what it is told of time and label, c, to tokens; a mask, bool (B, L), says which
-of them are attended to. What c is, which last
-layer goes with the block and whether further tokens pass through it, its `Conditioning` says; choosing one
-by name is a line in `CONDITIONINGS`.
+A block maps tokens, (B, L, D) or of a clip (B, F, S, D), and what it is told of time and label, c, to tokens; an
+`Arrangement` says who attends to whom and where tokens are. What c is, which last layer goes with the block and
+whether c passes through it as further tokens, its `Conditioning` says; choosing one by name is a line in
+`CONDITIONINGS`.
 
 The paper's counts leave open whether the norms of the two that are not adaptive have parameters, and
 whether cross-attention has a norm of its own. Here no norm has parameters, so that the four differ by how
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
-from ditkit.nn.attention import CrossAttention, SelfAttention
+from ditkit.nn.attention import ANY, Arrangement, CrossAttention, Over, SelfAttention
 from ditkit.nn.linear import dense, zero_dense
 
 NORM_EPS = 1e-6
@@ -47,17 +47,21 @@ class Mlp(nn.Sequential):
 
 
 class Modulation(nn.Module):
-    """The condition's `n` vectors per token: (B, D) -> n of (B, 1, D); (B, L, D) -> n of (B, L, D)."""
+    """The condition's `n` vectors per token: (B, D) -> n of (B, 1, D), or what broadcasts with tokens as it is.
+
+    With `rows` (R, L), of tokens of several images in a row: (N, D) -> n of (R, L, D), made once an image.
+    """
 
     def __init__(self, width: int, n: int):
         super().__init__()
         self.n = n
         self.linear = zero_dense(width, n * width)
 
-    def forward(self, c: Tensor) -> tuple[Tensor, ...]:
-        if c.ndim == 2:
+    def forward(self, c: Tensor, rows: Tensor | None = None) -> tuple[Tensor, ...]:
+        if c.ndim == 2 and rows is None:
             c = c[:, None]
-        return self.linear(F.silu(c)).chunk(self.n, dim=-1)
+        vectors = self.linear(F.silu(c))
+        return (vectors if rows is None else vectors[rows]).chunk(self.n, dim=-1)
 
 
 def norm(x: Tensor) -> Tensor:
@@ -73,25 +77,25 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class Block(nn.Module):
     """A ViT's block, pre-norm: self-attention, then the MLP. It is told nothing besides its tokens."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float):
+    def __init__(self, width: int, heads: int, mlp_ratio: float, over: Over = "joint"):
         super().__init__()
-        self.attention = SelfAttention(width, heads)
+        self.attention = SelfAttention(width, heads, over)
         self.mlp = Mlp(width, mlp_ratio)
 
-    def forward(self, x: Tensor, c: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x + self.attention(norm(x), mask)
+    def forward(self, x: Tensor, c: Tensor, at: Arrangement = ANY) -> Tensor:
+        x = x + self.attention(norm(x), at)
         return x + self.mlp(norm(x))
 
 
 class CrossAttentionBlock(Block):
     """Between the two, attention to the condition, a sequence (B, M, D) of any length."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float):
-        super().__init__(width, heads, mlp_ratio)
+    def __init__(self, width: int, heads: int, mlp_ratio: float, over: Over = "joint"):
+        super().__init__(width, heads, mlp_ratio, over)
         self.cross = CrossAttention(width, heads)
 
-    def forward(self, x: Tensor, c: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x + self.attention(norm(x), mask)
+    def forward(self, x: Tensor, c: Tensor, at: Arrangement = ANY) -> Tensor:
+        x = x + self.attention(norm(x), at)
         x = x + self.cross(norm(x), c)
         return x + self.mlp(norm(x))
 
@@ -99,13 +103,13 @@ class CrossAttentionBlock(Block):
 class AdaLNBlock(Block):
     """The condition sets shift and scale of both norms; at the start they are plain norms."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float):
-        super().__init__(width, heads, mlp_ratio)
+    def __init__(self, width: int, heads: int, mlp_ratio: float, over: Over = "joint"):
+        super().__init__(width, heads, mlp_ratio, over)
         self.modulation = Modulation(width, 4)
 
-    def forward(self, x: Tensor, c: Tensor, mask: Tensor | None = None) -> Tensor:
-        shift1, scale1, shift2, scale2 = self.modulation(c)
-        x = x + self.attention(modulated_norm(x, shift1, scale1), mask)
+    def forward(self, x: Tensor, c: Tensor, at: Arrangement = ANY) -> Tensor:
+        shift1, scale1, shift2, scale2 = self.modulation(c, at.rows)
+        x = x + self.attention(modulated_norm(x, shift1, scale1), at)
         return x + self.mlp(modulated_norm(x, shift2, scale2))
 
 
@@ -115,13 +119,13 @@ class AdaLNZeroBlock(Block):
     With zero gates every block starts as the identity (DiT paper, figure 3).
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float):
-        super().__init__(width, heads, mlp_ratio)
+    def __init__(self, width: int, heads: int, mlp_ratio: float, over: Over = "joint"):
+        super().__init__(width, heads, mlp_ratio, over)
         self.modulation = Modulation(width, 6)
 
-    def forward(self, x: Tensor, c: Tensor, mask: Tensor | None = None) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
-        x = x + gate1 * self.attention(modulated_norm(x, shift1, scale1), mask)
+    def forward(self, x: Tensor, c: Tensor, at: Arrangement = ANY) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c, at.rows)
+        x = x + gate1 * self.attention(modulated_norm(x, shift1, scale1), at)
         return x + gate2 * self.mlp(modulated_norm(x, shift2, scale2))
 
 
@@ -132,7 +136,7 @@ class Head(nn.Module):
         super().__init__()
         self.linear = zero_dense(width, features)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, at: Arrangement = ANY) -> Tensor:
         return self.linear(norm(x))
 
 
@@ -144,47 +148,42 @@ class AdaLNHead(nn.Module):
         self.modulation = Modulation(width, 2)
         self.linear = zero_dense(width, features)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift, scale = self.modulation(c)
+    def forward(self, x: Tensor, c: Tensor, at: Arrangement = ANY) -> Tensor:
+        shift, scale = self.modulation(c, at.rows)
         return self.linear(modulated_norm(x, shift, scale))
 
 
 def summed(time: Tensor, *others: Tensor) -> Tensor:
-    """Time (B, D), or (B, L, D) for a time per token, plus what else there is, each (B, D): of the time's shape."""
+    """Time (B, D), or (B, L, D) for a time per token or frame, plus what else there is, each (B, D): of the time's
+    shape."""
     for other in others:
         time = time + (other if time.ndim == 2 else other[:, None])
     return time
 
 
 def in_sequence(time: Tensor, *others: Tensor) -> Tensor:
-    """Time (B, D), then what else there is, each (B, D): (B, N, D). InputError for a time per token."""
+    """Time (B, D), then what else there is, each (B, D): (B, N, D). InputError for a time per token or frame."""
     if time.ndim != 2:
         raise InputError(
-            "a time per token needs adaptive norms; give one time per image or --backbone.conditioning adaln_zero"
+            "a time per token or frame needs adaptive norms; give one time per image or --backbone.conditioning "
+            "adaln_zero"
         )
-    return torch.stack([time, *others], dim=1)
+    return torch.stack([time, *(other.expand_as(time) for other in others)], dim=1)
 
 
 class Conditioning:
-    """How a network is told: its parts, and static functions about what passes between them."""
+    """How a network is told: its parts, how what it is told is put together, and whether that becomes tokens."""
 
     block: type[Block]
     head: type[Head] | type[AdaLNHead]
+    passes: bool = False
+    """Whether c, a sequence, passes through the blocks: further tokens, last and without position, dropped before
+    the head."""
 
     @staticmethod
     def told(time: Tensor, *others: Tensor) -> Tensor:
-        """c, from the embedded time, (B, D) or per token (B, L, D), and what there is of label and text, (B, D)."""
+        """c, from the embedded time, (B, D) or per token or frame (B, L, D), and what there is besides, (B, D)."""
         return summed(time, *others)
-
-    @staticmethod
-    def enter(tokens: Tensor, c: Tensor) -> Tensor:
-        """What the first block is given, from the image's tokens."""
-        return tokens
-
-    @staticmethod
-    def leave(tokens: Tensor, c: Tensor) -> Tensor:
-        """The image's tokens, from what the last block gives."""
-        return tokens
 
 
 class AdaLNZero(Conditioning):
@@ -208,15 +207,7 @@ class CrossAttended(Conditioning):
 class InContext(Conditioning):
     """Time and label are two more tokens, last and without position, dropped before the head."""
 
-    block, head, told = Block, Head, staticmethod(in_sequence)
-
-    @staticmethod
-    def enter(tokens: Tensor, c: Tensor) -> Tensor:
-        return torch.cat([tokens, c], dim=1)
-
-    @staticmethod
-    def leave(tokens: Tensor, c: Tensor) -> Tensor:
-        return tokens[:, : -c.shape[1]]
+    block, head, told, passes = Block, Head, staticmethod(in_sequence), True
 
 
 CONDITIONINGS: dict[str, type[Conditioning]] = {

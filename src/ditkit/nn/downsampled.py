@@ -21,6 +21,7 @@ from ditkit.nn.attention import attend, check_heads
 from ditkit.nn.blocks import Modulation, modulated_norm
 from ditkit.nn.depthwise import DepthwiseConv
 from ditkit.nn.linear import dense
+from ditkit.nn.positions import Axis
 from ditkit.nn.rotary import rotary_positions, rotate
 
 Downsampler = Literal["depthwise_shortcut", "depthwise", "none"]
@@ -92,7 +93,7 @@ class GridAttention(_Attention):
     @staticmethod
     def positions(height: int, width: int, dim: int) -> Positions:
         """Of queries and keys with heads of `dim` channels, for a grid of that size."""
-        table = rotary_positions(height, width, dim)
+        table = rotary_positions((Axis(height), Axis(width)), dim)
         return table, table
 
     def queries_keys_values(self, tokens: Tensor) -> tuple[Tensor, ...]:
@@ -153,8 +154,8 @@ class KeyValueDownsampledAttention(_Attention):
 
     @staticmethod
     def positions(height: int, width: int, dim: int) -> Positions:
-        squares = rotary_positions(height // 2, width // 2, dim, 0.5, 2.0)
-        return rotary_positions(height, width, dim), squares
+        squares = (Axis(height // 2, 0.5, 2.0), Axis(width // 2, 0.5, 2.0))
+        return rotary_positions((Axis(height), Axis(width)), dim), rotary_positions(squares, dim)
 
     def forward(self, x: Tensor, positions: Positions | None) -> Tensor:
         q = self.q(x.flatten(1, 2)).unflatten(-1, (self.heads, -1))

@@ -1,4 +1,4 @@
-"""What a network is told besides the image: the time, the label, and where each token is."""
+"""What a network is told besides the image: the time, the label, the size, and where each token is."""
 
 import math
 from functools import lru_cache
@@ -6,7 +6,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from ditkit.nn.linear import small_dense
+from ditkit.nn.linear import small_dense, zero_dense
+from ditkit.nn.positions import Axis
 
 
 def sinusoid(t: Tensor, dim: int = 256, max_period: float = 10_000.0) -> Tensor:
@@ -54,25 +55,57 @@ class SideBySide(nn.ModuleList):
         return torch.cat([embedding(x) for embedding in self], dim=-1)
 
 
-@lru_cache(maxsize=16)
-def _sincos_table(height: int, width: int, dim: int) -> Tensor:
-    def count(n: int) -> Tensor:  # on the CPU whatever the default device: the table is kept
-        return torch.arange(n, dtype=torch.float64, device="cpu")
+class SizeEmbedding(nn.Module):
+    """How many tokens there are along each of `axes` axes, a vector that starts at zero: (B, axes) -> (B, width).
 
-    omega = 10_000.0 ** (-count(dim // 4) / (dim // 4))
-    rows = count(height)[:, None] * omega  # (h, D/4)
-    columns = count(width)[:, None] * omega  # (w, D/4)
-    column_half = torch.cat([columns.sin(), columns.cos()], dim=1).expand(height, -1, -1)
-    row_half = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(-1, width, -1)
-    return torch.cat([column_half, row_half], dim=-1).flatten(0, 1).float()  # (h·w, D)
+    Read as log2 of the count, so that doubling is one step anywhere. What SDXL is told of an image's size (Podell et
+    al., 2023), of the grid itself.
+    """
+
+    frequencies = 64
+
+    def __init__(self, axes: int, width: int):
+        super().__init__()
+        first = small_dense(axes * self.frequencies, width)
+        self.mlp = nn.Sequential(first, nn.SiLU(), zero_dense(width, width))
+
+    def forward(self, counts: Tensor) -> Tensor:
+        return self.mlp(sinusoid(counts.log2(), self.frequencies).flatten(1))
 
 
-def sincos_positions(height: int, width: int, dim: int) -> Tensor:
-    """Fixed positions of a height × width grid of tokens, float32 (h·w, dim); dim divisible by 4.
+@lru_cache(maxsize=64)
+def sincos_table(axes: tuple[Axis, ...], dim: int) -> Tensor:
+    """Fixed positions of a grid of tokens: of axes (row, column) float32 (h·w, dim), of (frame, row, column)
+    (f, h·w, dim); dim divisible by 4.
 
-    The first half of the channels encodes the column, the second the row, each as sines, then
-    cosines (what MAE's code does, under names that say the opposite; DiT's weights rely on it).
+    The first half of the channels encodes the column, the second the row, each as sines, then cosines (what MAE's
+    code does, under names that say the opposite; DiT's weights rely on it). To that a clip adds a sinusoid of the
+    frame over all channels (Latte: Ma et al., 2024).
+
+    Differs from Latte: less its value at frame 0, so that a clip of one frame is the image.
     """
     if dim % 4:
         raise ValueError(f"sin-cos positions need a width divisible by 4, not {dim}")
-    return _sincos_table(height, width, dim)
+    *frames, rows, columns = axes
+    column_half = _sines(columns, dim // 2).expand(rows.tokens, -1, -1)
+    row_half = _sines(rows, dim // 2)[:, None].expand(-1, columns.tokens, -1)
+    table = torch.cat([column_half, row_half], dim=-1).flatten(0, 1)  # (h·w, D)
+    for axis in frames:
+        table = table + (_sines(axis, dim) - _sines(Axis(1), dim))[:, None]  # (f, h·w, D)
+    return table.float()
+
+
+def _sines(axis: Axis, dim: int) -> Tensor:
+    """Sines, then cosines, of each place times base^(-2 j / dim), j = 0 .. dim/2 - 1: float64 (n, dim)."""
+
+    def count(n: int) -> Tensor:  # on the CPU whatever the default device: the table is kept
+        return torch.arange(n, dtype=torch.float64, device="cpu")
+
+    omega = axis.base ** (-count(dim // 2) / (dim // 2))
+    angles = (axis.start + axis.step * count(axis.tokens))[:, None] * omega
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def sincos_positions(height: int, width: int, dim: int) -> Tensor:
+    """Those of a height × width grid as they are, float32 (h·w, dim): what the released networks have."""
+    return sincos_table((Axis(height), Axis(width)), dim)

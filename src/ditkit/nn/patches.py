@@ -1,44 +1,99 @@
-"""Images to tokens and back.
+"""Images and clips to tokens and back.
 
-A token is one p × p patch, tokens are in row-major order. On the way out the channel is the fastest
-index of a token's features, (row, column, channel): DiT's order (Peebles & Xie, 2023), which its
-weights need. Positions are added elsewhere.
+A token is one p × p patch of an image, or one pt × p × p tubelet of a clip (Arnab et al., "ViViT", 2021). Tokens are
+in row-major order, those of a clip frame by frame. On the way out the channel is the fastest index of a token's
+features, (frame, row, column, channel): DiT's order (Peebles & Xie, 2023), which its weights need. Positions are
+added elsewhere.
 """
 
 import math
+from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
 
 
 class PatchEmbed(nn.Module):
-    """One linear map of each p × p patch to a token: (B, C, H, W) -> (B, H/p · W/p, width)."""
+    """One linear map of each patch to a token: (B, C, H, W) -> (B, H/p · W/p, width); with a tubelet of pt frames
+    (B, C, F, H, W) -> (B, F/pt, H/p · W/p, width).
 
-    def __init__(self, channels: int, patch: int, width: int):
+    Weights have one name and one order with and without frames: an image's, reshaped, are those of a tubelet of 1.
+    """
+
+    def __init__(self, channels: int, patch: int, width: int, tubelet: int = 0):
         super().__init__()
-        self.patch = patch
-        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
+        self.patch, self.tubelet = patch, tubelet
+        sizes, conv = patch_sizes(patch, tubelet), nn.Conv3d if tubelet else nn.Conv2d
+        self.proj: nn.Conv2d | nn.Conv3d = conv(channels, width, sizes, stride=sizes)  # type: ignore[arg-type]
         # Xavier as if it were the linear layer it is, not a convolution with a fan of C·p² by D·p².
-        bound = math.sqrt(6 / (channels * patch**2 + width))
+        bound = math.sqrt(6 / (channels * math.prod(sizes) + width))
         nn.init.uniform_(self.proj.weight, -bound, bound)
         nn.init.zeros_(self.proj.bias)  # type: ignore[arg-type]  # Conv2d's bias may be None; not here
 
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Patches per column and row of an image of that size; InputError when it does not divide."""
+    def grid(self, *size: int) -> tuple[int, ...]:
+        """Patches along each axis, (h, w) or of a clip (f, h, w), of a state of that size; with a tubelet, an image
+        is a clip of one frame. InputError when they do not divide it, or for frames without a tubelet."""
+        if not self.tubelet:
+            size = image_size(size)
+        elif len(size) == 2:
+            size = (1, *size)
+        if self.tubelet and size[0] % self.tubelet:
+            raise InputError(
+                f"a clip of {_counted(size[0], 'frame')} is not divisible into tubelets of {self.tubelet}; change "
+                f"--data.frames to a multiple of {self.tubelet} or --backbone.tubelet"
+            )
+        height, width = size[-2:]
         if height % self.patch or width % self.patch:
             raise InputError(
                 f"a state of {height}x{width} is not divisible into patches of {self.patch}; change "
                 f"--data.size to a multiple of {self.patch} (times the codec's downsampling) or --backbone.patch"
             )
-        return height // self.patch, width // self.patch
+        return tuple(n // p for n, p in zip(size, patch_sizes(self.patch, self.tubelet), strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Contiguous: the residual stream keeps these strides, and norms over strided tokens are slow.
-        return self.proj(x).flatten(2).transpose(1, 2).contiguous()
+        if not self.tubelet:
+            # Contiguous: the residual stream keeps these strides, and norms over strided tokens are slow.
+            return self.proj(x).flatten(2).transpose(1, 2).contiguous()
+        pixels = patchify(x, patch_sizes(self.patch, self.tubelet))  # (B, f, h, w, C·pt·p·p)
+        return F.linear(pixels.flatten(2, 3), self.proj.weight.flatten(1), self.proj.bias)
 
 
-def unpatchify(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
-    """Tokens (B, h·w, p·p·C) in a grid (h, w) to an image (B, C, h·p, w·p)."""
-    x = tokens.unflatten(1, grid).unflatten(-1, (patch, patch, -1))  # (B, h, w, p, p, C)
-    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+def patch_sizes(patch: int, tubelet: int) -> tuple[int, ...]:
+    """(p, p), or (pt, p, p) with a tubelet."""
+    return (tubelet, patch, patch) if tubelet else (patch, patch)
+
+
+def image_size(size: Sequence[int]) -> tuple[int, int]:
+    """(H, W) of an image's state; InputError when it is a clip's, (F, H, W)."""
+    if len(size) != 2:
+        raise InputError(
+            f"frames asked of a network of images: a state of {'x'.join(map(str, size))} (frames, height, width); take a "
+            "DiT with --backbone.tubelet 1 or more, or leave --data.frames out"
+        )
+    height, width = size
+    return height, width
+
+
+def patchify(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """(B, C, *size) to patches of those sizes: (B, *grid, C · their pixels), the channel slowest, as a convolution's
+    weights have it."""
+    axes = len(sizes)
+    for k, size in enumerate(sizes):
+        x = x.unflatten(2 + 2 * k, (-1, size))  # (B, C, h, p, w, p)
+    grid, inside = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
+    return x.permute(0, *grid, 1, *inside).flatten(1 + axes)
+
+
+def unpatchify(tokens: Tensor, grid: Sequence[int], patch: int, tubelet: int = 0) -> Tensor:
+    """Tokens (B, h·w, p·p·C) in a grid (h, w) to an image (B, C, h·p, w·p); with a tubelet (B, f, h·w, pt·p·p·C) in a
+    grid (f, h, w) to a clip (B, C, f·pt, h·p, w·p)."""
+    sizes, axes = patch_sizes(patch, tubelet), len(grid)
+    x = tokens.reshape(len(tokens), *grid, *sizes, -1)  # (B, h, w, p, p, C)
+    x = x.permute(0, -1, *(1 + k + side * axes for k in range(axes) for side in (0, 1)))
+    return x.reshape(len(x), x.shape[1], *(n * p for n, p in zip(grid, sizes, strict=True)))
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"

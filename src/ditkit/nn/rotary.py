@@ -1,9 +1,10 @@
-"""Rotary positions on a grid: queries and keys are turned by angles that grow with row and column, so that
-their products depend on where they are relative to each other (RoFormer: Su et al., 2021; in two
-dimensions as U-DiT has it: Tian et al., 2024).
+"""Rotary positions on a grid: queries and keys are turned by angles that grow along its axes, so that their
+products depend on where they are relative to each other (RoFormer: Su et al., 2021; in two dimensions as U-DiT
+has it: Tian et al., 2024).
 
-Adjacent channels are a pair, and the pairs of a head take turns: pair 2j is turned by column · f_j, pair
-2j + 1 by row · f_j, with f_j = 10000^(-4j/d), j = 0 .. d/4 - 1.
+Adjacent channels are a pair, and the pairs of a head of d channels take turns among the A axes, column, row,
+frame: pair i is turned by place · f_j, the place along axis i mod A, f_j = 10000^(-2 A j / d), j = i // A. Pairs
+need not divide evenly among the axes: the first then have one more.
 """
 
 from functools import lru_cache
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ditkit.errors import InputError
+from ditkit.nn.positions import Axis
 
 
 def check_rotary(width: int, heads: int) -> None:
@@ -23,27 +25,39 @@ def check_rotary(width: int, heads: int) -> None:
         )
 
 
-@lru_cache(maxsize=32)
-def rotary_positions(height: int, width: int, dim: int, start: float = 0.0, step: float = 1.0) -> Tensor:
-    """Cosines and sines of a height × width grid's angles, row-major: float32 (2, h·w, dim/2).
+@lru_cache(maxsize=64)
+def rotary_positions(axes: tuple[Axis, ...], dim: int) -> Tensor:
+    """Cosines and sines of a grid's angles, row-major: float32 (2, L, dim/2), L the product of the axes' tokens.
 
-    Rows and columns are start, start + step, ...: the tokens of a coarser grid keep their places on the
-    finer one. `dim`, the channels of a head, is divisible by 4.
+    Axes in the grid's order, (frame,) row, column. That they start elsewhere or take other steps is how tokens of a
+    coarser grid keep their places on the finer one. `dim`, the channels of a head, is even.
     """
 
     def count(n: int) -> Tensor:  # on the CPU whatever the default device: the table is kept
         return torch.arange(n, dtype=torch.float64, device="cpu")
 
-    frequencies = 10_000.0 ** (-4 * count(dim // 4) / dim)
-    rows = ((start + step * count(height))[:, None] * frequencies).expand(width, -1, -1).transpose(0, 1)
-    columns = ((start + step * count(width))[:, None] * frequencies).expand(height, -1, -1)
-    angles = torch.stack([columns, rows], dim=-1).flatten(2).flatten(0, 1)  # (h·w, dim/2)
+    angles = torch.empty(*(axis.tokens for axis in axes), dim // 2, dtype=torch.float64, device="cpu")
+    for k, axis in enumerate(reversed(axes)):
+        own = angles[..., k :: len(axes)]
+        frequencies = axis.base ** (-2 * len(axes) * count(own.shape[-1]) / dim)
+        turned = (axis.start + axis.step * count(axis.tokens))[:, None] * frequencies
+        own.copy_(turned.reshape(axis.tokens, *[1] * k, -1))
+    angles = angles.flatten(0, -2)  # (L, dim/2)
     return torch.stack([angles.cos(), angles.sin()]).float()
 
 
+def unturned(positions: Tensor, count: int) -> Tensor:
+    """The table with `count` more tokens that have no place, and are not turned: (2, L, d/2) -> (2, L + count, d/2)."""
+    still = positions.new_tensor([1.0, 0.0]).view(2, 1, 1).expand(-1, count, positions.shape[-1])
+    return torch.cat([positions, still], dim=1)
+
+
 def rotate(x: Tensor, positions: Tensor) -> Tensor:
-    """x (B, L, heads, d) with every pair of channels turned by its angle; positions (2, L, d/2). float32."""
-    cos, sin = positions[:, :, None]  # (L, 1, d/2)
+    """x (B, L, heads, d) with every pair of channels turned by its angle. float32.
+
+    `positions` (2, L, d/2), or (2, B, L, d/2) where rows differ.
+    """
+    cos, sin = positions.unsqueeze(-2)  # (L, 1, d/2)
     pairs = x.float().unflatten(-1, (-1, 2))
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         # As complex numbers: half the time of what is written out, which the compiler needs.

@@ -91,7 +91,7 @@ class TextEmbedding(TextReader):
 
 
 class TextAttention(nn.Module):
-    """Tokens (B, L, D) listen to words: x + attention(norm(x), words). Starts as the identity."""
+    """Tokens (B, L, D), or of a clip (B, F, S, D), listen to words: x + attention(norm(x), words). Starts as the identity."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()

@@ -1,0 +1,46 @@
+"""Several images in one row of tokens, each attending to its own only (NaViT: Dehghani et al., "Patch n' Pack",
+2023). Rows are as long as the longest, and padded; which images share one is the data's affair.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ditkit.errors import InputError
+
+Rows = Sequence[Sequence[int]]
+
+
+def check_rows(rows: Rows, images: int) -> None:
+    """InputError unless every image is in one row, once, and no row is empty."""
+    if sorted(k for row in rows for k in row) != list(range(images)) or not all(rows):
+        raise InputError(
+            f"rows {[list(row) for row in rows]} of {images} images: give each image, 0 to {images - 1}, one place in "
+            "one row, and leave out rows without any"
+        )
+
+
+def packed_rows(parts: Sequence[Tensor], rows: Rows, padding: float = 0) -> Tensor:
+    """What each image has, (L_i, ...), in rows (R, L, ...), one image after another."""
+    return pad_sequence([torch.cat([parts[k] for k in row]) for row in rows], True, padding)
+
+
+def owners(lengths: Sequence[int], rows: Rows, device: torch.device) -> Tensor:
+    """Whose each token is: (R, L), -1 where there is none."""
+    return packed_rows([torch.full((n,), k, device=device) for k, n in enumerate(lengths)], rows, -1)
+
+
+def same_image(owner: Tensor) -> Tensor:
+    """Who attends to whom, bool (R, L, L). Padding attends to padding, so that every token has something to."""
+    return owner[:, :, None] == owner[:, None]
+
+
+def unpacked(x: Tensor, lengths: Sequence[int], rows: Rows) -> list[Tensor]:
+    """Back: (R, L, ...) to what each image has, (L_i, ...), in the images' order."""
+    found: dict[int, Tensor] = {}
+    for line, row in zip(x, rows, strict=True):
+        own = [lengths[k] for k in row]
+        found.update(zip(row, line[: sum(own)].split(own), strict=True))
+    return [found[k] for k in range(len(lengths))]
