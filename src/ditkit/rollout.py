@@ -31,28 +31,29 @@ def roll_out(
     The first window is as `Pipeline.generate` makes it, after how["start"] where that is given; `keep` frames of each
     are the beginning of the next. Without `length` there is one window. InputError: no frames left to sample in a window.
     """
-    first, start = how.pop("start", None), how.get("frames")
-    window = start or pipeline.recipe.data.shape[0]
-    if first is not None:
-        first = first[:, :, None] if first.ndim == 4 else first
-        first = first.expand(len(seeds), *first.shape[1:])
+    window = how.get("frames") or pipeline.recipe.data.shape[0]
     most = (window - 1) // 2 if loop else window - 1
     if (loop or (length or 0) > window) and not 1 <= keep <= most:
         raise InputError(f"--keep {keep}: of windows of {window} frames, keep 1 to {most}")
-    clips = pipeline.generate(cond, seeds=seeds, **how, start=None if first is None else first[:, :, -keep:])
-    if first is not None:
-        clips = torch.cat([first, clips[:, :, min(keep, first.shape[2]) :]], dim=2)
-    for number in range(
-        1, 1 + (max(0, (length or 0) - clips.shape[2]) + window - keep - 1) // (window - keep)
-    ):
-        later = [seed + number * WINDOW for seed in seeds]
-        more = pipeline.generate(cond, seeds=later, **how, start=clips[:, :, -keep:])
-        clips = torch.cat([clips, more[:, :, keep:]], dim=2)
+
+    def made(number: int, start: Tensor | None, end: Tensor | None = None) -> Tensor:
+        """A window of each clip, the frames that are given included."""
+        own = [seed + number * WINDOW for seed in seeds]
+        return pipeline.generate(cond, seeds=own, **(how | {"start": start, "end": end}))
+
+    first = how.get("start")
+    if first is None:
+        clips = made(0, None)
+    else:
+        clips = (first[:, :, None] if first.ndim == 4 else first).expand(len(seeds), -1, -1, -1, -1)
+        given = clips[:, :, -keep:]
+        clips = torch.cat([clips, made(0, given)[:, :, given.shape[2] :]], dim=2)
+    number = 1
+    while clips.shape[2] < (length or 0):
+        clips = torch.cat([clips, made(number, clips[:, :, -keep:])[:, :, keep:]], dim=2)
+        number += 1
     clips = clips[:, :, :length]
     if loop:
-        last = [seed + (WINDOW - 1) * WINDOW for seed in seeds]
-        ends = {"start": clips[:, :, -keep:], "end": clips[:, :, :keep]}
-        clips = torch.cat(
-            [clips, pipeline.generate(cond, seeds=last, **how, **ends)[:, :, keep:-keep]], dim=2
-        )
+        bridge = made(number, clips[:, :, -keep:], clips[:, :, :keep])
+        clips = torch.cat([clips, bridge[:, :, keep:-keep]], dim=2)
     return clips

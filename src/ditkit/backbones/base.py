@@ -97,6 +97,13 @@ class Backbone(nn.Module):
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor: ...
 
+    def packed(
+        self, states: Sequence[Tensor], t: Tensor, cond: Cond | None, rows: Sequence[Sequence[int]]
+    ) -> list[Tensor]:
+        """What `forward` gives for each of N states (C, *size) at times t (N,), several in a row of tokens as `rows`
+        says. InputError for a network that cannot."""
+        raise InputError(f"--train.packed: a {type(self).__name__} takes no packed rows; leave it out")
+
     @abstractmethod
     def null(self, cond: Cond) -> Cond:
         """The keys that the network reads, every entry "unknown"."""

@@ -1,7 +1,7 @@
 """`ditkit sample RUN`: images, or clips, from a run, a snapshot's folder or a bundled snapshot."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,10 +15,11 @@ from torch import Tensor
 from ditkit.cli.options import SamplingOptions, check_writable
 from ditkit.cli.parsing import parse
 from ditkit.data import Arrays, prepare
+from ditkit.data.video import read_movie
 from ditkit.errors import InputError
-from ditkit.movies import read_movie, save_movie
+from ditkit.movies import save_movie
 from ditkit.pictures import contact_sheet, grid
-from ditkit.pipeline import Pipeline, Said, Sampling, load
+from ditkit.pipeline import Pipeline, Sampling, load
 from ditkit.rollout import roll_out
 from ditkit.scoring import sampling_facts
 
@@ -105,11 +106,7 @@ def run(argv: list[str]) -> None:
             Image.fromarray(_pixels(image)).save(out / f"{k:06d}{suffix}.png")
         written.append(out / "000000*.png")
     if command.npz:
-        pixels = images.permute(0, 2, 3, 1).numpy()  # NHWC
-        if pipeline.classes:
-            np.savez(out / "samples.npz", arr_0=pixels, labels=labels.numpy())
-        else:
-            np.savez(out / "samples.npz", arr_0=pixels)
+        _save_npz(out / "samples.npz", images.permute(0, 2, 3, 1), cond.get("label"))  # NHWC
         written.append(out / "samples.npz")
     said(pipeline, command, f"{count} images", written)
 
@@ -143,7 +140,7 @@ def check_no_clips(command: SampleCommand) -> None:
 def write_clips(
     command: SampleCommand,
     pipeline: Pipeline,
-    cond: Said,
+    cond: Mapping[str, Any],
     seeds: Sequence[int],
     how: Sampling,
     rows: int,
@@ -156,15 +153,9 @@ def write_clips(
     if first := command.image or command.extend:
         size = how.get("size") or pipeline.recipe.data.shape[-2:]
         start = first_frames(first, size, pipeline.recipe.data.channels)
+    length, keep, loop = command.length, command.keep, command.loop
     clips = roll_out(
-        pipeline,
-        cond,
-        seeds=seeds,
-        length=command.length,
-        keep=command.keep,
-        loop=command.loop,
-        start=start,
-        **how,
+        pipeline, cond, seeds=seeds, length=length, keep=keep, loop=loop, **(how | {"start": start})
     )
     out.mkdir(parents=True, exist_ok=True)
     by_row = torch.argsort(torch.arange(len(clips)) % rows, stable=True)
@@ -173,12 +164,12 @@ def write_clips(
         save_movie(clip, out / f"{k:06d}.{command.movie}", command.fps)
     written = [out / "sheet.png", out / f"000000*.{command.movie}"]
     if command.npz:
-        np.savez(out / "samples.npz", arr_0=clips.permute(0, 2, 3, 4, 1).numpy(), **cond)  # NFHWC
+        _save_npz(out / "samples.npz", clips.permute(0, 2, 3, 4, 1), cond.get("label"))  # NFHWC
         written.append(out / "samples.npz")
     said(pipeline, command, f"{len(clips)} clips of {clips.shape[2]} frames", written)
 
 
-def first_frames(path: Path, size: tuple[int, ...], channels: int) -> Tensor:
+def first_frames(path: Path, size: tuple[int, ...], channels: Literal[1, 3]) -> Tensor:
     """Frames of a file as clips begin with, uint8 (1, C, F, H, W), cut as ADM does where they are to be square.
     InputError where they are of another size and cannot be."""
     clip, _ = read_movie(path, channels)
@@ -191,6 +182,14 @@ def first_frames(path: Path, size: tuple[int, ...], channels: int) -> Tensor:
         )
     images = Arrays(clip.transpose(0, 1), None, ())
     return torch.stack([prepare(images[k][0], size[0], channels) for k in range(len(images))], dim=1)[None]
+
+
+def _save_npz(path: Path, pixels: Tensor, labels: Tensor | None) -> None:
+    """As ADM's evaluator reads images."""
+    if labels is None:
+        np.savez(path, arr_0=pixels.numpy())
+    else:
+        np.savez(path, arr_0=pixels.numpy(), labels=labels.numpy())
 
 
 def _pixels(image: torch.Tensor) -> np.ndarray:

@@ -16,21 +16,28 @@ from ditkit.data.emoji import EmojiData
 from ditkit.data.folder import Folder
 from ditkit.data.hub import Hub
 from ditkit.data.loader import Batch, Stream, batches, by_size, in_order, load_all, load_size, spread
+from ditkit.data.moving import MovingDigits
 from ditkit.data.shards import Webdataset
 from ditkit.data.sources import Arrays, Clips, DataSection, Encoded, Images, Source, Split
 from ditkit.data.transforms import center_crop, native_size, prepare, prepare_native, to_array, to_mode
+from ditkit.data.video import VideoFolder
 
 DataConfig = Annotated[
-    Digits | FashionMNIST | EmojiData | Folder | Hub | Webdataset, Field(discriminator="kind")
+    Digits | FashionMNIST | EmojiData | Folder | Hub | Webdataset | MovingDigits | VideoFolder,
+    Field(discriminator="kind"),
 ]
 
-DATA: dict[str, Digits | FashionMNIST | EmojiData | Folder | Hub | Webdataset] = {
+DATA: dict[
+    str, Digits | FashionMNIST | EmojiData | Folder | Hub | Webdataset | MovingDigits | VideoFolder
+] = {
     "digits": Digits(),
     "fashion-mnist": FashionMNIST(),
     "emoji": EmojiData(),
     "folder": Folder(),
     "hub": Hub(),
     "webdataset": Webdataset(),
+    "moving-digits": MovingDigits(),
+    "video": VideoFolder(),
 }
 
 __all__ = [
@@ -48,10 +55,12 @@ __all__ = [
     "Folder",
     "Hub",
     "Images",
+    "MovingDigits",
     "Plan",
     "Source",
     "Split",
     "Stream",
+    "VideoFolder",
     "Webdataset",
     "batches",
     "by_size",

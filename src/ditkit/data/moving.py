@@ -133,7 +133,7 @@ class MovingClips:
         self.labels = classes[:, 0] if config.digits == 1 else None
         self.names = glyphs.names if config.digits == 1 else ()
         words = NUMBERS if config.glyphs == "digits" else tuple(name.lower() for name in glyphs.names)
-        self.captions: Sequence[str] = [
+        self.captions: Sequence[str] | None = [
             caption([words[label] for label in row], velocity)
             for row, velocity in zip(classes.tolist(), self._velocity.tolist(), strict=True)
         ]

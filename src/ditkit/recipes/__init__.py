@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from ditkit.errors import InputError
 from ditkit.recipe import Recipe
+from ditkit.recipes.anysize import anysize_fashion, imagenet_anysize
 from ditkit.recipes.digits import digits
 from ditkit.recipes.emoji import emoji_matryoshka, emoji_t2i
 from ditkit.recipes.fashion import fashion_dit, fashion_sit
@@ -18,8 +19,10 @@ from ditkit.recipes.imagenet import (
     imagenet512_udit_b,
 )
 from ditkit.recipes.mdm import mdm_cc12m_64, mdm_cc12m_256, mdm_cc12m_1024, mdm_imagenet_256
+from ditkit.recipes.video import moving_digits, video_webvid_256
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
+    "anysize-fashion": anysize_fashion,
     "digits": digits,
     "emoji-matryoshka": emoji_matryoshka,
     "emoji-t2i": emoji_t2i,
@@ -33,10 +36,13 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "imagenet512-dit-xl2": imagenet512_dit_xl2,
     "imagenet512-sit-xl2": imagenet512_sit_xl2,
     "imagenet512-udit-b": imagenet512_udit_b,
+    "imagenet-anysize": imagenet_anysize,
     "mdm-cc12m-64": mdm_cc12m_64,
     "mdm-cc12m-256": mdm_cc12m_256,
     "mdm-cc12m-1024": mdm_cc12m_1024,
     "mdm-imagenet-256": mdm_imagenet_256,
+    "moving-digits": moving_digits,
+    "video-webvid-256": video_webvid_256,
 }
 
 

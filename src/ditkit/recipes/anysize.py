@@ -63,7 +63,9 @@ def imagenet_anysize() -> Recipe:
             time_scale=-1.0,
             time_shift=1.0,
         ),
-        transport=Transport(path="linear", predict="velocity", time_law="logit_normal", size_shift=32.0 * 32.0),
+        transport=Transport(
+            path="linear", predict="velocity", time_law="logit_normal", size_shift=32.0 * 32.0
+        ),
         train=TrainConfig(images=256 * 2_000_000, tokens=256 * 256, lr=1e-4, compile=True, workers=8),
         sample=SamplingConfig(sampler="heun", steps=125, guidance=1.5),
     )

@@ -67,7 +67,12 @@ def video_webvid_256() -> Recipe:
         ),
         transport=Transport(path="ddpm", predict="noise", variance="learned"),
         train=TrainConfig(
-            images=256 * 1_000_000, batch=256, lr=1e-4, ema_half_life_images=1_774_000, compile=True, workers=8
+            images=256 * 1_000_000,
+            batch=256,
+            lr=1e-4,
+            ema_half_life_images=1_774_000,
+            compile=True,
+            workers=8,
         ),
         sample=SamplingConfig(sampler="ancestral", steps=250, guidance=7.5),
     )

@@ -38,7 +38,7 @@ class Ruler:
     reference: Statistics
     name: str
     """Of the reference."""
-    shape: tuple[int, int, int] | None
+    shape: tuple[int, ...] | None
     """Channels, height and width of the reference's images; None where only statistics are known."""
     captions: CaptionReader | None = None
     """Tells which caption an image shows, where the reference has captions."""
