@@ -1,0 +1,329 @@
+"""Clips and images of any size from end to end: training on buckets and packed rows, going on from frames, the command line."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU
+from PIL import Image
+from safetensors.torch import load_file
+
+from ditkit.backbones import DiTConfig, UNetConfig
+from ditkit.cli import main
+from ditkit.data import Batch, Folder, MovingDigits, batches, plan_for
+from ditkit.data.video import read_movie
+from ditkit.errors import InputError
+from ditkit.pipeline import Pipeline, load
+from ditkit.recipes import recipe
+from ditkit.rollout import WINDOW, roll_out
+from ditkit.scoring.samples import frame_by_frame
+from ditkit.training import train
+from ditkit.training.log import read_log
+from ditkit.training.step import backward
+
+TINY = DiTConfig(width=16, depth=2, heads=2, patch=4, positions="rotary", size_embedding=True)
+FEW = {
+    "batch": 8,
+    "lr": 1e-3,
+    "preview_images": 0,
+    "validate_images": 0,
+    "compile": False,
+    "schedule": "constant",
+    "precision": "fp32",
+}
+SIZES = [(8, 12), (8, 12), (12, 8), (16, 16), (8, 12), (4, 8), (12, 8), (16, 16), (16, 4), (8, 12)]  # H, W
+
+
+def quiet(chosen, out, **options):
+    return train(chosen, out, device=CPU, progress=False, **options)
+
+
+def clips(**sections):
+    """A recipe of clips of 5 frames, 16 × 16."""
+    data = MovingDigits(size=16, glyph=8, frames=5, clips=20, classes=10)
+    backbone = TINY.model_copy(update={"tubelet": 1, "attention": "factorised"})
+    return recipe("moving-digits").replace(
+        data=data, backbone=backbone, train={**FEW, "images": 32, **sections.pop("train", {})}, **sections
+    )
+
+
+def awake(chosen):
+    """An untrained network that does something."""
+    net = chosen.build_backbone().eval().requires_grad_(False)
+    stream = torch.Generator().manual_seed(0)
+    for value in net.parameters():
+        value.data += 0.1 * torch.randn(value.shape, generator=stream)
+    return Pipeline(chosen, net, chosen.build_codec(), CPU)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return awake(clips(sample={"sampler": "heun", "steps": 2, "guidance": 1.0}))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Pictures of several sizes."""
+    where = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for k, (height, width) in enumerate(SIZES):
+        Image.fromarray(random.integers(0, 256, (height, width), dtype=np.uint8)).save(where / f"{k:02d}.png")
+    return where
+
+
+def native(folder, **sections):
+    return recipe("anysize-fashion").replace(
+        data=Folder(path=folder, size=16, channels=1, aspect="native", classes=0),
+        backbone=sections.pop("backbone", TINY),
+        train={**FEW, "images": 40, "tokens": 16, "micro_batch": None, **sections.pop("train", {})},
+        **sections,
+    )
+
+
+# sampling
+
+
+def test_a_clip_depends_on_its_seed_only(pipe):
+    together = pipe.generate({"label": [1, 2, 3]}, seeds=[5, 6, 7])
+    assert together.shape == (3, 1, 5, 16, 16)
+    alone = pipe.generate({"label": [3]}, seeds=[7], batch=1)
+    assert (together[2].int() - alone[0].int()).abs().max() <= 1
+    assert not together[0].equal(together[1])
+
+
+def test_other_sizes_and_lengths_than_trained(pipe):
+    made = pipe.generate({"label": [1]}, seeds=[0], size=(8, 24), frames=7)
+    assert made.shape == (1, 1, 7, 8, 24)
+    with pytest.raises(InputError, match=r"10x16 is not divisible into patches of 4"):
+        pipe.generate({"label": [1]}, seeds=[0], size=(10, 16))
+
+
+def test_images_of_other_sizes(folder):
+    pipeline = awake(native(folder))
+    assert pipeline.generate(seeds=[0, 1], size=(8, 20)).shape == (2, 1, 8, 20)
+    with pytest.raises(InputError, match="--frames 4: this model makes images"):
+        pipeline.generate(seeds=[0], frames=4)
+
+
+def test_frames_that_are_given_are_kept_and_change_the_others(pipe):
+    made = pipe.generate({"label": [1, 2]}, seeds=[0, 1])
+    start, end = made[:, :, :2], made[:, :, 4:]
+    after = pipe.generate({"label": [1, 2]}, seeds=[8, 9], start=start, end=end)
+    assert after[:, :, :2].equal(start)
+    assert after[:, :, 4:].equal(end)
+    free = pipe.generate({"label": [1, 2]}, seeds=[8, 9])
+    assert not after[:, :, 2:4].equal(free[:, :, 2:4])
+    image = pipe.generate({"label": [1, 2]}, seeds=[8, 9], start=made[:1, :, 0])  # one for both
+    assert image[:, :, 0].equal(made[:1, :, 0].expand(2, -1, -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"start": torch.zeros(1, 1, 5, 16, 16, dtype=torch.uint8)}, "of 5 frames, .* for 2 clips of 5"),
+        ({"start": torch.zeros(1, 1, 1, 8, 16, dtype=torch.uint8)}, "in states of 8x16, .* 16x16"),
+        ({"end": torch.zeros(3, 1, 1, 16, 16, dtype=torch.uint8)}, "3 clips of 1 frames, .* for 2 clips"),
+        (
+            {key: torch.zeros(1, 1, 3, 16, 16, dtype=torch.uint8) for key in ("start", "end")},
+            "all 5 frames are given",
+        ),
+    ],
+)
+def test_frames_that_cannot_be_given(pipe, given, message):
+    with pytest.raises(InputError, match=message):
+        pipe.generate({"label": [1, 2]}, seeds=[0, 1], **given)
+
+
+def test_a_model_that_never_saw_given_frames():
+    pipeline = awake(clips(transport={"given_frames": 0.0}))
+    with pytest.raises(InputError, match=r"not trained to go on from frames \(transport.given_frames 0\)"):
+        pipeline.generate({"label": [1]}, seeds=[0], start=torch.zeros(1, 1, 16, 16, dtype=torch.uint8))
+
+
+def test_longer_clips_go_on_from_the_last_frames(pipe):
+    cond = {"label": [1, 2]}
+    long = roll_out(pipe, cond, seeds=[3, 4], length=10, keep=2)
+    assert long.shape == (2, 1, 10, 16, 16)
+    first = pipe.generate(cond, seeds=[3, 4])
+    assert long[:, :, :5].equal(first)
+    second = pipe.generate(cond, seeds=[3 + WINDOW, 4 + WINDOW], start=first[:, :, 3:])
+    assert long[:, :, 5:8].equal(second[:, :, 2:])
+    looped = roll_out(pipe, cond, seeds=[3, 4], keep=2, loop=True)
+    assert looped.shape[2] == 6  # one frame leads from the last two to the first two
+    assert looped[:, :, :5].equal(first)
+    with pytest.raises(InputError, match="--keep 3: of windows of 5 frames, keep 1 to 2"):
+        roll_out(pipe, cond, seeds=[3, 4], keep=3, loop=True)
+
+
+def test_clips_that_begin_with_a_clip_of_ones_own(pipe):
+    start = pipe.generate({"label": [4]}, seeds=[0], frames=3)
+    made = roll_out(pipe, {"label": [1, 2]}, seeds=[3, 4], keep=2, start=start)
+    assert made.shape[2] == 6
+    assert made[:, :, :3].equal(start.expand(2, -1, -1, -1, -1))
+
+
+# training
+
+
+def batch_of(chosen, stop, packed=False):
+    source = chosen.data.open()
+    plan = plan_for(source, chosen.data, chosen.multiple, chosen.tokens, 64, packed)
+    return batches(source, chosen.data, seed=0, start=0, stop=stop, batch=0, plan=plan)
+
+
+def gradients(net):
+    found = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    net.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("extra", [{}, {"transport": {"size_shift": 4.0}}])
+def test_a_packed_step_is_the_step_of_its_images_one_by_one(folder, extra):
+    chosen = native(folder, train={"packed": True}, **extra)
+    net = awake(chosen).backbone.requires_grad_(True)
+    (batch,) = batch_of(chosen, 8, packed=True)
+    assert len({image.shape for image in batch.packed}) > 2
+    terms = backward(chosen, net, chosen.build_codec(), batch, CPU)
+    packed = gradients(net)
+    losses = []
+    for k, image in enumerate(batch.packed):
+        single = Batch(image[None], None, batch.index[k : k + 1])
+        losses.append(backward(chosen, net, chosen.build_codec(), single, CPU)["loss"])
+    alone = gradients(net)
+    torch.testing.assert_close(terms["loss"], torch.stack(losses).mean())
+    for name, grad in packed.items():
+        torch.testing.assert_close(8 * grad, alone[name], atol=2e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_training_on_native_sizes_resumes_bit_for_bit(folder, tmp_path, packed):
+    chosen = native(folder, train={"packed": packed, "validate_images": 20, "log_images": 10})
+    whole = quiet(chosen, tmp_path / "whole")
+    (half, last) = (chosen.replace(train={"images": n}) for n in (20, 40))
+    quiet(half, tmp_path / "parts")
+    parts = quiet(last, tmp_path / "parts")
+    for name in ("model", "ema"):
+        ours, theirs = (load_file(where / f"{name}.safetensors") for where in (whole, parts))
+        assert all(value.equal(theirs[key]) for key, value in ours.items())
+    assert read_log(tmp_path / "whole" / "validation.jsonl")[-1]["images"] == 40
+    assert load(tmp_path / "whole", CPU).generate(seeds=[0], size=(8, 12)).shape == (1, 1, 8, 12)
+
+
+def test_the_plan_is_told(folder, tmp_path, caplog):
+    caplog.set_level("INFO")
+    quiet(native(folder), tmp_path)
+    assert " 8x12       4      2              12" in caplog.text  # of 6 tokens each, 16 in a batch
+    assert "10 images of 5 sizes" in caplog.text
+
+
+def test_clips_train_and_resume(tmp_path):
+    chosen = clips(train={"validate_images": 16, "preview_images": 32, "log_images": 16})
+    whole = quiet(chosen, tmp_path / "whole")
+    quiet(chosen.replace(train={"images": 16}), tmp_path / "parts")
+    parts = quiet(chosen, tmp_path / "parts")
+    ours, theirs = (load_file(where / "model.safetensors") for where in (whole, parts))
+    assert all(value.equal(theirs[key]) for key, value in ours.items())
+    sheet = Image.open(tmp_path / "whole" / "previews" / f"{32:012d}.png")
+    assert sheet.height > 1.5 * sheet.width  # ten classes below each other, five frames beside each other
+    assert (tmp_path / "whole" / "validation.png").exists()
+
+
+def test_clips_in_latents_of_their_frames(tmp_path):
+    from test_codecs import saved
+
+    vae = saved(tmp_path / "vae", blocks=2)
+    chosen = clips(codec={"kind": "vae", "id": vae}, train={"images": 8})
+    checkpoint = quiet(chosen, tmp_path / "run")
+    pipeline = load(tmp_path / "run", CPU)
+    assert checkpoint.exists()
+    made = pipeline.generate({"label": [1]}, seeds=[0])
+    assert made.shape == (1, 1, 5, 16, 16)
+    assert pipeline.generate({"label": [1]}, seeds=[0], start=made[:, :, :2]).shape == made.shape
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"train": {"tokens": None}}, "train.tokens is needed for data.aspect native"),
+        ({"train": {"packed": True, "micro_batch": 2}}, "train.packed is for .* without train.micro_batch"),
+        ({"train": {"score_images": 10}}, "data.aspect native: train.score_images and train.latents"),
+        ({"transport": {"given_frames": 0.5}}, "transport.given_frames is for data of clips"),
+        ({"train": {"tokens": 15}}, "--train.tokens 15 is less than the 16 tokens of one sample of 16x16"),
+        (
+            {"train": {"packed": True, "tokens": 512}, "backbone": UNetConfig(width=32, multipliers=(1,))},
+            "a UNet takes no packed rows",
+        ),
+    ],
+)
+def test_recipes_that_do_not_fit(folder, tmp_path, sections, message):
+    with pytest.raises(InputError, match=message):
+        quiet(native(folder, **sections), tmp_path / "run")
+
+
+# the command line
+
+
+def run(*arguments, capsys, fails=False):
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert (status != 0) == fails, captured.err
+    return captured.err if fails else captured.out
+
+
+def test_sampling_clips_by_command(tmp_path, capsys, pipe):
+    pipe.save(tmp_path / "model")
+    out = tmp_path / "out"
+    said = run("sample", tmp_path / "model", "--n", 4, "--npz", "--out", out, "--length", 8, capsys=capsys)
+    assert "4 clips of 8 frames" in said
+    assert np.load(out / "samples.npz")["arr_0"].shape == (4, 8, 16, 16, 1)
+    assert len(list(out.glob("*.gif"))) == 4
+    clip, fps = read_movie(out / "000002.gif", 1)
+    assert fps == pytest.approx(8, rel=0.05)
+    assert clip.permute(1, 2, 3, 0).equal(torch.from_numpy(np.load(out / "samples.npz")["arr_0"][2]))
+    on = tmp_path / "on"
+    arguments = ["--n", 1, "--extend", out / "000002.gif", "--keep", 2, "--movie", "webp", "--out", on]
+    run("sample", tmp_path / "model", *arguments, capsys=capsys)
+    longer, _ = read_movie(on / "000000.webp", 1)
+    assert longer.shape[1] == 11
+    assert longer[:, :8].equal(clip)
+    Image.fromarray(clip[0, 0].numpy()).save(tmp_path / "first.png")
+    picture = ["--n", 1, "--image", tmp_path / "first.png", "--npz", "--out", on]
+    run("sample", tmp_path / "model", *picture, capsys=capsys)
+    assert (np.load(on / "samples.npz")["arr_0"][0, 0, ..., 0] == clip[0, 0].numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "a"], "--size a: give height x width"),
+        (["--image", "a.png", "--extend", "b.gif"], "--image and --extend: clips begin with one of them"),
+        (["--image", "nowhere.png"], "nowhere.png cannot be read as a clip"),
+        (["--keep", "9", "--loop"], "--keep 9: of windows of 5 frames, keep 1 to 2"),
+    ],
+)
+def test_wrong_wishes_for_clips(tmp_path, capsys, pipe, arguments, message):
+    pipe.save(tmp_path / "model")
+    assert message in run("sample", tmp_path / "model", *arguments, capsys=capsys, fails=True)
+
+
+def test_a_picture_of_another_size(tmp_path, capsys, pipe):
+    pipe.save(tmp_path / "model")
+    Image.new("L", (30, 20)).save(tmp_path / "a.png")
+    wide = ["--image", tmp_path / "a.png", "--size", "8x16", "--out", tmp_path / "o"]
+    said = run("sample", tmp_path / "model", *wide, capsys=capsys, fails=True)
+    assert "a.png is 20x30, the clips are 8x16" in said
+    square = ["--n", 1, "--image", tmp_path / "a.png", "--out", tmp_path / "o"]  # cut as ADM does
+    assert "1 clips of 5 frames" in run("sample", tmp_path / "model", *square, capsys=capsys)
+
+
+def test_images_are_no_clips(capsys, tmp_path):
+    said = run("sample", "digits", "--loop", "--out", tmp_path, capsys=capsys, fails=True)
+    assert "--loop: this model makes images, not clips" in said
+
+
+def test_scores_of_clips_are_of_their_frames():
+    images, labels = torch.zeros(4, 1, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2, 3])
+    images[2, 0, 1] = 255
+    ((frames, told),) = frame_by_frame([(images, labels)])
+    assert frames.shape == (12, 1, 8, 8)
+    assert told.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert [k for k in range(12) if frames[k].any()] == [7]
