@@ -141,9 +141,10 @@ def stack(
     ):
         return source.images[picks]
     images = torch.empty((len(picks), config.channels, *shape), dtype=torch.uint8)
+    read = reader(source, config, shape)
 
     def put(row: int) -> None:
-        images[row] = fetch(source, picks[row], config, shape)
+        images[row] = read(picks[row], None)
 
     each(put, range(len(picks)), "preparing images", shown)
     return images
@@ -159,20 +160,20 @@ def one_shape(config: DataSection, shape: tuple[int, ...] | None) -> tuple[int, 
     return shape or config.shape
 
 
-def fetch(
-    source: Source,
-    index: int,
-    config: DataSection,
-    shape: tuple[int, ...],
-    draw: np.random.Generator | None = None,
-) -> Tensor:
-    """One image prepared to `shape`, uint8 (C, H, W), or one clip, (C, F, H, W), cut by the draws of `draw`."""
+def reader(
+    source: Source, config: DataSection, shape: tuple[int, ...]
+) -> Callable[[int, np.random.Generator | None], Tensor]:
+    """What reads one image, prepared to `shape`, uint8 (C, H, W), or one clip, (C, F, H, W), as `Clips.clip` does."""
     if isinstance(source, Clips):
-        return source.clip(index, draw)
-    image, _ = source[index]
-    if config.aspect == "native":
-        return prepare_native(image, config.size, config.channels, shape)
-    return prepare(image, config.size, config.channels)
+        return source.clip
+
+    def prepared(index: int, draw: np.random.Generator | None) -> Tensor:
+        image, _ = source[index]
+        if config.aspect == "native":
+            return prepare_native(image, config.size, config.channels, shape)
+        return prepare(image, config.size, config.channels)
+
+    return prepared
 
 
 class Arrays:
