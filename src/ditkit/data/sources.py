@@ -6,6 +6,7 @@ is made square or cut to its own size in transforms.py; order, augmentation and 
 """
 
 import logging
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -88,7 +89,7 @@ class DataSection(Section):
     aspect: Literal["square", "native"] = "square"
     """square: every image is cut to size × size. native: it keeps its aspect and, unless it is larger than size²
     pixels, its size; both sides are cut to multiples of what the model works on."""
-    without: tuple[Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")], ...] = ()
+    without: tuple[str, ...] = ()
     """Sizes of native images, HxW after cutting, that training leaves out."""
     channels: Channels = 3
     flip: bool = False
@@ -103,9 +104,13 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _sizes_to_leave_out(self) -> "DataSection":
+        for size in self.without:
+            if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size):
+                raise ValueError(f"--data.without {size}: a size is HxW in pixels, such as 28x12")
         if self.without and self.aspect == "square":
             raise ValueError(
-                f"without {' '.join(self.without)}: square images all have one size; give aspect native or leave it out"
+                f"--data.without {' '.join(self.without)}: square images all have one size; give --data.aspect native, "
+                "or leave it out"
             )
         return self
 
