@@ -65,7 +65,7 @@ def test_native_size_says_what_prepare_native_makes():
 def test_native_size_keeps_aspect_and_what_is_small():
     assert native_size(100, 60, 96, 1) == (60, 100)  # 6,000 <= 9,216 pixels: as it is
     assert native_size(103, 62, 96, 4) == (60, 100)
-    assert native_size(45, 45, 32, 4) == (32, 32)  # exactly, where floats would give 31.99...
+    assert native_size(45, 45, 32, 4) == (32, 32)  # exactly
     assert native_size(400, 100, 64, 1) == (32, 128)
     assert native_size(96, 96, 96, 1) == (96, 96)
     for width, height in [(4000, 3000), (3000, 4001), (1920, 1080), (301, 299)]:
@@ -183,7 +183,7 @@ def pictures() -> np.ndarray:
     pixels = np.zeros((6, 28, 28), np.uint8)
     pixels[0, 3:27, 10:18] = 200
     pixels[1, 9:21, 0:28] = 90
-    pixels[2, 0:28, 0:28] = 9
+    pixels[2, 4:9, 2:20] = 9
     pixels[3] = 8
     pixels[4, 5, 7] = 255
     pixels[5, 3:27, 10:18] = 60
@@ -191,7 +191,7 @@ def pictures() -> np.ndarray:
     return pixels
 
 
-BOXES = [[10, 3, 18, 27], [0, 9, 28, 21], [0, 0, 28, 28], [0, 0, 28, 28], [7, 5, 8, 6], [10, 3, 18, 27]]
+BOXES = [[10, 3, 18, 27], [0, 9, 28, 21], [2, 4, 20, 9], [0, 0, 28, 28], [7, 5, 8, 6], [10, 3, 18, 27]]
 
 
 def test_bounding_boxes_of_pictures_made_by_hand():
@@ -209,7 +209,7 @@ def test_images_of_unequal_sizes_are_held_in_memory(channels):
     config = FashionMNIST(aspect="native", crop="garment", channels=channels)
     source = held(config)
     assert source.images.shape == (6, channels, 28, 28)
-    assert [source.size(k) for k in range(6)] == [(8, 24), (28, 12), (28, 28), (28, 28), (1, 1), (8, 24)]
+    assert [source.size(k) for k in range(6)] == [(8, 24), (28, 12), (18, 5), (28, 28), (1, 1), (8, 24)]
     assert [source[k][0].size for k in range(6)] == [source.size(k) for k in range(6)]
     image, label = source[5]
     assert image.mode == ("L" if channels == 1 else "RGB")
@@ -217,6 +217,8 @@ def test_images_of_unequal_sizes_are_held_in_memory(channels):
     both = stack(source, [0, 5], config, (24, 8))
     assert both.shape == (2, channels, 24, 8)
     assert [int(image.min()) for image in both] == [200, 60]
+    square = FashionMNIST(channels=channels)
+    assert torch.equal(stack(source, [1], square)[0], prepare(source[1][0], 28, channels))
 
 
 def test_fashion_mnist_has_garments_of_every_aspect():
@@ -334,10 +336,10 @@ def test_wrong_budgets_and_sizes_are_named():
 
 def test_wrong_settings_are_refused():
     for wrong, words in (
-        ({"crop": "garment"}, "give aspect native, too"),
-        ({"without": ("28x12",)}, "give aspect native or leave it out"),
-        ({"aspect": "native", "without": ("28-12",)}, "without"),
-        ({"aspect": "native", "without": ("0x12",)}, "without"),
+        ({"crop": "garment"}, "give --data.aspect native, too"),
+        ({"without": ("28x12",)}, "give --data.aspect native, or leave it out"),
+        ({"aspect": "native", "without": ("8x8", "28-12")}, "--data.without 28-12: a size is HxW"),
+        ({"aspect": "native", "without": ("0x12",)}, "--data.without 0x12: a size"),
         ({"aspect": "wide"}, "aspect"),
     ):
         with pytest.raises(ValidationError, match=words):

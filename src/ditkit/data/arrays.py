@@ -121,7 +121,9 @@ class FashionMNIST(DataSection):
     @model_validator(mode="after")
     def _garments_are_native(self) -> "FashionMNIST":
         if self.crop == "garment" and self.aspect == "square":
-            raise ValueError("crop garment makes pictures of unequal sizes; give aspect native, too")
+            raise ValueError(
+                "--data.crop garment makes pictures of unequal sizes; give --data.aspect native, too"
+            )
         return self
 
     def open(self, split: Split = "train") -> Arrays:

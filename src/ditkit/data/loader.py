@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from ditkit.data.buckets import Plan, places_by_size, shard, sizes, written
 from ditkit.data.latents.source import Latents
-from ditkit.data.sources import Arrays, Clips, DataSection, Source, Split, fetch, one_shape, stack
+from ditkit.data.sources import Arrays, Clips, DataSection, Source, Split, one_shape, reader, stack
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
 from ditkit.randomness import generator
@@ -197,10 +197,11 @@ class Stream(Dataset):
         if isinstance(source, Arrays) and source.boxes is None:
             images = stack(source, positions, config, shape)
         else:
-            starts = isinstance(source, Clips)
+            read = reader(source, config, shape)
+            drawn = isinstance(source, Clips)
             images = torch.empty((len(positions), config.channels, *shape), dtype=torch.uint8)
             for row, (place, n) in enumerate(zip(positions, counters, strict=True)):
-                images[row] = fetch(source, place, config, shape, self.start(n) if starts else None)
+                images[row] = read(place, self.start(n) if drawn else None)
         chosen = torch.tensor(flipped, dtype=torch.bool)
         images[chosen] = images[chosen].flip(-1)
         return images

@@ -6,6 +6,7 @@ is made square or cut to its own size in transforms.py; order, augmentation and 
 """
 
 import logging
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -88,7 +89,7 @@ class DataSection(Section):
     aspect: Literal["square", "native"] = "square"
     """square: every image is cut to size × size. native: it keeps its aspect and, unless it is larger than size²
     pixels, its size; both sides are cut to multiples of what the model works on."""
-    without: tuple[Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")], ...] = ()
+    without: tuple[str, ...] = ()
     """Sizes of native images, HxW after cutting, that training leaves out."""
     channels: Channels = 3
     flip: bool = False
@@ -103,9 +104,13 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _sizes_to_leave_out(self) -> "DataSection":
+        for size in self.without:
+            if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size):
+                raise ValueError(f"--data.without {size}: a size is HxW in pixels, such as 28x12")
         if self.without and self.aspect == "square":
             raise ValueError(
-                f"without {' '.join(self.without)}: square images all have one size; give aspect native or leave it out"
+                f"--data.without {' '.join(self.without)}: square images all have one size; give --data.aspect native, "
+                "or leave it out"
             )
         return self
 
@@ -141,9 +146,10 @@ def stack(
     ):
         return source.images[picks]
     images = torch.empty((len(picks), config.channels, *shape), dtype=torch.uint8)
+    read = reader(source, config, shape)
 
     def put(row: int) -> None:
-        images[row] = fetch(source, picks[row], config, shape)
+        images[row] = read(picks[row], None)
 
     each(put, range(len(picks)), "preparing images", shown)
     return images
@@ -159,20 +165,20 @@ def one_shape(config: DataSection, shape: tuple[int, ...] | None) -> tuple[int, 
     return shape or config.shape
 
 
-def fetch(
-    source: Source,
-    index: int,
-    config: DataSection,
-    shape: tuple[int, ...],
-    draw: np.random.Generator | None = None,
-) -> Tensor:
-    """One image prepared to `shape`, uint8 (C, H, W), or one clip, (C, F, H, W), cut by the draws of `draw`."""
+def reader(
+    source: Source, config: DataSection, shape: tuple[int, ...]
+) -> Callable[[int, np.random.Generator | None], Tensor]:
+    """What reads one image, prepared to `shape`, uint8 (C, H, W), or one clip, (C, F, H, W), as `Clips.clip` does."""
     if isinstance(source, Clips):
-        return source.clip(index, draw)
-    image, _ = source[index]
-    if config.aspect == "native":
-        return prepare_native(image, config.size, config.channels, shape)
-    return prepare(image, config.size, config.channels)
+        return source.clip
+
+    def prepared(index: int, draw: np.random.Generator | None) -> Tensor:
+        image, _ = source[index]
+        if config.aspect == "native":
+            return prepare_native(image, config.size, config.channels, shape)
+        return prepare(image, config.size, config.channels)
+
+    return prepared
 
 
 class Arrays:
