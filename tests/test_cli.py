@@ -60,7 +60,7 @@ CHOICES = (
 
 # What a choice needs beside it to fit any recipe.
 COMPANY = {
-    "--transport.path": ["--transport.variance", "fixed"],
+    "--transport.path": ["--transport.variance", "fixed", "--transport.size-shift", "None"],
     "--backbone.conditioning": ["--backbone", "DiT"],
 }
 
@@ -117,7 +117,10 @@ def test_every_flag_of_train_sets_its_field():
         "sample.last_step": "tweedie", "sample.last_step_size": "0.1", "sample.tolerance": "0.01",
         "sample.threshold": "clip", "sample.level_guidance": "2 1", "codec.level_scale": "1 2",
         "transport.level_weights": "1 2", "transport.cascade": "0.1", "train.level_share": "0.5",
-        "train.stages": "16", "train.freeze_inner": None,
+        "train.stages": "16", "train.freeze_inner": None, "data.aspect": "native", "data.without": "8x8",
+        "backbone.tubelet": "1", "backbone.attention": "factorised", "backbone.positions": "rotary",
+        "backbone.grid": "2 2", "backbone.extrapolation": "ntk", "backbone.size_embedding": None,
+        "transport.given_frames": "0.5", "transport.size_shift": "64", "train.packed": None, "train.tokens": "64",
     }  # fmt: skip
     fixed = {
         "data.kind",
@@ -128,6 +131,11 @@ def test_every_flag_of_train_sets_its_field():
     company = {
         "transport.variance": ["--transport.path", "ddpm"],
         "transport.weighting": ["--transport.predict", "noise"],
+        "data.aspect": ["--train.tokens", "64"],
+        "data.without": ["--train.tokens", "64", "--data.aspect", "native"],
+        "backbone.attention": ["--backbone.tubelet", "1"],
+        "backbone.extrapolation": ["--backbone.grid", "2", "2"],
+        "train.packed": ["--train.tokens", "64"],
     }
     several = {
         "codec.level_scale", "transport.level_weights", "transport.cascade", "train.level_share", "train.stages",
@@ -142,6 +150,7 @@ def test_every_flag_of_train_sets_its_field():
             flag = f"--{section}.{'no-' if value is True else ''}{field}".replace("_", "-")
             given = None if value is True else other[name] if name in other else str((value or 0) + 1)
             arguments = [flag] if given is None else [flag, *given.split()]
+            arguments += ["--data", "moving-digits"] * (name == "transport.given_frames")
             arguments += company.get(name, []) + ["--backbone", "Matryoshka"] * (name in several)
             if field in SolverChoices.model_fields:  # a choice of some samplers only
                 taker = next(sampler for sampler, entry in SAMPLERS.items() if field in entry.choices)

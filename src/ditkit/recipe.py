@@ -62,7 +62,7 @@ class TrainConfig(Training):
     micro_batch: Count | None = None
     """Images per forward pass, where a whole batch does not fit in memory (gradient accumulation)."""
     tokens: Count | None = None
-    """Of images of their own sizes (data.aspect native): tokens of a batch, instead of `batch` images."""
+    """Tokens of a batch, instead of `batch` images: for images of their own sizes (data.aspect native)."""
     packed: bool = False
     """Such images of all sizes in one batch, several in a row of tokens (NaViT: Dehghani et al., 2023), instead of
     batches of one size."""
@@ -141,14 +141,11 @@ class Recipe(Section):
                 f"train.stages has {len(self.train.stages)} stages before the last for {outer + 1} level"
                 f"{'s' * (outer > 0)}; at most {outer}"
             )
-        if (self.data.aspect == "native") != (self.train.tokens is not None):
-            raise ValueError(
-                "train.tokens is needed for data.aspect native, whose batches are of so many tokens, and is for nothing "
-                "else: give both or none"
-            )
+        if self.data.aspect == "native" and self.train.tokens is None:
+            raise ValueError("train.tokens is needed for data.aspect native, whose batches are of so many tokens")
         if self.train.packed and (self.train.tokens is None or self.train.micro_batch or outer):
             raise ValueError(
-                "train.packed is for data.aspect native and a backbone of one resolution, without train.micro_batch"
+                "train.packed is for train.tokens and a backbone of one resolution, without train.micro_batch"
             )
         if self.data.aspect == "native" and (self.train.score_images or self.train.latents):
             raise ValueError(
@@ -208,6 +205,11 @@ class Recipe(Section):
         for name, value in sections.items():
             merged[name] = merged[name] | value if isinstance(value, dict) else value
         return Recipe.checked(merged, self.name)
+
+    def with_data(self, data: DataConfig) -> "Recipe":
+        """The recipe with other data; what is said of clips is left behind with data of images."""
+        clips = len(data.shape) == 3
+        return self.replace(data=data, transport={} if clips else {"given_frames": 0.0})
 
     def with_backbone(self, backbone: BackboneConfig) -> "Recipe":
         """The recipe with another backbone; what is said of levels is left behind where it has not as many."""

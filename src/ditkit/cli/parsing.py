@@ -113,7 +113,8 @@ def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
         else:
             raise InputError(f"--{name}: unknown {value!r}; choose one of: {', '.join(KINDS[name])}")
     backbone = sections.pop("backbone", recipe.backbone)
-    chosen = recipe.with_backbone(nest(backbone, nested) if nested else backbone)
+    chosen = recipe.with_data(sections.pop("data", recipe.data))
+    chosen = chosen.with_backbone(nest(backbone, nested) if nested else backbone)
     return chosen.replace(**sections), rest
 
 

@@ -29,7 +29,8 @@ from ditkit.errors import InputError
 from ditkit.progress import progress_bar
 
 INDEX, PLAN, CAPTIONS = "index.json", "unfinished.json", "captions.json"
-NOT_PIXELS = {"flip", "check", "classes"}  # fields of a data section that do not decide what is encoded
+# Fields of a data section that do not decide what is encoded: latents are of squares, of which none are left out.
+NOT_PIXELS = {"flip", "check", "classes", "aspect", "without"}
 
 Dtype = Literal["float32", "float16"]
 
