@@ -93,7 +93,7 @@ class MovingDigits(ClipSection):
     clips: int = Field(default=10_000, ge=1)
     """Training clips; of the test part there are a tenth as many, at least 100."""
 
-    def open(self, split: Split = "train") -> "MovingClips":  # type: ignore[override]
+    def open(self, split: Split = "train") -> "MovingClips":
         """The clips of one part; InputError when a digit has no room, or as Fashion-MNIST's `open`."""
         if self.glyph >= self.size:
             raise InputError(
@@ -133,7 +133,7 @@ class MovingClips:
         self.labels = classes[:, 0] if config.digits == 1 else None
         self.names = glyphs.names if config.digits == 1 else ()
         words = NUMBERS if config.glyphs == "digits" else tuple(name.lower() for name in glyphs.names)
-        self.captions: Sequence[str] = [
+        self.captions: Sequence[str] | None = [
             caption([words[label] for label in row], velocity)
             for row, velocity in zip(classes.tolist(), self._velocity.tolist(), strict=True)
         ]
