@@ -39,40 +39,51 @@ def shown(clip: torch.Tensor, start: int = 20, step: int = 4) -> list[int]:
     return ((clip.float().mean((0, 2, 3)) - start) / step).round().int().tolist()
 
 
-def write(
-    path: Path, clip=None, *, stamps=None, rate: int = 24, base: int = 24000, rotation=None, sound=False
-) -> Path:
-    """A video whose keyframes are twelve frames apart with B-frames between; stamps in 1/base seconds."""
+def write(path: Path, clip=None, *, stamps=None, rotation=None, encoder="libx264", options=None) -> Path:
+    """A video of 24 frames a second, or with stamps in 1/24000 of one; keyframes twelve frames apart, B-frames
+    between."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = (
         (movie() if clip is None else clip).expand(3, -1, -1, -1).permute(1, 2, 3, 0).contiguous().numpy()
     )
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(rate))
+        stream = container.add_stream(encoder, rate=24)
         stream.height, stream.width, stream.pix_fmt = *pixels.shape[1:3], "yuv420p"
-        stream.options = {"crf": "3", "x264-params": "keyint=12:bframes=3:b-adapt=0:scenecut=0"}
+        stream.options = options or {"crf": "3", "x264-params": "keyint=12:bframes=3:b-adapt=0:scenecut=0"}
         if stamps is not None:
-            stream.codec_context.time_base = Fraction(1, base)
+            stream.codec_context.time_base = Fraction(1, 24000)
         if rotation is not None:
             stream.set_display_rotation(rotation)
         for number, image in enumerate(pixels):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             if stamps is not None:
-                frame.pts, frame.time_base = stamps[number], Fraction(1, base)
+                frame.pts, frame.time_base = stamps[number], Fraction(1, 24000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 
 
-def write_sound(path: Path) -> Path:
+def write_sound(path: Path, cover: bool = False) -> Path:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=16000)
-        stream.layout = "mono"
+        sound = container.add_stream("aac", rate=16000)
+        sound.layout = "mono"
+        if cover:
+            picture = container.add_stream("mjpeg", rate=1)
+            picture.width, picture.height, picture.pix_fmt = 32, 32, "yuvj420p"
+            picture.disposition = av.stream.Disposition.attached_pic
+            frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+            container.mux([*picture.encode(frame), *picture.encode()])
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
         frame.sample_rate = 16000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+        container.mux([*sound.encode(frame), *sound.encode()])
     return path
+
+
+def make_hole(path: Path, start: float, size: int) -> None:
+    """Zeros in a file, from this share of it on."""
+    whole = path.read_bytes()
+    first = int(len(whole) * start)
+    path.write_bytes(whole[:first] + bytes(size) + whole[first + size :])
 
 
 def write_frames(folder: Path, count: int = 12) -> Path:
@@ -108,11 +119,18 @@ def test_a_seek_that_lands_too_late_begins_from_the_start(tmp_path, monkeypatch)
     path = write(tmp_path / "a.mp4")
     opened = open_movie(path)
     monkeypatch.setattr("ditkit.movies._open_video", lambda path: Late(av.open(str(path))))
-    pictures = frames(opened, [10, 11])
-    assert shown(torch.stack([torch.from_numpy(np.array(p)) for p in pictures]).permute(3, 0, 1, 2)) == [
-        10,
-        11,
-    ]
+    for numbers in ([10, 11], [10, 26]):  # no frame and one of them is after the third keyframe
+        pictures = np.stack([np.array(image) for image in frames(opened, numbers)])
+        assert shown(torch.from_numpy(pictures).permute(3, 0, 1, 2)) == numbers
+
+
+def test_only_what_follows_the_keyframe_before_is_decoded(tmp_path):
+    path = write(tmp_path / "a.mkv", noise(3, 48, 64, 64))
+    opened = open_movie(path)
+    make_hole(path, 0.1, 2000)
+    assert len(frames(opened, range(37, 48))) == 11
+    with pytest.raises(ValueError, match=r"Invalid data|damaged|frames cannot be decoded"):
+        frames(opened, range(4, 8))
 
 
 class Late:
@@ -344,9 +362,11 @@ def test_captions_of_movies(tmp_path):
 def test_what_cannot_be_used_is_counted_named_and_left_out(tmp_path, caplog):
     good = write(tmp_path / "good.mp4")
     save_movie(noise(3, 48, 64, 64), tmp_path / "hole.mp4", 24)
-    whole = (tmp_path / "hole.mp4").read_bytes()
-    half = len(whole) // 2
-    (tmp_path / "hole.mp4").write_bytes(whole[:half] + bytes(5000) + whole[half + 5000 :])
+    make_hole(tmp_path / "hole.mp4", 0.5, 5000)
+    make_hole(
+        write(tmp_path / "hole.avi", noise(3, 48, 64, 64), encoder="mpeg4", options={"qmin": "3"}), 0.5, 1500
+    )
+    write(tmp_path / "order.avi")  # times of B-frames have no place in this container
     (tmp_path / "cut.mp4").write_bytes(good.read_bytes()[:1000])
     (tmp_path / "empty.mkv").write_bytes(b"")
     (tmp_path / "text.webm").write_text("no video")
@@ -354,6 +374,7 @@ def test_what_cannot_be_used_is_counted_named_and_left_out(tmp_path, caplog):
     write(tmp_path / "short.mpg", noise(3, 3, 64, 64))
     Image.new("L", (8, 8)).save(tmp_path / "still.png")
     write_sound(tmp_path / "sound.mp4")
+    write_sound(tmp_path / "song.mp4", cover=True)
     gif = tmp_path / "cut.gif"
     save_movie(noise(1, 6, 32, 32), gif, 8)
     gif.write_bytes(gif.read_bytes()[:3000])
@@ -371,15 +392,19 @@ def test_what_cannot_be_used_is_counted_named_and_left_out(tmp_path, caplog):
         "short.mpg": "3 of 4 frames",
         "still.png": "1 of 4 frames",
         "sound.mp4": "only sound in it",
+        "song.mp4": "only sound in it",
+        "hole.avi": "a damaged frame in it",
+        "order.avi": "frames in it without times, or not in their order",
     }
-    assert f"{tmp_path}: left out 9 of 10 videos: cut.gif (image" in caplog.text
+    assert f"{tmp_path}: left out 12 of 13 videos: cut.gif (image" in caplog.text
     unchecked = folder(tmp_path, check=False)
     assert any(name.startswith("cut.mp4") for name in unchecked.broken)
-    assert len(unchecked) == 2, "that hole.mp4 is broken is not found"
+    titles = [path.name for path in sorted(tmp_path.iterdir()) if path.name not in str(unchecked.broken)]
+    assert titles == ["good.mp4", "hole.avi", "hole.mp4", "order.avi"], "that three are broken is not found"
     with pytest.raises(
         InputError, match=r"hole\.mp4 cannot be decoded \(.*--data\.check leaves such videos out"
     ):
-        unchecked.clip(1, None)
+        unchecked.clip(2, None)
 
 
 def test_wrong_settings_and_folders_are_refused(tmp_path):

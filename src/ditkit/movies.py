@@ -175,8 +175,6 @@ def _time_animation(path: Path) -> Movie:
     repeats = [duration // shortest for duration in durations]
     if any(duration % shortest for duration in durations):
         return Movie(path, np.arange(len(durations)), np.cumsum([0, *durations[:-1]]) / 1000)
-    if len(durations) == 1:
-        repeats = [1]
     keys = np.repeat(np.arange(len(durations)), repeats)
     return Movie(path, keys, np.arange(len(keys)) * shortest / 1000)
 
@@ -231,10 +229,8 @@ def _time_video(path: Path, decode: bool) -> Movie:
         if decode:
             stamps = [frame.pts for frame in _decoded(container, stream)]
         else:
-            packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-            if any(packet.pts is None for packet in packets):
-                raise ValueError("frames in it without times")
-            stamps = sorted({packet.pts for packet in packets})
+            packets = [packet for packet in container.demux(stream) if not packet.is_discard]
+            stamps = sorted({packet.pts for packet in packets if packet.pts is not None})
         keys = np.array(stamps, dtype=np.int64)
         return Movie(path, keys, keys * float(stream.time_base))
 

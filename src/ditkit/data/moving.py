@@ -93,7 +93,7 @@ class MovingDigits(ClipSection):
     clips: int = Field(default=10_000, ge=1)
     """Training clips; of the test part there are a tenth as many, at least 100."""
 
-    def open(self, split: Split = "train") -> "MovingClips":  # type: ignore[override]
+    def open(self, split: Split = "train") -> "MovingClips":
         """The clips of one part; InputError when a digit has no room, or as Fashion-MNIST's `open`."""
         if self.glyph >= self.size:
             raise InputError(

@@ -65,6 +65,8 @@ class ClipSection(DataSection):
     """Settings every source of clips has."""
 
     frames: Length = 16
+    aspect: Literal["square"] = "square"
+    """Fixed: clips are square."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -93,7 +95,7 @@ class VideoFolder(ClipSection):
     check: bool = True
     """Decode every movie once at the start, to leave out those that are broken; else only times are read."""
 
-    def open(self, split: Split = "train") -> "Videos":  # type: ignore[override]
+    def open(self, split: Split = "train") -> "Videos":
         """The movies of the folder; a folder has no test part. InputError: see `scan_movies`, `check_classes`,
         `read_captions`, `open_movie`; or no movie can be used."""
         if self.path is None:
