@@ -47,15 +47,20 @@ def backbone(
     Raises:
         InputError: unknown name, field or value out of range.
     """
+    config = configured(name, **overrides)
+    packed = channels * sum(ratio**2 for ratio in config.ratios)
+    return build(config, packed, classes, 2 * packed if learned_variance else packed, text_dim)
+
+
+def configured(name: str, **overrides) -> PlainConfig | MatryoshkaConfig:
+    """The configuration of that name with other fields. InputError as of `backbone`."""
     config = check_name(name)
     unknown = set(overrides) - set(type(config).model_fields)
     if unknown:
         raise InputError(
             f"{name} has no field {sorted(unknown)}; it has: {', '.join(type(config).model_fields)}"
         )
-    config = type(config).checked(config.model_dump() | overrides, name)
-    packed = channels * sum(ratio**2 for ratio in config.ratios)
-    return build(config, packed, classes, 2 * packed if learned_variance else packed, text_dim)
+    return type(config).checked(config.model_dump() | overrides, name)
 
 
 def check_name(name: str) -> PlainConfig | MatryoshkaConfig:
@@ -116,5 +121,6 @@ __all__ = [
     "build",
     "check_name",
     "compile_blocks",
+    "configured",
     "matryoshka",
 ]
