@@ -128,6 +128,20 @@ def test_padding_of_a_text_does_not_matter(attention):
     torch.testing.assert_close(net(x, t, {**cond, **longer}), net(x, t, cond), rtol=1e-4, atol=1e-5)
 
 
+@both_attentions
+@both_positions
+def test_bf16_autocast_is_close_and_sums_in_float32(positions, attention):
+    net = clips(positions=positions, attention=attention, heads=1)
+    x, t, cond = inputs()
+    seen = []
+    net.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    exact = net(x, t, cond)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = net(x, t, cond)
+    assert seen == [torch.float32] * 2
+    assert 1e-6 < (rounded - exact).norm() / exact.norm() < 0.03
+
+
 @every_conditioning
 def test_zero_at_initialisation(conditioning):
     net = backbone("DiT", **SMALL, tubelet=1, attention="factorised", conditioning=conditioning)

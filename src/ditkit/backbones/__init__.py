@@ -87,16 +87,17 @@ def build(
 def compile_blocks(net: Backbone, device: torch.device) -> None:
     """Compile the blocks, once for all that are alike; weights keep their names.
 
-    Where blocks differ in width and resolution, as in a U, each kind is compiled for its own sizes, and
-    again for a batch of another size.
+    A block is compiled for any size at the second that it meets. Where blocks differ in width and resolution, as in
+    a U, each kind is compiled for its own sizes, and again for a batch of another size.
 
     InputError where a CPU has no C++ compiler.
     """
     check_compiler(device)
     kinds = {tuple(p.shape for p in block.parameters()) for block in net.blocks}
-    if len(kinds) > 1:  # by default the compiler gives up after 8 forms of one function
-        config = torch._dynamo.config
-        config.recompile_limit = max(config.recompile_limit, 8 * len(kinds))
+    # By default the compiler gives up after 8 forms of one function. Each kind of block is one; so is attention over
+    # space or over time, of one frame or more, in training or not.
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 16 * len(kinds))
     for block in net.repeated:
         block.compile(dynamic=False if len(kinds) > 1 else None)
 
