@@ -47,15 +47,20 @@ def backbone(
     Raises:
         InputError: unknown name, field or value out of range.
     """
+    config = configured(name, **overrides)
+    packed = channels * sum(ratio**2 for ratio in config.ratios)
+    return build(config, packed, classes, 2 * packed if learned_variance else packed, text_dim)
+
+
+def configured(name: str, **overrides) -> PlainConfig | MatryoshkaConfig:
+    """The configuration of that name with other fields. InputError as of `backbone`."""
     config = check_name(name)
     unknown = set(overrides) - set(type(config).model_fields)
     if unknown:
         raise InputError(
             f"{name} has no field {sorted(unknown)}; it has: {', '.join(type(config).model_fields)}"
         )
-    config = type(config).checked(config.model_dump() | overrides, name)
-    packed = channels * sum(ratio**2 for ratio in config.ratios)
-    return build(config, packed, classes, 2 * packed if learned_variance else packed, text_dim)
+    return type(config).checked(config.model_dump() | overrides, name)
 
 
 def check_name(name: str) -> PlainConfig | MatryoshkaConfig:
@@ -82,16 +87,17 @@ def build(
 def compile_blocks(net: Backbone, device: torch.device) -> None:
     """Compile the blocks, once for all that are alike; weights keep their names.
 
-    Where blocks differ in width and resolution, as in a U, each kind is compiled for its own sizes, and
-    again for a batch of another size.
+    A block is compiled for any size at the second that it meets. Where blocks differ in width and resolution, as in
+    a U, each kind is compiled for its own sizes, and again for a batch of another size.
 
     InputError where a CPU has no C++ compiler.
     """
     check_compiler(device)
     kinds = {tuple(p.shape for p in block.parameters()) for block in net.blocks}
-    if len(kinds) > 1:  # by default the compiler gives up after 8 forms of one function
-        config = torch._dynamo.config
-        config.recompile_limit = max(config.recompile_limit, 8 * len(kinds))
+    # By default the compiler gives up after 8 forms of one function. Each kind of block is one; so is attention over
+    # space or over time, of one frame or more, in training or not.
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 16 * len(kinds))
     for block in net.repeated:
         block.compile(dynamic=False if len(kinds) > 1 else None)
 
@@ -116,5 +122,6 @@ __all__ = [
     "build",
     "check_name",
     "compile_blocks",
+    "configured",
     "matryoshka",
 ]

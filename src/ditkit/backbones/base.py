@@ -76,7 +76,7 @@ class Port(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """(x (B, C, H, W), t (B,), cond) -> (B, C', H, W).
+    """(x (B, C, H, W), t (B,), cond) -> (B, C', H, W); a network of clips also (B, C, F, H, W) -> (B, C', F, H, W).
 
     cond has "label" (B,) where the network has classes, and a text where it is told one (`nn/text.py`).
     """

@@ -3,14 +3,14 @@
 cost = ditkit.cost("DiT-XL/2", size=256)
 cost.params, cost.macs      # 674,834,720 and 118.62 G, as printed in the paper
 cost.memory(batch=16).peak  # bytes
+ditkit.cost("DiT-XL/2", frames=16, tubelet=1, attention="factorised")  # clips
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 
-from ditkit.backbones import BACKBONES, Backbone, backbone, check_name
+from ditkit.backbones import BACKBONES, backbone, check_name, configured
 from ditkit.costs.count import Cost, count_cost
 from ditkit.errors import InputError
 from ditkit.recipe import Recipe
@@ -48,19 +48,27 @@ def published(name: str) -> Published:
     return Published()
 
 
-def cost(name: str, size: int | None = None, *, fused: bool = False, **overrides) -> Cost:
+def cost(
+    name: str, size: int | None = None, *, frames: int | None = None, fused: bool = False, **overrides
+) -> Cost:
     """Parameters, multiply-adds and memory of a network by name, a key of `BACKBONES`; `overrides` are fields of
-    its configuration, such as conditioning="in_context". `fused`: in the form it samples in (U-DiT), which is
+    its configuration, such as conditioning="in_context". `frames`: of clips of that many, which need a network with a
+    tubelet. `fused`: in the form it samples in (U-DiT), which is
     what its paper counts, instead of the one that is trained.
 
     Counted as published (`published`): for most of them, images of `size` × `size` pixels are latents of 4 channels
     and an eighth of the side; 1,000 classes; learned variance, so 8 output channels. Nothing is computed.
 
     Raises:
-        InputError: unknown name or field, or a size that the autoencoder or the network cannot divide.
+        InputError: unknown name or field, or a size or number of frames that the autoencoder or the network cannot
+            divide.
     """
     known = published(name)
     size = known.size if size is None else size
+    length = () if frames is None else (frames,)
+    _check_fits(
+        f"{name}, {known},", configured(name, **overrides).patch_sizes, size, length, known.downsampling
+    )
     with torch.device("meta"):
         net = backbone(
             name,
@@ -71,11 +79,8 @@ def cost(name: str, size: int | None = None, *, fused: bool = False, **overrides
             **overrides,
         )
     ratios = BACKBONES[name].ratios
-    unit = known.downsampling * ratios[0]
-    if not _fits(net, size, unit):
-        others = ", ".join(map(str, _fitting(net, size, unit)))
-        raise InputError(f"--size {size}: {name}, {known}, takes {others}")
-    state = (known.channels * sum(ratio**2 for ratio in ratios), size // unit, size // unit)
+    side = size // (known.downsampling * ratios[0])
+    state = (known.channels * sum(ratio**2 for ratio in ratios), *length, side, side)
     return count_cost(net.fused() if fused else net, state, bool(known.classes), known.words)
 
 
@@ -88,21 +93,18 @@ def recipe_cost(recipe: Recipe, *, fused: bool = False) -> Cost:
     return count_cost(net.fused() if fused else net, state, bool(net.classes), words)
 
 
-def _fits(net: Backbone, size: int, unit: int) -> bool:
-    """Whether images of that size can be, of which `unit` pixels are one of the (lowest) state."""
+def _check_fits(
+    what: str, patch: tuple[int, ...], size: int, length: tuple[int, ...], downsampling: int
+) -> None:
+    """InputError, naming what would do, unless patches of that size divide images of it, or clips of that length."""
+    *tubelet, side, _ = patch
+    unit = side * downsampling
     if size < 1 or size % unit:
-        return False
-    try:
-        net.check_size(size // unit, size // unit)
-    except InputError:
-        return False
-    return True
-
-
-def _fitting(net: Backbone, size: int, unit: int) -> Iterator[int]:
-    """The nearest sizes below and above that would do."""
-    yield from [smaller for smaller in range(size - 1, 0, -1) if _fits(net, smaller, unit)][:1]
-    larger = max(size, 0) + 1
-    while not _fits(net, larger, unit):
-        larger += 1
-    yield larger
+        below = max(size, 0) // unit * unit
+        others = [str(other) for other in (below, below + unit) if other]
+        raise InputError(f"--size {size}: {what} takes {', '.join(others)}")
+    frames = length[0] if length else 1
+    if length and not tubelet:
+        raise InputError(f"--frames {frames}: {what} is a network of images; give it a tubelet of 1 or more")
+    if tubelet and (frames < 1 or frames % tubelet[0]):
+        raise InputError(f"--frames {frames}: {what} takes multiples of its tubelet, {tubelet[0]}")

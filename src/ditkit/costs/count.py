@@ -33,7 +33,7 @@ class Part(NamedTuple):
     params: int
     """Trainable parameters."""
     macs: int
-    """Multiply-adds of one forward pass of one image."""
+    """Multiply-adds of one forward pass of one image or clip."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Cost:
     params: int
     """Trainable parameters."""
     macs: int
-    """Multiply-adds of products and convolutions, of one forward pass of one image."""
+    """Multiply-adds of products and convolutions, of one forward pass of one image or clip."""
     modules: dict[str, Part]
     """Both by module, in the network's order; the parts add up. Repeated modules are one: `blocks.*.mlp.*`.
     A name stands for what the module does itself, without those below it; "" is the network."""
@@ -103,8 +103,8 @@ class Cost:
 
 
 def count_cost(net: nn.Module, state: tuple[int, ...], labelled: bool, words: int = 0) -> Cost:
-    """Cost of `net` on a state (C, H, W), with a label, with `words` tokens of a text. It runs with meta tensors in place of its weights: nothing is
-    computed or copied, and the network stays where it is."""
+    """Cost of `net` on a state (C, H, W) or (C, F, H, W), with a label, with `words` tokens of a text. It runs with meta
+    tensors in place of its weights: nothing is computed or copied, and the network stays where it is."""
     inputs = Inputs(state, labelled, words)
     tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     weights = {name: value.to("meta") for name, value in tensors.items()}

@@ -89,7 +89,7 @@ class Inputs(NamedTuple):
     """What a network is asked with."""
 
     state: tuple[int, ...]
-    """(C, H, W)."""
+    """(C, H, W), or of a clip (C, F, H, W)."""
     labelled: bool
     words: int = 0
     """Tokens of a text, for a network that is told one."""
