@@ -142,7 +142,9 @@ class Recipe(Section):
                 f"{'s' * (outer > 0)}; at most {outer}"
             )
         if self.data.aspect == "native" and self.train.tokens is None:
-            raise ValueError("train.tokens is needed for data.aspect native, whose batches are of so many tokens")
+            raise ValueError(
+                "train.tokens is needed for data.aspect native, whose batches are of so many tokens"
+            )
         if self.train.packed and (self.train.tokens is None or self.train.micro_batch or outer):
             raise ValueError(
                 "train.packed is for train.tokens and a backbone of one resolution, without train.micro_batch"

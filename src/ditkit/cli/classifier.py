@@ -5,19 +5,21 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from ditkit.cli.parsing import data_section, parse
 from ditkit.config import Section
-from ditkit.data import DataConfig, load_all
+from ditkit.data import DataConfig, DataSection, Split, load_all
 from ditkit.errors import InputError
 from ditkit.evaluation import fit_classifier, save_classifier
+from ditkit.scoring.samples import frame_by_frame
 
 USAGE = """usage: ditkit classifier DATA --out FILE [--data.field value ...] [--epochs N] [--seed N]
 
 Train the small classifier whose features every score of this data set is measured in, on the training
 split; its accuracy on the held-out split and its hash are printed. Freeze it: scores under different
-hashes cannot be compared. DATA: digits, fashion-mnist, hub, or a folder with one sub-folder per class
-(then a fifth of each class is held out)."""
+hashes cannot be compared. DATA: digits, fashion-mnist, moving-digits (of clips every frame is an image), hub, or
+a folder with one sub-folder per class (then a fifth of each class is held out)."""
 
 HOLD_OUT = 5  # every fifth image, where the data has no held-out part
 
@@ -41,11 +43,11 @@ def run(argv: list[str]) -> None:
     name, *flags = argv
     default = ClassifierCommand(data=data_section(name))
     command = parse(ClassifierCommand, flags, f"classifier {name}", default=default)
-    images, labels = load_all(command.data, "train")
+    images, labels = _load(command.data, "train")
     if labels is None:
         raise InputError(f"{name} has no classes: a classifier needs labels (one sub-folder per class)")
     try:
-        test_images, test_labels = load_all(command.data, "test")
+        test_images, test_labels = _load(command.data, "test")
     except InputError:  # no part of its own for that: hold out a fifth
         held_out = torch.arange(len(images)) % HOLD_OUT == 0
         test_images, test_labels = images[held_out], labels[held_out]
@@ -66,3 +68,9 @@ def run(argv: list[str]) -> None:
     print(
         f"{out}\nheld-out accuracy {card.accuracy:.4f} on {len(test_images)} images, hash {classifier.hash[:12]}"
     )
+
+
+def _load(data: DataSection, split: Split) -> tuple[Tensor, Tensor | None]:
+    """All images of a part; of clips their frames."""
+    ((images, labels),) = frame_by_frame([load_all(data, split)])
+    return images, labels

@@ -6,7 +6,16 @@ writes what came out. Adding one: a file, and its line below.
 
 from types import ModuleType
 
-from ditkit.studies import conditionings, matryoshka, samplers, scaling, sit_ladder, udit, udit_ladder
+from ditkit.studies import anysize, conditionings, matryoshka, moving, samplers, scaling, sit_ladder, udit, udit_ladder
+    anysize,
+    conditionings,
+    matryoshka,
+    samplers,
+    scaling,
+    sit_ladder,
+    udit,
+    udit_ladder,
+)
 
 STUDIES: dict[str, ModuleType] = {
     "scaling": scaling,
@@ -16,6 +25,8 @@ STUDIES: dict[str, ModuleType] = {
     "udit": udit,
     "udit-ladder": udit_ladder,
     "matryoshka": matryoshka,
+    "anysize": anysize,
+    "moving": moving,
 }
 
 __all__ = ["STUDIES"]

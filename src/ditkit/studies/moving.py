@@ -1,0 +1,203 @@
+"""Do digits keep their class and move in straight lines? Attention over space and time against frames by themselves.
+
+Moving digits, 16 frames of 32 x 32 pixels. One DiT with attention factorised over space and time (`factorised`) and one
+with all tokens to all (`joint`), of equal width and depth; and the same network of single frames (`frames`), whose
+clips are as many frames of one class, each drawn alone. Real clips say how strict the tests are.
+
+A clip keeps its class when its frames' classifier reads every frame as the class asked for. It moves straight when the
+centres of brightness of all its frames are within 1.5 pixels of a straight line that is reflected at the borders only
+(`moving.fold` with the clips' own room; start, velocity and the digit's own centre are fitted), at a speed between half
+the slowest and twice the fastest that was trained. The Fréchet distance is of the classifier's features, their mean over
+frames and the mean size of their change from frame to frame, to training clips. Of given first frames the rest of
+real held-out clips is asked for: how far their centres are from where the real digit went.
+
+Command: ditkit study moving. Cost: not measured yet. What came out: docs/results.md.
+"""
+
+from base64 import b64decode, b64encode
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ditkit.data import MovingDigits, load_all
+from ditkit.data.moving import centroid, fold
+from ditkit.errors import InputError
+from ditkit.evaluation import FeatureNetwork, Features, Moments, bundled_classifier, frechet_distance
+from ditkit.pictures import contact_sheet
+from ditkit.pipeline import Pipeline
+from ditkit.recipes import recipe
+from ditkit.studies.cells import Cell, Results
+
+CLIPS = 60_000
+SAMPLES = 400
+REFERENCE = 2_000  # training clips
+GIVEN = 4  # first frames of held-out clips
+RESIDUAL = 1.5  # pixels
+SHOWN = 6
+BATCH = 50
+
+
+def cells() -> dict[str, Cell]:
+    base = recipe("moving-digits").replace(
+        train={"images": CLIPS, "preview_images": 0, "validate_images": 0, "checkpoint_images": CLIPS}
+    )
+    frames = base.replace(
+        data={"frames": 1},
+        backbone={"attention": "joint"},
+        transport={"given_frames": 0.0},
+        train={"images": 4 * CLIPS, "batch": 64, "log_images": 4 * CLIPS // 20},
+    )
+    networks = {
+        "factorised": base,
+        "joint": base.replace(backbone={"attention": "joint"}),
+        "frames": frames,
+    }
+    return {name: Cell(known.replace(name=f"moving-{name}"), (), clips) for name, known in networks.items()}
+
+
+class Motion(NamedTuple):
+    """The straight line, reflected at the borders, that is nearest to a clip's centres."""
+
+    residual: Tensor
+    """(N,): pixels of the frame that is furthest from it, on the worse axis."""
+    speed: Tensor
+    """(N,): pixels a frame."""
+
+
+def fit_motion(centres: Tensor, room: float, fastest: float) -> Motion:
+    """Of centres (N, F, 2). For every start and velocity on a grid of each axis the digit's own centre is the middle of
+    what is left, which makes the largest difference smallest."""
+    frames = torch.arange(centres.shape[1])
+    velocities = torch.arange(-fastest, fastest + 1e-6, 0.05)
+    starts = torch.arange(0, room + 1e-6, 0.25)
+    lines = fold(starts[:, None, None] + velocities[:, None] * frames, room).flatten(0, 1)  # (S V, F)
+    residuals, speeds = [], []
+    for axis in range(2):
+        left = centres[:, None, :, axis] - lines  # (N, S V, F)
+        half = (left.amax(2) - left.amin(2)) / 2
+        best, place = half.min(1)
+        residuals.append(best)
+        speeds.append(velocities[place % len(velocities)])
+    return Motion(torch.stack(residuals).amax(0), torch.stack(speeds).norm(dim=0))
+
+
+def clips(pipeline: Pipeline) -> dict[str, Any]:
+    """What the samples of a network are, and real clips beside them."""
+    data = recipe("moving-digits").data
+    assert isinstance(data, MovingDigits)
+    network = bundled_classifier(data.kind, data.size)
+    if network is None:
+        raise InputError("the classifier of moving-digits is not in this installation; install ditkit again")
+    labels = torch.arange(SAMPLES) % 10
+    made = sampled(pipeline, labels, data.frames)
+    real, known = load_all(data, "train", REFERENCE)
+    assert known is not None
+    reference = features(real, network)
+    test, theirs = load_all(data, "test", SAMPLES)
+    assert theirs is not None
+    found = {
+        "samples": judged(made, labels, data, network, reference),
+        "held_out": judged(test, theirs, data, network, reference),
+    }
+    if pipeline.transport.given_frames:
+        found["going_on"] = going_on(pipeline, test, theirs)
+    picture = BytesIO()
+    contact_sheet(made[:SHOWN]).save(picture, "PNG")
+    return found | {"picture": b64encode(picture.getvalue()).decode()}
+
+
+def sampled(pipeline: Pipeline, labels: Tensor, frames: int) -> Tensor:
+    """Clips (N, C, F, H, W); of a network of single frames each drawn alone."""
+    alone = frames // pipeline.recipe.data.shape[0]
+    asked = labels.repeat_interleave(alone)
+    made = pipeline.generate(
+        {"label": asked}, seeds=range(len(asked)), batch=BATCH, precision=pipeline.recipe.train.precision
+    )
+    return made.unflatten(0, (-1, alone)).transpose(1, 2).flatten(2, 3)
+
+
+def features(movies: Tensor, network: FeatureNetwork) -> Moments:
+    """Of clips (N, C, F, H, W): the frames' mean features, and the mean size of their changes."""
+    rows = []
+    for part in movies.split(BATCH):
+        read = network(part.transpose(1, 2).flatten(0, 1)).pooled.unflatten(0, (len(part), -1))  # (B, F, D)
+        rows.append(torch.cat([read.mean(1), read.diff(dim=1).abs().mean(1)], dim=1))
+    return Moments.of(torch.cat(rows))
+
+
+def judged(
+    movies: Tensor, labels: Tensor, data: MovingDigits, network: FeatureNetwork, reference: Moments
+) -> dict[str, float]:
+    """Shares of the clips that pass, and their Fréchet distance."""
+    frames = movies.transpose(1, 2).flatten(0, 1)
+    found = [classes_read(network(part)) for part in frames.split(500)]
+    right = (torch.cat(found).unflatten(0, (len(movies), -1)) == labels[:, None]).float()
+    slowest, fastest = data.speed
+    motion = fit_motion(centroid(movies[:, 0]), data.size - data.glyph, 2 * fastest)
+    straight = (
+        (motion.residual < RESIDUAL) & (motion.speed > slowest / 2) & (motion.speed < 2 * fastest)
+    ).float()
+    kept = right.amin(1)
+    return {
+        "n": len(movies),
+        "frames": right.mean().item(),
+        "class": kept.mean().item(),
+        "straight": straight.mean().item(),
+        "both": (kept * straight).mean().item(),
+        "residual": motion.residual.median().item(),
+        "frechet": frechet_distance(features(movies, network), reference),
+    }
+
+
+def classes_read(found: Features) -> Tensor:
+    """(N,)"""
+    assert found.logits is not None  # it is a classifier
+    return found.logits.argmax(1)
+
+
+def going_on(pipeline: Pipeline, real: Tensor, labels: Tensor) -> dict[str, float]:
+    """Pixels between the centres of real clips and of those that go on from their first GIVEN frames, by the median
+    clip, in the next frame and in the last."""
+    made = pipeline.generate(
+        {"label": labels},
+        seeds=range(len(real)),
+        start=real[:, :, :GIVEN],
+        batch=BATCH,
+        precision=pipeline.recipe.train.precision,
+    )
+    apart = (centroid(made[:, 0]) - centroid(real[:, 0])).norm(dim=-1)  # (N, F)
+    return {"next": apart[:, GIVEN].median().item(), "last": apart[:, -1].median().item()}
+
+
+def report(results: Results, out: Path) -> str:
+    """The table as Markdown; draws samples.png into `out`."""
+    done = {name: results[name] for name in cells() if name in results and results[name]["finished"]}
+    if not done:
+        return "No cell is finished yet."
+    lines = [
+        "| | frames read right | class kept | straight | both | median residual, px | Fréchet distance | going on, px: next, last "
+        "| clips/s |",
+        "|" + "---|" * 9,
+    ]
+    for name, record in done.items():
+        measured = record["measured"]
+        lines.append(_row(name, measured["samples"], measured.get("going_on"), record["images_per_second"]))
+    lines.append(_row("held-out clips", next(iter(done.values()))["measured"]["held_out"]))
+    pictures = [Image.open(BytesIO(b64decode(record["measured"]["picture"]))) for record in done.values()]
+    stacked = np.concatenate([np.asarray(picture) for picture in pictures])
+    Image.fromarray(stacked).save(out / "samples.png")
+    return "\n".join(lines)
+
+
+def _row(
+    name: str, found: dict[str, float], on: dict[str, float] | None = None, rate: float | None = None
+) -> str:
+    shares = " | ".join(f"{found[key]:.1%}" for key in ("frames", "class", "straight", "both"))
+    further = f"{on['next']:.1f}, {on['last']:.1f}" if on else ""
+    speed = "" if rate is None else f"{rate:.0f}"
+    return f"| {name} | {shares} | {found['residual']:.2f} | {found['frechet']:.2f} | {further} | {speed} |"
