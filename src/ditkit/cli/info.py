@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import torch
 import tyro
 from pydantic import Field
 
-from ditkit.backbones import BACKBONES, UDiTConfig
+from ditkit.backbones import BACKBONES, DiTConfig, UDiTConfig
 from ditkit.cli.parsing import parse, switch_kinds
 from ditkit.config import Section
 from ditkit.costs import cost, published, recipe_cost
@@ -22,7 +23,7 @@ from ditkit.pipeline import SNAPSHOTS
 from ditkit.recipe import Recipe
 from ditkit.recipes import RECIPES
 
-USAGE = """usage: ditkit info BACKBONE [--size 256] [--batch 16] [--precision auto] [--modules]
+USAGE = """usage: ditkit info BACKBONE [--size 256] [--frames 16] [--batch 16] [--precision auto] [--modules]
        ditkit info RECIPE [--section.field value ...] [--batch N] [--modules] [--json]
        ditkit info RUN, a folder or the name of a bundled snapshot, or FILE, an official one, or a folder of
        diffusers', with the flags of a recipe
@@ -44,8 +45,10 @@ class NamedCommand(Section):
 
     size: int | None = None
     """Side of the image in pixels; as published when not given."""
+    frames: Annotated[int, Field(ge=1)] | None = None
+    """Of a DiT: as a network of clips of so many frames, a token for each patch of each frame."""
     batch: Annotated[int, Field(ge=1)] = BATCH
-    """Images of a training step."""
+    """Images, or clips, of a training step."""
     precision: Precision = "auto"
     """auto: bf16 autocast over float32 weights where this machine has fast bf16."""
     modules: bool = False
@@ -101,17 +104,33 @@ def _every_backbone(command: NamedCommand) -> Iterator[str]:
 
 
 def _backbone(name: str, command: NamedCommand) -> Iterator[str]:
-    found, sampled = cost(name, command.size), cost(name, command.size, fused=True)
+    of_clips = partial(cost, name, command.size, frames=command.frames, tubelet=1)
+    if command.frames and not isinstance(BACKBONES[name], DiTConfig):
+        raise InputError(f"--frames {command.frames}: {name} is a network of images; clips take a DiT")
+    build = of_clips if command.frames else partial(cost, name, command.size)
+    found, sampled = build(), build(fused=True)
     known = published(name)
     size = command.size or known.size
-    yield f"{name}: {size} x {size} pixels, {known}"
+    length = f"{command.frames} frames of " if command.frames else ""
+    yield f"{name}: {length}{size} x {size} pixels, {known}"
     is_udit = isinstance(BACKBONES[name], UDiTConfig)
     yield from _counts(
         found, sampled, cost(name, command.size, fused=True, attention="full") if is_udit else None
     )
+    if command.frames:
+        yield _over_frames(sampled, of_clips(attention="factorised"))
     yield from _training(found, command.batch, None, command.precision)
     if command.modules:
         yield from _table(sampled)
+
+
+def _over_frames(joint: Cost, factorised: Cost) -> str:
+    """A clip's multiply-adds with attention of both kinds."""
+    told = (
+        f"{kind} {found.macs / 1e9:,.3f} G ({_attention(found) / 1e9:,.3f} G between tokens)"
+        for kind, found in (("joint", joint), ("factorised", factorised))
+    )
+    return f"  attention   {', '.join(told)}"
 
 
 def _recipe(command: RecipeCommand) -> Iterator[str]:
@@ -121,23 +140,29 @@ def _recipe(command: RecipeCommand) -> Iterator[str]:
         return
     if recipe.data.classes is None:
         recipe = recipe.replace(data={"classes": len(recipe.data.open().names)})
-    size, train = recipe.data.size, recipe.train
+    train = recipe.train
     batch = command.batch or train.batch
-    state = recipe.build_codec().layout(size, size).shape
+    *length, height, width = recipe.data.shape
+    state = recipe.build_codec().layout(*recipe.data.shape).shape
     yield (
         f"{recipe.name}: {recipe.backbone.kind}, {recipe.transport.path} path, predicts "
         f"{recipe.transport.predict}"
     )
-    yield f"  images      {size} x {size}, {recipe.data.channels} channels, {recipe.data.classes} classes"
+    images = f"clips       {length[0]} frames of " if length else "images      "
+    yield f"  {images}{height} x {width}, {recipe.data.channels} channels, {recipe.data.classes} classes"
     yield f"  state       {' x '.join(map(str, state))} ({recipe.codec.kind})"
     if recipe.text:
         yield f"  text        {recipe.text.id}, {recipe.text.length} tokens of {recipe.text.dim} channels"
-    yield f"  training    {train.images:,} images in batches of {train.batch}"
+    batches = f"batches of {train.batch}" if train.tokens is None else f"batches of {train.tokens:,} tokens"
+    yield f"  training    {train.images:,} {'clips' if length else 'images'} in {batches}"
     found, sampled = recipe_cost(recipe), recipe_cost(recipe, fused=True)
     downsampled = isinstance(recipe.backbone, UDiTConfig) and recipe.backbone.attention != "full"
     full = recipe.replace(backbone={"attention": "full"}) if downsampled else None
     yield from _counts(found, sampled, recipe_cost(full, fused=True) if full else None)
     yield from _levels(recipe)
+    if isinstance(recipe.backbone, DiTConfig) and recipe.backbone.tubelet and recipe.backbone.depth % 2 == 0:
+        kinds = (recipe.replace(backbone={"attention": kind}) for kind in ("joint", "factorised"))
+        yield _over_frames(*map(recipe_cost, kinds))
     yield from _training(found, batch, train.micro_batch, train.precision)
     if command.modules:
         yield from _table(sampled)

@@ -6,10 +6,11 @@ writes what came out. Adding one: a file, and its line below.
 
 from types import ModuleType
 
-from ditkit.studies import anysize, conditionings, matryoshka, moving, samplers, scaling, sit_ladder, udit, udit_ladder
+from ditkit.studies import (
     anysize,
     conditionings,
     matryoshka,
+    moving,
     samplers,
     scaling,
     sit_ladder,
