@@ -329,12 +329,15 @@ def test_classes_folders_of_frames_and_animations(tmp_path):
     save_movie(movie(6), tmp_path / "ant" / "a.gif", 10)
     save_movie(movie(6), tmp_path / "cat" / "c.webp", 10)
     write_frames(tmp_path / "ant" / ".hidden")
+    write_frames(tmp_path / "dog" / "frames")
+    Image.new("L", (8, 8)).save(tmp_path / "dog" / "cover.png")
     (tmp_path / "notes.md").write_text("passed over")
-    source = folder(tmp_path, classes=2, size=8)
-    assert (source.names, source.labels.tolist()) == (("ant", "cat"), [0, 0, 0, 1, 1])
-    assert [shown(source.clip(k, None)) for k in range(5)] == [
-        [1, 2, 3, 4], [4, 5, 6, 7], [4, 5, 6, 7], [2, 3, 4, 5], [1, 2, 3, 4],
+    source = folder(tmp_path, classes=3, size=8)
+    assert (source.names, source.labels.tolist()) == (("ant", "cat", "dog"), [0, 0, 0, 1, 1, 2])
+    assert [shown(source.clip(k, None)) for k in range(6)] == [
+        [1, 2, 3, 4], [4, 5, 6, 7], [4, 5, 6, 7], [2, 3, 4, 5], [1, 2, 3, 4], [4, 5, 6, 7],
     ]  # fmt: skip
+    assert source.broken == ("dog/cover.png (1 of 4 frames)",)
     assert source.captions is None
     unlabelled = folder(tmp_path / "cat", size=8)
     assert (unlabelled.names, unlabelled.labels, len(unlabelled)) == ((), None, 2)

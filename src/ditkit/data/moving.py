@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ditkit.data.arrays import Digits, FashionMNIST
 from ditkit.data.sources import Arrays, Channels, Size, Split
-from ditkit.data.video import ClipSection, Length
+from ditkit.data.video import ClipSection
 from ditkit.errors import InputError
 from ditkit.randomness import generator
 
@@ -79,7 +79,6 @@ class MovingDigits(ClipSection):
     channels: Channels = 1
     flip: Literal[False] = False
     """Fixed: a mirrored clip would not move as its caption says."""
-    frames: Length = 16
     digits: int = Field(default=1, ge=1, le=MOST)
     """How many move in a clip. One: its class is the clip's; more: the clips have no class."""
     glyphs: Literal["digits", "fashion-mnist"] = "digits"
