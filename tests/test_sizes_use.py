@@ -1,5 +1,7 @@
 """Clips and images of any size from end to end: training on buckets and packed rows, going on from frames, the command line."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from safetensors.torch import load_file
 from ditkit.backbones import DiTConfig, UNetConfig
 from ditkit.cli import main
 from ditkit.data import Batch, Folder, MovingDigits, batches, plan_for
-from ditkit.data.video import read_movie
+from ditkit.data.video import Mixed, VideoFolder, read_movie
 from ditkit.errors import InputError
+from ditkit.movies import save_movie
 from ditkit.pipeline import Pipeline, load
 from ditkit.recipes import recipe
 from ditkit.rollout import WINDOW, roll_out
@@ -39,7 +42,7 @@ def quiet(chosen, out, **options):
 
 def clips(**sections):
     """A recipe of clips of 5 frames, 16 × 16."""
-    data = MovingDigits(size=16, glyph=8, frames=5, clips=20, classes=10)
+    data = MovingDigits(size=16, glyph=8, frames=5, clips=20, classes=10, **sections.pop("data", {}))
     backbone = TINY.model_copy(update={"tubelet": 1, "attention": "factorised"})
     return recipe("moving-digits").replace(
         data=data, backbone=backbone, train={**FEW, "images": 32, **sections.pop("train", {})}, **sections
@@ -227,6 +230,34 @@ def test_clips_train_and_resume(tmp_path):
     assert (tmp_path / "whole" / "validation.png").exists()
 
 
+def test_clips_train_beside_single_frames_and_pictures(tmp_path, folder, caplog):
+    caplog.set_level("INFO")
+    chosen = clips(data={"single_frames": 0.5}, train={"tokens": 160})
+    quiet(chosen, tmp_path / "run")
+    assert "1x16x16      10     10             160" in caplog.text
+    assert "5x16x16      20      2             160" in caplog.text
+    movies = tmp_path / "movies"
+    movies.mkdir()
+    stream = torch.Generator().manual_seed(0)
+    for k in range(3):
+        clip = torch.randint(0, 256, (1, 6, 16, 16), generator=stream).to(torch.uint8)
+        save_movie(clip, movies / f"{k}.webp", 8)
+    data = VideoFolder(path=movies, pictures=folder, size=16, channels=1, frames=5, classes=0)
+    source = data.training()
+    assert len(source) == 3 + len(SIZES)
+    plan = plan_for(source, data, 4, lambda size: math.prod(size) // 16, 160)
+    sizes = {
+        tuple(batch.images.shape[2:])
+        for batch in batches(source, data, seed=0, start=0, stop=13, batch=0, plan=plan)
+    }
+    assert sizes == {(5, 16, 16), (1, 16, 16)}
+    (movies / "0.txt").write_text("a clip")
+    told = data.model_copy(update={"caption_column": "txt"}).open()
+    silent = Folder(path=folder, size=16, channels=1).open()
+    with pytest.raises(InputError, match="the pictures' captions are not those of the clips"):
+        Mixed(data, told, silent)
+
+
 def test_clips_in_latents_of_their_frames(tmp_path):
     from test_codecs import saved
 
@@ -243,8 +274,11 @@ def test_clips_in_latents_of_their_frames(tmp_path):
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"train": {"tokens": None}}, "train.tokens is needed for data.aspect native"),
-        ({"train": {"packed": True, "micro_batch": 2}}, "train.packed is for train.tokens .* without train.micro_batch"),
+        ({"train": {"tokens": None}}, "train.tokens is needed for data of several sizes"),
+        (
+            {"train": {"packed": True, "micro_batch": 2}},
+            "train.packed is for train.tokens .* without train.micro_batch",
+        ),
         ({"train": {"score_images": 10}}, "data.aspect native: train.score_images and train.latents"),
         ({"transport": {"given_frames": 0.5}}, "transport.given_frames is for data of clips"),
         ({"train": {"tokens": 15}}, "--train.tokens 15 is less than the 16 tokens of one sample of 16x16"),

@@ -141,9 +141,10 @@ class Recipe(Section):
                 f"train.stages has {len(self.train.stages)} stages before the last for {outer + 1} level"
                 f"{'s' * (outer > 0)}; at most {outer}"
             )
-        if self.data.aspect == "native" and self.train.tokens is None:
+        if self.data.several_sizes and self.train.tokens is None:
             raise ValueError(
-                "train.tokens is needed for data.aspect native, whose batches are of so many tokens"
+                "train.tokens is needed for data of several sizes (data.aspect native, single_frames, pictures), whose "
+                "batches are of so many tokens"
             )
         if self.train.packed and (self.train.tokens is None or self.train.micro_batch or outer):
             raise ValueError(

@@ -21,6 +21,7 @@ import numpy as np
 from ditkit.data.latents.source import Latents
 from ditkit.data.sources import DataSection, Images, Source, each
 from ditkit.data.transforms import native_size
+from ditkit.data.video import Mixed
 from ditkit.errors import InputError
 from ditkit.randomness import generator
 
@@ -170,8 +171,11 @@ def plan_for(
 
 
 def sizes(source: Source | Latents, config: DataSection, multiple: int) -> list[Size]:
-    """The size of every sample as it is trained on: the section's, or each native image's own with sides that
+    """The size of every sample as it is trained on: the section's, of single frames among clips one frame, or each
+    native image's own with sides that
     are multiples of `multiple` pixels. InputError when a native image cannot be read, or the source has no images."""
+    if isinstance(source, Mixed):
+        return source.sizes
     if config.aspect == "square":
         return [config.shape] * len(source)
     if not isinstance(source, Images):

@@ -118,6 +118,15 @@ class DataSection(Section):
     def open(self, split: Split = "train") -> Source:
         """The images of one part; InputError when they cannot be found or read."""
 
+    @property
+    def several_sizes(self) -> bool:
+        """Whether training images are not all of one size, so that batches must be planned."""
+        return self.aspect == "native"
+
+    def training(self) -> Source:
+        """What is trained on: the training part, and what there is beside it. InputError as of `open`."""
+        return self.open("train")
+
     def check_classes(self, names: Sequence[str], where: str) -> None:
         """InputError when `where` has another number of classes than these settings ask for."""
         if self.classes is not None and self.classes != len(names):

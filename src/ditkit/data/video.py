@@ -16,8 +16,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ditkit.data.captions import read_captions
-from ditkit.data.folder import by_class, listing
-from ditkit.data.sources import DataSection, Split, each
+from ditkit.data.folder import Folder, by_class, listing
+from ditkit.data.sources import Clips, DataSection, Images, Split, each
 from ditkit.data.transforms import prepare, to_array, to_mode
 from ditkit.errors import InputError
 from ditkit.files import first_line
@@ -67,11 +67,22 @@ class ClipSection(DataSection):
     frames: Length = 16
     aspect: Literal["square"] = "square"
     """Fixed: clips are square."""
+    single_frames: float = Field(default=0.0, ge=0)
+    """Also train on frames by themselves, clips of one frame: so many for each clip. Batches need train.tokens."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(F, H, W) of a clip."""
         return self.frames, self.size, self.size
+
+    @property
+    def several_sizes(self) -> bool:
+        return self.single_frames > 0
+
+    def training(self) -> Clips:
+        clips = self.open("train")
+        assert isinstance(clips, Clips)
+        return Mixed(self, clips) if self.several_sizes else clips
 
 
 class VideoFolder(ClipSection):
@@ -92,8 +103,22 @@ class VideoFolder(ClipSection):
     """Every which of these frames goes into a clip."""
     caption_column: str | None = None
     """Column of the folder's metadata.jsonl with the captions, or txt: a .txt file beside each movie."""
+    pictures: Path | None = None
+    """Also train on the images of this folder, each a clip of one frame; classes and captions as the movies have
+    them. Batches need train.tokens."""
     check: bool = True
     """Decode every movie once at the start, to leave out those that are broken; else only times are read."""
+
+    @property
+    def several_sizes(self) -> bool:
+        return super().several_sizes or self.pictures is not None
+
+    def training(self) -> Clips:
+        if self.pictures is None:
+            return super().training()
+        folder = Folder(path=self.pictures, size=self.size, channels=self.channels, classes=self.classes)
+        pictures = folder.model_copy(update={"caption_column": self.caption_column, "check": self.check})
+        return Mixed(self, self.open("train"), pictures.open())
 
     def open(self, split: Split = "train") -> "Videos":
         """The movies of the folder; a folder has no test part. InputError: see `scan_movies`, `check_classes`,
@@ -106,6 +131,50 @@ class VideoFolder(ClipSection):
         self.check_classes(names, str(self.path))
         captions = read_captions(self.path, titles, self.caption_column) if self.caption_column else None
         return Videos(self, self.path, titles, labels, names, captions)
+
+
+class Mixed:
+    """What clips are trained on with: the clips, then single frames of them, then pictures, each a clip of one frame."""
+
+    broken: tuple[str, ...] = ()
+
+    def __init__(self, config: ClipSection, clips: Clips, pictures: Images | None = None):
+        """InputError where pictures have no classes or captions and clips have, or other classes."""
+        self._config, self._clips, self._pictures = config, clips, pictures
+        singles = round(config.single_frames * len(clips))
+        self._of = [*range(len(clips)), *(k * len(clips) // singles for k in range(singles))]
+        self.names = clips.names
+        labels: list[int] = []
+        captions: list[str] = []
+        for part, places in ((clips, self._of), (pictures, range(0 if pictures is None else len(pictures)))):
+            if part is None:
+                continue
+            lacking = "classes" if part.names != clips.names else "captions"
+            if part.names != clips.names or (part.captions is None) != (clips.captions is None):
+                raise InputError(
+                    f"--data.pictures: the pictures' {lacking} are not those of the clips; give both the same, or neither any"
+                )
+            labels += [] if part.labels is None else part.labels[list(places)].tolist()
+            captions += [] if part.captions is None else [part.captions[place] for place in places]
+        self.labels = None if clips.labels is None else torch.tensor(labels)
+        self.captions: Sequence[str] | None = None if clips.captions is None else captions
+
+    def __len__(self) -> int:
+        return len(self._of) + (0 if self._pictures is None else len(self._pictures))
+
+    @property
+    def sizes(self) -> list[tuple[int, ...]]:
+        """(F, H, W) of each."""
+        clip = self._config.shape
+        return [clip if index < len(self._clips) else (1, *clip[1:]) for index in range(len(self))]
+
+    def clip(self, index: int, draw: np.random.Generator | None) -> Tensor:
+        if index < len(self._of):
+            clip = self._clips.clip(self._of[index], draw)
+            return clip if index < len(self._clips) else clip[:, :1]
+        assert self._pictures is not None
+        image, _ = self._pictures[index - len(self._of)]
+        return prepare(image, self._config.size, self._config.channels)[:, None]
 
 
 class Videos:

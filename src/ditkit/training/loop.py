@@ -61,7 +61,7 @@ def train(
     plan: Plan | None = None
     source: Source | Latents
     if config.latents is None:
-        source, encoding = recipe.data.open("train"), codec
+        source, encoding = recipe.data.training(), codec
     else:
         source, encoding = open_for(recipe, codec, config.latents)
     recipe = recipe.replace(data={"classes": len(source.names)}, codec=recipe.codec.resolved())
