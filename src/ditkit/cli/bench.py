@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ditkit.backbones.dit import DIT_SIZES
 from ditkit.benchmark import CPU, STEP, TINY, Contender, Suite, baseline_of, build_suite, measure, shares
-from ditkit.cli import bench_backbones, bench_cost, bench_levels, bench_statistics
+from ditkit.cli import bench_backbones, bench_cost, bench_levels, bench_sizes, bench_statistics
 from ditkit.cli.measured import check_folder_of, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
@@ -33,7 +33,8 @@ class BenchCommand(Section):
 
     `ditkit bench --cost` holds the costs that `ditkit info` predicts against measured ones instead;
     `ditkit bench --statistics` times the mathematics of scores; `ditkit bench --backbones A B` times backbones
-    against each other, `ditkit bench --levels RECIPE` the resolutions of a nested one.
+    against each other, `ditkit bench --levels RECIPE` the resolutions of a nested one, `ditkit bench --sizes RECIPE`
+    buckets, packed rows and padding.
     """
 
     rounds: Annotated[int, Field(ge=1)] = 7
@@ -53,7 +54,11 @@ class BenchCommand(Section):
 
 
 def run(argv: list[str]) -> None:
-    for flag, other in (("--backbones", bench_backbones), ("--levels", bench_levels)):
+    for flag, other in (
+        ("--backbones", bench_backbones),
+        ("--levels", bench_levels),
+        ("--sizes", bench_sizes),
+    ):
         if flag in argv:
             other.run(argv)
             return
