@@ -15,7 +15,7 @@ from ditkit.sampling import SAMPLERS, held
 from ditkit.sampling.config import SamplingConfig
 from ditkit.transports import transport
 
-LAYOUT = Pyramid.of(1, 4, 4, (2, 1))  # 4 channels of the high level, 1 of the low
+LAYOUT = Pyramid.of(1, 4, 4, ratios=(2, 1))  # 4 channels of the high level, 1 of the low
 T = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
 PATHS = {"linear": "velocity", "cosine": "v", "vp": "noise"}
 
@@ -49,7 +49,7 @@ def test_a_cascade_learns_the_highest_level_only():
 
 
 def test_a_cascade_is_given_low_levels_with_less_noise():
-    three = Pyramid.of(1, 4, 4, (4, 2, 1))
+    three = Pyramid.of(1, 4, 4, ratios=(4, 2, 1))
     tr = transport("linear", predict="data", cascade=0.2, level_shift=0.0)
     v = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     v = v[:, None].expand(-1, 3)

@@ -316,7 +316,7 @@ def test_pyramids_that_cannot_be():
 # --- sampling ---------------------------------------------------------------------------------------
 
 
-TWO = Pyramid.of(1, 4, 4, (2, 1))  # 4 channels of the high level, 1 of the low
+TWO = Pyramid.of(1, 4, 4, ratios=(2, 1))  # 4 channels of the high level, 1 of the low
 
 
 def by_label(scale):

@@ -13,19 +13,19 @@ from ditkit.sampling.config import SamplingConfig
 from ditkit.transports import PREDICTIONS, transport
 from ditkit.transports.interpolants import PATHS, Coeffs, shifted
 
-TWO = Pyramid.of(1, 4, 4, (2, 1))  # 4 channels of 2 × 2 for the high level, 1 for the low
+TWO = Pyramid.of(1, 4, 4, ratios=(2, 1))  # 4 channels of 2 × 2 for the high level, 1 for the low
 
 
 # --- the layout -------------------------------------------------------------------------------------
 
 
 def test_levels_are_packed_highest_first():
-    layout = Pyramid.of(3, 32, 16, (16, 4, 1))
+    layout = Pyramid.of(3, 32, 16, ratios=(16, 4, 1))
     assert (layout.shape, layout.parts) == ((3 * (256 + 16 + 1), 2, 1), 3)
-    assert layout.sizes == [(32, 16), (8, 4), (2, 1)]
+    sizes = [(32, 16), (8, 4), (2, 1)]
     x = normal(2, *layout.shape, seed=0)
     levels = unpack(x, layout.ratios)
-    assert [tuple(level.shape) for level in levels] == [(2, 3, *size) for size in layout.sizes]
+    assert [tuple(level.shape) for level in levels] == [(2, 3, *size) for size in sizes]
     assert torch.equal(pack(levels, layout.ratios), x)
     assert torch.equal(levels[2], x[:, -3:])
     # The pixel in row 5, column 2 of the middle level lies in row 1, column 0 of the lowest, as its (1, 2).
@@ -55,7 +55,7 @@ def test_values_and_means_by_level():
 )
 def test_levels_that_do_not_divide(height, width, ratios, message):
     with pytest.raises(InputError, match=message):
-        Pyramid.of(3, height, width, ratios)
+        Pyramid.of(3, height, width, ratios=ratios)
 
 
 # --- noise by level ---------------------------------------------------------------------------------
@@ -72,13 +72,13 @@ def test_levels_that_do_not_divide(height, width, ratios, message):
 def test_released_schedules(index, plain, four, four_squared, sixteen_squared):
     """Signal powers of the released networks' levels, of their cosine schedule."""
     t = f64(index / 1000)
-    wide = Pyramid.of(3, 1024, 1024, (16, 4, 1))
+    wide = Pyramid.of(3, 1024, 1024, ratios=(16, 4, 1))
     for power, ratios, expected in (
         (1, (4, 1), [four, plain]),
         (2, (16, 4, 1), [sixteen_squared, four_squared, plain]),
     ):
         tr = transport("cosine", predict="v", level_shift=power)
-        layout = wide if len(ratios) == 3 else Pyramid.of(3, 256, 256, ratios)
+        layout = wide if len(ratios) == 3 else Pyramid.of(3, 256, 256, ratios=ratios)
         torch.testing.assert_close(tr.coeffs(t, layout).alpha ** 2, f64(expected), rtol=1e-4, atol=0)
 
 
@@ -279,5 +279,5 @@ def test_one_level_is_no_pyramid():
     t = f64([0.3, 0.6])
     for layout in (None, Layout((3, 8, 8))):
         assert transport("gvp", level_shift=2.0).coeffs(t, layout).alpha.shape == (2,)
-    only = Pyramid.of(3, 8, 8, (1,))
+    only = Pyramid.of(3, 8, 8, ratios=(1,))
     torch.testing.assert_close(transport("gvp").coeffs(t, only).alpha[:, 0], PATHS["gvp"](t).alpha)

@@ -4,7 +4,8 @@ A clip's parts are its frames, each of which can have a noise level of its own.
 
 The levels of a pyramid, several resolutions of one image, are packed in channels: a level r times as large as the
 lowest, (B, C, r h, r w), is r² C channels of the lowest's h × w, as `torch.pixel_unshuffle` orders them. So a pyramid
-is a state like any other, of a height and a width, and what is told of a level is told of some channels.
+is a state like any other, of a height and a width, and what is told of a level is told of some channels. Of clips a level
+can have q times as many frames, too; frames that follow each other are then further channels, q r² C in all.
 """
 
 from collections.abc import Sequence
@@ -73,35 +74,46 @@ class Pyramid(Layout):
 
     ratios: tuple[int, ...] = (1,)
     """How many times each level's sides are the lowest's."""
+    frame_ratios: tuple[int, ...] = (1,)
+    """How many times each level's frames are the lowest's."""
 
     @classmethod
-    def of(cls, channels: int, height: int, width: int, ratios: Sequence[int]) -> "Pyramid":
-        """For an image of that size at the highest level. InputError where the ratios do not divide it, or each
-        other."""
+    def of(
+        cls, channels: int, *size: int, ratios: Sequence[int], frame_ratios: Sequence[int] = ()
+    ) -> "Pyramid":
+        """For an image, (H, W), or clip, (F, H, W), of that size at the highest level; the same frames in all levels when
+        `frame_ratios` are not given. InputError where the ratios do not divide it, or each other."""
         check_ratios(ratios)
+        frame_ratios = tuple(frame_ratios) or (1,) * len(ratios)
+        *length, height, width = size
         if height % ratios[0] or width % ratios[0]:
             raise InputError(
                 f"a state of {height}x{width} has no levels of {_said(ratios)}; its sides must be multiples of "
                 f"{ratios[0]}: change --data.size (times the codec's downsampling) or the backbone's levels"
             )
-        packed = channels * sum(ratio**2 for ratio in ratios)
-        return cls((packed, height // ratios[0], width // ratios[0]), len(ratios), tuple(ratios))
-
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
-        """Height and width of each level."""
-        _, height, width = self.shape
-        return [(ratio * height, ratio * width) for ratio in self.ratios]
+        if frame_ratios[0] > 1 and (not length or length[0] % frame_ratios[0]):
+            raise InputError(
+                f"{'an image' if not length else f'a clip of {length[0]} frames'} has no levels of {_said(frame_ratios)} "
+                f"in frames; give clips with a multiple of {frame_ratios[0]}: change --data.frames or the backbone's levels"
+            )
+        packed = channels * sum(packing(ratios, frame_ratios))
+        low = [count // frame_ratios[0] for count in length]
+        shape = (packed, *low, height // ratios[0], width // ratios[0])
+        return cls(shape, len(ratios), tuple(ratios), frame_ratios)
 
     def expand(self, values: Tensor) -> Tensor:
-        """(B,) or (B, K) to (B, 1, 1, 1) or (B, channels, 1, 1)."""
+        """(B,) or (B, K) to (B, 1, 1, 1) or (B, channels, 1, 1), of clips with one dimension more."""
         if values.ndim == 2:
-            counts = torch.tensor(channels_of(self.shape[0], self.ratios), device=values.device)
+            counts = torch.tensor(self._channels, device=values.device)
             values = values.repeat_interleave(counts, dim=1, output_size=self.shape[0])
-        return values.reshape(len(values), -1, 1, 1)
+        return values.reshape(len(values), -1, *[1] * (len(self.shape) - 1))
 
     def split(self, x: Tensor) -> Sequence[Tensor]:
-        return x.split(channels_of(self.shape[0], self.ratios), dim=1)
+        return x.split(self._channels, dim=1)
+
+    @property
+    def _channels(self) -> list[int]:
+        return channels_of(self.shape[0], packing(self.ratios, self.frame_ratios))
 
 
 @dataclass(frozen=True)
@@ -132,23 +144,41 @@ def layout_of(channels: int, *size: int) -> Layout:
     return Frames.of(channels, *size) if len(size) == 3 else Layout((channels, *size))
 
 
-def channels_of(packed: int, ratios: Sequence[int]) -> list[int]:
-    """How many of the packed channels are each level's."""
-    areas = [ratio**2 for ratio in ratios]
-    return [packed * area // sum(areas) for area in areas]
+def packing(ratios: Sequence[int], frame_ratios: Sequence[int]) -> list[int]:
+    """How many numbers of each level are where the lowest has one."""
+    return [frames * ratio**2 for ratio, frames in zip(ratios, frame_ratios, strict=True)]
 
 
-def unpack(x: Tensor, ratios: Sequence[int]) -> list[Tensor]:
-    """A packed pyramid (B, channels, h, w) to its levels (B, C, r h, r w), the highest first."""
-    levels = x.split(channels_of(x.shape[1], ratios), dim=1)
-    return [F.pixel_shuffle(level, ratio) for level, ratio in zip(levels, ratios, strict=True)]
+def channels_of(packed: int, numbers: Sequence[int]) -> list[int]:
+    """How many of the packed channels are each level's, of which there are so many `numbers` for one of the lowest."""
+    return [packed * number // sum(numbers) for number in numbers]
 
 
-def pack(levels: Sequence[Tensor], ratios: Sequence[int]) -> Tensor:
-    """The levels (B, C, r h, r w), the highest first, as one state (B, channels, h, w)."""
-    return torch.cat(
-        [F.pixel_unshuffle(level, ratio) for level, ratio in zip(levels, ratios, strict=True)], dim=1
-    )
+def unpack(x: Tensor, ratios: Sequence[int], frame_ratios: Sequence[int] = ()) -> list[Tensor]:
+    """A packed pyramid (B, channels, h, w) to its levels (B, C, r h, r w), the highest first; of clips
+    (B, channels, f, h, w) to (B, C, q f, r h, r w)."""
+    frame_ratios = tuple(frame_ratios) or (1,) * len(ratios)
+    levels = x.split(channels_of(x.shape[1], packing(ratios, frame_ratios)), dim=1)
+    if x.ndim == 4:
+        return [F.pixel_shuffle(level, ratio) for level, ratio in zip(levels, ratios, strict=True)]
+    clips = []
+    for level, ratio, frames in zip(levels, ratios, frame_ratios, strict=True):
+        shuffled = F.pixel_shuffle(level.transpose(1, 2), ratio)  # (B, f, q C, r h, r w)
+        clips.append(shuffled.unflatten(2, (frames, -1)).flatten(1, 2).transpose(1, 2))
+    return clips
+
+
+def pack(levels: Sequence[Tensor], ratios: Sequence[int], frame_ratios: Sequence[int] = ()) -> Tensor:
+    """The levels, the highest first, as one state: what `unpack` undoes."""
+    frame_ratios = tuple(frame_ratios) or (1,) * len(ratios)
+    if levels[0].ndim == 4:
+        parts = [F.pixel_unshuffle(level, ratio) for level, ratio in zip(levels, ratios, strict=True)]
+        return torch.cat(parts, dim=1)
+    parts = []
+    for level, ratio, frames in zip(levels, ratios, frame_ratios, strict=True):
+        grouped = level.transpose(1, 2).unflatten(1, (-1, frames)).flatten(2, 3)  # (B, f, q C, r h, r w)
+        parts.append(F.pixel_unshuffle(grouped, ratio).transpose(1, 2))
+    return torch.cat(parts, dim=1)
 
 
 def check_ratios(ratios: Sequence[int]) -> None:

@@ -154,8 +154,15 @@ class Recipe(Section):
             raise ValueError(
                 "data.aspect native: train.score_images and train.latents are of images of one size; leave them out"
             )
-        if self.transport.given_frames and len(self.data.shape) == 2:
-            raise ValueError("transport.given_frames is for data of clips; leave it out")
+        if self.transport.given_frames and (len(self.data.shape) == 2 or outer):
+            raise ValueError(
+                "transport.given_frames is for data of clips and a backbone of one level; leave it out"
+            )
+        if self.train.stages and self.backbone.frame_ratios[0] > 1:
+            raise ValueError(
+                "train.stages: of levels of more frames the lower ones are no clips of the data; train all, or leave the "
+                "levels' frames at 1"
+            )
         if self.train.stages and self.train.latents:
             raise ValueError("train.stages and train.latents: a cache is of one resolution; leave one out")
         if outer == 0 and (self.train.freeze_inner or self.transport.cascade is not None):
@@ -171,7 +178,9 @@ class Recipe(Section):
         """The codec of the network's states: this one, or of pyramids of its states for a network that works on
         several resolutions."""
         ratios, scales = self.backbone.ratios, self.codec.level_scale
-        return codec if ratios == (1,) and not scales else PyramidCodec(codec, ratios, scales)
+        if ratios == (1,) and not scales:
+            return codec
+        return PyramidCodec(codec, ratios, scales, self.backbone.frame_ratios)
 
     def build_backbone(self) -> Backbone:
         """The network for this data, codec and transport, freshly initialised from train.seed.
@@ -221,7 +230,8 @@ class Recipe(Section):
         return self.replace(
             backbone=backbone,
             codec={"level_scale": ()},
-            transport={"level_weights": (), "cascade": None},
+            transport={"level_weights": (), "cascade": None}
+            | ({"given_frames": 0.0} if len(backbone.ratios) > 1 else {}),
             train={"level_share": (), "stages": (), "freeze_inner": False},
             sample={"level_guidance": None},
         )
@@ -233,9 +243,11 @@ class Recipe(Section):
             return self
         backbone, guidance = whole.lowest(count), self.sample.level_guidance
         several = count > 1
+        length = [n * backbone.frame_ratios[0] // whole.frame_ratios[0] for n in self.data.shape[:-2]]
+        frames = {"frames": length[0]} if length else {}
         return self.replace(
             backbone=backbone,
-            data={"size": self.data.size * backbone.ratios[0] // whole.ratios[0]},
+            data={"size": self.data.size * backbone.ratios[0] // whole.ratios[0], **frames},
             codec={"level_scale": self.codec.level_scale[-count:]},
             transport={
                 "level_weights": self.transport.level_weights[-count:],

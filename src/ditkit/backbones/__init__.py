@@ -14,6 +14,7 @@ from ditkit.backbones.udit import UDiT, UDiTConfig
 from ditkit.backbones.unet import UNet, UNetConfig
 from ditkit.device import check_compiler
 from ditkit.errors import InputError
+from ditkit.layout import packing
 
 BackboneConfig = Annotated[PlainConfig | MatryoshkaConfig, Field(discriminator="kind")]
 
@@ -48,7 +49,7 @@ def backbone(
         InputError: unknown name, field or value out of range.
     """
     config = configured(name, **overrides)
-    packed = channels * sum(ratio**2 for ratio in config.ratios)
+    packed = channels * sum(packing(config.ratios, config.frame_ratios))
     return build(config, packed, classes, 2 * packed if learned_variance else packed, text_dim)
 
 

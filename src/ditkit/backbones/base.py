@@ -30,6 +30,11 @@ class BackboneSection(Section):
         return (1,)
 
     @property
+    def frame_ratios(self) -> tuple[int, ...]:
+        """Likewise of the frames of clips."""
+        return (1,) * len(self.ratios)
+
+    @property
     def hears(self) -> bool:
         """Whether it can be told a text."""
         return False
@@ -177,7 +182,8 @@ class Plain(Backbone):
         """The output for a state of that size."""
 
     def from_map(self, m: Tensor) -> Tensor:
-        """A map (B, D, H / patch, W / patch) in the form of what `embed` gives: here the map itself."""
+        """A map (B, D, H / patch, W / patch), of clips (B, D, F, ...), in the form of what `embed` gives: here the map
+        itself."""
         return m
 
     def to_map(self, h: Tensor, size: torch.Size) -> Tensor:

@@ -314,9 +314,11 @@ class DiT(Plain):
         return [self._pixels(out[None], size)[0] for out, size in zip(outs, sizes, strict=True)]
 
     def from_map(self, m: Tensor) -> Tensor:
-        return m.flatten(2).mT
+        return m.flatten(3).permute(0, 2, 3, 1) if self.config.tubelet else m.flatten(2).mT
 
     def to_map(self, h: Tensor, size: torch.Size) -> Tensor:
+        if self.config.tubelet:
+            return h.permute(0, 3, 1, 2).unflatten(3, self.patches.grid(*size)[1:])
         return h.mT.unflatten(2, self.patches.grid(*size))
 
     def check_size(self, *size: int) -> None:

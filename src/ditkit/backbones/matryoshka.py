@@ -5,13 +5,16 @@ Each outer level is a U-Net without a middle for an image some times as large as
 resolution its map is added to the first map of the level inside, whose last map is added to its own before the way
 up. Both additions start at zero, so a trained network around which levels are put predicts what it did.
 
+Of clips a level works on each frame by itself, and where it has more frames than the level inside, those that follow each
+other go in as channels of one. What happens over time, the network inside knows.
+
 The state is a pyramid, packed in channels (`ditkit.layout`). All levels are denoised at one time, or each at its
 own; what the predictions mean and how much noise each level has is the transport's affair.
 """
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Annotated, Any, Literal, cast
 
@@ -26,7 +29,7 @@ from ditkit.backbones.mdm import MDM_64, Count, Width
 from ditkit.backbones.plain import PLAIN, PlainConfig
 from ditkit.config import Section
 from ditkit.errors import InputError
-from ditkit.layout import channels_of, pack, unpack
+from ditkit.layout import channels_of, pack, packing, unpack
 from ditkit.nn.convolutions import zero_conv
 from ditkit.nn.mdm import Level
 
@@ -40,6 +43,8 @@ class OuterLevel(Section):
     """Residual blocks of each resolution on the way down; one more on the way up."""
     patch: Count = 1
     """Side of the squares of pixels that become channels first: cheaper by its square, the released levels have 1."""
+    frames: Count = 1
+    """Of clips: how many times as many frames as the level inside."""
     scale: Annotated[int, Field(ge=1)] | None = None
     """Image size in pixels up to which the level is told the original's; without it, it is not told."""
     normalised: bool = False
@@ -84,25 +89,34 @@ class MatryoshkaConfig(BackboneSection):
 
     @property
     def ratios(self) -> tuple[int, ...]:
-        up = accumulate((level.ratio for level in reversed(self.levels)), lambda a, b: a * b, initial=1)
-        return tuple(reversed(list(up)))
+        return _cumulated(level.ratio for level in self.levels)
+
+    @property
+    def frame_ratios(self) -> tuple[int, ...]:
+        return _cumulated(level.frames for level in self.levels)
 
     @property
     def hears(self) -> bool:
         return self.inner.hears
 
     @model_validator(mode="after")
-    def _of_images(self) -> "MatryoshkaConfig":
-        if len(self.inner.patch_sizes) != 2:
+    def _of_single_frames(self) -> "MatryoshkaConfig":
+        tubelet = self.inner.patch_sizes[:-2]
+        if tubelet not in ((), (1,)):
             raise ValueError(
-                "levels go around a network of images: leave --backbone.inner.tubelet at 0, or take a DiT alone"
+                f"levels go around tubelets of one frame, not {tubelet[0]}: give --backbone.inner.tubelet 1"
+            )
+        if self.frame_ratios[0] > 1 and not tubelet:
+            raise ValueError(
+                "levels of more frames go around a network of clips: give --backbone.inner.tubelet 1"
             )
         return self
 
     @property
     def patch_sizes(self) -> tuple[int, ...]:
-        height, width = self.inner.patch_sizes
-        return self.ratios[0] * height, self.ratios[0] * width
+        *tubelet, height, width = self.inner.patch_sizes
+        length = [self.frame_ratios[0] * frames for frames in tubelet]
+        return *length, self.ratios[0] * height, self.ratios[0] * width
 
     def tokens(self, size: Sequence[int]) -> int:
         return math.prod(size) // self.levels[0].patch ** 2
@@ -152,8 +166,8 @@ class Outer(Level):
             normalised=config.normalised,
             patch=config.patch,
         )
-        here = config.widths[-1]
-        self.patch_inside = patch_inside
+        here = config.widths[-1] * config.frames
+        self.patch_inside, self.frames = patch_inside, config.frames
         self.inward: nn.Module
         if patch_inside == 1:
             self.inward = zero_conv(here, entry)
@@ -163,13 +177,20 @@ class Outer(Level):
             nn.init.zeros_(self.inward.bias)  # type: ignore[arg-type]
         self.outward = zero_conv(exit, here * patch_inside**2)
 
+    def passed(self, h: Tensor) -> Tensor:
+        """What is added to the inner network's first map, of this level's lowest: (B F, D, H, W), as many frames as
+        there are inside."""
+        return self.inward(h.unflatten(0, (-1, self.frames)).flatten(1, 2))
+
     def inside(self, feature: Tensor) -> Tensor:
-        """The inner network's last map, at this level's lowest resolution."""
-        return F.pixel_shuffle(self.outward(feature), self.patch_inside)
+        """The inner network's last map, (B F, D, H, W), at this level's lowest resolution and of its frames."""
+        shuffled = F.pixel_shuffle(self.outward(feature), self.patch_inside)
+        return shuffled.unflatten(1, (self.frames, -1)).flatten(0, 1)
 
 
 class Matryoshka(Backbone):
-    """(x (B, C', h, w), t (B,) or per level (B, K), cond) -> the same shape: a packed pyramid, h × w the lowest level.
+    """(x (B, C', h, w), t (B,) or per level (B, K), cond) -> the same shape: a packed pyramid, h × w the lowest level; of
+    clips (B, C', f, h, w).
 
     `outer` holds its levels, the innermost first, so that names stay what they are when another is put around.
     """
@@ -182,8 +203,8 @@ class Matryoshka(Backbone):
             raise InputError(
                 "--transport.variance learned: a Matryoshka network predicts no variance; use fixed"
             )
-        self.ratios = config.ratios
-        image = channels_of(channels, self.ratios)[-1]
+        self.ratios, self.frame_ratios = config.ratios, config.frame_ratios
+        image = channels_of(channels, packing(self.ratios, self.frame_ratios))[-1]
         self.inner: Plain = config.inner.build(
             channels=image, classes=classes, **({"text_dim": text_dim} if config.hears else {})
         )
@@ -224,37 +245,45 @@ class Matryoshka(Backbone):
         InputError for rows that are not a number for each, from 1 to those of the level inside.
         """
         self.check_size(*x.shape[2:])
-        images = unpack(x, self.ratios)
+        levels = unpack(x, self.ratios, self.frame_ratios)
         counts = self._counts(len(x), rows)
-        times = (t if t.ndim == 2 else t[:, None].expand(-1, len(images))).unbind(1)
-        said = self.inner.said(cond or {}, images[-1].shape[2:])
+        times = (t if t.ndim == 2 else t[:, None].expand(-1, len(levels))).unbind(1)
+        lowest = levels[-1]
+        said = self.inner.said(cond or {}, lowest.shape[2:])
         vector = sum(said.vectors, start=torch.zeros(len(x), self.inner.port.told, device=x.device))
+        inner_frames = lowest.shape[2] if lowest.ndim == 5 else 1
 
-        # Inwards: what each level passes on is added to the first map of the next.
+        # Inwards: what each level passes on is added to the first map of the next. Maps are of single frames.
         way: list[tuple[Outer, Tensor, list[Tensor], Tensor]] = []
         inward = None
-        for outer, image, time, n in zip(reversed(self.levels), images, times, counts, strict=False):
-            h = outer.embed(image[:n])
+        for outer, level, time, n, ratio in zip(
+            reversed(self.levels), levels, times, counts, self.frame_ratios, strict=False
+        ):
+            frames = ratio * inner_frames
+            h = outer.embed(_frames(level[:n]))
             if inward is not None:
-                h = h + _filled_up(inward, n)
+                h = h + _filled_up(inward, n * frames)
             c = outer.clock(time[:n], None if said.scale is None else said.scale[:n]) + vector[:n]
-            h, kept = outer.descend(h, c)
+            h, kept = outer.descend(h, c if frames == 1 else c.repeat_interleave(frames, 0))
             way.append((outer, h, kept, c))
-            inward = outer.inward(h)
+            inward = outer.passed(h)
         assert inward is not None
 
-        image = images[-1]
+        inward = _filled_up(inward, len(x) * inner_frames)
         c = self.inner.condition(times[-1], said)
-        h = self.inner.embed(image) + self.inner.from_map(_filled_up(inward, len(x)))
+        h = self.inner.embed(lowest) + self.inner.from_map(_as_clips(inward, len(x), lowest.ndim))
         h = self.inner.body(h, c, said)
-        outs = [self.inner.head(h, c, image.shape[2:])]
-        feature = self.inner.to_map(h, image.shape[2:])
+        outs = [self.inner.head(h, c, lowest.shape[2:])]
+        feature = _frames(self.inner.to_map(h, lowest.shape[2:]))
 
         # And outwards again.
         for outer, h, kept, c in reversed(way):
-            feature = outer.ascend(h + outer.inside(feature[: len(h)]), kept, c)
-            outs.insert(0, _filled_up(outer.head(feature), len(x)))
-        return pack(outs, self.ratios)
+            frames = len(h) // len(c)
+            own = c if frames == 1 else c.repeat_interleave(frames, 0)
+            feature = outer.ascend(h + outer.inside(feature[: len(h) // outer.frames]), kept, own)
+            out = _filled_up(outer.head(feature), len(x) * frames)
+            outs.insert(0, _as_clips(out, len(x), lowest.ndim))
+        return pack(outs, self.ratios, self.frame_ratios)
 
     def _counts(self, batch: int, rows: Sequence[int] | None) -> list[int]:
         counts = [batch] * len(self.outer) if rows is None else list(rows)
@@ -279,6 +308,22 @@ class Matryoshka(Backbone):
 
     def null(self, cond: Cond) -> Cond:
         return self.inner.null(cond)
+
+
+def _cumulated(factors: Iterable[int]) -> tuple[int, ...]:
+    """Of levels, highest first, how many times each is the lowest, from how many times it is the next."""
+    up = accumulate(reversed(list(factors)), lambda a, b: a * b, initial=1)
+    return tuple(reversed(list(up)))
+
+
+def _frames(x: Tensor) -> Tensor:
+    """Clips (B, C, F, H, W) as images (B F, C, H, W); images as they are."""
+    return x if x.ndim == 4 else x.transpose(1, 2).flatten(0, 1)
+
+
+def _as_clips(x: Tensor, batch: int, ndim: int) -> Tensor:
+    """Images (B F, C, H, W) as clips (B, C, F, H, W) where states have `ndim` 5; otherwise as they are."""
+    return x if ndim == 4 else x.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
 def _filled_up(x: Tensor, n: int) -> Tensor:

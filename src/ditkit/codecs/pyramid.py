@@ -1,12 +1,11 @@
 """Several resolutions of one image as one state (Gu et al., "Matryoshka Diffusion Models", ICLR 2024).
 
 The highest level is what another codec makes of the image; each lower one is the average over squares of the level
-above. They are packed in channels (`ditkit.layout`). Around which codec, and which levels there are, follows from
+above, of a clip of every frame or of every second, fourth, ... from the first. They are packed in channels (`ditkit.layout`). Around which codec, and which levels there are, follows from
 the recipe: a network that works on several has `ratios`.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -15,15 +14,21 @@ from torch import Tensor
 
 from ditkit.codecs.base import Codec
 from ditkit.errors import InputError
-from ditkit.layout import Pyramid, check_ratios, pack, unpack
+from ditkit.layout import Pyramid, check_ratios, pack, packing, unpack
 
 
 class PyramidCodec:
     """Images uint8 (B, C, H, W) to packed pyramids of the states of `base`, and back from any level."""
 
-    def __init__(self, base: Codec, ratios: Sequence[int], scales: Sequence[float] = ()):
-        """`ratios` of the levels' sides to the lowest's, highest first; `scales`: what each level is multiplied by.
-        InputError where there is not one for each."""
+    def __init__(
+        self,
+        base: Codec,
+        ratios: Sequence[int],
+        scales: Sequence[float] = (),
+        frame_ratios: Sequence[int] = (),
+    ):
+        """`ratios` of the levels' sides to the lowest's, highest first, and of their frames; `scales`: what each level is
+        multiplied by. InputError where there is not one for each."""
         check_ratios(ratios)
         if scales and len(scales) != len(ratios):
             raise InputError(
@@ -31,38 +36,45 @@ class PyramidCodec:
             )
         self.base, self.ratios, self.random = base, tuple(ratios), base.random
         self.scales = tuple(scales) or (1.0,) * len(ratios)
-        self.channels = base.channels * sum(ratio**2 for ratio in ratios)
+        self.frame_ratios = tuple(frame_ratios) or (1,) * len(ratios)
+        self.channels = base.channels * sum(packing(ratios, self.frame_ratios))
 
     def layout(self, *size: int) -> Pyramid:
-        """InputError for clips: the levels are of one image."""
-        if len(size) == 3:
-            raise InputError(
-                f"a clip of {size[0]} frames in several resolutions: levels are of images; take a backbone of one"
-            )
-        channels, height, width = self.base.layout(*size).shape
-        return Pyramid.of(channels, height, width, self.ratios)
+        shape = self.base.layout(*size).shape
+        return Pyramid.of(*shape, ratios=self.ratios, frame_ratios=self.frame_ratios)
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Of noise, packed as the state is, the highest level's part is what the base codec draws with."""
-        drawn = None if noise is None else unpack(noise, self.ratios)[0]
+        drawn = None if noise is None else unpack(noise, self.ratios, self.frame_ratios)[0]
         levels = [self.base.encode(images, drawn)]
-        for high, low in pairwise(self.ratios):
-            levels.append(F.avg_pool2d(levels[-1], high // low))
-        return pack([scale * level for scale, level in zip(self.scales, levels, strict=True)], self.ratios)
+        for high, low, more, fewer in zip(*_steps(self.ratios), *_steps(self.frame_ratios), strict=True):
+            above = levels[-1]
+            if above.ndim == 5:
+                frames = above[:, :, :: more // fewer].transpose(1, 2)
+                levels.append(F.avg_pool3d(frames, (1, high // low, high // low)).transpose(1, 2))
+            else:
+                levels.append(F.avg_pool2d(above, high // low))
+        scaled = [scale * level for scale, level in zip(self.scales, levels, strict=True)]
+        return pack(scaled, self.ratios, self.frame_ratios)
 
     def decode(self, state: Tensor, level: int = 0) -> Tensor:
         """The images of a level, 0 the highest, each of its own size."""
-        return self.base.decode(unpack(state, self.ratios)[level] / self.scales[level])
+        return self.base.decode(unpack(state, self.ratios, self.frame_ratios)[level] / self.scales[level])
 
     def side_by_side(self, state: Tensor) -> Tensor:
-        """All levels of each image, the lowest first, enlarged to the highest's size: (B, C, H, levels · W)."""
+        """All levels of each image or clip, the lowest first, enlarged to the highest's size: (B, C, ..., H, levels · W)."""
         images = [self.decode(state, level) for level in reversed(range(len(self.ratios)))]
-        height, width = images[-1].shape[2:]
-        enlarged = [
-            image.repeat_interleave(height // image.shape[2], 2).repeat_interleave(width // image.shape[3], 3)
-            for image in images
-        ]
-        return torch.cat(enlarged, dim=3)
+        enlarged = []
+        for image in images:
+            for axis in range(2, image.ndim):
+                image = image.repeat_interleave(images[-1].shape[axis] // image.shape[axis], axis)
+            enlarged.append(image)
+        return torch.cat(enlarged, dim=-1)
 
     def save(self, folder: Path) -> None:
         self.base.save(folder)
+
+
+def _steps(ratios: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+    """The ratios of each level and of the one below it."""
+    return ratios[:-1], ratios[1:]

@@ -19,6 +19,7 @@ from ditkit.backbones import Backbone, BackboneConfig, MatryoshkaConfig, MDMConf
 from ditkit.backbones.mdm import MDM_64
 from ditkit.errors import InputError
 from ditkit.interop.imported import Imported, State, check_fit, imported_recipe, shape_of
+from ditkit.layout import packing
 from ditkit.recipe import Recipe
 from ditkit.sampling.config import SamplingConfig
 from ditkit.text import TextConfig
@@ -167,7 +168,7 @@ def read_mdm(path: Path, state: State, *, heads: int = HEADS, size: int = SIZE) 
     else:
         config = MDMConfig.checked(inner, str(path))
     with torch.device("meta"):
-        packed = channels * sum(ratio**2 for ratio in config.ratios)
+        packed = channels * sum(packing(config.ratios, config.frame_ratios))
         expected = config.build(channels=packed, classes=0, text_dim=text_dim).state_dict()
     check_fit(path, state, mdm_to_official(expected, config))
     shift = 2.0 if len(config.ratios) > 2 else 1.0
