@@ -450,7 +450,7 @@ def test_tokens_of_networks_without_patches():
     assert BACKBONES["U-DiT-S"].tokens((16, 24)) == BACKBONES["MDM-64"].tokens((16, 24)) == 16 * 24
     around = MatryoshkaConfig.checked({"inner": "DiT-S/2", "levels": [{"patch": 2}, {}]}, "around")
     assert around.patch_sizes == (16, 16)  # 2, times 2, times 4
-    assert around.tokens((32, 48)) == 16 * 24
+    assert around.tokens((4, 6)) == 16 * 24  # of an image of 32 x 48, four pixels a token
 
 
 # Costs

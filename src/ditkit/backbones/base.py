@@ -46,8 +46,8 @@ class BackboneSection(Section):
         return (1, 1)
 
     def tokens(self, size: Sequence[int]) -> int:
-        """How many tokens or pixels its first layer works on, of a state (H, W) or (F, H, W), multiples of
-        `patch_sizes`; of several resolutions, on the highest, whose size is given."""
+        """How many tokens or pixels its first layer works on, at the highest resolution, of a state (H, W) or (F, H, W);
+        of several resolutions, the state's size is the lowest's."""
         return math.prod(size)
 
 

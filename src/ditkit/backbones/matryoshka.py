@@ -119,7 +119,7 @@ class MatryoshkaConfig(BackboneSection):
         return *length, self.ratios[0] * height, self.ratios[0] * width
 
     def tokens(self, size: Sequence[int]) -> int:
-        return math.prod(size) // self.levels[0].patch ** 2
+        return math.prod(size) * self.ratios[0] ** 2 // self.levels[0].patch ** 2
 
     def lowest(self, count: int) -> "PlainConfig | MatryoshkaConfig":
         """That of the lowest `count` levels alone, the inner network among them."""
