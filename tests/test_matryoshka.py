@@ -381,3 +381,68 @@ def test_the_released_grids():
     ):
         with pytest.raises(InputError, match=message):
             respaced(wrong)
+
+
+# clips
+
+CLIPS = DiTConfig(width=16, depth=2, heads=2, patch=2, tubelet=1, attention="factorised")
+IN_TIME = (OuterLevel(widths=(32,), depth=(1,), patch=2, frames=2), CONV)
+
+
+def test_levels_around_a_network_of_clips_start_as_nothing():
+    config = MatryoshkaConfig(inner=CLIPS, levels=IN_TIME)
+    assert (config.ratios, config.frame_ratios, config.patch_sizes) == ((4, 2, 1), (2, 1, 1), (2, 8, 8))
+    packed = C * (2 * 16 + 4 + 1)
+    net = build(config, packed, CLASSES, packed)
+    woken(net.inner)
+    x, cond = normal(B, packed, 3, 4, 4), {"label": torch.tensor([0, 1, 2])}
+    levels = unpack(x, config.ratios, config.frame_ratios)
+    found = unpack(net(x, T, cond), config.ratios, config.frame_ratios)
+    assert [level.shape for level in found] == [level.shape for level in levels]
+    torch.testing.assert_close(found[-1], net.inner(levels[-1], T, cond))
+    assert not any(level.any() for level in found[:-1])
+
+
+def test_what_levels_of_clips_hear_of_each_other():
+    """A frame of the highest level reaches the frame of the lowest that stands for it, and others through that."""
+    config = MatryoshkaConfig(inner=CLIPS, levels=IN_TIME)
+    packed = C * (2 * 16 + 4 + 1)
+    net = woken(build(config, packed, CLASSES, packed)).eval()
+    x, cond = normal(1, packed, 3, 4, 4), {"label": torch.tensor([0])}
+    levels = unpack(x, config.ratios, config.frame_ratios)
+    levels[0][:, :, 3] += 1  # the second frame of the lowest's second
+    changed = pack(levels, config.ratios, config.frame_ratios)
+    before, after = (unpack(net(y, T[:1], cond), config.ratios, config.frame_ratios) for y in (x, changed))
+    moved = [(b - a).abs().amax((0, 1, 3, 4)) > 1e-7 for a, b in zip(before, after, strict=True)]
+    assert all(frames.all() for frames in moved)  # attention over time takes it everywhere
+    net.inner.blocks[1].attention.proj.weight.data.zero_()  # the block over time
+    net.inner.blocks[1].attention.proj.bias.data.zero_()
+    before, after = (unpack(net(y, T[:1], cond), config.ratios, config.frame_ratios) for y in (x, changed))
+    moved = [((b - a).abs().amax((0, 1, 3, 4)) > 1e-7).tolist() for a, b in zip(before, after, strict=True)]
+    assert moved == [[False, False, True, True, False, False], [False, True, False], [False, True, False]]
+
+
+def test_mixed_resolutions_of_clips():
+    config = MatryoshkaConfig(inner=CLIPS, levels=IN_TIME)
+    packed = C * (2 * 16 + 4 + 1)
+    net = woken(build(config, packed, CLASSES, packed)).eval()
+    x, cond = normal(B, packed, 3, 4, 4), {"label": torch.tensor([0, 1, 2])}
+    whole = unpack(net(x[:1], T[:1], {"label": cond["label"][:1]}), config.ratios, config.frame_ratios)
+    part = unpack(net(x, T, cond, rows=(1, 2)), config.ratios, config.frame_ratios)
+    for mine, alone in zip(part, whole, strict=True):
+        torch.testing.assert_close(mine[:1], alone, atol=1e-5, rtol=1e-4)
+    assert not part[0][1:].any()
+    assert part[1][1].any()
+    assert not part[1][2:].any()
+
+
+@pytest.mark.parametrize(
+    ("inner", "level", "message"),
+    [
+        (DiTConfig(), OuterLevel(frames=2), "levels of more frames go around a network of clips"),
+        (DiTConfig(tubelet=2), OuterLevel(), "levels go around tubelets of one frame, not 2"),
+    ],
+)
+def test_levels_that_do_not_go_around(inner, level, message):
+    with pytest.raises(ValueError, match=message):
+        MatryoshkaConfig(inner=inner, levels=(level,))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_samplers import f64, normal
 
+from ditkit.codecs import IdentityConfig, PyramidCodec
 from ditkit.errors import InputError
 from ditkit.layout import Layout, Pyramid, pack, unpack
 from ditkit.sampling import SAMPLERS
@@ -281,3 +282,48 @@ def test_one_level_is_no_pyramid():
         assert transport("gvp", level_shift=2.0).coeffs(t, layout).alpha.shape == (2,)
     only = Pyramid.of(3, 8, 8, ratios=(1,))
     torch.testing.assert_close(transport("gvp").coeffs(t, only).alpha[:, 0], PATHS["gvp"](t).alpha)
+
+
+# clips
+
+
+def test_levels_of_clips_have_frames_of_their_own():
+    layout = Pyramid.of(2, 8, 12, 8, ratios=(4, 2, 1), frame_ratios=(4, 1, 1))
+    assert layout.shape == (2 * (4 * 16 + 4 + 1), 2, 3, 2)
+    assert layout.parts == 3
+    x = torch.arange(3 * math.prod(layout.shape)).view(3, *layout.shape)
+    levels = unpack(x, layout.ratios, layout.frame_ratios)
+    assert [tuple(level.shape) for level in levels] == [(3, 2, 8, 12, 8), (3, 2, 2, 6, 4), (3, 2, 2, 3, 2)]
+    assert pack(levels, layout.ratios, layout.frame_ratios).equal(x)
+    # Squares of four frames that follow each other are where the lowest level has one pixel.
+    marked = torch.zeros_like(levels[0])
+    marked[:, :, 4:, 8:, 4:] = 1
+    packed = pack([marked, *map(torch.zeros_like, levels[1:])], layout.ratios, layout.frame_ratios)
+    assert {tuple(place) for place in packed.nonzero()[:, 2:].tolist()} == {(1, 2, 1)}
+    values = torch.tensor([[1.0, 2.0, 3.0]])
+    spread = layout.expand(values).expand(1, *layout.shape)
+    assert [part.unique().tolist() for part in layout.split(spread)] == [[1.0], [2.0], [3.0]]
+
+
+def test_lower_levels_of_a_clip_are_averages_of_every_few_frames():
+    codec = PyramidCodec(IdentityConfig().build(1), (2, 1), frame_ratios=(2, 1))
+    clips = torch.randint(0, 256, (2, 1, 6, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    state = codec.encode(clips)
+    assert state.shape == (2, *codec.layout(6, 4, 4).shape)
+    assert codec.decode(state).equal(clips)
+    low = unpack(state, (2, 1), (2, 1))[1]
+    expected = (clips[:, :, ::2].float() / 127.5 - 1).unflatten(4, (2, 2)).unflatten(3, (2, 2)).mean((4, 6))
+    torch.testing.assert_close(low, expected)
+    assert codec.side_by_side(state).shape == (2, 1, 6, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((6, 4, 4), "a clip of 6 frames has no levels of 4:1 in frames"),
+        ((4, 4), "an image has no levels of 4:1"),
+    ],
+)
+def test_frames_that_levels_do_not_divide(size, message):
+    with pytest.raises(InputError, match=message):
+        Pyramid.of(1, *size, ratios=(2, 1), frame_ratios=(4, 1))
