@@ -14,12 +14,14 @@ from ditkit.cli import main
 from ditkit.data import Batch, Folder, MovingDigits, batches, plan_for
 from ditkit.data.video import Mixed, VideoFolder, read_movie
 from ditkit.errors import InputError
+from ditkit.interop.official import official_kind
 from ditkit.movies import save_movie
 from ditkit.pipeline import Pipeline, load
 from ditkit.recipes import recipe
 from ditkit.rollout import WINDOW, roll_out
 from ditkit.scoring.samples import frame_by_frame
 from ditkit.training import train
+from ditkit.training.initial import load_initial
 from ditkit.training.log import read_log
 from ditkit.training.step import backward
 
@@ -45,7 +47,10 @@ def clips(**sections):
     data = MovingDigits(size=16, glyph=8, frames=5, clips=20, classes=10, **sections.pop("data", {}))
     backbone = TINY.model_copy(update={"tubelet": 1, "attention": "factorised"})
     return recipe("moving-digits").replace(
-        data=data, backbone=backbone, train={**FEW, "images": 32, **sections.pop("train", {})}, **sections
+        data=data,
+        backbone=sections.pop("backbone", backbone),
+        train={**FEW, "images": 32, **sections.pop("train", {})},
+        **sections,
     )
 
 
@@ -96,7 +101,7 @@ def test_a_clip_depends_on_its_seed_only(pipe):
 def test_other_sizes_and_lengths_than_trained(pipe):
     made = pipe.generate({"label": [1]}, seeds=[0], size=(8, 24), frames=7)
     assert made.shape == (1, 1, 7, 8, 24)
-    with pytest.raises(InputError, match=r"10x16 is not divisible into patches of 4"):
+    with pytest.raises(InputError, match=r"--size 10x16: this model takes sides that are multiples of 4"):
         pipe.generate({"label": [1]}, seeds=[0], size=(10, 16))
 
 
@@ -256,6 +261,25 @@ def test_clips_train_beside_single_frames_and_pictures(tmp_path, folder, caplog)
     silent = Folder(path=folder, size=16, channels=1).open()
     with pytest.raises(InputError, match="the pictures' captions are not those of the clips"):
         Mixed(data, told, silent)
+
+
+def test_clips_start_from_a_network_of_images(tmp_path):
+    """Which draws a single frame as the image that it is."""
+    plain = TINY.model_copy(update={"positions": "sincos", "size_embedding": False})
+    images = awake(recipe("digits").replace(data={"size": 16}, backbone=plain))
+    images.save(tmp_path / "images")
+    whole = clips(backbone=plain.model_copy(update={"tubelet": 1}))
+    net = whole.build_backbone()
+    assert load_initial(net, tmp_path / "images") == []
+    x, t, cond = torch.randn(2, 1, 16, 16), torch.tensor([0.2, 0.7]), {"label": torch.tensor([1, 2])}
+    torch.testing.assert_close(net.eval()(x, t, cond), images.backbone(x, t, cond))
+
+
+@pytest.mark.parametrize("field", [{"tubelet": 1}, {"positions": "rotary"}, {"size_embedding": True}])
+def test_networks_without_released_names(field):
+    chosen = recipe("imagenet256-dit-xl2").replace(data={"classes": 10}, backbone=field)
+    with pytest.raises(InputError, match="the released networks are of images, with added positions"):
+        official_kind(chosen)
 
 
 def test_clips_in_latents_of_their_frames(tmp_path):

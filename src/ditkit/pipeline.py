@@ -288,6 +288,11 @@ class Pipeline:
         length, own = self.recipe.data.shape[:-2], self.recipe.data.shape[-2:]
         if frames is not None and not length:
             raise InputError(f"--frames {frames}: this model makes images; leave it out")
+        multiple = self.recipe.multiple
+        if size and (size[0] % multiple or size[1] % multiple or not all(size)):
+            raise InputError(
+                f"--size {size[0]}x{size[1]}: this model takes sides that are multiples of {multiple} pixels"
+            )
         length = length if frames is None else (frames,)
         layout = self.codec.layout(*length, *(size or own))
         self.backbone.check_size(*layout.shape[1:])

@@ -281,6 +281,10 @@ def official_kind(recipe: Recipe) -> Kind:
     config, transport = recipe.backbone, recipe.transport
     if not isinstance(config, DiTConfig) or config.conditioning != "adaln_zero":
         raise InputError(f"{recipe.name}: only a DiT with adaLN-Zero has released names, not this backbone")
+    if config.tubelet or config.positions != "sincos" or config.size_embedding:
+        raise InputError(
+            f"{recipe.name}: the released networks are of images, with added positions and without a size embedding"
+        )
     if not recipe.data.classes:
         raise InputError(f"{recipe.name}: the released networks have classes, this one has none")
     clock = (config.time_scale, config.time_shift)

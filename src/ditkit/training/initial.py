@@ -70,10 +70,14 @@ def load_initial(net: Backbone, origin: str | Path) -> list[str]:
     """Copy every weight of `origin` (a run, a snapshot) whose name and shape fit into `net`, in place.
 
     Returns, and prints, the names that did not fit; those keep their fresh start. The label table is
-    new when the classes differ; positions are computed, so another image size always fits.
+    new when the classes differ; positions are computed, so another image size always fits. A network of clips with a
+    tubelet of one frame takes the patches of one of images.
     """
     theirs = load(origin, device="cpu").backbone.state_dict()
     ours = net.state_dict()
+    patches = "patches.proj.weight"
+    if patches in theirs and patches in ours and ours[patches].ndim > theirs[patches].ndim:
+        theirs[patches] = theirs[patches].unsqueeze(2)
     left = [name for name, value in ours.items() if name not in theirs or theirs[name].shape != value.shape]
     extra = [name for name in theirs if name not in ours]
     with torch.no_grad():
