@@ -207,9 +207,8 @@ class DiT(Plain):
         grid, width = self.patches.grid(*x.shape[2:]), self.config.width
         tokens = self.patches(x)
         if self.config.positions == "rotary":
-            return (
-                tokens.float()
-            )  # under autocast too, as with positions added: blocks' outputs are summed in float32
+            # As with positions added: under autocast, too, blocks' outputs are summed in float32.
+            return tokens.float()
         table = sincos_table(self._axes(grid, (width, width / 2, width / 2)), width)
         return tokens + table.to(x.device)
 
