@@ -216,5 +216,11 @@ def test_what_is_never_reached_is_said(tmp_path):
         row["frechet"] *= 3
     text = matryoshka.report(records, tmp_path)
     assert f"| weights | not in {matryoshka.IMAGES:,} | |" in text
+    for row in records["two"]["scores"].values():
+        row["retrieval"] = 0.4
+    (two,) = (
+        line for line in matryoshka.report(records, tmp_path).splitlines() if line.startswith("| two | 4")
+    )
+    assert two.endswith(f"| not in {matryoshka.IMAGES:,} | |")
     del records["single"]
     assert "not in" not in matryoshka.report(records, tmp_path)
