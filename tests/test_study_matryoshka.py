@@ -147,7 +147,7 @@ class Asked:
         captions = ["a hole", *reversed(matryoshka.CAPTIONS)]
         glyphs = torch.arange(9, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 16, 16) * 20
         source = Arrays(glyphs, None, (), captions)
-        data = SimpleNamespace(open=lambda split: source, size=16, channels=3)
+        data = SimpleNamespace(open=lambda split: source, shape=(16, 16), aspect="square", channels=3)
         self.recipe = SimpleNamespace(data=data, train=SimpleNamespace(precision="fp32"))
 
     def generate(self, cond, *, seeds, **how):
