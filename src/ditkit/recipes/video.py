@@ -19,7 +19,7 @@ def moving_digits() -> Recipe:
     """
     return Recipe(
         name="moving-digits",
-        data=MovingDigits(size=32, frames=16),
+        data=MovingDigits(size=32, frames=16, classes=10),
         backbone=DiTConfig(
             width=192, depth=8, heads=3, patch=8, tubelet=1, attention="factorised", positions="rotary"
         ),
