@@ -298,7 +298,7 @@ def test_every_recipe_builds_and_round_trips(name):
     assert Recipe.model_validate_json(chosen.model_dump_json()) == chosen
     with torch.device("meta"):
         net = chosen.build_backbone()
-    x = torch.empty(2, *chosen.build_codec().layout(chosen.data.size, chosen.data.size).shape, device="meta")
+    x = torch.empty(2, *chosen.build_codec().layout(*chosen.data.shape).shape, device="meta")
     t, label = torch.empty(2, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")
     cond = {"label": label}
     if chosen.text:

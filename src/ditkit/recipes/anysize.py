@@ -49,7 +49,7 @@ def imagenet_anysize() -> Recipe:
     """
     return Recipe(
         name="imagenet-anysize",
-        data=Folder(size=256, aspect="native", flip=True),
+        data=Folder(size=256, aspect="native", flip=True, classes=1000, check=False),
         codec=VaeConfig(),
         backbone=DiTConfig(
             width=1152,
