@@ -516,11 +516,6 @@ def test_errors_of_fields(fields, message):
     assert "\n" not in str(caught.value)
 
 
-def test_levels_go_around_images():
-    with pytest.raises(InputError, match=r"a network of images: leave --backbone.inner.tubelet at 0"):
-        MatryoshkaConfig.checked({"inner": {"kind": "DiT", "tubelet": 1}, "levels": [{}]}, "around")
-
-
 @pytest.mark.parametrize("name", ["DiT", "U-DiT", "UNet", "MDM", "Matryoshka"])
 def test_error_of_frames_asked_of_a_network_of_images(name):
     net = on_meta(name, channels=1)
