@@ -60,7 +60,7 @@ CHOICES = (
 
 # What a choice needs beside it to fit any recipe.
 COMPANY = {
-    "--transport.path": ["--transport.variance", "fixed", "--transport.size-shift", "None"],
+    "--transport.path": ["--transport.variance", "fixed", "--transport.size-shift", "0"],
     "--backbone.conditioning": ["--backbone", "DiT"],
 }
 

@@ -61,9 +61,9 @@ class Transport(Section):
     given_frames: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Of clips: the share trained with some frames given clean, the first ones or those at both ends, so that a model
     can go on from an image or a clip."""
-    size_shift: Annotated[float, Field(gt=0)] | None = None
+    size_shift: Annotated[float, Field(ge=0)] = 0.0
     """Larger states are trained and sampled at noisier times: sigma / alpha grows with the root of the number of
-    positions (frames, height and width of the state multiplied) over this number (Esser et al., 2024, eq. 23)."""
+    positions (frames, height and width of the state multiplied) over this number (Esser et al., 2024, eq. 23); 0: no shift."""
 
     @model_validator(mode="after")
     def _weighting_needs_its_predictions(self) -> "Transport":
@@ -90,9 +90,9 @@ class Transport(Section):
 
     @model_validator(mode="after")
     def _size_shift_needs_straight_lines(self) -> "Transport":
-        if self.size_shift is not None and self.path != "linear":
+        if self.size_shift and self.path != "linear":
             raise ValueError(
-                f"transport.size_shift {self.size_shift} is for transport.path linear, not {self.path}; leave it out"
+                f"transport.size_shift {self.size_shift} is for transport.path linear, not {self.path}; give 0"
             )
         return self
 
@@ -157,7 +157,7 @@ class Transport(Section):
 
     def for_size(self, t: Tensor, layout: Layout | None) -> Tensor:
         """The times t moved as `size_shift` says for such a state: t -> s t / (1 + (s - 1) t)."""
-        if self.size_shift is None or layout is None:
+        if not self.size_shift or layout is None:
             return t
         s = math.sqrt(math.prod(layout.shape[1:]) / self.size_shift)
         return s * t / (1 + (s - 1) * t)
