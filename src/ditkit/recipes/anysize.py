@@ -4,6 +4,7 @@ from ditkit.backbones import DiTConfig
 from ditkit.codecs import VaeConfig
 from ditkit.data import FashionMNIST, Folder
 from ditkit.recipe import Recipe, TrainConfig
+from ditkit.recipes.fashion import TRAIN
 from ditkit.sampling.config import SamplingConfig
 from ditkit.transports import Transport
 
@@ -22,20 +23,7 @@ def anysize_fashion() -> Recipe:
         data=FashionMNIST(aspect="native", crop="garment", without=UNSEEN),
         backbone=DiTConfig(width=192, depth=6, heads=3, patch=4, positions="rotary", size_embedding=True),
         transport=Transport(path="linear", predict="velocity"),
-        train=TrainConfig(
-            images=360_000,
-            tokens=64 * 49,  # as many as 64 squares have
-            lr=1.5e-3,
-            warmup_images=10_000,
-            schedule="cosine",
-            clip=1.0,
-            ema_half_life_images=20_000,
-            ema_rampup=0.05,
-            compile=True,
-            log_images=5_000,
-            preview_images=60_000,
-            checkpoint_images=60_000,
-        ),
+        train=TRAIN.model_copy(update={"tokens": 64 * 49}),  # as many as 64 squares have
         sample=SamplingConfig(sampler="ab2", steps=10, guidance=1.5),
     )
 
