@@ -105,9 +105,9 @@ def _whole(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: tor
     drawn = draws(config.seed, part.index, layout.shape, codec.random)
     posterior = None if drawn.posterior is None else drawn.posterior.to(device)
     x0 = codec.encode(part.images.to(device), posterior)
-    t, learned = transport.given(
-        transport.times(drawn.u, layout), given_draws(config.seed, part.index), layout
-    )
+    t, learned = transport.times(drawn.u, layout), None
+    if transport.gives:  # or else the draws would be for nothing
+        t, learned = transport.given(t, given_draws(config.seed, part.index), layout)
     shared, weights = mixed(net, config.level_share, len(x0))
     if learned is not None:
         weights = learned if weights is None else weights * learned

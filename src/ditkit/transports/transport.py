@@ -162,6 +162,11 @@ class Transport(Section):
         s = math.sqrt(math.prod(layout.shape[1:]) / self.size_shift)
         return s * t / (1 + (s - 1) * t)
 
+    @property
+    def gives(self) -> bool:
+        """Whether parts of some states are given in training."""
+        return self.cascade is not None or self.given_frames > 0
+
     def given(self, t: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
         """Where some parts of states are given in training, times (B,) to those of each part (B, K), and which are
         learned: weights (B, K). v is uniform in [0, 1), (B, 3).
