@@ -286,6 +286,17 @@ def test_a_plan_is_a_function_of_seed_and_epoch_and_shuffles_both_samples_and_ba
     assert where != sorted(where)
 
 
+def test_a_packed_batch_has_many_sizes_sorted_within_the_budget():
+    plan = Plan(mixed(), area, 200, packed=True)
+    batches = plan.batches(seed=0, epoch=3)
+    assert sorted(np.concatenate(batches)) == list(range(len(plan)))
+    for batch in batches:
+        sizes = [plan.sizes[place] for place in batch]
+        assert sizes == sorted(sizes)
+        assert sum(map(area, sizes)) <= 200
+    assert max(len({plan.sizes[place] for place in batch}) for batch in batches) > 2
+
+
 def test_a_plan_is_cut_at_any_counter_and_goes_on_over_epochs():
     plan = Plan(mixed(50), area, 30)
     whole = list(plan.counters(0, 0, 130))

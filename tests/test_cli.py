@@ -19,11 +19,12 @@ from ditkit.cli.train import parse_train
 from ditkit.codecs import CODECS
 from ditkit.data import DATA
 from ditkit.nn.blocks import CONDITIONINGS
-from ditkit.pipeline import SNAPSHOTS, load
+from ditkit.pipeline import load
 from ditkit.recipe import Recipe
 from ditkit.recipes import RECIPES
 from ditkit.sampling import SAMPLERS
 from ditkit.sampling.config import SolverChoices
+from ditkit.snapshots import SNAPSHOTS
 from ditkit.transports import PATHS, PREDICTIONS, TIME_LAWS
 
 

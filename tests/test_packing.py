@@ -5,7 +5,7 @@ import torch
 
 from ditkit.backbones import backbone
 from ditkit.errors import InputError
-from ditkit.nn.packing import owners, packed_rows, same_image, unpacked
+from ditkit.nn.packing import owners, packed_rows, runs, same_image, stacks, unpacked
 
 SIZES = [(4, 6), (8, 8), (2, 2), (6, 4), (4, 4)]
 ROWS = [[3, 0, 4], [1], [2]]  # lengths 6 + 6 + 4, 16, 1: the last is nearly all padding
@@ -107,6 +107,17 @@ def test_modulations_are_made_once_an_image():
 def test_a_learned_variance_is_packed_too():
     net, (states, t, cond) = network(learned_variance=True), inputs()
     assert [out.shape for out in net.packed(states, t, cond, ROWS)] == [(2, *size) for size in SIZES]
+
+
+def test_images_of_one_size_that_follow_each_other_are_computed_at_once():
+    net, sizes = network(), [(4, 6), (4, 6), (6, 4), (4, 6), (8, 8)]
+    states, t, cond = inputs(sizes)
+    assert runs(states) == [2, 1, 1, 1]
+    assert [len(stack) for stack in stacks(states)] == runs(states)
+    assert torch.cat([stack.flatten() for stack in stacks(states)]).equal(
+        torch.cat([state.flatten() for state in states])
+    )
+    same(net, states, t, {"label": cond["label"]}, [[4], [0, 1, 3], [2]])
 
 
 def test_rows_there_and_back():

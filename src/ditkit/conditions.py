@@ -4,15 +4,52 @@ cond = conditions(labels, prompts, read)             # read: prompts to their em
 empty = unknown(net, cond, in_place_of_unknown(recipe.text, read))
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ditkit.backbones import Backbone, Cond
+from ditkit.errors import InputError
 from ditkit.text import Text, TextConfig
 
 Read = Callable[[Sequence[str]], Text]
+
+Asked = Mapping[str, Sequence[int] | Sequence[str] | Tensor]
+"""Labels, "label", and prompts, "text", for each image."""
+
+
+def asked_labels(asked: Asked, classes: int, count: int) -> Tensor | None:
+    """The labels (count,) for a model of so many classes, None of one without. InputError unless they are there for
+    exactly a model that has classes, one for each image and in range."""
+    if not classes:
+        if "label" in asked:
+            raise InputError("this model was trained without classes: leave the labels out")
+        return None
+    if "label" not in asked:
+        raise InputError(f"this model has {classes} classes: say which, one label per seed")
+    labels = torch.as_tensor(asked["label"])
+    if len(labels) != count:
+        raise InputError(f"{len(labels)} labels for {count} seeds; give one label per seed")
+    wrong = [int(label) for label in labels if not 0 <= label < classes]
+    if wrong:
+        raise InputError(f"label {wrong[0]} is out of range; this model has classes 0 to {classes - 1}")
+    return labels
+
+
+def asked_prompts(asked: Asked, told: bool, count: int) -> list[str] | None:
+    """The prompts for a model that is told a text, None for one that is not. InputError unless they are there for
+    exactly such a model, one for each image."""
+    if not told:
+        if "text" in asked:
+            raise InputError("this model is told no text: leave the prompts out")
+        return None
+    if "text" not in asked:
+        raise InputError('this model is told a text: give --prompt (a "text" per seed in Python)')
+    prompts = list(asked["text"])
+    if len(prompts) != count or not all(isinstance(prompt, str) for prompt in prompts):
+        raise InputError(f"{len(prompts)} prompts for {count} seeds; give a list of one prompt per seed")
+    return prompts
 
 
 def conditions(

@@ -12,37 +12,38 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypedDict
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import Unpack
 
 from ditkit.backbones import Backbone, compile_blocks
-from ditkit.checkpoint import load_newest
 from ditkit.codecs import Codec, PyramidCodec
-from ditkit.conditions import Read, conditions, in_place_of_unknown, unknown
+from ditkit.conditions import (
+    Asked,
+    Read,
+    asked_labels,
+    asked_prompts,
+    conditions,
+    in_place_of_unknown,
+    unknown,
+)
 from ditkit.device import DeviceName, Precision, autocast, pick_device
 from ditkit.errors import InputError
-from ditkit.hub import fetch, is_id, model_card, publish
-from ditkit.interop import Kind, read_foreign
+from ditkit.hub import model_card, publish
+from ditkit.interop import Kind
 from ditkit.layout import Layout
 from ditkit.progress import progress_bar
 from ditkit.randomness import RowNoise
 from ditkit.recipe import Recipe
 from ditkit.sampling import Given, autoguidance, cfg, held, threshold
+from ditkit.snapshots import read_model
 from ditkit.transports import Denoiser, Transport
-
-Said = Mapping[str, Sequence[int] | Sequence[str] | Tensor]
-"""Labels, "label", and prompts, "text", for each image."""
-
-SNAPSHOTS = Path(str(files("ditkit"))) / "assets" / "snapshots"
 
 
 class Sampling(TypedDict, total=False):
@@ -148,7 +149,7 @@ class Pipeline:
 
     def generate(
         self,
-        cond: Said | None = None,
+        cond: Asked | None = None,
         *,
         seeds: Sequence[int],
         **how: Unpack[Sampling],
@@ -167,7 +168,7 @@ class Pipeline:
 
     def stream(
         self,
-        cond: Said | None = None,
+        cond: Asked | None = None,
         *,
         seeds: Sequence[int],
         **how: Unpack[Sampling],
@@ -180,7 +181,7 @@ class Pipeline:
 
     def _states(
         self,
-        cond: Said | None = None,
+        cond: Asked | None = None,
         *,
         seeds: Sequence[int],
         **how: Unpack[Sampling],
@@ -192,7 +193,8 @@ class Pipeline:
             raise InputError("no seeds: give one per image")
         layout = self._layout(how.get("size"), how.get("frames"))
         grid = chosen.times(self.transport, layout)
-        labels, prompts = self._labels(cond or {}, len(seeds)), self._prompts(cond or {}, len(seeds))
+        labels = asked_labels(cond or {}, self.classes, len(seeds))
+        prompts = asked_prompts(cond or {}, self.recipe.text is not None, len(seeds))
         weak, negative = how.get("weak"), how.get("negative")
         told = self.classes or self.recipe.text
         if not told and guidance not in (None, 1) and not weak:
@@ -360,7 +362,7 @@ class Pipeline:
         return lower
 
     def _made_by(
-        self, lower: "Pipeline", cond: Said, seeds: Sequence[int], precision: Precision, part: slice
+        self, lower: "Pipeline", cond: Asked, seeds: Sequence[int], precision: Precision, part: slice
     ) -> Tensor:
         """States whose lower levels that model made, of the same seeds and conditions."""
         told = {key: value[part] for key, value in cond.items() if key != "label" or lower.classes}
@@ -381,37 +383,6 @@ class Pipeline:
         if theirs != ours:
             raise InputError(f"--weak {path}: {theirs}; a weak model needs {ours}")
         return other.transport.denoiser(other.network, layout)
-
-    def _prompts(self, cond: Said, count: int) -> list[str] | None:
-        """The prompts checked: present exactly when the model is told a text, one per seed."""
-        if self.recipe.text is None:
-            if "text" in cond:
-                raise InputError("this model is told no text: leave the prompts out")
-            return None
-        if "text" not in cond:
-            raise InputError('this model is told a text: give --prompt (a "text" per seed in Python)')
-        prompts = list(cond["text"])
-        if len(prompts) != count or not all(isinstance(prompt, str) for prompt in prompts):
-            raise InputError(f"{len(prompts)} prompts for {count} seeds; give a list of one prompt per seed")
-        return prompts
-
-    def _labels(self, cond: Said, count: int) -> Tensor | None:
-        """The labels checked: present exactly when the model has classes, in range, one per seed."""
-        if not self.classes:
-            if "label" in cond:
-                raise InputError("this model was trained without classes: leave the labels out")
-            return None
-        if "label" not in cond:
-            raise InputError(f"this model has {self.classes} classes: say which, one label per seed")
-        labels = torch.as_tensor(cond["label"])
-        if len(labels) != count:
-            raise InputError(f"{len(labels)} labels for {count} seeds; give one label per seed")
-        wrong = [int(label) for label in labels if not 0 <= label < self.classes]
-        if wrong:
-            raise InputError(
-                f"label {wrong[0]} is out of range; this model has classes 0 to {self.classes - 1}"
-            )
-        return labels
 
     def compile(self) -> None:
         """Compile the network's blocks: the first image waits for it, many images are faster."""
@@ -468,56 +439,14 @@ def load(
     Raises InputError: nothing there, a damaged file, or weights that do not fit the recipe.
     """
     where = device if isinstance(device, torch.device) else pick_device(device)
-    recipe, weights, record = _read(Path(path), kind, heads)
-    net = recipe.build_backbone()
+    found = read_model(Path(path), kind, heads)
+    net = found.recipe.build_backbone()
     try:
-        net.load_state_dict(weights)
+        net.load_state_dict(found.weights)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
         raise InputError(f"{path}: the weights do not fit recipe.json ({reason})") from None
     net = net.to(where).eval().requires_grad_(False)
-    return Pipeline(recipe, net, recipe.build_codec(where), where, {"origin": str(path), **record})
-
-
-def _read(path: Path, kind: Kind | None, heads: int | None) -> tuple[Recipe, dict[str, Tensor], dict]:
-    """The recipe, the weights and where they come from."""
-    folder = _own_folder(path)
-    if folder is None:
-        foreign = read_foreign(path, kind, heads)
-        if foreign is None and is_id(str(path)) and not path.exists():
-            return _read(fetch(str(path)), kind, heads)
-        if foreign is None:
-            bundled = ", ".join(sorted(entry.name for entry in SNAPSHOTS.glob("*"))) or "none"
-            raise InputError(
-                f"{path}: no run or snapshot there (no recipe.json), nor a network of diffusers'; snapshots "
-                f"that come with ditkit: {bundled}"
-            )
-        return foreign.recipe, foreign.weights, foreign.record
-    if kind is not None or heads is not None:
-        raise InputError(f"{path}: --kind and --heads are for official files; its recipe.json says both")
-    recipe = Recipe.read(folder / "recipe.json")
-    if recipe.codec.kind == "vae" and (folder / "vae").is_dir():  # its own copy of a local autoencoder
-        recipe = recipe.replace(codec={"id": str(folder / "vae")})
-    if (folder / "model.safetensors").exists():
-        return recipe, *_read_snapshot(folder / "model.safetensors")
-    newest = load_newest(folder / "checkpoints", ("ema",))
-    if newest is None:
-        raise InputError(
-            f"{folder}: this run has no checkpoint yet; train it first: ditkit train {recipe.name}"
-        )
-    state, parts = newest
-    return recipe, parts["ema"], {"images": state["images"], "minutes": round(state["seconds"] / 60, 2)}
-
-
-def _own_folder(path: Path) -> Path | None:
-    """The folder that holds recipe.json: the path itself, or the bundled snapshot of that name."""
-    return next((folder for folder in (path, SNAPSHOTS / path) if (folder / "recipe.json").exists()), None)
-
-
-def _read_snapshot(file: Path) -> tuple[dict[str, Tensor], dict]:
-    try:
-        with safe_open(file, "pt") as reader:
-            record = json.loads((reader.metadata() or {}).get("record", "{}"))
-            return {name: reader.get_tensor(name).float() for name in reader.keys()}, record  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} is damaged ({error})") from None
+    return Pipeline(
+        found.recipe, net, found.recipe.build_codec(where), where, {"origin": str(path), **found.record}
+    )

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ditkit.conditions import Asked
 from ditkit.errors import InputError
-from ditkit.pipeline import Pipeline, Said, Sampling
+from ditkit.pipeline import Pipeline, Sampling
 
 WINDOW = 2**32  # between the seeds of a clip's windows: other noise in each, and none of another clip's
 
 
 def roll_out(
     pipeline: Pipeline,
-    cond: Said | None = None,
+    cond: Asked | None = None,
     *,
     seeds: Sequence[int],
     length: int | None = None,

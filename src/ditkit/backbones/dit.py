@@ -18,7 +18,7 @@ from ditkit.errors import InputError
 from ditkit.nn.attention import Arrangement, Over
 from ditkit.nn.blocks import CONDITIONINGS, in_sequence
 from ditkit.nn.embeddings import LabelEmbedding, SizeEmbedding, TimeEmbedding, sincos_table
-from ditkit.nn.packing import Rows, check_rows, owners, packed_rows, same_image, unpacked
+from ditkit.nn.packing import Rows, check_rows, owners, packed_rows, same_image, stacks, unpacked
 from ditkit.nn.patches import PatchEmbed, patch_sizes, unpatchify
 from ditkit.nn.positions import Axis, Extrapolation, axis
 from ditkit.nn.rotary import rotary_positions, unturned
@@ -296,12 +296,14 @@ class DiT(Plain):
                 f"t of shape {tuple(t.shape)} for {len(states)} packed states: give one time each"
             )
         sizes = [state.shape[1:] for state in states]
-        parts = [self.embed(state[None]).flatten(0, -2) for state in states]  # (L_i, D)
+        stacked = stacks(states)
+        parts = [part for stack in stacked for part in self.embed(stack).flatten(1, -2)]  # (L_i, D)
         lengths = [len(part) for part in parts]
         owner = owners(lengths, rows, t.device)
         rotary = None
         if config.positions == "rotary":
-            tables = [self._rotary(self.patches.grid(*size), t.device)[0] for size in sizes]
+            known = {size: self._rotary(self.patches.grid(*size), t.device)[0] for size in set(sizes)}
+            tables = [known[size] for size in sizes]
             rotary = packed_rows([table.transpose(0, 1) for table in tables if table is not None], rows)
             rotary = rotary.permute(2, 0, 1, 3)  # (2, R, L, d/2)
         at = Arrangement(same_image(owner), rotary, owner.clamp(min=0))
@@ -310,7 +312,11 @@ class DiT(Plain):
         for block in self.blocks:
             h = block(h, c, at)
         outs = unpacked(self.final(h, c, at), lengths, rows)
-        return [self._pixels(out[None], size)[0] for out, size in zip(outs, sizes, strict=True)]
+        found: list[Tensor] = []
+        for stack in stacked:
+            own = torch.stack(outs[len(found) : len(found) + len(stack)])
+            found.extend(self._pixels(own, stack.shape[2:]))
+        return found
 
     def from_map(self, m: Tensor) -> Tensor:
         return m.flatten(3).permute(0, 2, 3, 1) if self.config.tubelet else m.flatten(2).mT

@@ -19,9 +19,9 @@ from ditkit.costs.speed import calibrate
 from ditkit.device import Precision
 from ditkit.errors import InputError
 from ditkit.interop import read_foreign
-from ditkit.pipeline import SNAPSHOTS
 from ditkit.recipe import Recipe
 from ditkit.recipes import RECIPES
+from ditkit.snapshots import own_folder
 
 USAGE = """usage: ditkit info BACKBONE [--size 256] [--frames 16] [--batch 16] [--precision auto] [--modules]
        ditkit info RECIPE [--section.field value ...] [--batch N] [--modules] [--json]
@@ -242,9 +242,8 @@ def _table(found: Cost) -> Iterator[str]:
 def _find(name: str) -> Recipe:
     if name in RECIPES:
         return RECIPES[name]()
-    for folder in (Path(name), SNAPSHOTS / name):
-        if (folder / "recipe.json").exists():
-            return Recipe.read(folder / "recipe.json")
+    if (folder := own_folder(Path(name))) is not None:
+        return Recipe.read(folder / "recipe.json")
     if Path(name).exists() and (foreign := read_foreign(Path(name))) is not None:
         return foreign.recipe
     raise InputError(

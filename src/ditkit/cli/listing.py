@@ -16,9 +16,9 @@ def registries() -> dict[str, dict[str, str]]:
     from ditkit.data import DATA
     from ditkit.evaluation import FEATURES
     from ditkit.nn.blocks import CONDITIONINGS
-    from ditkit.pipeline import SNAPSHOTS
     from ditkit.recipes import RECIPES
     from ditkit.sampling import DIFFUSIONS, SAMPLERS
+    from ditkit.snapshots import SNAPSHOTS
     from ditkit.studies import STUDIES
     from ditkit.text import TEXT_ENCODERS
     from ditkit.transports import PATHS, PREDICTIONS, TIME_LAWS

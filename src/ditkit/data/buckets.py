@@ -90,12 +90,13 @@ class Plan:
         """The positions of an epoch's samples, batch by batch: int64 (B,) each.
 
         Every bucket is shuffled and cut into batches, then the batches are shuffled. Packed, all samples are shuffled
-        and cut where the next one has no room.
+        and cut where the next one has no room; within a batch they are sorted by size.
         """
         random = generator(seed, epoch, "order")
         if self.packed:
             order = random.permutation(np.concatenate(list(self._places.values())))
-            return np.split(order, self._cuts([self.lengths[place] for place in order]))
+            parts = np.split(order, self._cuts([self.lengths[place] for place in order]))
+            return [np.array(sorted(part, key=self.sizes.__getitem__)) for part in parts]
         parts = []
         for bucket in self.buckets:
             order = random.permutation(self._places[bucket.size])

@@ -1,8 +1,9 @@
-"""Foreign checkpoints: official DiT, SiT and U-DiT files, diffusers' folders; nothing in them is ever run.
+"""Foreign checkpoints: official DiT, SiT, U-DiT and MDM files, diffusers' folders; nothing in them is ever run.
 
 tensors.py    reads files without running what they name
 official.py   the released DiT's and SiT's names <-> ours
 udit.py       the released U-DiT's names <-> ours
+mdm.py        the released MDM's names <-> ours
 diffusers.py  diffusers' names <-> ours
 """
 

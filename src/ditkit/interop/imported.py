@@ -2,6 +2,7 @@
 
 official.py   the released DiT's and SiT's names
 udit.py       the released U-DiT's names
+mdm.py        the released MDM's names
 diffusers.py  diffusers' names
 """
 
@@ -9,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,11 +30,11 @@ LATENT_FACTOR = 8
 
 @dataclass(frozen=True)
 class Imported:
-    """A foreign model as ours: `weights` fit the recipe's backbone."""
+    """A model that was read from disk as ours: `weights` fit the recipe's backbone."""
 
     recipe: Recipe
     weights: dict[str, Tensor]
-    record: dict[str, str]
+    record: dict[str, Any]
 
 
 def with_parameters(modules: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

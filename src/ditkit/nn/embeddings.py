@@ -4,9 +4,10 @@ import math
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ditkit.nn.linear import small_dense, zero_dense
+from ditkit.nn.linear import small_dense
 from ditkit.nn.positions import Axis
 
 
@@ -60,6 +61,10 @@ class SizeEmbedding(nn.Module):
 
     Read as log2 of the count, so that doubling is one step anywhere. What SDXL is told of an image's size (Podell et
     al., 2023), of the grid itself.
+
+    Differs: the vector has unit size and a gain, so it grows by the learning rate a step and no faster. Of counts that
+    hardly vary the two layers below are a bias whose every weight moves the same way: without the gain their output
+    can move by `width` times as much, and a network of one size only was lost so (docs/log.md).
     """
 
     frequencies = 64
@@ -67,10 +72,12 @@ class SizeEmbedding(nn.Module):
     def __init__(self, axes: int, width: int):
         super().__init__()
         first = small_dense(axes * self.frequencies, width)
-        self.mlp = nn.Sequential(first, nn.SiLU(), zero_dense(width, width))
+        self.mlp = nn.Sequential(first, nn.SiLU(), small_dense(width, width))
+        self.gain = nn.Parameter(torch.zeros(width))
 
     def forward(self, counts: Tensor) -> Tensor:
-        return self.mlp(sinusoid(counts.log2(), self.frequencies).flatten(1))
+        vector = self.mlp(sinusoid(counts.log2(), self.frequencies).flatten(1))
+        return F.rms_norm(vector.float(), vector.shape[-1:]) * self.gain
 
 
 @lru_cache(maxsize=64)

@@ -3,6 +3,7 @@
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -11,6 +12,16 @@ from torch.nn.utils.rnn import pad_sequence
 from ditkit.errors import InputError
 
 Rows = Sequence[Sequence[int]]
+
+
+def runs(parts: Sequence[Tensor]) -> list[int]:
+    """How many of equal shape follow each other: what is done to such is done at once."""
+    return [len(list(run)) for _, run in groupby(parts, key=lambda part: part.shape)]
+
+
+def stacks(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Each run as one tensor, (n, ...)."""
+    return [torch.stack(list(run)) for _, run in groupby(parts, key=lambda part: part.shape)]
 
 
 def check_rows(rows: Rows, images: int) -> None:

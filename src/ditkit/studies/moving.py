@@ -6,8 +6,8 @@ clips are as many frames of one class, each drawn alone. Real clips say how stri
 
 A clip keeps its class when its frames' classifier reads every frame as the class asked for. It moves straight when the
 centres of brightness of all its frames are within 1.5 pixels of a straight line that is reflected at the borders only
-(`moving.fold` with the clips' own room; start, velocity and the digit's own centre are fitted), at a speed between half
-the slowest and twice the fastest that was trained. The Fréchet distance is of the classifier's features, their mean over
+(`moving.fold` with the clips' own room; start, velocity and the digit's own centre are fitted, the last where training
+digits of the class have it), at a speed between half the slowest and twice the fastest that was trained. The Fréchet distance is of the classifier's features, their mean over
 frames and the mean size of their change from frame to frame, to training clips. Of given first frames the rest of
 real held-out clips is asked for: how far their centres are from where the real digit went.
 
@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ditkit.data import MovingDigits, load_all
+from ditkit.data import Digits, MovingDigits, load_all
 from ditkit.data.moving import centroid, fold
 from ditkit.errors import InputError
 from ditkit.evaluation import FeatureNetwork, Features, Moments, bundled_classifier, frechet_distance
@@ -69,9 +69,13 @@ class Motion(NamedTuple):
     """(N,): pixels a frame."""
 
 
-def fit_motion(centres: Tensor, room: float, fastest: float) -> Motion:
-    """Of centres (N, F, 2). For every start and velocity on a grid of each axis the digit's own centre is the middle of
-    what is left, which makes the largest difference smallest."""
+def fit_motion(centres: Tensor, room: float, fastest: float, lowest: Tensor, highest: Tensor) -> Motion:
+    """Of centres (N, F, 2), of digits whose own centres are between `lowest` and `highest` (N, 2).
+
+    For every start and velocity on a grid of each axis the digit's own centre is the middle of what is left, which makes
+    the largest difference smallest, or the bound that is nearest to it. Without bounds a digit that turns anywhere would
+    be one that turns at the border and has its own centre far outside of itself.
+    """
     frames = torch.arange(centres.shape[1])
     velocities = torch.arange(-fastest, fastest + 1e-6, 0.05)
     starts = torch.arange(0, room + 1e-6, 0.25)
@@ -79,11 +83,21 @@ def fit_motion(centres: Tensor, room: float, fastest: float) -> Motion:
     residuals, speeds = [], []
     for axis in range(2):
         left = centres[:, None, :, axis] - lines  # (N, S V, F)
-        half = (left.amax(2) - left.amin(2)) / 2
-        best, place = half.min(1)
+        most, least = left.amax(2), left.amin(2)
+        own = ((most + least) / 2).clamp(lowest[:, axis, None], highest[:, axis, None])
+        best, place = torch.maximum(most - own, own - least).min(1)
         residuals.append(best)
         speeds.append(velocities[place % len(velocities)])
     return Motion(torch.stack(residuals).amax(0), torch.stack(speeds).norm(dim=0))
+
+
+def own_centres(data: MovingDigits) -> Tensor:
+    """The least and greatest centres of brightness of the training digits of each class, in pixels: (classes, 2, 2)."""
+    glyphs = Digits(size=data.glyph).open("train")
+    assert glyphs.labels is not None
+    centres = centroid(glyphs.images[:, 0])
+    classes = [centres[glyphs.labels == label] for label in range(data.classes)]
+    return torch.stack([torch.stack([of.amin(0), of.amax(0)]) for of in classes])
 
 
 def clips(pipeline: Pipeline) -> dict[str, Any]:
@@ -138,7 +152,8 @@ def judged(
     found = [classes_read(network(part)) for part in frames.split(500)]
     right = (torch.cat(found).unflatten(0, (len(movies), -1)) == labels[:, None]).float()
     slowest, fastest = data.speed
-    motion = fit_motion(centroid(movies[:, 0]), data.size - data.glyph, 2 * fastest)
+    own = own_centres(data)[labels]  # (N, 2, 2)
+    motion = fit_motion(centroid(movies[:, 0]), data.size - data.glyph, 2 * fastest, *own.unbind(1))
     straight = (
         (motion.residual < RESIDUAL) & (motion.speed > slowest / 2) & (motion.speed < 2 * fastest)
     ).float()

@@ -14,9 +14,14 @@ from ditkit.conditions import Read, conditions, in_place_of_unknown, unknown
 from ditkit.data import Batch, first_fit
 from ditkit.device import autocast
 from ditkit.layout import Layout, Packed
+from ditkit.nn.packing import runs, stacks
 from ditkit.randomness import generator
 from ditkit.recipe import Recipe, Training
 from ditkit.transports import Network
+
+ROW = 2
+"""Rows of packed images are this many times as long as the longest image: rows of one would stand a sixth empty, and
+longer ones pay more for attention than they gain."""
 
 
 class Draws(NamedTuple):
@@ -116,23 +121,23 @@ def _whole(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: tor
 
 def _packed(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: torch.device) -> Task:
     """Of images of several sizes as one state, each with the draws that it has in a batch of its size."""
-    singles = [
-        _whole(recipe, net, codec, Batch(image[None], None, part.index[k : k + 1]), device)
-        for k, image in enumerate(part.packed)
+    groups = [
+        _whole(recipe, net, codec, Batch(images, None, index), device)
+        for images, index in zip(stacks(part.packed), part.index.split(runs(part.packed)), strict=True)
     ]
-    shapes = [single.x0.shape[1:] for single in singles]
+    shapes = [group.x0.shape[1:] for group in groups for _ in group.x0]
     layout = Packed.of(shapes)
     lengths = [recipe.backbone.tokens(shape[1:]) for shape in shapes]
-    rows = first_fit(lengths, max(lengths))
+    rows = first_fit(lengths, ROW * max(lengths))
 
     def network(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         states = [row.view(shape) for row, shape in zip(x[0].split(layout.lengths), shapes, strict=True)]
         return torch.cat([out.flatten() for out in net.packed(states, t[0], cond, rows)])[None]
 
     x0, eps = (
-        torch.cat([getattr(single, name).flatten() for single in singles])[None] for name in ("x0", "eps")
+        torch.cat([getattr(group, name).flatten() for group in groups])[None] for name in ("x0", "eps")
     )
-    t, drop = (torch.cat([getattr(single, name) for single in singles]) for name in ("t", "drop"))
+    t, drop = (torch.cat([getattr(group, name) for group in groups]) for name in ("t", "drop"))
     return Task(network, x0, eps, t[None], drop, layout, None)
 
 

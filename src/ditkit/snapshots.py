@@ -1,0 +1,65 @@
+"""Models on disk: snapshots, runs, official files, the Hub's; read as a recipe, its weights and where they come from.
+
+A snapshot is a folder with model.safetensors (the moving average) and recipe.json; some tiny trained ones come with the
+package. A run's folder has recipe.json and checkpoints.
+"""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ditkit.checkpoint import load_newest
+from ditkit.errors import InputError
+from ditkit.hub import fetch, is_id
+from ditkit.interop import Imported, Kind, read_foreign
+from ditkit.recipe import Recipe
+
+SNAPSHOTS = Path(str(files("ditkit"))) / "assets" / "snapshots"
+
+
+def own_folder(path: Path) -> Path | None:
+    """The folder that holds recipe.json: the path itself, or the bundled snapshot of that name; None for neither."""
+    return next((folder for folder in (path, SNAPSHOTS / path) if (folder / "recipe.json").exists()), None)
+
+
+def read_model(path: Path, kind: Kind | None = None, heads: int | None = None) -> Imported:
+    """What is at `path`; its arguments and errors are those of `ditkit.load`."""
+    folder = own_folder(path)
+    if folder is None:
+        foreign = read_foreign(path, kind, heads)
+        if foreign is not None:
+            return foreign
+        if is_id(str(path)) and not path.exists():
+            return read_model(fetch(str(path)), kind, heads)
+        bundled = ", ".join(sorted(entry.name for entry in SNAPSHOTS.glob("*"))) or "none"
+        raise InputError(
+            f"{path}: no run or snapshot there (no recipe.json), nor a network of diffusers'; snapshots "
+            f"that come with ditkit: {bundled}"
+        )
+    if kind is not None or heads is not None:
+        raise InputError(f"{path}: --kind and --heads are for official files; its recipe.json says both")
+    recipe = Recipe.read(folder / "recipe.json")
+    if recipe.codec.kind == "vae" and (folder / "vae").is_dir():  # its own copy of a local autoencoder
+        recipe = recipe.replace(codec={"id": str(folder / "vae")})
+    if (folder / "model.safetensors").exists():
+        return Imported(recipe, *_read_weights(folder / "model.safetensors"))
+    newest = load_newest(folder / "checkpoints", ("ema",))
+    if newest is None:
+        raise InputError(
+            f"{folder}: this run has no checkpoint yet; train it first: ditkit train {recipe.name}"
+        )
+    state, parts = newest
+    minutes = round(state["seconds"] / 60, 2)
+    return Imported(recipe, parts["ema"], {"images": state["images"], "minutes": minutes})
+
+
+def _read_weights(file: Path) -> tuple[dict[str, Tensor], dict]:
+    try:
+        with safe_open(file, "pt") as reader:
+            record = json.loads((reader.metadata() or {}).get("record", "{}"))
+            return {name: reader.get_tensor(name).float() for name in reader.keys()}, record  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file} is damaged ({error})") from None
