@@ -143,10 +143,10 @@ class Plan:
             )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
-        batches = len(self.batches(seed=0, epoch=0))
+        batches, count = len(self.batches(seed=0, epoch=0)), len(self.buckets)
         tokens = sum(bucket.images * bucket.tokens for bucket in self.buckets)
         lines.append(
-            f"{len(self):,} images of {len(self.buckets)} sizes in {batches:,} {'packed ' * self.packed}batches an epoch, "
+            f"{len(self):,} images of {count} size{'s' * (count > 1)} in {batches:,} {'packed ' * self.packed}batches an epoch, "
             "which fill "
             f"{tokens / (batches * self.budget):.1%} of {self.budget:,} tokens on average"
         )
