@@ -17,7 +17,7 @@ from ditkit.recipe import Recipe, TrainConfig
 from ditkit.recipes import RECIPES, recipe
 from ditkit.training import train
 from ditkit.training.ema import Ema
-from ditkit.training.log import read_log
+from ditkit.training.log import Log, read_log
 from ditkit.training.loop import learning_rate
 from ditkit.training.step import backward, draws
 
@@ -270,6 +270,23 @@ def test_init_takes_what_fits_and_names_the_rest(run, small, tmp_path, caplog):
         started["blocks.0.attention.qkv.weight"], origin["blocks.0.attention.qkv.weight"]
     )
     assert started["patches.proj.weight"].shape != origin["patches.proj.weight"].shape
+
+
+def test_a_loss_that_rises_for_good_is_told_once_also_after_resuming(tmp_path, caplog):
+    def lines(images, *losses):
+        log = Log(tmp_path / "log.jsonl", images, 0.0)
+        for k, loss in enumerate(losses, start=1):
+            log.add({"loss": torch.tensor(loss)})
+            log.write(images + k)
+
+    lines(0, math.nan, 0.2, 0.5, math.nan)
+    assert not caplog.text
+    lines(4, 0.59)
+    assert not caplog.text
+    lines(5, 0.61, 0.9)
+    (record,) = caplog.records
+    assert "after 6 images the loss is 0.61; it was 0.2 after 2" in record.message
+    assert "--train.lr" in record.message
 
 
 def test_a_run_leaves_pictures_and_a_log(run):

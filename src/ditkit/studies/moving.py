@@ -96,7 +96,7 @@ def own_centres(data: MovingDigits) -> Tensor:
     glyphs = Digits(size=data.glyph).open("train")
     assert glyphs.labels is not None
     centres = centroid(glyphs.images[:, 0])
-    classes = [centres[glyphs.labels == label] for label in range(data.classes)]
+    classes = [centres[glyphs.labels == label] for label in range(len(glyphs.names))]
     return torch.stack([torch.stack([of.amin(0), of.amax(0)]) for of in classes])
 
 

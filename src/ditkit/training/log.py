@@ -1,11 +1,17 @@
 """log.jsonl: one line every so many images, with means since the line before it."""
 
 import json
+import logging
 import math
 import time
 from pathlib import Path
 
 from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+RISEN = 3
+"""Times the lowest loss of a line so far: what healthy runs do not come near, and those that are lost pass."""
 
 
 class Log:
@@ -20,6 +26,9 @@ class Log:
         self._last = seconds
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
+        known = [row for row in read_log(path) if not math.isnan(row["loss"])]
+        self._lowest = min(known, key=lambda row: row["loss"], default=None)
+        self._warned = False
 
     @property
     def seconds(self) -> float:
@@ -33,14 +42,30 @@ class Log:
         self._steps += 1
 
     def write(self, images: int, **facts: float) -> dict[str, float]:
-        """The line after `images` images: means since the last one, `facts`, and the speed."""
+        """The line after `images` images: means since the last one, `facts`, and the speed. Says so, once, when the loss
+        has risen as that of a run that is lost."""
         now = self.seconds
         row: dict[str, float] = {"images": images, "minutes": round(now / 60, 4)}
         row |= {name: float(value) / self._steps for name, value in self._sums.items()} or {"loss": math.nan}
         row |= facts | {"images_per_second": round((images - self._images) / (now - self._last), 1)}
         append(self._path, row)
         self._sums, self._steps, self._images, self._last = {}, 0, images, now
+        self._look(row)
         return row
+
+    def _look(self, row: dict) -> None:
+        lowest = self._lowest
+        if math.isnan(row["loss"]):  # every step was left out, which is counted
+            return
+        if lowest is None or row["loss"] < lowest["loss"]:
+            self._lowest = row
+        elif row["loss"] > RISEN * lowest["loss"] and not self._warned:
+            self._warned = True
+            log.warning(
+                f"{self._path.parent}: after {row['images']:,} images the loss is {row['loss']:.3g}; it was "
+                f"{lowest['loss']:.3g} after {lowest['images']:,}. Such a run does not recover: stop it, and train anew with a "
+                "lower --train.lr or --train.precision fp32"
+            )
 
 
 def append(path: Path, row: dict) -> None:
