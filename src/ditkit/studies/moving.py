@@ -2,7 +2,8 @@
 
 Moving digits, 16 frames of 32 x 32 pixels. One DiT with attention factorised over space and time (`factorised`) and one
 with all tokens to all (`joint`), of equal width and depth; and the same network of single frames (`frames`), whose
-clips are as many frames of one class, each drawn alone. Real clips say how strict the tests are.
+clips are as many frames of one class, each drawn alone. Real clips say how strict the tests are. Then the factorised one
+inside a pyramid over space and time (`pyramid`): it makes 8 frames of 16 x 16, a thin level around it all of them.
 
 A clip keeps its class when its frames' classifier reads every frame as the class asked for. It moves straight when the
 centres of brightness of all its frames are within 1.5 pixels of a straight line that is reflected at the borders only
@@ -24,6 +25,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ditkit.backbones import DiTConfig, MatryoshkaConfig
+from ditkit.backbones.matryoshka import OuterLevel
 from ditkit.data import Digits, MovingDigits, load_all
 from ditkit.data.moving import centroid, fold
 from ditkit.errors import InputError
@@ -52,10 +55,18 @@ def cells() -> dict[str, Cell]:
         transport={"given_frames": 0.0},
         train={"images": 4 * CLIPS, "batch": 64, "log_images": 4 * CLIPS // 20},
     )
+    assert isinstance(base.backbone, DiTConfig)
+    half = base.backbone.model_copy(
+        update={"patch": base.backbone.patch // 2}
+    )  # of 16 pixels: as many tokens a frame
+    level = OuterLevel(widths=(32,), depth=(1,), patch=2, frames=2)
     networks = {
         "factorised": base,
         "joint": base.replace(backbone={"attention": "joint"}),
         "frames": frames,
+        "pyramid": base.replace(
+            backbone=MatryoshkaConfig(inner=half, levels=(level,)), transport={"given_frames": 0.0}
+        ),
     }
     return {name: Cell(known.replace(name=f"moving-{name}"), (), clips) for name, known in networks.items()}
 
