@@ -22,7 +22,6 @@ from ditkit.data import (
     Stream,
     arrays,
     batches,
-    by_size,
     first_fit,
     load_all,
     load_size,
@@ -32,6 +31,7 @@ from ditkit.data import (
     prepare_native,
     shard,
 )
+from ditkit.data.buckets import places_by_size, sizes
 from ditkit.data.sources import stack
 from ditkit.errors import InputError
 from ditkit.randomness import generator
@@ -130,7 +130,7 @@ def test_sizes_are_those_of_the_upright_image_whatever_the_format(tmp_path, chec
         assert source.size(index) == source[index][0].size
         turned += source.size(index) == (12, 20)
     assert turned == 8
-    assert by_size(config, "train", 4) == {
+    assert places_by_size(sizes(source, config, 4)) == {
         (12, 20): [k for k in range(16) if source.size(k) == (20, 12)],
         (20, 12): [k for k in range(16) if source.size(k) == (12, 20)],
     }
@@ -236,7 +236,7 @@ def test_fashion_mnist_has_garments_of_every_aspect():
         inside = whole[index, :, top:bottom, left:right]
         assert np.array_equal(np.asarray(source[index][0])[None], inside)
         assert (whole[index] > arrays.DARK).sum() == (inside > arrays.DARK).sum()
-    places = by_size(config, "test", 4)
+    places = places_by_size(sizes(source, config, 4))
     assert len(places) > 15
     assert sorted(place for found in places.values() for place in found) == list(range(10_000))
     images, labels = load_size(config, "test", (28, 12), 4)

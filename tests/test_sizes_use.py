@@ -1,6 +1,7 @@
 """Clips and images of any size from end to end: training on buckets and packed rows, going on from frames, the command line."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -200,6 +201,16 @@ def test_a_packed_step_is_the_step_of_its_images_one_by_one(folder, extra):
     torch.testing.assert_close(terms["loss"], torch.stack(losses).mean())
     for name, grad in packed.items():
         torch.testing.assert_close(8 * grad, alone[name], atol=2e-5, rtol=1e-3)
+
+
+def test_a_folder_is_looked_through_once(folder, tmp_path, caplog):
+    """Also where its images are those of the validation loss."""
+    pictures = tmp_path / "pictures"
+    shutil.copytree(folder, pictures)
+    (pictures / "broken.png").write_bytes(b"no picture")
+    quiet(native(pictures, train={"images": 16, "validate_images": 16}), tmp_path / "run")
+    assert caplog.text.count("broken.png") == 1
+    assert len(read_log(tmp_path / "run" / "validation.jsonl")) == 1
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -15,7 +15,7 @@ from ditkit.data.buckets import Bucket, Plan, first_fit, plan_for, shard
 from ditkit.data.emoji import EmojiData
 from ditkit.data.folder import Folder
 from ditkit.data.hub import Hub
-from ditkit.data.loader import Batch, Stream, batches, by_size, in_order, load_all, load_size, spread
+from ditkit.data.loader import Batch, Stream, batches, in_order, load_all, load_size, spread
 from ditkit.data.moving import MovingDigits
 from ditkit.data.shards import Webdataset
 from ditkit.data.sources import Arrays, Clips, DataSection, Encoded, Images, Source, Split
@@ -63,7 +63,6 @@ __all__ = [
     "VideoFolder",
     "Webdataset",
     "batches",
-    "by_size",
     "center_crop",
     "first_fit",
     "in_order",

@@ -111,12 +111,6 @@ def load_all(
     return torch.cat(images), None if labels[0] is None else torch.cat(labels)
 
 
-def by_size(config: DataSection, split: Split, multiple: int) -> dict[tuple[int, ...], list[int]]:
-    """The places of a part's images by their size (H, W), the sizes sorted, each side a multiple of `multiple`
-    pixels; also of the sizes that training leaves out."""
-    return places_by_size(sizes(config.open(split), config, multiple))
-
-
 def load_size(
     config: DataSection, split: Split, size: tuple[int, ...], multiple: int
 ) -> tuple[Tensor, Tensor | None]:

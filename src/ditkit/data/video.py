@@ -140,7 +140,7 @@ class Mixed:
 
     def __init__(self, config: ClipSection, clips: Clips, pictures: Images | None = None):
         """InputError where pictures have no classes or captions and clips have, or other classes."""
-        self._config, self._clips, self._pictures = config, clips, pictures
+        self._config, self.clips, self._pictures = config, clips, pictures
         singles = round(config.single_frames * len(clips))
         self._of = [*range(len(clips)), *(k * len(clips) // singles for k in range(singles))]
         self.names = clips.names
@@ -166,12 +166,12 @@ class Mixed:
     def sizes(self) -> list[tuple[int, ...]]:
         """(F, H, W) of each."""
         clip = self._config.shape
-        return [clip if index < len(self._clips) else (1, *clip[1:]) for index in range(len(self))]
+        return [clip if index < len(self.clips) else (1, *clip[1:]) for index in range(len(self))]
 
     def clip(self, index: int, draw: np.random.Generator | None) -> Tensor:
         if index < len(self._of):
-            clip = self._clips.clip(self._of[index], draw)
-            return clip if index < len(self._clips) else clip[:, :1]
+            clip = self.clips.clip(self._of[index], draw)
+            return clip if index < len(self.clips) else clip[:, :1]
         assert self._pictures is not None
         image, _ = self._pictures[index - len(self._of)]
         return prepare(image, self._config.size, self._config.channels)[:, None]

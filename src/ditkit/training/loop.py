@@ -109,7 +109,7 @@ def train(
         compile_blocks(net, device)
 
     average = Pipeline(recipe, ema.net, codec, device, texts=texts)
-    monitor = Monitor(average, out, seen)
+    monitor = Monitor(average, out, seen, source)
     lines = Log(out / "log.jsonl", seen, seconds)
     checkpoint = out / "checkpoints" / f"{seen:012d}"
     in_a_row = 0

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from ditkit.conditions import conditions
-from ditkit.data import Split, by_size, spread
-from ditkit.data.buckets import places_by_size
+from ditkit.data import Source, spread
+from ditkit.data.buckets import places_by_size, sizes
+from ditkit.data.latents import Latents
 from ditkit.data.sources import stack
+from ditkit.data.video import Mixed
 from ditkit.device import autocast
 from ditkit.errors import InputError
 from ditkit.pipeline import Pipeline
@@ -36,14 +38,15 @@ IMAGES, LEVELS = 200, 10  # of the validation loss: 2,000 evaluations
 class Monitor:
     """Measures a run's moving average; made once, before the first step."""
 
-    def __init__(self, pipeline: Pipeline, out: Path, seen: int):
-        """Goes on after `seen` images. `pipeline` holds the moving average, which training goes on to change.
+    def __init__(self, pipeline: Pipeline, out: Path, seen: int, training: Source | Latents):
+        """Goes on after `seen` images of `training`. `pipeline` holds the moving average, which training goes on to
+        change.
 
         InputError when scores are asked for and cannot be: no such features, no classifier for the data.
         """
         self._pipeline, self._out = pipeline, out
         config = pipeline.recipe.train
-        self._held_out = _validation_images(pipeline) if config.validate_images else []
+        self._held_out = _validation_images(pipeline, training) if config.validate_images else []
         self._rulers: list[Ruler] = []
         for lines in (out / "validation.jsonl", out / "scores.jsonl"):
             if lines.exists():
@@ -147,25 +150,24 @@ class _Group(NamedTuple):
     numbers: list[int]
 
 
-def _validation_images(pipeline: Pipeline) -> list[_Group]:
+def _validation_images(pipeline: Pipeline, training: Source | Latents) -> list[_Group]:
     """Held-out images, evenly spread, labels and captions, by size; training images where nothing is held out."""
     recipe, data = pipeline.recipe, pipeline.recipe.data
-    split: Split = "test"
+    source: Source
     try:
-        source = data.open(split)
+        source = data.open("test")
     except InputError:
         log.info("validation loss: this data has no held-out part, training images are used")
-        split = "train"
-        source = data.open(split)
+        whole = training.clips if isinstance(training, Mixed) else training
+        # Opened once more only where training reads something else: looking for broken files can take long.
+        source = data.open("train") if isinstance(whole, Latents) else whole
     places = spread(len(source), IMAGES)
-    sizes = {data.shape: list(range(len(places)))}
+    by_size = {data.shape: list(range(len(places)))}
     if data.aspect == "native":
-        of_size = {
-            place: size for size, some in by_size(data, split, recipe.multiple).items() for place in some
-        }
-        sizes = places_by_size([of_size[place] for place in places])
+        native = sizes(source, data, recipe.multiple)
+        by_size = places_by_size([native[place] for place in places])
     groups = []
-    for size, numbers in sizes.items():
+    for size, numbers in by_size.items():
         picks = [places[n] for n in numbers]
         labels = source.labels[picks] if pipeline.classes and source.labels is not None else None
         captions = [source.captions[k] for k in picks] if recipe.text and source.captions else None
