@@ -5,7 +5,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 from typing import Annotated
 
@@ -14,17 +13,16 @@ from pydantic import Field
 from ditkit.backbones.dit import DIT_SIZES
 from ditkit.benchmark import CPU, STEP, TINY, Contender, Suite, baseline_of, build_suite, measure, shares
 from ditkit.cli import bench_backbones, bench_cost, bench_levels, bench_sizes, bench_statistics
-from ditkit.cli.measured import check_folder_of, machine, threads, write
+from ditkit.cli.measured import MeasuredCommand, machine, threads, write
 from ditkit.cli.parsing import parse
-from ditkit.config import Section
-from ditkit.device import Precision, check_compiler, has_fast_bf16
+from ditkit.device import Precision, has_fast_bf16
 from ditkit.progress import progress_bar
 from ditkit.scoring import software
 
 OTHERS = {"--cost": bench_cost, "--statistics": bench_statistics}  # a flag of their own, taken away
 
 
-class BenchCommand(Section):
+class BenchCommand(MeasuredCommand):
     """Time a training step and a guided evaluation of DiT-S/2 against diffusers, in turn, on this CPU.
 
     The step is forward, DiT's loss, backward, AdamW and moving average on 32 x 32 x 4 latents, as
@@ -37,18 +35,12 @@ class BenchCommand(Section):
     buckets, packed rows and padding.
     """
 
-    rounds: Annotated[int, Field(ge=1)] = 7
-    """Times each is measured, in turn; medians are printed."""
     batch: Annotated[int, Field(ge=2, multiple_of=2)] = 16
     """Images of a training step; rows of a guided evaluation."""
-    threads: Annotated[int, Field(ge=1)] | None = None
-    """Threads of torch; what torch chooses when not given."""
     compile: bool = True
     """Also with blocks compiled, on both sides; the first call then takes from ten seconds to minutes."""
     precision: Precision = "auto"
     """auto: bf16 autocast over float32 weights where this machine has fast bf16; the same on both sides."""
-    out: Path | None = None
-    """Write the record, every time measured included, to this JSON file."""
     small: bool = False
     """A tiny network, to try the command in seconds; its ratios say nothing."""
 
@@ -67,9 +59,7 @@ def run(argv: list[str]) -> None:
             other.run([word for word in argv if word != flag])
             return
     command = parse(BenchCommand, argv, "bench")
-    if command.compile:
-        check_compiler(CPU)
-    check_folder_of(command.out)
+    command.check()
     backbone = TINY if command.small else DIT_SIZES["DiT-S/2"]
     with threads(command.threads), _cold_compiler():
         suite = build_suite(backbone, command.batch, command.precision, command.compile)

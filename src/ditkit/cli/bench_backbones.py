@@ -1,7 +1,6 @@
 """`ditkit bench --backbones A B ...`: do multiply-adds become time? Backbones against each other."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import median
 from typing import Annotated
 
@@ -9,11 +8,10 @@ from pydantic import Field
 
 from ditkit.backbones import BACKBONES, compile_blocks
 from ditkit.benchmark import CPU, Contender, evaluation_of, measure, shares, step_of
-from ditkit.cli.measured import check_folder_of, machine, threads, write
+from ditkit.cli.measured import MeasuredCommand, machine, threads, write
 from ditkit.cli.parsing import parse
-from ditkit.config import Section
 from ditkit.costs import Published, cost, published
-from ditkit.device import Precision, check_compiler
+from ditkit.device import Precision
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
 from ditkit.scoring import software
@@ -21,7 +19,7 @@ from ditkit.scoring import software
 EVALUATION, STEP = "evaluation", "training step"
 
 
-class BackboneBenchCommand(Section):
+class BackboneBenchCommand(MeasuredCommand):
     """Time an evaluation and a training step of several backbones in turn, on 32 x 32 x 4 latents, and hold the
     ratios of their times against those of their multiply-adds.
 
@@ -31,20 +29,12 @@ class BackboneBenchCommand(Section):
 
     backbones: tuple[str, ...]
     """Names as in `ditkit list backbones`; the last is what the others are compared with."""
-    rounds: Annotated[int, Field(ge=1)] = 7
-    """Times each is measured, in turn; medians are printed."""
     batch: Annotated[int, Field(ge=1)] = 8
     """Images at once."""
     train: bool = True
     """Also training steps; they take five times the memory of the weights."""
-    compile: bool = False
-    """With blocks compiled; the first call then takes minutes."""
-    threads: Annotated[int, Field(ge=1)] | None = None
-    """Threads of torch; what torch chooses when not given."""
     precision: Precision = "auto"
     """auto: bf16 autocast over float32 weights where this machine has fast bf16."""
-    out: Path | None = None
-    """Write the record, every time measured included, to this JSON file."""
 
 
 def run(argv: list[str]) -> None:
@@ -58,9 +48,7 @@ def run(argv: list[str]) -> None:
             )
     if len(set(command.backbones)) < max(2, len(command.backbones)):
         raise InputError("--backbones: give at least two different names")
-    if command.compile:
-        check_compiler(CPU)
-    check_folder_of(command.out)
+    command.check()
     with threads(command.threads):
         rows: list[dict] = []
         where: dict[str, dict[str, float]] = {}

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Annotated
 
@@ -12,13 +11,12 @@ from torch import Tensor
 
 from ditkit.backbones import Backbone, MatryoshkaConfig, compile_blocks
 from ditkit.benchmark import CPU, Contender, check_memory_known, measure, measure_step, training_step
-from ditkit.cli.measured import check_folder_of, machine, threads, write
+from ditkit.cli.measured import MeasuredCommand, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.conditions import conditions
-from ditkit.config import Section
 from ditkit.costs import recipe_cost
 from ditkit.data import Batch
-from ditkit.device import autocast, check_compiler
+from ditkit.device import autocast
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
 from ditkit.recipe import Recipe
@@ -30,7 +28,7 @@ EVALUATION, STEP = "evaluation", "training step"
 MB = 1e6
 
 
-class LevelsBenchCommand(Section):
+class LevelsBenchCommand(MeasuredCommand):
     """Time an evaluation and a training step of a recipe's lowest level, its lowest two, ..., and of the network
     inside on the highest resolution by itself, in turn; and measure the memory of the steps.
 
@@ -40,24 +38,14 @@ class LevelsBenchCommand(Section):
 
     levels: str
     """A recipe of several resolutions, as in `ditkit list recipes`."""
-    rounds: Annotated[int, Field(ge=1)] = 7
-    """Times each is measured, in turn; medians are printed."""
     batch: Annotated[int, Field(ge=1)] = 16
     """Images at once."""
-    compile: bool = False
-    """With blocks compiled; the first call then takes up to minutes."""
-    threads: Annotated[int, Field(ge=1)] | None = None
-    """Threads of torch; what torch chooses when not given."""
-    out: Path | None = None
-    """Write the record, every time measured included, to this JSON file."""
 
 
 def run(argv: list[str]) -> None:
     command = parse(LevelsBenchCommand, argv, "bench")
     networks = contenders_of(named_recipe(command.levels), command.batch)
-    if command.compile:
-        check_compiler(CPU)
-    check_folder_of(command.out)
+    command.check()
     check_memory_known()
     rows: dict[str, dict] = {name: _facts(recipe) for name, recipe in networks.items()}
     with threads(command.threads):

@@ -6,21 +6,16 @@ its tokens that are not padding; and packed rows. The figure is tokens of images
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import median
-from typing import Annotated
 
 import torch
-from pydantic import Field
 
 from ditkit.backbones import compile_blocks
 from ditkit.benchmark import CPU, Contender, measure, training_step
-from ditkit.cli.measured import check_folder_of, machine, threads, write
+from ditkit.cli.measured import MeasuredCommand, machine, threads, write
 from ditkit.cli.parsing import parse
-from ditkit.config import Section
 from ditkit.data import Batch, Plan, plan_for
 from ditkit.data.buckets import written
-from ditkit.device import check_compiler
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
 from ditkit.recipe import Recipe
@@ -30,7 +25,7 @@ from ditkit.scoring import software
 LARGEST, PACKED = "largest size", "packed rows"
 
 
-class SizesBenchCommand(Section):
+class SizesBenchCommand(MeasuredCommand):
     """Time training steps of a recipe whose images have their own sizes: buckets, packed rows and padding, in turn.
 
     The sizes and how many images have them are the data's, the images are made up. Leave the machine alone meanwhile.
@@ -38,14 +33,6 @@ class SizesBenchCommand(Section):
 
     sizes: str
     """A recipe with data.aspect native whose data is at hand, such as anysize-fashion."""
-    rounds: Annotated[int, Field(ge=1)] = 7
-    """Times each is measured, in turn; medians are printed."""
-    compile: bool = False
-    """With blocks compiled; the first calls then take up to minutes."""
-    threads: Annotated[int, Field(ge=1)] | None = None
-    """Threads of torch; what torch chooses when not given."""
-    out: Path | None = None
-    """Write the record, every time measured included, to this JSON file."""
 
 
 def run(argv: list[str]) -> None:
@@ -54,9 +41,7 @@ def run(argv: list[str]) -> None:
     budget = recipe.train.tokens
     if recipe.data.aspect != "native" or budget is None:
         raise InputError(f"--sizes {command.sizes}: its images are all of one size; take anysize-fashion")
-    if command.compile:
-        check_compiler(CPU)
-    check_folder_of(command.out)
+    command.check()
     source = recipe.data.open()
     recipe = recipe.replace(data={"classes": len(source.names)})
     plan = plan_for(source, recipe.data, recipe.multiple, recipe.tokens, budget)

@@ -1,14 +1,38 @@
-"""What the benches have in common: threads, the machine, the file of the record."""
+"""What the benches have in common: rounds, threads, the machine, the file of the record."""
 
 import contextlib
 import json
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
+from ditkit.benchmark import CPU
+from ditkit.config import Section
+from ditkit.device import check_compiler
 from ditkit.errors import InputError
+
+
+class MeasuredCommand(Section):
+    """Flags of the benches that measure several things in turn."""
+
+    rounds: Annotated[int, Field(ge=1)] = 7
+    """Times each is measured, in turn; medians are printed."""
+    compile: bool = False
+    """With blocks compiled; the first calls then take up to minutes."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Threads of torch; what torch chooses when not given."""
+    out: Path | None = None
+    """Write the record, every time measured included, to this JSON file."""
+
+    def check(self) -> None:
+        """InputError, before the long work, for what can be known to fail after it."""
+        if self.compile:
+            check_compiler(CPU)
+        check_folder_of(self.out)
 
 
 def check_folder_of(file: Path | None) -> None:
