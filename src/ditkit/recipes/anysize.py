@@ -23,7 +23,9 @@ def anysize_fashion() -> Recipe:
         data=FashionMNIST(aspect="native", crop="garment", without=UNSEEN),
         backbone=DiTConfig(width=192, depth=6, heads=3, patch=4, positions="rotary", size_embedding=True),
         transport=Transport(path="linear", predict="velocity"),
-        train=TRAIN.model_copy(update={"tokens": 64 * 49}),  # as many as 64 squares have
+        train=TRAIN.model_copy(
+            update={"images": 180_000, "tokens": 64 * 49}  # as many as 64 squares have
+        ),
         sample=SamplingConfig(sampler="ab2", steps=10, guidance=1.5),
     )
 
