@@ -15,8 +15,8 @@ def anysize_fashion() -> Recipe:
     """Fashion-MNIST cut to what each picture shows: 23 sizes between 4 × 28 and 28 × 28 pixels, three of them left out of
     training.
 
-    Command: ditkit train anysize-fashion. Cost: not measured yet. `ditkit study anysize` asks it for the sizes it has
-    never seen.
+    Command: ditkit train anysize-fashion. Cost: ten minutes of one CPU core with AMX. Expect of 500 samples of one size:
+    Fréchet distance 2 to 4, of the sizes left out 4 to 7 (docs/results.md, `ditkit study anysize`).
     """
     return Recipe(
         name="anysize-fashion",

@@ -9,7 +9,7 @@ Scored by Fashion-MNIST's classifier, pictures and samples alike in the middle o
 read as the class asked for, and the Fréchet distance to the training pictures of that size, for the sizes left out
 pictures that no network has seen. Held-out pictures of the size say what a perfect model would reach at their number.
 
-Command: ditkit study anysize. Cost: not measured yet. What came out: docs/results.md.
+Command: ditkit study anysize. Cost: an hour of one CPU core with AMX. What came out: docs/results.md.
 """
 
 from base64 import b64decode, b64encode
