@@ -8,9 +8,10 @@ inside a pyramid over space and time (`pyramid`): it makes 8 frames of 16 x 16, 
 A clip keeps its class when its frames' classifier reads every frame as the class asked for. It moves straight when the
 centres of brightness of all its frames are within 1.5 pixels of a straight line that is reflected at the borders only
 (`moving.fold` with the clips' own room; start, velocity and the digit's own centre are fitted, the last where training
-digits of the class have it), at a speed between half the slowest and twice the fastest that was trained. The Fréchet distance is of the classifier's features, their mean over
-frames and the mean size of their change from frame to frame, to training clips. Of given first frames the rest of
-real held-out clips is asked for: how far their centres are from where the real digit went.
+digits of the class have it), at a speed between half the slowest and twice the fastest that was trained. The Fréchet
+distance is of the classifier's features, their mean over frames and the mean size of their change from frame to frame,
+to training clips. Of given first frames the rest of real held-out clips is asked for: how far their centres are from
+where the real digit went.
 
 Command: ditkit study moving. Cost: not measured yet. What came out: docs/results.md.
 """
