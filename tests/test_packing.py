@@ -5,7 +5,7 @@ import torch
 
 from ditkit.backbones import backbone
 from ditkit.errors import InputError
-from ditkit.nn.packing import owners, packed_rows, runs, same_image, stacks, unpacked
+from ditkit.nn.packing import owners, packed_rows, same_image, stacks, unpacked
 
 SIZES = [(4, 6), (8, 8), (2, 2), (6, 4), (4, 4)]
 ROWS = [[3, 0, 4], [1], [2]]  # lengths 6 + 6 + 4, 16, 1: the last is nearly all padding
@@ -112,8 +112,7 @@ def test_a_learned_variance_is_packed_too():
 def test_images_of_one_size_that_follow_each_other_are_computed_at_once():
     net, sizes = network(), [(4, 6), (4, 6), (6, 4), (4, 6), (8, 8)]
     states, t, cond = inputs(sizes)
-    assert runs(states) == [2, 1, 1, 1]
-    assert [len(stack) for stack in stacks(states)] == runs(states)
+    assert [len(stack) for stack in stacks(states)] == [2, 1, 1, 1]
     assert torch.cat([stack.flatten() for stack in stacks(states)]).equal(
         torch.cat([state.flatten() for state in states])
     )

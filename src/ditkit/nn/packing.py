@@ -14,13 +14,8 @@ from ditkit.errors import InputError
 Rows = Sequence[Sequence[int]]
 
 
-def runs(parts: Sequence[Tensor]) -> list[int]:
-    """How many of equal shape follow each other: what is done to such is done at once."""
-    return [len(list(run)) for _, run in groupby(parts, key=lambda part: part.shape)]
-
-
 def stacks(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Each run as one tensor, (n, ...)."""
+    """Those of equal shape that follow each other as one tensor, (n, ...): what is done to them is done at once."""
     return [torch.stack(list(run)) for _, run in groupby(parts, key=lambda part: part.shape)]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 RISEN = 3
-"""Times the lowest loss of a line so far: what healthy runs do not come near, and those that are lost pass."""
+"""Times the lowest loss of a line so far: the two runs that were lost had more than 4 (docs/log.md)."""
 
 
 class Log:
@@ -50,10 +50,10 @@ class Log:
         row |= facts | {"images_per_second": round((images - self._images) / (now - self._last), 1)}
         append(self._path, row)
         self._sums, self._steps, self._images, self._last = {}, 0, images, now
-        self._look(row)
+        self._warn_if_risen(row)
         return row
 
-    def _look(self, row: dict) -> None:
+    def _warn_if_risen(self, row: dict) -> None:
         lowest = self._lowest
         if math.isnan(row["loss"]):  # every step was left out, which is counted
             return
@@ -63,8 +63,8 @@ class Log:
             self._warned = True
             log.warning(
                 f"{self._path.parent}: after {row['images']:,} images the loss is {row['loss']:.3g}; it was "
-                f"{lowest['loss']:.3g} after {lowest['images']:,}. Such a run does not recover: stop it, and train anew with a "
-                "lower --train.lr or --train.precision fp32"
+                f"{lowest['loss']:.3g} after {lowest['images']:,}. Runs in which that was seen did not recover: stop it, and train anew "
+                "with a lower --train.lr or --train.precision fp32"
             )
 
 

@@ -14,14 +14,14 @@ from ditkit.conditions import Read, conditions, in_place_of_unknown, unknown
 from ditkit.data import Batch, first_fit
 from ditkit.device import autocast
 from ditkit.layout import Layout, Packed
-from ditkit.nn.packing import runs, stacks
+from ditkit.nn.packing import stacks
 from ditkit.randomness import generator
 from ditkit.recipe import Recipe, Training
 from ditkit.transports import Network
 
 ROW = 2
-"""Rows of packed images are this many times as long as the longest image: rows of one would stand a sixth empty, and
-longer ones pay more for attention than they gain."""
+"""Rows of packed images are this many times as long as the longest image: fuller than rows of one, while attention
+costs more the longer a row is."""
 
 
 class Draws(NamedTuple):
@@ -121,9 +121,10 @@ def _whole(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: tor
 
 def _packed(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: torch.device) -> Task:
     """Of images of several sizes as one state, each with the draws that it has in a batch of its size."""
+    stacked = stacks(part.packed)
     groups = [
         _whole(recipe, net, codec, Batch(images, None, index), device)
-        for images, index in zip(stacks(part.packed), part.index.split(runs(part.packed)), strict=True)
+        for images, index in zip(stacked, part.index.split([*map(len, stacked)]), strict=True)
     ]
     shapes = [group.x0.shape[1:] for group in groups for _ in group.x0]
     layout = Packed.of(shapes)
