@@ -13,8 +13,8 @@ distance is of the classifier's features, their mean over frames and the mean si
 to training clips. Of given first frames the rest of real held-out clips is asked for: how far their centres are from
 where the real digit went.
 
-Command: ditkit study moving. Cost: three hours of one CPU core with AMX, by what two of
-its cells took. What came out: docs/results.md.
+Command: ditkit study moving. Cost: an hour of one CPU core with AMX for `factorised` and `frames`, not
+measured for the others. What came out: docs/results.md.
 """
 
 from base64 import b64decode, b64encode
