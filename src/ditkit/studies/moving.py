@@ -27,8 +27,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ditkit.backbones import DiTConfig, MatryoshkaConfig
-from ditkit.backbones.matryoshka import OuterLevel
 from ditkit.data import Digits, MovingDigits, load_all
 from ditkit.data.moving import centroid, fold
 from ditkit.errors import InputError
@@ -38,7 +36,7 @@ from ditkit.pipeline import Pipeline
 from ditkit.recipes import recipe
 from ditkit.studies.cells import Cell, Results
 
-CLIPS = 60_000
+FRAMES = 960_000  # single ones
 SAMPLES = 400
 REFERENCE = 2_000  # training clips
 GIVEN = 4  # first frames of held-out clips
@@ -48,27 +46,14 @@ BATCH = 50
 
 
 def cells() -> dict[str, Cell]:
-    base = recipe("moving-digits").replace(
-        train={"images": CLIPS, "preview_images": 0, "validate_images": 0, "checkpoint_images": CLIPS}
-    )
+    base = recipe("moving-digits").replace(train={"preview_images": 0, "validate_images": 0})
     frames = base.replace(
         data={"frames": 1},
         backbone={"attention": "joint"},
         transport={"given_frames": 0.0},
-        train={"images": 4 * CLIPS, "batch": 64, "log_images": 4 * CLIPS // 20},
+        train={"images": FRAMES, "batch": 64, "log_images": FRAMES // 20, "checkpoint_images": FRAMES // 4},
     )
-    assert isinstance(base.backbone, DiTConfig)
-    # On half the pixels a side, with as many tokens a frame.
-    half = base.backbone.model_copy(update={"patch": base.backbone.patch // 2})
-    level = OuterLevel(widths=(32,), depth=(1,), patch=2, frames=2)
-    networks = {
-        "factorised": base,
-        "joint": base.replace(backbone={"attention": "joint"}),
-        "frames": frames,
-        "pyramid": base.replace(
-            backbone=MatryoshkaConfig(inner=half, levels=(level,)), transport={"given_frames": 0.0}
-        ),
-    }
+    networks = {"clips": base, "frames": frames}
     return {name: Cell(known.replace(name=f"moving-{name}"), (), clips) for name, known in networks.items()}
 
 
