@@ -1,18 +1,15 @@
 """The studies of sizes and of moving digits: what they compare, what they measure with, what they report."""
 
-from base64 import b64encode
-from io import BytesIO
-
 import numpy as np
 import pytest
 import torch
 from conftest import CPU
-from PIL import Image
 
 from ditkit.data.moving import MovingDigits, centroid, fold
 from ditkit.evaluation import bundled_classifier
 from ditkit.pipeline import Pipeline
 from ditkit.studies import anysize, moving
+from ditkit.studies.figures import as_text, from_text
 from ditkit.studies.moving import judged
 
 DATA = MovingDigits(size=32, frames=16, classes=10)
@@ -28,12 +25,6 @@ def path(start, velocity, frames=16, offset=(7.5, 7.5)):
 def fit_motion(centres, room, fastest):
     """With the digit's own centre within a pixel of the middle of its 16."""
     return moving.fit_motion(centres, room, fastest, torch.full((1, 2), 6.5), torch.full((1, 2), 8.5))
-
-
-def pictured(images: torch.Tensor) -> str:
-    memory = BytesIO()
-    Image.fromarray(images.numpy()).save(memory, "PNG")
-    return b64encode(memory.getvalue()).decode()
 
 
 # --- motion -----------------------------------------------------------------------------------------
@@ -105,7 +96,7 @@ def test_how_far_a_clip_that_goes_on_is_from_the_real_one():
     later = torch.roll(real, 3, dims=4)  # 3 pixels to the right, where there is room
 
     class Made:
-        recipe = moving.cells()["joint"].recipe
+        recipe = moving.cells()["clips"].recipe
 
         def generate(self, cond, *, seeds, start, **how):
             assert start.equal(real[:, :, : moving.GIVEN])
@@ -115,6 +106,11 @@ def test_how_far_a_clip_that_goes_on_is_from_the_real_one():
     found = moving.going_on(Made(), real, labels)
     expected = (centroid(later[:, 0]) - centroid(real[:, 0])).norm(dim=-1)
     assert found == {"next": expected[:, 4].median().item(), "last": expected[:, -1].median().item()}
+
+
+def test_samples_in_a_record_are_read_back():
+    images = torch.randint(0, 256, (6, 1, 28, 28), dtype=torch.uint8)
+    assert from_text(as_text(images, 3), 28).equal(images.expand(-1, 3, -1, -1))
 
 
 def test_the_report_on_moving_digits(tmp_path):
@@ -127,14 +123,14 @@ def test_the_report_on_moving_digits(tmp_path):
             "measured": {
                 "samples": shares,
                 "held_out": shares | {"frames": 0.98},
-                "picture": pictured(torch.full((40, 30), 90, dtype=torch.uint8)),
+                "picture": as_text(torch.full((moving.SHOWN * 16, 1, 32, 32), 90, dtype=torch.uint8), 16),
             }
-            | ({"going_on": {"next": 1.25, "last": 4.0}} if name == "joint" else {}),
+            | ({"going_on": {"next": 1.25, "last": 4.0}} if name == "clips" else {}),
         }
-        for name in ("joint", "frames")
+        for name in ("clips", "frames")
     }
     lines = moving.report(results, tmp_path).splitlines()
-    assert lines[2] == "| joint | 90.0% | 80.0% | 70.0% | 60.0% | 0.51 | 12.30 | 1.2, 4.0 | 20 |"
+    assert lines[2] == "| clips | 90.0% | 80.0% | 70.0% | 60.0% | 0.51 | 12.30 | 1.2, 4.0 | 20 |"
     assert lines[4].startswith("| held-out clips | 98.0% |")
     assert (tmp_path / "samples.png").exists()
 
@@ -164,10 +160,10 @@ def test_an_image_is_framed_in_the_middle():
 def test_the_report_on_sizes(tmp_path):
     entry = {"samples": {"n": 500, "frechet": 3.21, "accuracy": 0.912}, "reference": 1234}
     held_out = {"n": 77, "frechet": 1.5, "accuracy": 0.95}
-    strip = torch.full((28 * len(anysize.SIZES), 28 * anysize.SHOWN, 3), 50, dtype=torch.uint8)
+    drawn = torch.full((len(anysize.SIZES) * anysize.SHOWN, 1, 28, 28), 50, dtype=torch.uint8)
     measured = {
         "sizes": {size: entry | {"held_out": held_out} for size in anysize.SIZES},
-        "picture": pictured(strip),
+        "picture": as_text(drawn, anysize.SHOWN),
     }
     results = {
         name: {"finished": name != "square", "images_per_second": 412.6, "measured": measured}

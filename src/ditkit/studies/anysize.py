@@ -12,25 +12,22 @@ pictures that no network has seen. Held-out pictures of the size say what a perf
 Command: ditkit study anysize. Cost: an hour of one CPU core with AMX. What came out: docs/results.md.
 """
 
-from base64 import b64decode, b64encode
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from ditkit.data import load_size, spread
 from ditkit.errors import InputError
 from ditkit.evaluation import Statistics, bundled_classifier, frechet_distance, gather
-from ditkit.pictures import grid, side_by_side
+from ditkit.pictures import side_by_side
 from ditkit.pipeline import Pipeline
 from ditkit.recipes import recipe
 from ditkit.recipes.anysize import UNSEEN
 from ditkit.studies.cells import Cell, Results
+from ditkit.studies.figures import as_text, from_text
 
 IMAGES = 180_000
 SAMPLES = 500
@@ -86,9 +83,7 @@ def by_size(pipeline: Pipeline) -> dict[str, Any]:
             "reference": len(real),
         }
         rows.append(framed(made[: SAMPLES : SAMPLES // SHOWN][:SHOWN]))
-    picture = BytesIO()
-    grid(torch.cat(rows), SHOWN, gap=0, scale=1).save(picture, "PNG")
-    return {"sizes": scores, "picture": b64encode(picture.getvalue()).decode()}
+    return {"sizes": scores, "picture": as_text(torch.cat(rows), SHOWN)}
 
 
 def sides(name: str) -> tuple[int, int]:
@@ -135,15 +130,6 @@ def report(results: Results, out: Path) -> str:
         lines.append(f"| {size}{seen} | {first['sizes'][size]['reference']:,} | {told} |")
     rates = " | ".join(f"{results[name]['images_per_second']:.0f}" for name in done)
     lines.append(f"| images/s | | {rates} | |")
-    _draw(done, out / "samples.png")
+    panels = [(name, from_text(measured["picture"], SIDE)) for name, measured in done.items()]
+    side_by_side(panels, list(SIZES), out / "samples.png")
     return "\n".join(lines)
-
-
-def _draw(done: dict[str, dict], path: Path) -> None:
-    """The sizes below each other, the networks beside each other."""
-    panels = []
-    for name, measured in done.items():
-        picture = torch.from_numpy(np.array(Image.open(BytesIO(b64decode(measured["picture"])))))
-        images = picture.permute(2, 0, 1).unflatten(1, (-1, SIDE)).unflatten(3, (-1, SIDE))
-        panels.append((name, images.permute(1, 3, 0, 2, 4).flatten(0, 1)))
-    side_by_side(panels, list(SIZES), path)

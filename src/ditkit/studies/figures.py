@@ -1,11 +1,18 @@
 """What figures of several studies share."""
 
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
 
+from ditkit.pictures import grid
 from ditkit.plots import DPI, logarithmic
 
 
@@ -40,3 +47,16 @@ def frechet_by_training(lines: Sequence[Line], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=DPI)
+
+
+def as_text(images: Tensor, columns: int) -> str:
+    """Samples (N, C, H, W), uint8, as a cell's record keeps them: rows of `columns` images without gaps, a PNG in base64."""
+    picture = BytesIO()
+    grid(images, columns, gap=0, scale=1).save(picture, "PNG")
+    return b64encode(picture.getvalue()).decode()
+
+
+def from_text(text: str, side: int) -> Tensor:
+    """The square images of `as_text`, (N, 3, side, side), row by row."""
+    pixels = torch.from_numpy(np.array(Image.open(BytesIO(b64decode(text))))).permute(2, 0, 1)
+    return pixels.unflatten(1, (-1, side)).unflatten(3, (-1, side)).permute(1, 3, 0, 2, 4).flatten(0, 1)

@@ -1,9 +1,8 @@
-"""Do digits keep their class and move in straight lines? Attention over space and time against frames by themselves.
+"""Do digits keep their class and move in straight lines? A network of clips against one of single frames.
 
-Moving digits, 16 frames of 32 x 32 pixels. One DiT with attention factorised over space and time (`factorised`) and one
-with all tokens to all (`joint`), of equal width and depth; and the same network of single frames (`frames`), whose
-clips are as many frames of one class, each drawn alone. Real clips say how strict the tests are. Then the factorised one
-inside a pyramid over space and time (`pyramid`): it makes 8 frames of 16 x 16, a thin level around it all of them.
+Moving digits, 16 frames of 32 x 32 pixels. The DiT of the recipe moving-digits, with attention factorised over space and
+time (`clips`), and one of equal width and depth of single frames (`frames`), whose clips are as many frames of one
+class, each drawn alone. Real clips say how strict the tests are.
 
 A clip keeps its class when its frames' classifier reads every frame as the class asked for. It moves straight when the
 centres of brightness of all its frames are within 1.5 pixels of a straight line that is reflected at the borders only
@@ -13,28 +12,24 @@ distance is of the classifier's features, their mean over frames and the mean si
 to training clips. Of given first frames the rest of real held-out clips is asked for: how far their centres are from
 where the real digit went.
 
-Command: ditkit study moving. Cost: an hour of one CPU core with AMX for `factorised` and `frames`, not
-measured for the others. What came out: docs/results.md.
+Command: ditkit study moving. Cost: COST. What came out: docs/results.md.
 """
 
-from base64 import b64decode, b64encode
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ditkit.data import Digits, MovingDigits, load_all
 from ditkit.data.moving import centroid, fold
 from ditkit.errors import InputError
 from ditkit.evaluation import FeatureNetwork, Features, Moments, bundled_classifier, frechet_distance
-from ditkit.pictures import contact_sheet
+from ditkit.pictures import side_by_side
 from ditkit.pipeline import Pipeline
 from ditkit.recipes import recipe
 from ditkit.studies.cells import Cell, Results
+from ditkit.studies.figures import as_text, from_text
 
 FRAMES = 960_000  # single ones
 SAMPLES = 400
@@ -117,9 +112,7 @@ def clips(pipeline: Pipeline) -> dict[str, Any]:
     }
     if pipeline.transport.given_frames:
         found["going_on"] = going_on(pipeline, test, theirs)
-    picture = BytesIO()
-    contact_sheet(made[:SHOWN]).save(picture, "PNG")
-    return found | {"picture": b64encode(picture.getvalue()).decode()}
+    return found | {"picture": as_text(frames_of(made[:SHOWN]), data.frames)}
 
 
 def sampled(pipeline: Pipeline, labels: Tensor, frames: int) -> Tensor:
@@ -132,11 +125,16 @@ def sampled(pipeline: Pipeline, labels: Tensor, frames: int) -> Tensor:
     return made.unflatten(0, (-1, alone)).transpose(1, 2).flatten(2, 3)
 
 
+def frames_of(movies: Tensor) -> Tensor:
+    """Of clips (N, C, F, H, W), one after another: (N F, C, H, W)."""
+    return movies.transpose(1, 2).flatten(0, 1)
+
+
 def features(movies: Tensor, network: FeatureNetwork) -> Moments:
     """Of clips (N, C, F, H, W): the frames' mean features, and the mean size of their changes."""
     rows = []
     for part in movies.split(BATCH):
-        read = network(part.transpose(1, 2).flatten(0, 1)).pooled.unflatten(0, (len(part), -1))  # (B, F, D)
+        read = network(frames_of(part)).pooled.unflatten(0, (len(part), -1))  # (B, F, D)
         rows.append(torch.cat([read.mean(1), read.diff(dim=1).abs().mean(1)], dim=1))
     return Moments.of(torch.cat(rows))
 
@@ -145,8 +143,7 @@ def judged(
     movies: Tensor, labels: Tensor, data: MovingDigits, network: FeatureNetwork, reference: Moments
 ) -> dict[str, float]:
     """Shares of the clips that pass, and their Fréchet distance."""
-    frames = movies.transpose(1, 2).flatten(0, 1)
-    found = [classes_read(network(part)) for part in frames.split(500)]
+    found = [classes_read(network(part)) for part in frames_of(movies).split(500)]
     right = (torch.cat(found).unflatten(0, (len(movies), -1)) == labels[:, None]).float()
     slowest, fastest = data.speed
     own = own_centres(data)[labels]  # (N, 2, 2)
@@ -200,10 +197,24 @@ def report(results: Results, out: Path) -> str:
         measured = record["measured"]
         lines.append(_row(name, measured["samples"], measured.get("going_on"), record["images_per_second"]))
     lines.append(_row("held-out clips", next(iter(done.values()))["measured"]["held_out"]))
-    pictures = [Image.open(BytesIO(b64decode(record["measured"]["picture"]))) for record in done.values()]
-    stacked = np.concatenate([np.asarray(picture) for picture in pictures])
-    Image.fromarray(stacked).save(out / "samples.png")
+    _draw({name: record["measured"]["picture"] for name, record in done.items()}, out / "samples.png")
     return "\n".join(lines)
+
+
+def _draw(pictures: dict[str, str], path: Path) -> None:
+    """Clips of each network below each other, held-out ones above: a row for each clip, its frames from left to right."""
+    data = recipe("moving-digits").data
+    real, labels = load_all(data, "test", SAMPLES)
+    assert labels is not None
+    first = [int((labels == label).nonzero()[0]) for label in range(SHOWN)]
+    images, titles = (
+        [frames_of(real[first]).expand(-1, 3, -1, -1)],
+        [f"real {label}" for label in range(SHOWN)],
+    )
+    for name, picture in pictures.items():
+        images.append(from_text(picture, data.size))
+        titles += [f"{name} {label}" for label in range(SHOWN)]
+    side_by_side([("the class asked for, and 16 frames from left to right", torch.cat(images))], titles, path)
 
 
 def _row(
