@@ -48,7 +48,7 @@ def test_evaluations_are_counted_as_declared(pipe, sampler, guidance, monkeypatc
     how = {"sampler": sampler, **steps_of(sampler, 5)}
     pipe.generate({"label": [1]}, seeds=[0], guidance=guidance, **how)
     chosen = pipe.recipe.sample.override(how)
-    declared = chosen.nfe(chosen.times(pipe.transport))
+    declared = chosen.nfe(chosen.times(pipe.transport), pipe.transport)
     assert calls == declared if declared else calls > 10
 
 

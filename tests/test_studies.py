@@ -188,7 +188,7 @@ def made_up_samplers():
         scores = {}
         for point in cell.points:
             chosen = cell.recipe.sample.override(point.how)
-            nfe = chosen.nfe(chosen.times(cell.recipe.transport)) or 71.3
+            nfe = chosen.nfe(chosen.times(cell.recipe.transport), cell.recipe.transport) or 71.3
             distance = 3 + 20 / nfe + ord(point.sampler[0]) / 100 + (point.guidance != 1) - bool(point.grid)
             scores[point.key] = {"images": 1, "n": 9, **point.how, "nfe": nfe, "frechet": distance}
         found[name] = {"scores": scores, "finished": True}
@@ -218,7 +218,7 @@ def test_samplers_spends_the_budget_and_no_more():
     for name, cell in samplers.cells().items():
         for point in cell.points:
             chosen = cell.recipe.sample.override(point.how)
-            nfe = chosen.nfe(chosen.times(cell.recipe.transport))
+            nfe = chosen.nfe(chosen.times(cell.recipe.transport), cell.recipe.transport)
             assert nfe is None or nfe in (*samplers.BUDGETS, 4, 9, 19, 49, 99), (name, point.key)
 
 

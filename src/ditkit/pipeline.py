@@ -242,7 +242,7 @@ class Pipeline:
             parts = [False] + [True] * (layout.parts - 1)
             make = partial(self._made_by, lower, cond or {}, seeds, precision)
             given = Given(parts, make, how.get("lower_noise", 0.0))
-        nfe, evaluated = chosen.nfe(grid), how.get("evaluated")
+        nfe, evaluated = chosen.nfe(grid, self.transport), how.get("evaluated")
         if given is not None and nfe is None:  # solved image by image, each with what is given for it
             batch = 1
         total = None if nfe is None else nfe * -(-len(seeds) // batch)

@@ -40,7 +40,7 @@ def moving_digits() -> Recipe:
             validate_images=20_000,
             checkpoint_images=20_000,
         ),
-        sample=SamplingConfig(sampler="ab2", steps=25, guidance=4.0),
+        sample=SamplingConfig(sampler="ab2", steps=25, guidance=2.0),
     )
 
 

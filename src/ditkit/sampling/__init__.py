@@ -26,7 +26,8 @@ class SamplerEntry(NamedTuple):
     run: Callable[..., Tensor]
     use: Literal["ode", "sde", "jump"]
     nfe: Callable[..., int] | None = lambda steps, **choices: steps
-    """Evaluations of the network in so many steps (a guided one counts once); None where it chooses them."""
+    """Evaluations of a network in so many steps (a guided one counts once), by what it predicts and the choices; None
+    where it chooses them."""
     choices: Mapping[str, Any] = {"grid": None}
     """Keywords of `run` and `time_grid` that one can choose (`SolverChoices`), and what they are if not."""
 
@@ -41,13 +42,17 @@ SDE = {
 }
 
 
+def heun_nfe(steps: int, *, predict: str = "velocity", **choices: Any) -> int:
+    return 2 * steps - (predict == "data")
+
+
 def sde_heun_nfe(steps: int, *, last_step: str, **choices: Any) -> int:
     return 2 * steps - (last_step != "none")
 
 
 SAMPLERS: dict[str, SamplerEntry] = {
     "euler": SamplerEntry(euler, "ode"),
-    "heun": SamplerEntry(heun, "ode", lambda steps, **choices: 2 * steps),
+    "heun": SamplerEntry(heun, "ode", heun_nfe),
     "ab2": SamplerEntry(ab2, "ode"),
     "dopri5": SamplerEntry(dopri5, "ode", None, {"tolerance": 1e-4}),
     "dpmpp_2m": SamplerEntry(dpmpp_2m, "jump", choices=JUMP),

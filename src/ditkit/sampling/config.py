@@ -62,7 +62,7 @@ class SamplingConfig(SolverChoices):
     sampler: SamplerName = "heun"
     """`ditkit list samplers` says which is for what."""
     steps: Annotated[int, Field(ge=1)] = 25
-    """Steps of the grid; heun asks the network twice in each."""
+    """Steps of the grid; heun asks the network twice in each (in the last once where it predicts the data)."""
     guidance: Annotated[float, Field(ge=0)] = 1.0
     """Classifier-free guidance scale; 1 is off."""
     interval: Interval = (0.0, 1.0)
@@ -125,10 +125,10 @@ class SamplingConfig(SolverChoices):
         entry = SAMPLERS[self.sampler]
         return partial(entry.run, **_those(entry.run, self.choices))
 
-    def nfe(self, grid: Tensor) -> int | None:
+    def nfe(self, grid: Tensor, transport: Transport) -> int | None:
         """Evaluations of the network for an image (a guided one counts once); None where the sampler decides."""
         count = SAMPLERS[self.sampler].nfe
-        return None if count is None else count(len(grid) - 1, **self.choices)
+        return None if count is None else count(len(grid) - 1, predict=transport.predict, **self.choices)
 
 
 def _those(function: Callable, choices: Mapping[str, Any]) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def sampling_facts(pipeline: Pipeline, how: Sampling) -> dict[str, Any]:
     chosen = pipeline.recipe.sample.override(how)
     layout = pipeline.codec.layout(*pipeline.recipe.data.shape)
     grid = chosen.times(pipeline.transport, layout)
-    nfe = chosen.nfe(grid)
+    nfe = chosen.nfe(grid, pipeline.transport)
     return {
         "recipe": pipeline.recipe.name,
         "weights": {"ema": True, **pipeline.record},

@@ -258,7 +258,7 @@ class Transport(Section):
             shared = own if self._one_clock(layout) else _expanded(self.coeffs(t, layout), parts, x_t)
             return Prediction(shared, x_t, x0, eps, var)
 
-        return Denoiser(predict, lambda t: self.coeffs(t, layout), layout)
+        return Denoiser(predict, lambda t: self.coeffs(t, layout), layout, self.predict)
 
     def _split(self, out: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
         """The prediction and, where it is learned, the variance; not narrower than the state."""
@@ -303,6 +303,8 @@ class Denoiser:
     predict: Callable[[Tensor, Tensor, Cond], Prediction]
     path: Callable[[Tensor], Coeffs]
     layout: Layout | None = None
+    meaning: str = "velocity"
+    """What the network predicts, by its name in PREDICTIONS."""
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
         return self.predict(x_t, t, cond)
