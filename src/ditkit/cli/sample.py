@@ -53,7 +53,7 @@ class SampleCommand(SamplingOptions):
     keep: Annotated[int, Field(ge=1)] = 4
     """Frames that go over from window to window, for --extend, --length and --loop."""
     loop: bool = False
-    """Let each clip lead back to its first frames."""
+    """Let each clip lead back to its first frames, in a window after its --length."""
     fps: Annotated[float, Field(gt=0)] = 8.0
     """Frames a second of the clips' files."""
     movie: Literal["gif", "mp4", "webp"] = "gif"
