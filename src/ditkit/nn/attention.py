@@ -42,9 +42,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, mask: Te
     Torch's fused kernel, but for training on a CPU: its backward there takes 1.5 to 4 times as long as
     the products written out (`ditkit bench`).
 
-    In bf16 keys are taken relative to their mean, which changes no softmax, and the softmax is float32. What keys have
-    in common grows in training, as nothing holds it; rounded with it, the gradients of queries and keys become noise,
-    and the network is lost within a thousand steps (docs/log.md).
+    In bf16 keys are taken relative to their mean, which changes no softmax. What keys have in common grows in training,
+    as nothing holds it; rounded with it, the gradients of queries and keys become noise, and the network is lost within
+    a thousand steps (docs/log.md).
     """
     if k.dtype != torch.float32:
         k = k - k.mean(-2, keepdim=True)
@@ -58,7 +58,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, mask: Te
         logits = q @ k.transpose(-2, -1)
         if allowed is not None:
             logits = logits.masked_fill(~allowed, -torch.inf)
-        return logits.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+        return logits.softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v, allowed, scale=scale)
 
 
