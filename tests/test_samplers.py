@@ -221,6 +221,20 @@ def test_errors_of_predicted_data_are_not_divided_by_the_last_time(sampler):
     assert (made - expected).square().mean().sqrt().item() < 0.08
 
 
+def test_heun_asks_once_in_the_last_step_where_data_is_predicted():
+    tr, chosen, asked = transport("linear", predict="data"), SamplingConfig(sampler="heun", steps=4), []
+
+    def counted(x, t, cond):
+        asked.append(t[0].item())
+        return x
+
+    grid = chosen.times(tr)
+    chosen.run(tr.denoiser(counted), normal(2, 2), grid, {})
+    points = grid.tolist()
+    assert asked == sorted(points[:-1] + points[1:-1], reverse=True)
+    assert len(asked) == chosen.nfe(grid, tr)
+
+
 # Distributions
 
 

@@ -17,7 +17,7 @@ def moving_digits() -> Recipe:
     lost in much more noise than in a picture: times are moved as for a state sixteen times as large.
 
     Command: ditkit train moving-digits. Cost: an hour and a quarter of two CPU cores with AMX. Expect digits that stay
-    what they were asked to be in 99 % of the clips, and two of three that go straight (docs/results.md).
+    what they were asked to be in 97 % of the clips, and two of three that go straight (docs/results.md).
     """
     return Recipe(
         name="moving-digits",
