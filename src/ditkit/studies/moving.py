@@ -208,10 +208,8 @@ def _draw(pictures: dict[str, str], path: Path) -> None:
     real, labels = load_all(data, "test", SAMPLES)
     assert labels is not None
     first = [int((labels == label).nonzero()[0]) for label in range(SHOWN)]
-    images, titles = (
-        [frames_of(real[first]).expand(-1, 3, -1, -1)],
-        [f"real {label}" for label in range(SHOWN)],
-    )
+    images = [frames_of(real[first]).expand(-1, 3, -1, -1)]
+    titles = [f"real {label}" for label in range(SHOWN)]
     for name, picture in pictures.items():
         images.append(from_text(picture, data.size))
         titles += [f"{name} {label}" for label in range(SHOWN)]
