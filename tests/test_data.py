@@ -200,7 +200,7 @@ def test_broken_images_are_left_out_counted_and_named(tmp_path, caplog):
 def test_unchecked_broken_image_is_named_when_met(tmp_path, workers):
     save(tmp_path / "x" / "good.png")
     break_three(tmp_path / "x")
-    config = Folder(path=tmp_path, size=8, check=False)
+    config = Folder(path=tmp_path, size=8, check=False, cache="off")
     source = config.open()
     assert len(source) == 4
     with pytest.raises(
@@ -364,7 +364,7 @@ def test_hub_finds_columns_and_leaves_out_broken_rows(parquet):
     assert source.names == ("cat", "dog")
     assert source.broken == ("row 1", "row 3")
     assert listing(source) == [(1, 9), (0, 9)]
-    years = Hub(id=str(parquet), label_column="year", check=False).open()
+    years = Hub(id=str(parquet), label_column="year", check=False, cache="off").open()
     assert years.names == ("1999", "2001", "2005")
     assert years.labels.tolist() == [1, 0, 1, 2]
 

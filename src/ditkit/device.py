@@ -1,5 +1,6 @@
-"""What this machine can do: which device, which precision, whether blocks can be compiled."""
+"""What this machine can do: which device, how many cores, which precision, whether blocks can be compiled."""
 
+import os
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -21,6 +22,13 @@ def pick_device(name: DeviceName = "auto") -> torch.device:
         others = ", ".join(device for device, there in present.items() if there)
         raise InputError(f"--device {name}: not available on this machine; use auto or one of: {others}")
     return torch.device(name)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def has_fast_bf16(device: torch.device) -> bool:

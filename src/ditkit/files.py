@@ -1,6 +1,7 @@
-"""Files: their hash, and folders of models fetched from the Hugging Face Hub."""
+"""Files: their hash, writing them whole, and folders of models fetched from the Hugging Face Hub."""
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +16,16 @@ def file_hash(*paths: str | Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file beside its place, down to the disk, and rename it: what has its name is whole, whatever happens."""
+    unfinished = path.with_name(path.name + ".tmp")
+    with unfinished.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
 
 
 def fetch_folder(id: str, wanted: Iterable[str], remedy: str, revision: str | None = None) -> Path:

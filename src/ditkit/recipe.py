@@ -52,8 +52,9 @@ class Training(Section):
     """A checkpoint every so many images, and at the end."""
     keep: Count = 2
     """Checkpoints kept; the newest ones."""
-    workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that read images ahead; useful for folders of large images."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that read images ahead. Not given: as many as cores where images are decoded as they are read, else
+    none."""
 
 
 class TrainConfig(Training):

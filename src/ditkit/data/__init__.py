@@ -13,12 +13,13 @@ from pydantic import Field
 from ditkit.data.arrays import Digits, FashionMNIST
 from ditkit.data.buckets import Bucket, Plan, first_fit, plan_for, shard
 from ditkit.data.emoji import EmojiData
+from ditkit.data.encoded import Encoded, EncodedSection
 from ditkit.data.folder import Folder
 from ditkit.data.hub import Hub
 from ditkit.data.loader import Batch, Stream, batches, in_order, load_all, load_size, spread
 from ditkit.data.moving import MovingDigits
 from ditkit.data.shards import Webdataset
-from ditkit.data.sources import Arrays, Clips, DataSection, Encoded, Images, Source, Split
+from ditkit.data.sources import Arrays, Clips, DataSection, Images, Source, Split
 from ditkit.data.transforms import center_crop, native_size, prepare, prepare_native, to_array, to_mode
 from ditkit.data.video import VideoFolder
 
@@ -51,6 +52,7 @@ __all__ = [
     "Digits",
     "EmojiData",
     "Encoded",
+    "EncodedSection",
     "FashionMNIST",
     "Folder",
     "Hub",

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ditkit.data.captions import usable
-from ditkit.data.sources import DataSection, Encoded, Split
+from ditkit.data.encoded import Encoded, EncodedSection
+from ditkit.data.sources import Split
 from ditkit.errors import InputError
 
 if TYPE_CHECKING:  # a second to import
@@ -71,8 +72,11 @@ class Rows:
     def title(self, index: int) -> str:
         return f"row {index}"
 
+    def fingerprint(self) -> str:
+        return f"{self._table._fingerprint} {self._column}"
 
-class Hub(DataSection):
+
+class Hub(EncodedSection):
     """A data set of the Hugging Face Hub with a column of images, or a local folder of parquet files."""
 
     kind: Literal["hub"] = "hub"
@@ -83,15 +87,13 @@ class Hub(DataSection):
     split: str = "train"
     """Split to train on; slices such as train[:5000] are allowed."""
     test_split: str = "test"
-    """Split to score against."""
+    """Split to score against; with --data.held-out a share of `split` instead."""
     image_column: str | None = None
     """Column of the images. None: the first that holds images."""
     label_column: str | None = None
     """Column of the classes. None: the first of class labels; unlabelled when there is none."""
     caption_column: str | None = None
     """Column of the captions. None: no captions."""
-    check: bool = True
-    """Decode every image once at the start, to leave out those that are broken."""
 
     def open(self, split: Split = "train") -> Encoded:
         """The images of one split; InputError when it, the Hub or a column is not there."""
@@ -112,7 +114,7 @@ class Hub(DataSection):
         labels, names = read_labels(table, label, where) if label else (None, ())
         self.check_classes(names, where)
         captions = read_texts(table, self.caption_column, where) if self.caption_column else None
-        return Encoded(Rows(table, image, where), labels, names, self.channels, self.check, captions)
+        return Encoded(Rows(table, image, where), labels, names, self, captions, split)
 
     def _load(self, split: Split) -> "Dataset":
         if self.id is None:
@@ -121,7 +123,7 @@ class Hub(DataSection):
             )
         from datasets import load_dataset  # a second to import
 
-        part = self.split if split == "train" else self.test_split
+        part = self.split if split == "train" or self.held_out else self.test_split
         try:
             return load_dataset(self.id, self.subset, split=part)
         except ValueError as error:  # an unknown split or subset

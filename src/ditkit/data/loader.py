@@ -16,6 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from ditkit.data.buckets import Plan, places_by_size, shard, sizes, written
 from ditkit.data.latents.source import Latents
 from ditkit.data.sources import Arrays, Clips, DataSection, Source, Split, one_shape, reader, stack
+from ditkit.device import cores
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
 from ditkit.randomness import generator
@@ -41,7 +42,7 @@ def batches(
     batch: int,
     rank: int = 0,
     world: int = 1,
-    workers: int = 0,
+    workers: int | None = 0,
     plan: Plan | None = None,
 ) -> Iterator[Batch]:
     """The images n = start, start + 1, ... below `stop`, `batch` at a time; the last may be fewer.

@@ -10,14 +10,18 @@ Differs: Python's own tarfile, because the package `webdataset` streams; it shuf
 
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from ditkit.data.captions import BESIDE, usable
-from ditkit.data.folder import image_suffixes
-from ditkit.data.sources import DataSection, Encoded, Split
+from ditkit.data.encoded import Encoded, EncodedSection
+from ditkit.data.listing import report_passed_over
+from ditkit.data.sources import Split
 from ditkit.errors import InputError
+from ditkit.movies import image_suffixes
 
 CLASS = "cls"
 
@@ -51,8 +55,9 @@ def find_shards(path: Path) -> list[Path]:
     return shards
 
 
-def walk(shard: Path) -> list[Sample]:
-    """The samples of one shard that have an image; InputError when it is compressed, cut short or no tar."""
+def walk(shard: Path, passed: Counter[str]) -> list[Sample]:
+    """The samples of one shard that have an image; the endings of the others' members are counted in `passed`.
+    InputError when it is compressed, cut short or no tar."""
     members: dict[str, dict[str, Place]] = {}
     try:
         with tarfile.open(shard, "r:") as tar:
@@ -72,6 +77,8 @@ def walk(shard: Path) -> list[Sample]:
         image = next((ending for ending in parts if f".{ending}" in suffixes), None)
         if image is not None:
             samples.append(Sample(f"{key}.{image} of {shard.name}", parts[image], parts))
+        else:
+            passed.update(f".{ending}" for ending in parts)
     return samples
 
 
@@ -145,10 +152,20 @@ class Members:
     def title(self, index: int) -> str:
         return self._samples[index].title
 
+    def fingerprint(self) -> str:
+        digest = sha256()
+        for shard in dict.fromkeys(sample.image.shard for sample in self._samples):
+            about = shard.stat()
+            digest.update(f"{shard.resolve()} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}\n".encode())
+        for sample in self._samples:
+            digest.update(f"{sample.title} {sample.image.offset} {sample.image.size}\n".encode())
+        return digest.hexdigest()
 
-class Webdataset(DataSection):
+
+class Webdataset(EncodedSection):
     """Webdataset shards: .tar files of images with .txt captions, .cls classes or .json beside them."""
 
+    own: ClassVar[bool] = True
     kind: Literal["webdataset"] = "webdataset"
     path: Path | None = None
     """Folder of the .tar files, or one of them."""
@@ -156,17 +173,17 @@ class Webdataset(DataSection):
     """Field of the .json with the class, or an ending such as cls. None: cls where the first image has it."""
     caption_column: str | None = None
     """Field of the .json with the caption, or an ending such as txt. None: txt where the first image has it."""
-    check: bool = True
-    """Decode every image once at the start, to leave out those that are broken."""
 
     def open(self, split: Split = "train") -> Encoded:
-        """The images of all shards; there is no test part. InputError: see `find_shards`, `walk`,
+        """The images of all shards, without or with those that are held out. InputError: see `find_shards`, `walk`,
         `number_classes`, `read_captions`, `check_classes`."""
         if self.path is None:
             raise InputError("which shards? --data.path names a .tar file or a folder of them")
-        if split == "test":
-            raise InputError(f"{self.path} has no held-out part; keep test shards in a folder of their own")
-        samples = [sample for shard in find_shards(self.path) for sample in walk(shard)]
+        self.check_split(split, str(self.path), "shards")
+        passed: Counter[str] = Counter()
+        samples = [sample for shard in find_shards(self.path) for sample in walk(shard, passed)]
+        if split == "train":
+            report_passed_over(str(self.path), passed, "images")
         if not samples:
             raise InputError(
                 f"{self.path} holds no images; --data.path names a .tar file or a folder of them"
@@ -177,4 +194,4 @@ class Webdataset(DataSection):
         labels, names = number_classes(samples, label) if label else (None, ())
         self.check_classes(names, str(self.path))
         captions = read_captions(samples, caption) if caption else None
-        return Encoded(Members(self.path, samples), labels, names, self.channels, self.check, captions)
+        return Encoded(Members(self.path, samples), labels, names, self, captions, split)

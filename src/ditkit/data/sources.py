@@ -1,27 +1,23 @@
-"""What a source of images or clips is, the settings all sources share, and the two ways of holding images.
+"""What a source of images or clips is, the settings all sources share, and images in memory.
 
-`Arrays` holds prepared pixels in memory; `Encoded` holds compressed files or rows and decodes one
-when asked. Where the images come from lives in arrays.py, emoji.py, folder.py, hub.py and shards.py; how one
-is made square or cut to its own size in transforms.py; order, augmentation and batches in loader.py.
+Compressed images are encoded.py's. Where the images come from lives in arrays.py, emoji.py, folder.py, hub.py and
+shards.py; how one is made square or cut to its own size in transforms.py; order, augmentation and batches in loader.py.
 """
 
-import logging
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from io import BytesIO
 from typing import Annotated, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from ditkit.config import Section
-from ditkit.data.transforms import prepare, prepare_native, to_mode, upright_size
+from ditkit.data.transforms import prepare, prepare_native
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
 
@@ -32,9 +28,6 @@ Size = Annotated[
 ]
 Channels = Annotated[Literal[1, 3], Field(description="1 for grey images, 3 for colour.")]
 Result = TypeVar("Result")
-
-log = logging.getLogger(__name__)
-
 
 def each(
     function: Callable[[int], Result], items: Sequence[int], what: str, shown: bool = True
@@ -69,6 +62,9 @@ class Images(Listed, Protocol):
     def size(self, index: int) -> tuple[int, int]:
         """(width, height) of an image as `__getitem__` gives it, without decoding it where that can be."""
 
+    def read(self, index: int, config: "DataSection", shape: tuple[int, ...]) -> Tensor:
+        """One image prepared as `config` says, (H, W) = `shape`: uint8 (C, H, W)."""
+
 
 @runtime_checkable
 class Clips(Listed, Protocol):
@@ -96,6 +92,12 @@ class DataSection(Section):
     """Augmentation: mirror images left to right, each with probability 1/2."""
     classes: int | None = Field(default=None, ge=0)
     """Number of classes the data must have (0: unlabelled). None: whatever is found when opened."""
+    names: tuple[str, ...] | None = None
+    """Names of the classes, in the order of their labels; recorded when the data is opened."""
+    content: str | None = None
+    """Hash of which files there were and what was in them; recorded when the data is opened."""
+    changed: Literal["refuse", "accept"] = "refuse"
+    """accept: go on with a run although its images or the names of its classes have changed, and record it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -128,12 +130,26 @@ class DataSection(Section):
         return self.open("train")
 
     def check_classes(self, names: Sequence[str], where: str) -> None:
-        """InputError when `where` has another number of classes than these settings ask for."""
+        """InputError when `where` has another number of classes than these settings ask for, or other ones."""
         if self.classes is not None and self.classes != len(names):
             raise InputError(
                 f"{where} has {len(names)} classes, but --data.classes is {self.classes}; "
                 "correct it or leave it out"
             )
+        if self.names and tuple(names) != self.names:
+            raise InputError(f"{where} has other classes than the model was made with: {differing(self.names, names)}")
+
+
+def differing(before: Sequence[str], now: Sequence[str]) -> str:
+    """What became of the names of classes, in words."""
+    gone = [name for name in before if name not in now]
+    new = [name for name in now if name not in before]
+    if not gone and not new:
+        return f"their order was {', '.join(before[:5])} ... and is {', '.join(now[:5])} ..."
+    if len(gone) == len(new) == 1 and len(before) == len(now):
+        return f"{gone[0]!r} is now {new[0]!r}"
+    parts = [f"{', '.join(map(repr, names[:5]))} {word}" for names, word in ((gone, "gone"), (new, "new")) if names]
+    return "; ".join(parts)
 
 
 def stack(
@@ -181,13 +197,7 @@ def reader(
     if isinstance(source, Clips):
         return source.clip
 
-    def prepared(index: int, draw: np.random.Generator | None) -> Tensor:
-        image, _ = source[index]
-        if config.aspect == "native":
-            return prepare_native(image, config.size, config.channels, shape)
-        return prepare(image, config.size, config.channels)
-
-    return prepared
+    return lambda index, draw: source.read(index, config, shape)
 
 
 class Arrays:
@@ -225,120 +235,13 @@ class Arrays:
         left, top, right, bottom = self._box(index)
         return right - left, bottom - top
 
+    def read(self, index: int, config: DataSection, shape: tuple[int, ...]) -> Tensor:
+        image, _ = self[index]
+        if config.aspect == "native":
+            return prepare_native(image, config.size, config.channels, shape)
+        return prepare(image, config.size, config.channels)
+
     def _box(self, index: int) -> tuple[int, ...]:
         if self.boxes is None:
             return 0, 0, self.images.shape[3], self.images.shape[2]
         return tuple(self.boxes[index].tolist())
-
-
-class Store(Protocol):
-    """Compressed images by number: the files of a folder, the rows of a table."""
-
-    where: str  # what an error message calls the whole
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> bytes: ...
-
-    def title(self, index: int) -> str: ...
-
-
-class Encoded:
-    """Images that stay compressed and are decoded, to 8-bit grey or RGB, each time they are asked for.
-
-    With `check` every image is decoded once now, on a pool of threads, and those that cannot be are
-    left out, named in `broken` and logged; InputError when none is left. Without it a broken image
-    raises InputError when its turn comes. Where there are `captions`, an image whose caption is None is
-    left out in the same way, with or without `check`.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        labels: Sequence[int] | None,
-        names: tuple[str, ...],
-        channels: int,
-        check: bool,
-        captions: Sequence[str | None] | None = None,
-    ):
-        self.names = names
-        self.broken: tuple[str, ...] = ()
-        self._store, self._channels = store, channels
-        self._kept = list(range(len(store)))  # numbers in the store
-        self._sizes: dict[int, tuple[int, int]] = {}  # by number in the store, as they become known
-        if captions is not None:
-            self._keep(
-                [captions[number] is not None for number in self._kept],
-                "has a caption in UTF-8",
-                "whose caption is missing, empty or not UTF-8",
-                "correct them, or give another --data.caption-column",
-            )
-        if check:
-            sound = each(self._is_sound, self._kept, "checking images")
-            self._keep(sound, "can be decoded", "which cannot be decoded", "give images that Pillow reads")
-        self.labels = None if labels is None else torch.tensor([labels[number] for number in self._kept])
-        self.captions: Sequence[str] | None = None
-        if captions is not None:
-            self.captions = [captions[number] or "" for number in self._kept]  # none is None any more
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int | None]:
-        number = self._kept[index]
-        with self._named(number):
-            image = self._decode(number)
-        return image, None if self.labels is None else int(self.labels[index])
-
-    def size(self, index: int) -> tuple[int, int]:
-        """(width, height) of an image, from its header, upright; known without it of images that were checked."""
-        number = self._kept[index]
-        if number not in self._sizes:
-            with self._named(number), self._open(number) as file:
-                self._sizes[number] = upright_size(file)
-        return self._sizes[number]
-
-    @contextmanager
-    def _named(self, number: int) -> Iterator[None]:
-        """What goes wrong with an image, as an InputError that names it."""
-        try:
-            yield
-        except Exception as error:
-            raise InputError(
-                f"{self._store.title(number)} in {self._store.where} cannot be decoded ({error}); "
-                "--data.check leaves such images out"
-            ) from error
-
-    def _open(self, number: int) -> Image.Image:
-        try:
-            return Image.open(BytesIO(self._store.read(number)))
-        except UnidentifiedImageError:  # its own message names a memory address
-            raise ValueError("not an image") from None
-
-    def _decode(self, number: int) -> Image.Image:
-        with self._open(number) as file:
-            return to_mode(file, self._channels)
-
-    def _is_sound(self, number: int) -> bool:
-        try:
-            self._sizes[number] = self._decode(number).size
-        except Exception:  # on damaged files Pillow's plugins raise nearly every kind there is
-            return False
-        return True
-
-    def _keep(self, good: Sequence[bool], so: str, otherwise: str, remedy: str) -> None:
-        """Leave out the images that are not good, name and count them; InputError when none is."""
-        bad = tuple(
-            self._store.title(number) for number, is_good in zip(self._kept, good, strict=True) if not is_good
-        )
-        self._kept = [number for number, is_good in zip(self._kept, good, strict=True) if is_good]
-        self.broken += bad
-        if not self._kept:
-            raise InputError(
-                f"{self._store.where}: none of the {len(good)} images {so} ({bad[0]}, ...); {remedy}"
-            )
-        if bad:
-            shown = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
-            log.warning(
-                f"{self._store.where}: left out {len(bad)} of {len(good)} images, {otherwise}: {shown}"
-            )

@@ -1,12 +1,14 @@
-"""One Pillow image of any kind -> one 8-bit tensor: a square, or of the image's own aspect.
+"""One Pillow image of any kind -> 8-bit pixels: a square, or the image's own aspect.
 
-    prepare = to_array(center_crop(to_mode(image)))
+    prepare(image, size, channels) = to_array(center_crop(to_mode(image, channels), size))
 
-`native_size` says how large an image is that keeps its aspect, `prepare_native` makes it so. Nothing here is random, and nothing leaves the range 0..255: augmentation lives in loader.py, the map
-to [-1, 1] in the codec.
+`native_size` says how large an image is that keeps its aspect; `scale_native` and `cut_native` make it so. Nothing
+here is random, and nothing leaves the range 0..255: augmentation lives in loader.py, the map to [-1, 1] in the codec.
+How a file becomes a Pillow image is decoding.py's.
 """
 
-from math import isqrt
+from collections.abc import Callable
+from math import ceil, floor, isqrt
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 _TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
+EXTREME = 8  # times as long as wide: beyond it an image is cut before it is scaled
 
 
 def to_mode(image: Image.Image, channels: int) -> Image.Image:
@@ -23,18 +26,45 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
     would clip them, transparency is laid on white. Raises ValueError for floating-point pixels, whose
     range nobody knows.
     """
-    image = ImageOps.exif_transpose(image)
+    return _converted(flatten(image), "L" if channels == 1 else "RGB")
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # which would copy it
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """The image upright, 8-bit and opaque, in a mode of its own: grey images stay "L", a quarter of the work."""
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range; save the image with 8 or 16 bits")
-    if image.mode.startswith(
-        "I"
-    ):  # "I;16" and its byte orders, and "I", as which Pillow opens some 16-bit files
+    if image.mode.startswith("I"):  # "I;16" and its byte orders, and "I", as which Pillow opens some 16-bit files
         values = np.asarray(image).astype(np.float64) / 257
-        image = Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
-    elif image.mode in _TRANSPARENT or "transparency" in image.info:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("L" if channels == 1 else "RGB")
+        return Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
+    if image.mode in _TRANSPARENT or "transparency" in image.info:
+        return _on_white(image)
+    return image.convert("L") if image.mode == "1" else image
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """A transparent image laid on white. Of a palette its few colours are, of grey one channel: as
+    `Image.alpha_composite` gives, in a fraction of the time."""
+    if image.mode == "P":
+        image = image.copy()
+        image.apply_transparency()
+        colors = image.getpalette("RGBA") or []
+        palette = Image.frombytes("RGBA", (len(colors) // 4, 1), bytes(colors))
+        image.putpalette(_on_white(palette).tobytes())
+        return image.convert("RGB")
+    if image.mode == "LA":
+        white = Image.new("L", image.size, 255)
+        white.paste(image.getchannel("L"), mask=image.getchannel("A"))
+        return white
+    image = _converted(image, "RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image)
+    return white
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
@@ -46,8 +76,27 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     """
     image = _halved(image, size, size)
     scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    width, height = round(image.width * scale), round(image.height * scale)
+    if max(width, height) > EXTREME * size:
+        return _middle_scaled(image, width, height, size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
     return _middle(image, size, size)
+
+
+def _middle_scaled(image: Image.Image, width: int, height: int, size: int) -> Image.Image:
+    """The middle of the image as it would be after scaling to width × height, without scaling the rest: a small file
+    that is a thousand times as long as wide costs no more than another."""
+    spans, cuts = [], []
+    for before, after in ((image.width, width), (image.height, height)):
+        pixel = before / after  # of the result, in those of the image
+        first = (after - size) // 2 * pixel
+        reach = 2 * max(1.0, pixel) + 1  # of the bicubic filter
+        low, high = max(0, floor(first - reach)), min(before, ceil(first + size * pixel + reach))
+        cuts.append((low, high))
+        spans.append((first - low, first + size * pixel - low))
+    (left, right), (top, bottom) = cuts
+    box = (spans[0][0], spans[1][0], min(spans[0][1], right - left), min(spans[1][1], bottom - top))
+    return image.crop((left, top, right, bottom)).resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
 def _halved(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -94,13 +143,32 @@ def _scaled(width: int, height: int, size: int) -> tuple[int, int]:
 
 def to_array(image: Image.Image) -> Tensor:
     """An "L" or "RGB" image as a uint8 tensor (C, H, W)."""
-    pixels = torch.from_numpy(np.array(image))  # (H, W) or (H, W, 3)
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+    return torch.from_numpy(pixels_of(image))
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """An "L" or "RGB" image as uint8 (C, H, W)."""
+    pixels = np.array(image)  # (H, W) or (H, W, 3)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def prepare(image: Image.Image, size: int, channels: int) -> Tensor:
     """Any Pillow image as a uint8 tensor (channels, size, size)."""
-    return to_array(center_crop(to_mode(image, channels), size))
+    return to_array(square(image, size, channels))
+
+
+def square(image: Image.Image, size: int, channels: int) -> Image.Image:
+    """Any Pillow image upright, opaque, 8-bit and cut to size × size."""
+    return _cropped_as(image, channels, lambda whole: center_crop(whole, size))
+
+
+def _cropped_as(
+    image: Image.Image, channels: int, crop: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    """`crop` of `to_mode`, where grey becomes colour last: the three channels would be scaled alike."""
+    image = flatten(image)
+    image = _converted(image, "L" if channels == 1 or image.mode == "L" else "RGB")
+    return _converted(crop(image), "L" if channels == 1 else "RGB")
 
 
 def prepare_native(image: Image.Image, size: int, channels: int, shape: tuple[int, ...]) -> Tensor:
@@ -109,9 +177,26 @@ def prepare_native(image: Image.Image, size: int, channels: int, shape: tuple[in
     Scaled as ADM does, halvings by a box filter, then bicubic, and cut in the middle. A square image larger
     than size × size comes out as by `prepare`.
     """
-    image = to_mode(image, channels)
-    height, width = shape
-    scaled = _scaled(*image.size, size)
-    scaled = max(scaled[0], width), max(scaled[1], height)  # only a side below one multiple is stretched
-    image = _halved(image, *scaled).resize(scaled, Image.Resampling.BICUBIC)
-    return to_array(_middle(image, width, height))
+    return to_array(_middle(scale_native(image, size, channels, shape), shape[1], shape[0]))
+
+
+def scale_native(
+    image: Image.Image, size: int, channels: int, shape: tuple[int, ...] = (1, 1)
+) -> Image.Image:
+    """Any Pillow image with its own aspect and an area of at most size², before it is cut to `shape` (H, W)."""
+
+    def crop(whole: Image.Image) -> Image.Image:
+        width, height = _scaled(*whole.size, size)
+        width, height = max(width, shape[1]), max(height, shape[0])  # only a side below one multiple is stretched
+        return _halved(whole, width, height).resize((width, height), Image.Resampling.BICUBIC)
+
+    return _cropped_as(image, channels, crop)
+
+
+def cut_native(pixels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The middle (C, H, W) of what `scale_native` gave, (C, h, w), for shape (H, W); None where that must be
+    stretched."""
+    top, left = (pixels.shape[1] - shape[0]) // 2, (pixels.shape[2] - shape[1]) // 2
+    if top < 0 or left < 0:
+        return None
+    return pixels[:, top : top + shape[0], left : left + shape[1]]

@@ -6,9 +6,11 @@ frames are counted. How a movie's frames are found: movies.py. Captions: caption
 """
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,7 +18,19 @@ from pydantic import Field
 from torch import Tensor
 
 from ditkit.data.captions import read_captions
-from ditkit.data.folder import Folder, by_class, listing
+from ditkit.data.decoding import DIGEST
+from ditkit.data.encoded import HeldOut, held_out_places
+from ditkit.data.folder import Folder
+from ditkit.data.listing import (
+    File,
+    Listing,
+    Order,
+    by_class,
+    ending,
+    levels,
+    report_empty,
+    report_passed_over,
+)
 from ditkit.data.sources import Clips, DataSection, Images, Split, each
 from ditkit.data.transforms import prepare, to_array, to_mode
 from ditkit.errors import InputError
@@ -46,19 +60,51 @@ def read_movie(path: Path, channels: Literal[1, 3] = 3) -> tuple[Tensor, float |
         ) from error
 
 
-def scan_movies(folder: Path) -> tuple[list[str], list[int] | None, tuple[str, ...]]:
-    """(movies, labels, class names) of a folder, as `folder.scan` gives those of images.
+def scan_movies(folder: Path, order: Order = "natural", beside: frozenset[str] = frozenset()) -> Listing:
+    """The movies of a folder, as `folder.scan` gives its images.
 
     A directory inside it is one movie when it holds still images, other than GIF and WebP, and neither directories nor
     video files; every other video or image file is a movie of its own.
     """
     stills = image_suffixes() - ANIMATIONS
-    found = []
-    for inside, directories, names in listing(folder, VIDEOS | image_suffixes(), "videos"):
-        files = [inside / name for name in names]
-        of_frames = files and not directories and all(file.suffix.lower() in stills for file in files)
-        found += [inside] if of_frames and inside.parts else files
-    return by_class(folder, found, "videos")
+    wanted = VIDEOS | image_suffixes()
+    passed: Counter[str] = Counter()
+    top: list[str] = []
+
+    def movies() -> Iterator[tuple[str, list[File]]]:
+        for level in levels(folder, "videos", order):
+            if not level.inside:
+                top.extend(level.directories)
+            files = [file for file in level.files if ending(file.name) in wanted]
+            others = [file.name for file in level.files if ending(file.name) not in wanted]
+            passed.update(
+                kind
+                for kind, name in ((ending(name), name) for name in others)
+                if kind not in beside and not name.startswith("metadata.")
+            )
+            of_frames = files and not level.directories and all(ending(file.name) in stills for file in files)
+            if of_frames and level.inside:
+                yield level.inside, files
+            else:
+                yield from ((level.path(file.name), [file]) for file in files)
+
+    try:
+        found = by_class(folder, movies(), "videos", order)
+    finally:
+        report_passed_over(str(folder), passed, "videos")
+    report_empty(folder, found.names, "videos", top)
+    return found
+
+
+def movie_digest(path: Path) -> bytes:
+    """The hash of a movie's bytes, of a folder of frames those of all its files by name."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    digest = blake2b(digest_size=DIGEST)
+    for file in files:
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return digest.digest()
 
 
 class ClipSection(DataSection):
@@ -93,9 +139,16 @@ class VideoFolder(ClipSection):
     asked for.
     """
 
+    own: ClassVar[bool] = True
     kind: Literal["video"] = "video"
     path: Path | None = None
     """The folder."""
+    order: Order | None = None
+    """Order of classes and movies: natural, 2 before 10, or plain, by characters. Not given: as the run has it, natural
+    for a new one."""
+    held_out: HeldOut | None = None
+    """Share of the movies kept for validation and scores, by a hash of each one's bytes. Not given: as the run has it;
+    0.02 of a new run's."""
     fps: float | None = Field(default=None, gt=0)
     """Frames a second: of each movie those nearest to these times are taken. None: its own frames. A folder of
     frames has no times and is taken to be at this rate."""
@@ -121,22 +174,27 @@ class VideoFolder(ClipSection):
         return Mixed(self, self.open("train"), pictures.open())
 
     def open(self, split: Split = "train") -> "Videos":
-        """The movies of the folder; a folder has no test part. InputError: see `scan_movies`, `check_classes`,
+        """The movies of the folder, without or with those that are held out. InputError: see `scan_movies`, `check_classes`,
         `read_captions`, `open_movie`; or no movie can be used."""
         if self.path is None:
             raise InputError("which folder? --data.path DIR names the folder of videos")
-        if split == "test":
-            raise InputError(f"{self.path} has no held-out part; keep test videos in a folder of their own")
-        titles, labels, names = scan_movies(self.path)
-        self.check_classes(names, str(self.path))
-        captions = read_captions(self.path, titles, self.caption_column) if self.caption_column else None
-        return Videos(self, self.path, titles, labels, names, captions)
+        if split == "test" and not self.held_out:
+            raise InputError(
+                f"{self.path} has no held-out part; --data.held-out 0.02 keeps one, or keep test videos in a folder of "
+                "their own"
+            )
+        beside = frozenset({".txt"} if self.caption_column == "txt" else ())
+        found = scan_movies(self.path, self.order or "natural", beside)
+        self.check_classes(found.names, str(self.path))
+        captions = read_captions(self.path, found.files, self.caption_column) if self.caption_column else None
+        return Videos(self, self.path, found, captions, split)
 
 
 class Mixed:
     """What clips are trained on with: the clips, then single frames of them, then pictures, each a clip of one frame."""
 
     broken: tuple[str, ...] = ()
+    decodes = True
 
     def __init__(self, config: ClipSection, clips: Clips, pictures: Images | None = None):
         """InputError where pictures have no classes or captions and clips have, or other classes."""
@@ -178,18 +236,20 @@ class Mixed:
 
 
 class Videos:
-    """The movies of a folder that give clips, decoded each time they are asked for."""
+    """The movies of one part of a folder that give clips, decoded each time they are asked for."""
+
+    decodes = True
 
     def __init__(
         self,
         config: VideoFolder,
         folder: Path,
-        titles: Sequence[str],
-        labels: Sequence[int] | None,
-        names: tuple[str, ...],
+        found: Listing,
         captions: Sequence[str | None] | None,
+        split: Split = "train",
     ):
-        self.names = names
+        titles = found.files
+        self.names = found.names
         self._config, self._folder = config, folder
         self._span = (config.frames - 1) * config.stride + 1
 
@@ -200,7 +260,6 @@ class Videos:
 
         looked = each(examine, range(len(titles)), "checking videos")
         kept = [number for number, movie in enumerate(looked) if isinstance(movie, Movie)]
-        self._movies = [movie for movie in looked if isinstance(movie, Movie)]
         self.broken = tuple(
             f"{title} ({reason})"
             for title, reason in zip(titles, looked, strict=True)
@@ -211,13 +270,30 @@ class Videos:
                 f"{folder}: none of the {len(titles)} videos can be used: {self.broken[0]}, ...; correct them, or "
                 "change what --data.frames, --data.stride and --data.fps ask for"
             )
-        if self.broken:
+        if self.broken and split == "train":
             shown = ", ".join(self.broken[:5]) + (", ..." if len(self.broken) > 5 else "")
             log.warning(f"{folder}: left out {len(self.broken)} of {len(titles)} videos: {shown}")
-        self.labels = None if labels is None else torch.tensor([labels[number] for number in kept])
+        self.lines = self._lines(titles, kept)
+        if config.held_out:
+            digests = np.frombuffer(bytes.fromhex("".join(line[: 2 * DIGEST] for line in self.lines)), np.uint8)
+            places = held_out_places(
+                digests.reshape(len(kept), DIGEST), config.held_out, split, str(folder), "videos"
+            )
+            kept = [kept[place] for place in places]
+        self._movies = [movie for number in kept if isinstance(movie := looked[number], Movie)]
+        self.labels = None if found.labels is None else torch.tensor([found.labels[number] for number in kept])
         self.captions: Sequence[str] | None = None
         if captions is not None:
             self.captions = [captions[number] or "" for number in kept]  # none is None any more
+
+    def _lines(self, titles: Sequence[str], kept: Sequence[int]) -> list[str]:
+        """The movies that can be used, both parts, each in a line as `Encoded.lines` has them."""
+
+        def line(number: int) -> str:
+            known = movie_digest(self._folder / titles[number]).hex() if self._config.held_out else "-"
+            return f"{known} {titles[number]}"
+
+        return each(line, kept, "reading videos")
 
     def __len__(self) -> int:
         return len(self._movies)

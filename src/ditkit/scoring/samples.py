@@ -206,7 +206,7 @@ def image_folder(path: Path, size: int | None = None, channels: Literal[1, 3] | 
 
     InputError when they are not of one size, or are no images.
     """
-    names, _, _ = scan(path)
+    names = scan(path).files
     sides: dict[tuple[int, int], str] = {}
     grey = True
     for name in names:
