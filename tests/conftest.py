@@ -1,11 +1,18 @@
 """What several tests share: a recipe that trains in a second, and a run of it."""
 
+import os
+import tempfile
+
 import pytest
 import torch
 
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe
 from ditkit.training import train
+
+os.environ["DITKIT_CACHE"] = tempfile.mkdtemp(
+    prefix="ditkit-cache-"
+)  # prepared images are not the user's to keep
 
 CPU = torch.device("cpu")
 

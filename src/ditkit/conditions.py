@@ -4,6 +4,7 @@ cond = conditions(labels, prompts, read)             # read: prompts to their em
 empty = unknown(net, cond, in_place_of_unknown(recipe.text, read))
 """
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -19,22 +20,43 @@ Asked = Mapping[str, Sequence[int] | Sequence[str] | Tensor]
 """Labels, "label", and prompts, "text", for each image."""
 
 
-def asked_labels(asked: Asked, classes: int, count: int) -> Tensor | None:
-    """The labels (count,) for a model of so many classes, None of one without. InputError unless they are there for
-    exactly a model that has classes, one for each image and in range."""
+def asked_labels(asked: Asked, classes: int, count: int, names: Sequence[str] = ()) -> Tensor | None:
+    """The labels (count,) for a model of so many classes, of these names where they are known; None of one without.
+    InputError unless they are there for exactly a model that has classes, one for each image and in range."""
     if not classes:
         if "label" in asked:
             raise InputError("this model was trained without classes: leave the labels out")
         return None
     if "label" not in asked:
         raise InputError(f"this model has {classes} classes: say which, one label per seed")
-    labels = torch.as_tensor(asked["label"])
+    labels = torch.as_tensor(numbered(asked["label"], names))
     if len(labels) != count:
         raise InputError(f"{len(labels)} labels for {count} seeds; give one label per seed")
     wrong = [int(label) for label in labels if not 0 <= label < classes]
     if wrong:
         raise InputError(f"label {wrong[0]} is out of range; this model has classes 0 to {classes - 1}")
     return labels
+
+
+def numbered(labels: Tensor | Sequence[int] | Sequence[str], names: Sequence[str]) -> Tensor | list[int]:
+    """Labels as numbers: a text is the name of a class, or where none has that name its number. InputError for one that
+    is neither, naming the classes that there are."""
+    if isinstance(labels, Tensor):
+        return labels
+    known = {name: label for label, name in enumerate(names)}
+    found = []
+    for label in labels:
+        if isinstance(label, str):
+            text = unicodedata.normalize("NFC", label)
+            if text not in known and not text.isdecimal():
+                shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+                raise InputError(
+                    f"no class is called {label!r}; "
+                    + (f"there are {shown}" if names else "this model's classes have no names, only numbers")
+                )
+            label = known[text] if text in known else int(text)
+        found.append(int(label))
+    return found
 
 
 def asked_prompts(asked: Asked, told: bool, count: int) -> list[str] | None:

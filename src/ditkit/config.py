@@ -18,17 +18,29 @@ def write_section(section: "Section", path: Path) -> None:
 
 def read_section(cls: "type[Checked]", path: Path) -> Checked:
     """The section in a JSON file; InputError when it is missing or holds something else."""
+    return cls.checked(cls.upgraded(read_json(path)), str(path))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; InputError when it is missing or holds something else."""
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot read this {cls.__name__.lower()} ({error})") from None
-    return cls.checked(values, str(path))
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: cannot be read (it holds no JSON object)")
+    return values
 
 
 class Section(BaseModel):
     """One part's settings. Unknown fields are errors; a section never changes after it is made."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @classmethod
+    def upgraded(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The values in a file of any version, as this version means them."""
+        return values
 
     @classmethod
     def checked(cls: type[Checked], values: dict[str, Any], what: str) -> Checked:

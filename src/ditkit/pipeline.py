@@ -193,7 +193,7 @@ class Pipeline:
             raise InputError("no seeds: give one per image")
         layout = self._layout(how.get("size"), how.get("frames"))
         grid = chosen.times(self.transport, layout)
-        labels = asked_labels(cond or {}, self.classes, len(seeds))
+        labels = asked_labels(cond or {}, self.classes, len(seeds), self.recipe.data.names or ())
         prompts = asked_prompts(cond or {}, self.recipe.text is not None, len(seeds))
         weak, negative = how.get("weak"), how.get("negative")
         told = self.classes or self.recipe.text

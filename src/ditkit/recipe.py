@@ -5,7 +5,7 @@ Python functions in `ditkit.recipes` return recipes; every field is a flag of `d
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from ditkit.backbones import Backbone, BackboneConfig, MatryoshkaConfig, build
 from ditkit.codecs import Codec, CodecConfig, IdentityConfig, PyramidCodec
 from ditkit.config import Section, read_section, write_section
-from ditkit.data import DataConfig
+from ditkit.data import DataConfig, upgraded
 from ditkit.device import Precision
 from ditkit.errors import InputError
 from ditkit.sampling.config import SamplingConfig
@@ -274,6 +274,11 @@ class Recipe(Section):
 
     def write(self, path: Path) -> None:
         write_section(self, path)
+
+    @classmethod
+    def upgraded(cls, values: dict[str, Any]) -> dict[str, Any]:
+        data = values.get("data")
+        return values | {"data": upgraded(data)} if isinstance(data, dict) else values
 
     @classmethod
     def read(cls, path: Path) -> "Recipe":

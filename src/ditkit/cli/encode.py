@@ -17,6 +17,7 @@ from ditkit.device import pick_device
 from ditkit.errors import InputError
 from ditkit.recipes import RECIPES
 from ditkit.training.captions import TEXT, embed_captions
+from ditkit.training.data import recorded, settled
 from ditkit.training.latents import codec_facts
 
 USAGE = f"""usage: ditkit encode RECIPE --out DIR [--section.field value ...]
@@ -62,22 +63,24 @@ def run(argv: list[str]) -> None:
         raise InputError(
             f"encode: the codec of {command.name} is {command.codec.kind}, which has no latents; give --codec vae"
         )
-    source = command.data.open("train")
-    channels, height, width = codec.layout(*command.data.shape).shape
+    data = settled(command.data, out / "recipe.json", latents=out)
+    source = data.open("train")
+    data = recorded(data, source)
+    channels, height, width = codec.layout(*data.shape).shape
     plan = Index(
         count=len(source),
         shape=(2 * channels, height, width),
-        flips=command.data.flip,
+        flips=data.flip,
         dtype=command.dtype,
         shard=command.shard,
         encoder=codec.encoder_hash,
         codec={"id": codec.config.id, "revision": codec.config.revision, **codec_facts(codec.config)},
-        data=data_facts(command.data),
+        data=data_facts(data) | ({"content": data.content} if data.content else {}),
         names=source.names,
         captions=source.captions is not None,
     )
     start = time.perf_counter()
-    encoded = write_cache(out, source, command.data, codec.moments, plan)
+    encoded = write_cache(out, source, data, codec.moments, plan)
     seconds = time.perf_counter() - start
     if command.recipe.text and source.captions:
         texts = embed_captions(command.recipe, source, out / TEXT, pick_device(command.device))

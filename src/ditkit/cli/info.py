@@ -150,6 +150,11 @@ def _recipe(command: RecipeCommand) -> Iterator[str]:
     )
     images = f"clips       {length[0]} frames of " if length else "images      "
     yield f"  {images}{height} x {width}, {recipe.data.channels} channels, {recipe.data.classes} classes"
+    if recipe.data.names:
+        shown = ", ".join(recipe.data.names[:12]) + (", ..." if len(recipe.data.names) > 12 else "")
+        yield f"  classes     {shown}"
+    if recipe.data.content:
+        yield f"  files       hash {recipe.data.content[:12]} of their names and bytes"
     yield f"  state       {' x '.join(map(str, state))} ({recipe.codec.kind})"
     if recipe.text:
         yield f"  text        {recipe.text.id}, {recipe.text.length} tokens of {recipe.text.dim} channels"

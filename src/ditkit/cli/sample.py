@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ditkit.cli.options import SamplingOptions, check_writable
 from ditkit.cli.parsing import parse
+from ditkit.conditions import numbered
 from ditkit.data import Arrays, prepare
 from ditkit.data.video import read_movie
 from ditkit.errors import InputError
@@ -32,8 +33,8 @@ class SampleCommand(SamplingOptions):
 
     run: Annotated[str, tyro.conf.Positional]
     """A run's folder, a snapshot's folder, or the name of a bundled snapshot."""
-    labels: tuple[int, ...] = ()
-    """Classes to sample, over and over; all of them when not given."""
+    labels: tuple[str, ...] = ()
+    """Classes to sample, by name or number, over and over; all of them when not given."""
     prompt: tuple[str, ...] = ()
     """Texts to sample, over and over, for a model that is told a text."""
     n: Annotated[int, Field(ge=1)] | None = None
@@ -77,7 +78,8 @@ def run(argv: list[str]) -> None:
         raise InputError("--prompt: this model is told a text; say what to sample")
     if pipeline.recipe.text and pipeline.classes and len(command.labels) not in (1, len(command.prompt)):
         raise InputError(f"--labels: give one for all prompts or one for each of the {len(command.prompt)}")
-    classes = command.labels or tuple(range(pipeline.classes)) or (0,)
+    asked = tuple(int(label) for label in numbered(command.labels, pipeline.recipe.data.names or ()))
+    classes = asked or tuple(range(pipeline.classes)) or (0,)
     rows = len(command.prompt) or len(classes)
     count = command.n or (2 if pipeline.recipe.data.shape[:-2] else 8) * rows
     labels = torch.tensor([classes[k % rows % len(classes)] for k in range(count)])

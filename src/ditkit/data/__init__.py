@@ -19,7 +19,7 @@ from ditkit.data.hub import Hub
 from ditkit.data.loader import Batch, Stream, batches, in_order, load_all, load_size, spread
 from ditkit.data.moving import MovingDigits
 from ditkit.data.shards import Webdataset
-from ditkit.data.sources import Arrays, Clips, DataSection, Images, Source, Split
+from ditkit.data.sources import Arrays, Clips, DataSection, Images, Source, Split, differing, upgraded
 from ditkit.data.transforms import center_crop, native_size, prepare, prepare_native, to_array, to_mode
 from ditkit.data.video import VideoFolder
 
@@ -66,6 +66,7 @@ __all__ = [
     "Webdataset",
     "batches",
     "center_crop",
+    "differing",
     "first_fit",
     "in_order",
     "load_all",
@@ -78,4 +79,5 @@ __all__ = [
     "spread",
     "to_array",
     "to_mode",
+    "upgraded",
 ]

@@ -97,10 +97,12 @@ def examine(data: bytes, rule: Rule, decode: bool = True) -> tuple[Facts, np.nda
         try:
             with open_image(data, rule.max_pixels) as image:
                 width, height = upright_size(image)
-                dark = image.mode.startswith("I") and 255 < image.getextrema()[1] < 4096
+                dark = image.mode.startswith("I") and 255 < np.asarray(image).max() < 4096
                 pixels = make_pixels(image, rule)
         except MemoryError:
             return Facts(digest, "too large for this machine's memory"), None
         except Exception as error:  # on damaged files Pillow's plugins raise nearly every kind there is
             return Facts(digest, first_line(error)), None
-    return Facts(digest, "", width, height, dark, pixels.shape[1:], crc32(pixels)), pixels
+    return Facts(
+        digest, "", width, height, bool(dark), (pixels.shape[1], pixels.shape[2]), crc32(pixels.data)
+    ), pixels

@@ -96,11 +96,13 @@ class Encoded:
             self._leave_out_broken(self._found)
             if config.held_out:
                 digests = self._found.digests[self._kept]
-                self._kept = self._kept[held_out_places(digests, config.held_out, split, store.where, "images")]
+                self._kept = self._kept[
+                    held_out_places(digests, config.held_out, split, store.where, "images")
+                ]
         self.labels = None if labels is None else torch.tensor(np.asarray(labels)[self._kept])
         self.captions: Sequence[str] | None = None
         if captions is not None:
-            self.captions = [captions[number] or "" for number in self._kept]  # none is None any more
+            self.captions = [captions[int(number)] or "" for number in self._kept]  # none is None any more
 
     def __len__(self) -> int:
         return len(self._kept)

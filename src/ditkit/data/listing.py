@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 from PIL import Image
 
@@ -77,7 +77,7 @@ def natural(name: str) -> tuple[list[str | int], str]:
     return parts, name
 
 
-KEYS: dict[Order, Callable[[str], object]] = {"natural": natural, "plain": str}
+KEYS: dict[Order, Callable[[str], Any]] = {"natural": natural, "plain": str}
 
 
 def levels(folder: Path, what: str, order: Order = "natural") -> Iterator[Level]:
@@ -137,7 +137,8 @@ def is_image(path: Path) -> bool:
 def report_passed_over(where: str, endings: Counter[str], what: str) -> None:
     """Log how many files were not taken for `what`, by ending."""
     if endings:
-        counts = ", ".join(f"{count:,} {name or 'without'}" for name, count in endings.most_common(8))
+        ordered = sorted(endings.items(), key=lambda item: (-item[1], item[0] or "~"))
+        counts = ", ".join(f"{count:,} {name or 'without'}" for name, count in ordered[:8])
         more = ", ..." if len(endings) > 8 else ""
         log.info(f"{where}: {endings.total():,} files are no {what} by their endings: {counts}{more}")
 
@@ -176,8 +177,8 @@ def by_class(folder: Path, found: Iterable[tuple[str, Sequence[File]]], what: st
         return Listing(Strings(loose), None, (), digest.hexdigest())
     names = sorted(classes, key=KEYS[order])
     labels = array("q", (label for label, name in enumerate(names) for _ in classes[name]))
-    files = Strings(path for name in names for path in classes[name])
-    return Listing(files, labels, tuple(names), digest.hexdigest())
+    paths = Strings(path for name in names for path in classes[name])
+    return Listing(paths, labels, tuple(names), digest.hexdigest())
 
 
 def report_empty(folder: Path, names: Sequence[str], what: str, top: Sequence[str]) -> None:

@@ -50,9 +50,11 @@ def batches(
     With a plan of this source the batches are the plan's, `batch` is not used, and all images of one have one
     size or are packed; those that `start` and `stop` fall into are cut. Of `world` ranks each sees its share, together what one
     process would: of every `world` images one, of a plan's batches their `shard`, which can be empty (B = 0), so
-    that all ranks take as many steps. `workers` processes decode ahead; 0 decodes in this one. InputError as
-    the source raises it.
+    that all ranks take as many steps. `workers` processes read ahead; 0 reads in this one, None takes as many as
+    there are cores where reading means decoding. InputError as the source raises it.
     """
+    if workers is None:
+        workers = cores() if getattr(source, "decodes", False) else 0
     counters: Iterable[list[int]]
     if plan is None:
         counters = BatchSampler(shard(range(start, stop), rank, world), batch, drop_last=False)

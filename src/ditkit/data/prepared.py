@@ -81,7 +81,7 @@ class Pixels:
             self._maps[shard] = mapped(self.folder / shard_name(shard))
         begin = int(self._starts[number] - self._starts[shard * self._length])
         flat = self._maps[shard][begin : begin + int(self._starts[number + 1] - self._starts[number])]
-        if crc32(flat) != self._crcs[number]:
+        if crc32(flat.data) != self._crcs[number]:
             raise InputError(
                 f"{self.folder / shard_name(shard)}: the pixels of image {number} are damaged; delete the folder "
                 f"{self.folder}, it is made again"
@@ -158,7 +158,9 @@ def kept(store: Store, rule: Rule, root: Path, *, pixels: bool = True, decode: b
             "give another --data.cache DIR, or off"
         ) from None
     if found is None:
-        raise InputError(f"{folder}: what was written cannot be read back; give another --data.cache DIR, or off")
+        raise InputError(
+            f"{folder}: what was written cannot be read back; give another --data.cache DIR, or off"
+        )
     return found
 
 
@@ -182,7 +184,9 @@ def read(folder: Path, facts: dict[str, Any], rule: Rule) -> Prepared | None:
             os.utime(folder / INDEX)  # when it was last used
         return Prepared(table["sizes"], table["digests"], reasons, table["dark"], pixels)
     except PermissionError as error:
-        raise InputError(f"{error.filename} cannot be read ({error.strerror}); give another --data.cache DIR, or off") from None
+        raise InputError(
+            f"{error.filename} cannot be read ({error.strerror}); give another --data.cache DIR, or off"
+        ) from None
     except Exception as error:
         log.warning(f"{folder}: prepared images are damaged ({error}); they are made again")
         shutil.rmtree(folder)
@@ -209,7 +213,7 @@ def _make(folder: Path, store: Store, rule: Rule, facts: dict[str, Any], pixels:
         rows |= found
     table = unfinished / TABLE
     with table.open("wb") as file:
-        np.savez(file, **columns([rows[number] for number in range(count)]))
+        np.savez(file, **columns([rows[number] for number in range(count)]))  # type: ignore[arg-type]
         file.flush()
         os.fsync(file.fileno())
     reasons = {number: row.reason for number, row in sorted(rows.items()) if row.reason}
@@ -222,7 +226,12 @@ def _make(folder: Path, store: Store, rule: Rule, facts: dict[str, Any], pixels:
 
 def size(count: int) -> str:
     """Bytes in words: 24.9 MB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    unit, name = next(
+        (10**power, name)
+        for power, name in ((9, "GB"), (6, "MB"), (3, "kB"), (0, "bytes"))
+        if count >= 10**power or not power
+    )
+    return f"{count / unit:.3g} {name}"
 
 
 @contextmanager

@@ -164,9 +164,11 @@ def finished_part(folder: Path, part: range, length: int, channels: int) -> Foun
         found = {}
         pixels, begin = mapped(folder / shard_name(shard)), 0
         for number, digest, reason, width, height, dark, shape, crc in rows:
-            found[number] = Facts(bytes.fromhex(digest), reason, width, height, dark, (shape[0], shape[1]), crc)
+            found[number] = Facts(
+                bytes.fromhex(digest), reason, width, height, dark, (shape[0], shape[1]), crc
+            )
             end = begin + channels * shape[0] * shape[1]
-            if not reason and crc32(pixels[begin:end]) != crc:
+            if not reason and crc32(pixels[begin:end].data) != crc:
                 return None
             begin = end
         return found if begin == len(pixels) and list(found) == list(part) else None

@@ -156,7 +156,9 @@ class Members:
         digest = sha256()
         for shard in dict.fromkeys(sample.image.shard for sample in self._samples):
             about = shard.stat()
-            digest.update(f"{shard.resolve()} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}\n".encode())
+            digest.update(
+                f"{shard.resolve()} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}\n".encode()
+            )
         for sample in self._samples:
             digest.update(f"{sample.title} {sample.image.offset} {sample.image.size}\n".encode())
         return digest.hexdigest()

@@ -8,7 +8,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ Size = Annotated[
 ]
 Channels = Annotated[Literal[1, 3], Field(description="1 for grey images, 3 for colour.")]
 Result = TypeVar("Result")
+
 
 def each(
     function: Callable[[int], Result], items: Sequence[int], what: str, shown: bool = True
@@ -137,7 +138,7 @@ class DataSection(Section):
                 "correct it or leave it out"
             )
         if self.names and tuple(names) != self.names:
-            raise InputError(f"{where} has other classes than the model was made with: {differing(self.names, names)}")
+            raise InputError(f"{where} has other classes than were recorded: {differing(self.names, names)}")
 
 
 def differing(before: Sequence[str], now: Sequence[str]) -> str:
@@ -148,8 +149,22 @@ def differing(before: Sequence[str], now: Sequence[str]) -> str:
         return f"their order was {', '.join(before[:5])} ... and is {', '.join(now[:5])} ..."
     if len(gone) == len(new) == 1 and len(before) == len(now):
         return f"{gone[0]!r} is now {new[0]!r}"
-    parts = [f"{', '.join(map(repr, names[:5]))} {word}" for names, word in ((gone, "gone"), (new, "new")) if names]
+    parts = [
+        f"{', '.join(map(repr, names[:5]))} {word}" for names, word in ((gone, "gone"), (new, "new")) if names
+    ]
     return "; ".join(parts)
+
+
+_VERSION_0_1: dict[str, dict[str, Any]] = {
+    "folder": {"order": "plain", "held_out": 0.0},
+    "video": {"order": "plain", "held_out": 0.0},
+    "webdataset": {"held_out": 0.0},
+}
+
+
+def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a data section in a file of any version, as this version means them."""
+    return _VERSION_0_1.get(values.get("kind", ""), {}) | values
 
 
 def stack(

@@ -39,7 +39,9 @@ def flatten(image: Image.Image) -> Image.Image:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range; save the image with 8 or 16 bits")
-    if image.mode.startswith("I"):  # "I;16" and its byte orders, and "I", as which Pillow opens some 16-bit files
+    if image.mode.startswith(
+        "I"
+    ):  # "I;16" and its byte orders, and "I", as which Pillow opens some 16-bit files
         values = np.asarray(image).astype(np.float64) / 257
         return Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
     if image.mode in _TRANSPARENT or "transparency" in image.info:
@@ -162,9 +164,7 @@ def square(image: Image.Image, size: int, channels: int) -> Image.Image:
     return _cropped_as(image, channels, lambda whole: center_crop(whole, size))
 
 
-def _cropped_as(
-    image: Image.Image, channels: int, crop: Callable[[Image.Image], Image.Image]
-) -> Image.Image:
+def _cropped_as(image: Image.Image, channels: int, crop: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """`crop` of `to_mode`, where grey becomes colour last: the three channels would be scaled alike."""
     image = flatten(image)
     image = _converted(image, "L" if channels == 1 or image.mode == "L" else "RGB")
@@ -187,7 +187,10 @@ def scale_native(
 
     def crop(whole: Image.Image) -> Image.Image:
         width, height = _scaled(*whole.size, size)
-        width, height = max(width, shape[1]), max(height, shape[0])  # only a side below one multiple is stretched
+        width, height = (
+            max(width, shape[1]),
+            max(height, shape[0]),
+        )  # only a side below one multiple is stretched
         return _halved(whole, width, height).resize((width, height), Image.Resampling.BICUBIC)
 
     return _cropped_as(image, channels, crop)

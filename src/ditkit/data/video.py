@@ -275,13 +275,17 @@ class Videos:
             log.warning(f"{folder}: left out {len(self.broken)} of {len(titles)} videos: {shown}")
         self.lines = self._lines(titles, kept)
         if config.held_out:
-            digests = np.frombuffer(bytes.fromhex("".join(line[: 2 * DIGEST] for line in self.lines)), np.uint8)
+            digests = np.frombuffer(
+                bytes.fromhex("".join(line[: 2 * DIGEST] for line in self.lines)), np.uint8
+            )
             places = held_out_places(
                 digests.reshape(len(kept), DIGEST), config.held_out, split, str(folder), "videos"
             )
             kept = [kept[place] for place in places]
         self._movies = [movie for number in kept if isinstance(movie := looked[number], Movie)]
-        self.labels = None if found.labels is None else torch.tensor([found.labels[number] for number in kept])
+        self.labels = (
+            None if found.labels is None else torch.tensor([found.labels[number] for number in kept])
+        )
         self.captions: Sequence[str] | None = None
         if captions is not None:
             self.captions = [captions[number] or "" for number in kept]  # none is None any more

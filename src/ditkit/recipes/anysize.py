@@ -39,7 +39,7 @@ def imagenet_anysize() -> Recipe:
     """
     return Recipe(
         name="imagenet-anysize",
-        data=Folder(size=256, aspect="native", flip=True, classes=1000, check=False),
+        data=Folder(size=256, aspect="native", flip=True, classes=1000, check=False, held_out=0.0),
         codec=VaeConfig(),
         backbone=DiTConfig(
             width=1152,

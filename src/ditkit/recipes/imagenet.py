@@ -97,7 +97,7 @@ def _recipe(
 ) -> Recipe:
     return Recipe(
         name=name,
-        data=Folder(size=size, classes=1000, flip=True, check=False),
+        data=Folder(size=size, classes=1000, flip=True, check=False, held_out=0.0),
         codec=VaeConfig(),
         backbone=backbone,
         transport=transport,

@@ -67,7 +67,7 @@ def mdm_imagenet_256() -> Recipe:
     """
     return Recipe(
         name="mdm-imagenet-256",
-        data=Folder(size=256, classes=1000, flip=True),
+        data=Folder(size=256, classes=1000, flip=True, held_out=0.0),
         backbone=BACKBONES["MDM-256"],
         transport=Transport(path="cosine", predict="v", weighting="noise", level_shift=1.0),
         train=TRAIN.model_copy(update={"stages": (TRAIN.images,)}),

@@ -53,7 +53,7 @@ def video_webvid_256() -> Recipe:
     """
     return Recipe(
         name="video-webvid-256",
-        data=VideoFolder(size=256, frames=16, stride=3, classes=0, caption_column="caption"),
+        data=VideoFolder(size=256, frames=16, stride=3, classes=0, caption_column="caption", held_out=0.0),
         codec=VaeConfig(),
         text=TextConfig(id="google/flan-t5-xxl", dim=4096, length=120, null="empty"),
         backbone=DiTConfig(

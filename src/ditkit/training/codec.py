@@ -35,8 +35,9 @@ from ditkit.pictures import grid
 from ditkit.plots import loss_curve
 from ditkit.progress import progress_bar
 from ditkit.randomness import generator
-from ditkit.recipe import Count, Training
+from ditkit.recipe import Count, Recipe, Training
 from ditkit.scoring.rulers import CLASSIFIER, network
+from ditkit.training.data import recorded, settled
 from ditkit.training.log import Log, read_log
 from ditkit.training.loop import due, learning_rate
 from ditkit.training.run import check_run, claim_run
@@ -93,6 +94,10 @@ class CodecRecipe(Section):
     codec: Architecture = Architecture()
     train: CodecTraining = CodecTraining()
 
+    @classmethod
+    def upgraded(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return Recipe.upgraded(values)
+
 
 def train_codec(
     recipe: CodecRecipe,
@@ -112,9 +117,9 @@ def train_codec(
         InputError: data that cannot be read or does not divide, a folder of other settings, a full disk, features
             that are not there.
     """
-    config, data = recipe.train, recipe.data
+    config, data = recipe.train, settled(recipe.data, out / SETTINGS)
     source = data.open("train")
-    data = data.model_copy(update={"classes": len(source.names)})
+    data = recorded(data, source)
     recipe = recipe.model_copy(update={"data": data})
     if data.size % recipe.codec.downsampling:
         raise InputError(
@@ -123,8 +128,8 @@ def train_codec(
         )
     model = build(recipe).to(device).train()
     ruler = _ruler(features, data, device)  # before the long work: says what is wrong with it
-    check_run(recipe, out, SETTINGS)
-    claim_run(recipe, out, SETTINGS)
+    check_run(recipe, out, source, SETTINGS)
+    claim_run(recipe, out, source, SETTINGS)
     optimizer = make_optimizer(model, config)
     seen, seconds = 0, 0.0
     newest = load_newest(out / "checkpoints", ("model", "optimizer"))

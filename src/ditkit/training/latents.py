@@ -11,11 +11,12 @@ from pathlib import Path
 from torch import Tensor
 
 from ditkit.codecs import Codec, PyramidCodec, Vae, VaeConfig
-from ditkit.data.latents import Cache, Latents, open_latents
+from ditkit.data.latents import Cache, Latents, known_facts, open_latents
 from ditkit.data.latents.cache import data_facts
 from ditkit.errors import InputError
 from ditkit.layout import Layout, layout_of
 from ditkit.recipe import Recipe
+from ditkit.training.data import recorded
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def open_for(recipe: Recipe, codec: Codec, folder: Path) -> tuple[Latents, Codec
     if isinstance(found, Cache):
         recipe.data.check_classes(found.names, where)
         _check_origin(found, recipe, codec, where)
+        check_images(found, recipe, where)
     else:
         log.info(f"{folder}: {found.note}; which autoencoder and images it was made from is not recorded")
         asked = recipe.data.classes
@@ -71,7 +73,7 @@ def open_for(recipe: Recipe, codec: Codec, folder: Path) -> tuple[Latents, Codec
 def _check_origin(found: Cache, recipe: Recipe, codec: Vae, where: str) -> None:
     """InputError at the first thing that the cache was made with and the recipe has otherwise."""
     index = found.index
-    theirs = {f"data.{name}": value for name, value in index.data.items()}
+    theirs = {f"data.{name}": value for name, value in known_facts(index, recipe.data).items()}
     ours = {f"data.{name}": value for name, value in data_facts(recipe.data).items()}
     facts = codec_facts(codec.config)
     theirs |= {f"codec.{name}": index.codec.get(name) for name in facts}
@@ -87,6 +89,22 @@ def _check_origin(found: Cache, recipe: Recipe, codec: Vae, where: str) -> None:
             f"{where} was made by another autoencoder: {index.codec.get('id')} with encoder {index.encoder[:12]}, the "
             f"recipe's {codec.config.id} has {codec.encoder_hash[:12]}; give its --codec.id, or `ditkit encode` with "
             "this one into another folder"
+        )
+
+
+def check_images(found: Latents, recipe: Recipe, where: str) -> None:
+    """InputError when the recipe's images, where they are at hand for validation, are not those that were encoded."""
+    made_of = found.index.data.get("content") if isinstance(found, Cache) else None
+    if made_of is None or not recipe.train.validate_images:
+        return
+    try:
+        source = recipe.data.open("train")
+    except InputError:  # said when they are needed
+        return
+    if recorded(recipe.data, source).content != made_of:
+        raise InputError(
+            f"{where} was made of other images than {recipe.data.kind} has now; put them back, or encode them into another "
+            "folder"
         )
 
 

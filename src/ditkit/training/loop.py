@@ -22,13 +22,14 @@ from ditkit.progress import progress_bar
 from ditkit.recipe import Recipe, Training
 from ditkit.text import TextCache
 from ditkit.training.captions import read_captions
+from ditkit.training.data import recorded, settled
 from ditkit.training.ema import Ema
 from ditkit.training.initial import load_initial, load_inner
 from ditkit.training.latents import open_for
 from ditkit.training.log import Log, read_log
 from ditkit.training.monitor import Monitor
 from ditkit.training.preview import save_preview
-from ditkit.training.run import check_run, claim_run
+from ditkit.training.run import RECIPE, check_run, claim_run
 from ditkit.training.step import backward, make_optimizer, update
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ def train(
             intact checkpoint, a full disk, or a loss that stays non-finite.
     """
     config = recipe.train
+    recipe = recipe.replace(data=settled(recipe.data, out / RECIPE, config.latents))
     codec = recipe.build_codec(device)
     plan: Plan | None = None
     source: Source | Latents
@@ -64,7 +66,7 @@ def train(
         source, encoding = recipe.data.training(), codec
     else:
         source, encoding = open_for(recipe, codec, config.latents)
-    recipe = recipe.replace(data={"classes": len(source.names)}, codec=recipe.codec.resolved())
+    recipe = recipe.replace(data=recorded(recipe.data, source), codec=recipe.codec.resolved())
     if recipe.text and source.captions is None:
         raise InputError(
             f"--text {recipe.text.id}: the data has no captions; give --data.caption-column where its captions are, "
@@ -81,14 +83,14 @@ def train(
     net = recipe.build_backbone()  # before anything is written: refuses what cannot be built
     if config.compile:
         check_compiler(device)
-    check_run(recipe, out)
+    check_run(recipe, out, source)
     newest = load_newest(out / "checkpoints", ("model", "ema", "optimizer"))
     begins = newest is None
     if begins and init is not None:
         load_initial(net, init)
     if begins and init_inner is not None:
         load_inner(net, recipe, init_inner)
-    claim_run(recipe, out)
+    claim_run(recipe, out, source)
     texts = None if recipe.text is None else read_captions(recipe, source, out, device)
     if begins and recipe.stages:
         load_inner(net, recipe, _train_stages(recipe, out, device, texts, progress))

@@ -1,15 +1,26 @@
 """A run's folder and the recipe that owns it: recipe.json, or of an autoencoder's training, its settings."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ditkit.config import Section, read_section, write_section
+from ditkit.config import Section, read_json, write_section
+from ditkit.data import Source
+from ditkit.data.latents import Latents
 from ditkit.errors import InputError
+from ditkit.training.data import check_data, write_lines
 from ditkit.training.log import read_log
+
+if TYPE_CHECKING:  # they are made of what is here
+    from ditkit.recipe import Recipe
+    from ditkit.training.codec import CodecRecipe
+
+Settings = TypeVar("Settings", "Recipe", "CodecRecipe")
 
 RECIPE = "recipe.json"
 
 # What may change between two sittings of one run: it decides how far and how, not what is learned.
 MAY_CHANGE = {
+    "data": {"names", "content", "changed", "cache"},  # the first two are compared by `check_data`
     "train": {
         "images",
         "log_images",
@@ -30,9 +41,9 @@ MAY_CHANGE = {
 }
 
 
-def check_run(settings: Section, out: Path, name: str = RECIPE) -> None:
-    """InputError when `out` belongs to another recipe, naming the first field that differs, or holds
-    something else. Writes nothing.
+def check_run(settings: Settings, out: Path, source: Source | Latents, name: str = RECIPE) -> None:
+    """InputError when `out` belongs to another recipe, naming the first field that differs, was made of other images
+    than those of `source`, or holds something else. Writes nothing but which changes were accepted.
 
     A run that stopped before its first line and checkpoint leaves nothing to mix with: the remedy for what stopped it
     may be another flag.
@@ -41,22 +52,29 @@ def check_run(settings: Section, out: Path, name: str = RECIPE) -> None:
     if file.exists():
         if not read_log(out / "log.jsonl") and not any((out / "checkpoints").glob("*")):
             return
-        difference = _first_difference(read_section(type(settings), file), settings)
+        before: Any = type(settings).checked(settings.upgraded(read_json(file)), str(file))
+        difference = _first_difference(before, settings)
+        if difference and difference[0] == "data.classes":
+            check_data(before.data, settings.data, source, out)  # which says more
         if difference:
             field, before, now = difference
             raise InputError(
                 f"{out} was made with {field} {before}, not {now}; give the same flags to resume it, or "
                 "another --out"
             )
+        check_data(before.data, settings.data, source, out)
     elif out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty and holds no {name}; give another --out")
 
 
-def claim_run(settings: Section, out: Path, name: str = RECIPE) -> None:
-    """Make the folder and write the settings into it; InputError when that is not possible."""
+def claim_run(
+    settings: "Recipe | CodecRecipe", out: Path, source: Source | Latents, name: str = RECIPE
+) -> None:
+    """Make the folder and write the settings and the list of images into it; InputError when that is not possible."""
     try:
         (out / "previews").mkdir(parents=True, exist_ok=True)
         write_section(settings, out / name)
+        write_lines(source, out)
     except OSError as error:
         raise InputError(f"--out {out}: cannot be written ({error.strerror})") from None
 

@@ -8,7 +8,7 @@ told in ditkit.training.latents.
 
 from pathlib import Path
 
-from ditkit.data.latents.cache import INDEX, PLAN, Cache, Index, write_cache
+from ditkit.data.latents.cache import INDEX, PLAN, Cache, Index, known_facts, write_cache
 from ditkit.data.latents.layouts import Edm2, FastDit, LightningDit
 from ditkit.data.latents.source import Latents
 from ditkit.errors import InputError
@@ -32,4 +32,16 @@ def open_latents(folder: Path) -> Latents:
     )
 
 
-__all__ = ["Cache", "Edm2", "FastDit", "Index", "Latents", "LightningDit", "open_latents", "write_cache"]
+__all__ = [
+    "INDEX",
+    "PLAN",
+    "Cache",
+    "Edm2",
+    "FastDit",
+    "Index",
+    "Latents",
+    "LightningDit",
+    "known_facts",
+    "open_latents",
+    "write_cache",
+]

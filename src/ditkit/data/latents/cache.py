@@ -24,13 +24,13 @@ from torch import Tensor
 
 from ditkit.config import Section, read_section
 from ditkit.data.latents.source import Latents, ShardFiles, channel_means, shapes
-from ditkit.data.sources import DataSection, Source, stack
+from ditkit.data.sources import DataSection, Source, stack, upgraded
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
 
 INDEX, PLAN, CAPTIONS = "index.json", "unfinished.json", "captions.json"
 # Fields of a data section that do not decide what is encoded: latents are of squares, of which none are left out.
-NOT_PIXELS = {"flip", "check", "classes", "aspect", "without"}
+NOT_PIXELS = {"flip", "check", "classes", "aspect", "without", "names", "changed", "cache", "content"}
 
 Dtype = Literal["float32", "float16"]
 
@@ -79,6 +79,14 @@ class Index(Section):
 def data_facts(data: DataSection) -> dict[str, Any]:
     """What of a data section decides which images there are and how they look."""
     return data.model_dump(mode="json", exclude=NOT_PIXELS)
+
+
+def known_facts(index: Index, data: DataSection) -> dict[str, Any]:
+    """`data_facts` of what a cache was made from; what it does not say was not to be chosen then."""
+    written = upgraded(index.data)
+    return data_facts(type(data).model_construct()) | {
+        name: value for name, value in written.items() if name not in NOT_PIXELS
+    }
 
 
 def write_cache(
@@ -130,6 +138,7 @@ def _claim(out: Path, plan: Index) -> None:
         if (out / name).exists():
             found = read_section(Index, out / name).model_copy(update={"mean": None, "std": None})
             old, new = found.model_dump(mode="json"), plan.model_dump(mode="json")
+            old["data"] = new["data"] | upgraded(old["data"])
             for field in old:
                 if old[field] != new[field]:
                     raise InputError(
