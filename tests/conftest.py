@@ -10,9 +10,8 @@ from ditkit.recipe import Recipe
 from ditkit.recipes import recipe
 from ditkit.training import train
 
-os.environ["DITKIT_CACHE"] = tempfile.mkdtemp(
-    prefix="ditkit-cache-"
-)  # prepared images are not the user's to keep
+_cache = tempfile.TemporaryDirectory(prefix="ditkit-cache-")
+os.environ["DITKIT_CACHE"] = _cache.name  # what tests prepare is not for the user's own cache
 
 CPU = torch.device("cpu")
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 import ditkit
 from ditkit.backbones import DiTConfig, MatryoshkaConfig, OuterLevel
@@ -146,3 +147,20 @@ def test_levels_of_a_recipe(tmp_path, capsys, monkeypatch):
 def test_levels_of_a_recipe_of_one_resolution(capsys):
     assert main(["bench", "--levels", "digits"]) == 2
     assert "--levels digits: a recipe of one resolution" in capsys.readouterr().err
+
+
+def test_a_folder_of_images(tmp_path, capsys):
+    for number in range(5):
+        Image.new("RGBA", (40, 30), (number, 0, 0, 128)).save(tmp_path / f"{number}.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    file = tmp_path / "bench.json"
+    flags = ["--size", "8", "--recipe", "digits", "--rounds", "2", "--sample", "4"]
+    assert main(["bench", "--data", str(tmp_path), *flags, "--out", str(file)]) == 0
+    record = json.loads(file.read_text())
+    assert (record["sample"], record["data"]["images"]) == (4, 6)
+    names = ("decoding_per_core", "pass", "reading_per_core", "first_start_s", "second_start_s")
+    assert all(math.isfinite(record[name]) and record[name] > 0 for name in names)
+    printed = capsys.readouterr().out
+    assert "bare decoding by Pillow" in printed
+    assert main(["bench", "--data", "no/such/folder"]) == 2
+    assert "no/such/folder: not a folder of images" in capsys.readouterr().err

@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or it tells of each retry; it is imported later
     warnings.filterwarnings("ignore", module="huggingface_hub")  # about how diffusers calls it
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # an image can be used, or is counted and named
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(_help())

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ditkit.backbones.dit import DIT_SIZES
 from ditkit.benchmark import CPU, STEP, TINY, Contender, Suite, baseline_of, build_suite, measure, shares
-from ditkit.cli import bench_backbones, bench_cost, bench_levels, bench_sizes, bench_statistics
+from ditkit.cli import bench_backbones, bench_cost, bench_data, bench_levels, bench_sizes, bench_statistics
 from ditkit.cli.measured import MeasuredCommand, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.device import Precision, has_fast_bf16
@@ -32,7 +32,7 @@ class BenchCommand(MeasuredCommand):
     `ditkit bench --cost` holds the costs that `ditkit info` predicts against measured ones instead;
     `ditkit bench --statistics` times the mathematics of scores; `ditkit bench --backbones A B` times backbones
     against each other, `ditkit bench --levels RECIPE` the resolutions of a nested one, `ditkit bench --sizes RECIPE`
-    buckets, packed rows and padding.
+    buckets, packed rows and padding, `ditkit bench --data DIR` a folder of images: decoding, preparing, reading.
     """
 
     batch: Annotated[int, Field(ge=2, multiple_of=2)] = 16
@@ -50,6 +50,7 @@ def run(argv: list[str]) -> None:
         ("--backbones", bench_backbones),
         ("--levels", bench_levels),
         ("--sizes", bench_sizes),
+        ("--data", bench_data),
     ):
         if flag in argv:
             other.run(argv)

@@ -65,8 +65,11 @@ class Files:
     def __len__(self) -> int:
         return len(self._found.files)
 
+    def path(self, index: int) -> Path:
+        return self._folder / self._found.files[index]
+
     def read(self, index: int) -> bytes:
-        return (self._folder / self._found.files[index]).read_bytes()
+        return self.path(index).read_bytes()
 
     def title(self, index: int) -> str:
         return self._found.files[index]

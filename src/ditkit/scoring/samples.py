@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ditkit.data import DataSection, Folder, in_order, spread
+from ditkit.data.decoding import own_limit
 from ditkit.data.folder import scan
 from ditkit.errors import InputError
 from ditkit.evaluation import npz_images, npz_labels
@@ -211,11 +212,11 @@ def image_folder(path: Path, size: int | None = None, channels: Literal[1, 3] | 
     grey = True
     for name in names:
         try:
-            with Image.open(path / name) as image:
+            with own_limit(), Image.open(path / name) as image:
                 sides.setdefault(image.size, name)
                 grey = grey and image.mode in GREY
-        except OSError:
-            continue  # broken: left out and named when the folder is opened
+        except Exception:  # broken, however: left out and named when the folder is opened
+            continue
     (first, *others) = sides or {(1, 1): ""}
     if not size and (others or first[0] != first[1]):
         found = " and ".join(f"{sides[some]} {some[0]}x{some[1]}" for some in (first, *others[:1]))
