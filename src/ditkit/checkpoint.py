@@ -3,22 +3,28 @@
     checkpoints/000000512000/   model, ema, optimizer .safetensors, state.json
 
 A checkpoint is written beside its place and renamed into it, so a reader sees all of it or nothing;
-state.json carries the hash of every file, so a checkpoint cut short is recognised and the one before
+state.json carries the hash of every file and of itself, so a checkpoint cut short is recognised and the one before
 it used. Tensors are keyed by parameter name, which survives any change of their order.
 """
 
 import json
 import logging
 import shutil
+from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
-from ditkit.files import file_hash
+from ditkit.files import file_hash, save_tensors, sync_folder
+from ditkit.records import finite, read_json, write_json
+
+STATE, CHECKSUM = "state.json", "checksum"
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +44,15 @@ def save_checkpoint(folder: Path, images: int, parts: dict[str, Tensors], state:
         hashes = {}
         for name, tensors in parts.items():
             file = unfinished / f"{name}.safetensors"
-            save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, file)
+            save_tensors(file, {key: value.detach().contiguous().cpu() for key, value in tensors.items()})
             hashes[file.name] = file_hash(file)
-        (unfinished / "state.json").write_text(
-            json.dumps({"images": images, **state, "sha256": hashes}, indent=1)
-        )
+        values = finite({"images": images, **state, "sha256": hashes})
+        write_json(unfinished / STATE, {**values, CHECKSUM: checksum(values)})
+        sync_folder(unfinished)
         if final.exists():
             shutil.rmtree(final)
         unfinished.rename(final)
+        sync_folder(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         rest = checkpoints(folder)
@@ -54,9 +61,23 @@ def save_checkpoint(folder: Path, images: int, parts: dict[str, Tensors], state:
             f"{folder}: cannot write the checkpoint of {images} images ({error}); {good}; make room on the "
             "disk and give the same command again"
         ) from None
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    _prune(folder, keep)
     return final
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints. One that cannot be removed is logged: training needs only the room."""
+    for old in checkpoints(folder)[:-keep]:
+        try:
+            shutil.rmtree(old)
+        except OSError as error:
+            log.warning(f"{old}: this old checkpoint cannot be removed ({error.strerror}); remove it by hand")
+
+
+def checksum(values: Mapping[str, Any]) -> str:
+    """SHA-256 of a state, its checksum left out."""
+    rest = {name: value for name, value in values.items() if name != CHECKSUM}
+    return sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -67,12 +88,17 @@ def checkpoints(folder: Path) -> list[Path]:
 def load_newest(folder: Path, parts: tuple[str, ...]) -> tuple[dict, dict[str, Tensors]] | None:
     """State and the asked parts of the newest intact checkpoint; None when there is no checkpoint.
 
-    A damaged one is passed over with a warning. InputError when all are damaged.
+    A damaged one is passed over with a warning. InputError when all are damaged, or when one cannot be read, which
+    says nothing about what is in it.
     """
     found = checkpoints(folder)
     for path in reversed(found):
         try:
             return load_checkpoint(path, parts)
+        except PermissionError as error:
+            raise InputError(
+                f"{error.filename or path} cannot be read ({error.strerror}); ask its owner for the right to read it"
+            ) from None
         except InputError as error:
             log.warning(f"{error}; trying the one before it")
     if found:
@@ -83,16 +109,38 @@ def load_newest(folder: Path, parts: tuple[str, ...]) -> tuple[dict, dict[str, T
 
 
 def load_checkpoint(path: Path, parts: tuple[str, ...]) -> tuple[dict, dict[str, Tensors]]:
-    """State and the asked parts of one checkpoint; InputError naming the file that is damaged."""
+    """State and the asked parts of one checkpoint; InputError naming the file that is damaged, PermissionError for one
+    that may not be read. The tensors are copies: nothing stays open of files that will be pruned."""
     try:
-        state = json.loads((path / "state.json").read_text())
+        (path / STATE).open("rb").close()
+        state = read_json(path / STATE)
+        _check_state(state, path)
         for name in parts:
             file = path / f"{name}.safetensors"
-            if file_hash(file) != state["sha256"][file.name]:
-                raise InputError(f"{file} is damaged: it does not match its hash in state.json")
-        return state, {name: load_file(path / f"{name}.safetensors") for name in parts}
-    except (OSError, KeyError, json.JSONDecodeError, SafetensorError) as error:
+            if file_hash(file) != state["sha256"].get(file.name):
+                raise InputError(f"{file} is damaged: it does not match its hash in {STATE}")
+        mapped = {name: load_file(path / f"{name}.safetensors") for name in parts}
+        return state, {name: {key: value.clone() for key, value in tensors.items()} for name, tensors in mapped.items()}
+    except PermissionError:
+        raise
+    except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is damaged ({error})") from None
+
+
+def _check_state(state: Mapping[str, Any], path: Path) -> None:
+    """InputError unless the values are those of a checkpoint in this folder. Version 0.1 wrote no checksum."""
+    file = path / STATE
+    hashes = state.get("sha256")
+    sound = (
+        type(state.get("images")) is int
+        and all(isinstance(state.get(name, 0), int | float) for name in ("seconds", "skipped"))
+        and isinstance(hashes, dict)
+        and all(isinstance(value, str) for value in hashes.values())
+    )
+    if not sound or f"{state['images']:012d}" != path.name:
+        raise InputError(f"{file} is damaged: it does not describe the checkpoint {path.name}")
+    if CHECKSUM in state and state[CHECKSUM] != checksum(state):
+        raise InputError(f"{file} is damaged: it does not match its own checksum")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, net: nn.Module) -> Tensors:

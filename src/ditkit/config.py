@@ -1,35 +1,24 @@
 """The base of every configuration section: frozen, strict, JSON in and out."""
 
-import json
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ditkit.errors import InputError
+from ditkit.records import read_json, write_json
 
 Checked = TypeVar("Checked", bound="Section")
 
 
 def write_section(section: "Section", path: Path) -> None:
     """The section as a JSON file."""
-    path.write_text(json.dumps(section.model_dump(mode="json"), indent=1) + "\n")
+    write_json(path, section.model_dump(mode="json"))
 
 
 def read_section(cls: "type[Checked]", path: Path) -> Checked:
     """The section in a JSON file; InputError when it is missing or holds something else."""
     return cls.checked(cls.upgraded(read_json(path)), str(path))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; InputError when it is missing or holds something else."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: cannot be read (it holds no JSON object)")
-    return values
 
 
 class Section(BaseModel):

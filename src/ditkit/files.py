@@ -1,9 +1,13 @@
-"""Files: their hash, writing them whole, and folders of models fetched from the Hugging Face Hub."""
+"""Files: their hash, tensors in them, and folders of models fetched from the Hugging Face Hub."""
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
 
 from ditkit.errors import InputError
 
@@ -18,14 +22,38 @@ def file_hash(*paths: str | Path) -> str:
     return digest.hexdigest()
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Write a file beside its place, down to the disk, and rename it: what has its name is whole, whatever happens."""
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """A safetensors file, written beside its place, down to the disk, and renamed; with the mode of other files.
+
+    Raises OSError or SafetensorError when the disk does not take it; then nothing stays behind.
+    """
     unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        save_file(dict(tensors), unfinished, None if metadata is None else dict(metadata))
+        mask = os.umask(0)
+        os.umask(mask)
+        unfinished.chmod(0o666 & ~mask)  # safetensors makes its files the user's alone
+        descriptor = os.open(unfinished, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Names in a folder down to the disk, where the system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def fetch_folder(id: str, wanted: Iterable[str], remedy: str, revision: str | None = None) -> Path:

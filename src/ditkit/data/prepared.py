@@ -38,7 +38,8 @@ from ditkit.data.preparing import (
     shard_name,
 )
 from ditkit.errors import InputError
-from ditkit.files import file_hash, replace
+from ditkit.files import file_hash
+from ditkit.records import read_json, write_json
 
 VERSION = 1
 TABLE, INDEX = "table.npz", "index.json"
@@ -169,7 +170,7 @@ def read(folder: Path, facts: dict[str, Any], rule: Rule) -> Prepared | None:
     if not folder.is_dir():
         return None
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_json(folder / INDEX)
         if index["facts"] != facts or index["table"] != file_hash(folder / TABLE):
             raise ValueError("its checksum is wrong")
         with np.load(folder / TABLE, allow_pickle=False) as columns:
@@ -218,7 +219,7 @@ def _make(folder: Path, store: Store, rule: Rule, facts: dict[str, Any], pixels:
         os.fsync(file.fileno())
     reasons = {number: row.reason for number, row in sorted(rows.items()) if row.reason}
     index = {"facts": facts, "length": length, "reasons": reasons, "table": file_hash(table)}
-    replace(unfinished / INDEX, json.dumps(index).encode())
+    write_json(unfinished / INDEX, index)
     for leftover in unfinished.glob("part-*.json"):
         leftover.unlink()
     os.replace(unfinished, folder)

@@ -23,8 +23,8 @@ import numpy as np
 from ditkit.data.decoding import DIGEST, Facts, Rule, examine
 from ditkit.device import cores
 from ditkit.errors import InputError
-from ditkit.files import replace
 from ditkit.progress import progress_bar
+from ditkit.records import replace
 
 
 class Store(Protocol):

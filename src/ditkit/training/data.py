@@ -12,13 +12,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ditkit.config import read_json
 from ditkit.data import DataSection, EncodedSection, Source, VideoFolder, differing, upgraded
 from ditkit.data.encoded import HELD_OUT
 from ditkit.data.latents import INDEX, PLAN, Latents
 from ditkit.errors import InputError
-from ditkit.files import replace
-from ditkit.training.log import append
+from ditkit.records import append_line, read_json, replace
 
 LIST, CHANGES = "images.txt.gz", "data-changes.jsonl"
 UNREAD = "-"  # in place of the hash of an image that was not read
@@ -75,7 +73,7 @@ def check_data(before: DataSection, now: DataSection, source: Source | Latents, 
             f"{out}: {found}; put them back, or give --data.changed accept to go on with them as they are"
         )
     log.warning(f"{out}: {found}; accepted")
-    append(out / CHANGES, {"changed": found, "before": before.content, "now": now.content})
+    append_line(out / CHANGES, {"changed": found, "before": before.content, "now": now.content})
 
 
 def _classes_changed(before: DataSection, now: DataSection) -> str:

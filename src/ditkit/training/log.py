@@ -1,6 +1,5 @@
 """log.jsonl: one line every so many images, with means since the line before it."""
 
-import json
 import logging
 import math
 import time
@@ -8,10 +7,16 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ditkit.records import append_line, read_lines, write_lines
+
 log = logging.getLogger(__name__)
 
 RISEN = 3
 """Times the lowest loss of a line so far: the two runs that were lost had more than 4 (docs/log.md)."""
+
+
+NUMBERS = frozenset({"loss", "grad_norm"})
+"""What is a number in every line, if need be nan."""
 
 
 class Log:
@@ -48,7 +53,7 @@ class Log:
         row: dict[str, float] = {"images": images, "minutes": round(now / 60, 4)}
         row |= {name: float(value) / self._steps for name, value in self._sums.items()} or {"loss": math.nan}
         row |= facts | {"images_per_second": round((images - self._images) / (now - self._last), 1)}
-        append(self._path, row)
+        append_line(self._path, row)
         self._sums, self._steps, self._images, self._last = {}, 0, images, now
         self._warn_if_risen(row)
         return row
@@ -68,18 +73,25 @@ class Log:
             )
 
 
-def append(path: Path, row: dict) -> None:
-    """One more line."""
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
 def keep_until(path: Path, images: int) -> None:
     """Drop the lines after so many images: a run that resumes there will write them again."""
-    rows = [row for row in read_log(path) if row["images"] <= images]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    try:
+        write_lines(path, [row for row in read_log(path) if row["images"] <= images])
+    except OSError as error:  # a log is not needed to go on
+        log.warning(
+            f"{path}: cannot be cut back ({error.strerror}); lines of images that are seen again stand twice"
+        )
 
 
 def read_log(path: Path) -> list[dict]:
-    """The lines of a run's log.jsonl, or of another file of lines, oldest first."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The lines of a run's log.jsonl, or of another file of lines, oldest first, up to the first that is damaged; a
+    number that was not finite is nan."""
+    rows = []
+    for row in read_lines(path):
+        if not isinstance(row.get("images"), int):
+            log.warning(f"{path}: a line that does not say its images; it and what follows are left out")
+            break
+        rows.append(
+            {name: math.nan if value is None and name in NUMBERS else value for name, value in row.items()}
+        )
+    return rows

@@ -27,8 +27,9 @@ from ditkit.errors import InputError
 from ditkit.pipeline import Pipeline
 from ditkit.plots import level_curves, score_curves
 from ditkit.randomness import Purpose, generator
+from ditkit.records import append_line
 from ditkit.scoring import Ruler, evaluate, rulers, sampled
-from ditkit.training.log import append, keep_until, read_log
+from ditkit.training.log import keep_until, read_log
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class Monitor:
             share = len(group.images) / total
             losses = [loss + share * part for loss, part in zip(losses, own, strict=True)]
         row = {"images": seen, "loss": sum(losses) / len(losses), "t": t, "levels": losses}
-        append(self._out / "validation.jsonl", row)
+        append_line(self._out / "validation.jsonl", row)
         level_curves(
             read_log(self._out / "validation.jsonl"), self._out / "validation.png", self._pipeline.recipe.name
         )
@@ -92,7 +93,7 @@ class Monitor:
             "nfe": report.protocol["nfe"],
             "guidance": report.protocol["guidance"],
         }
-        append(self._out / "scores.jsonl", row)
+        append_line(self._out / "scores.jsonl", row)
         score_curves(
             read_log(self._out / "scores.jsonl"), self._out / "scores.png", self._pipeline.recipe.name
         )

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ditkit.config import Section, read_json, write_section
+from ditkit.config import Section, write_section
 from ditkit.data import Source
 from ditkit.data.latents import Latents
 from ditkit.errors import InputError
+from ditkit.records import read_json
 from ditkit.training.data import check_data, write_lines
 from ditkit.training.log import read_log
 

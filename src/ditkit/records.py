@@ -1,0 +1,104 @@
+"""Records on disk: JSON files and files of JSON lines. They are written whole, and what is wrong with one is named."""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ditkit.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file beside its place, down to the disk, and rename it: what has its name is whole, whatever happens."""
+    unfinished = path.with_name(path.name + ".tmp")
+    with unfinished.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """A record as a JSON file, whole or not at all; numbers that are not finite become null."""
+    replace(path, (json.dumps(finite(values), indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; InputError when it is missing or holds something else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({reason})") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: cannot be read (it holds no JSON object)")
+    return values
+
+
+def append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """One more line of a file of lines. Where it cannot be written that is logged, and nothing of it stays."""
+    line = (json.dumps(finite(values), allow_nan=False) + "\n").encode()
+    try:
+        with path.open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                if file.write(line) != len(line):
+                    raise OSError(None, "no space left on the disk")
+            except OSError:
+                file.truncate(before)
+                raise
+    except OSError as error:
+        log.warning(f"{path}: a line could not be written ({error.strerror}); the work goes on without it")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of lines up to the first that is not whole, which is logged; [] where there is no file."""
+    rows: list[dict[str, Any]] = []
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return rows
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines[:-1], 1):
+        row = _row(line)
+        if row is None:
+            left = len(lines) - number
+            log.warning(
+                f"{path}: line {number} is damaged; it and what follows ({left - 1} lines) are left out"
+            )
+            return rows
+        rows.append(row)
+    if lines[-1]:
+        log.warning(f"{path}: its last line was cut and is left out")
+    return rows
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """All lines anew, whole or not at all."""
+    replace(path, "".join(json.dumps(finite(row), allow_nan=False) + "\n" for row in rows).encode())
+
+
+def finite(value: Any) -> Any:
+    """The same with None in place of numbers that are not finite: JSON has no word for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return value
