@@ -307,6 +307,39 @@ def test_compare_writes_table_pictures_and_curves(run, tmp_path, capsys):
     assert all(row["difference"] for row in rows[3:])
 
 
+def test_compare_of_solvers_is_paired_with_the_first(run, tmp_path, capsys):
+    from ditkit.cli import main
+
+    command = [
+        "compare",
+        str(run),
+        "--n",
+        "40",
+        "--resamples",
+        "5",
+        "--out",
+        str(tmp_path),
+        "--guidance",
+        "1",
+    ]
+    assert main([*command, "--solvers", "heun:2", "ab2:4", "ab2:2"]) == 0
+    assert "| small | ab2, 2 | 1 |" in capsys.readouterr().out
+    heun, four, two = json.loads((tmp_path / "compare.json").read_text())["rows"]
+    assert [(row["protocol"]["sampler"], row["protocol"]["nfe"]) for row in (heun, four, two)] == [
+        ("heun", 4), ("ab2", 4), ("ab2", 2),
+    ]  # fmt: skip
+    assert heun["difference"] is None
+    for row in (four, two):
+        gap = row["scores"]["frechet"] - heun["scores"]["frechet"]
+        assert row["difference"][0] == pytest.approx(gap)
+        assert 0 < row["difference"][1] < row["errors"]["frechet"] + heun["errors"]["frechet"]
+    alone = load(run, CPU).generate(
+        {"label": list(range(10))}, seeds=range(10), sampler="ab2", steps=2, guidance=1
+    )
+    with np.load(tmp_path / "cells" / "small-ab2-2-1" / "images.npz") as file:
+        assert (file["arr_0"][:10, :, :, 0] == alone[:, 0].numpy()).all()  # the images of the same seeds
+
+
 # --- while training --------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from ditkit.cli.parsing import parse
 from ditkit.device import pick_device
 from ditkit.errors import InputError
 from ditkit.pictures import side_by_side
-from ditkit.pipeline import Pipeline, load
+from ditkit.pipeline import Pipeline, Sampling, load
 from ditkit.plots import Series, trade_offs
 from ditkit.scoring import rulers, software
 from ditkit.scoring.comparison import Cell, Row, compare_cell, rows_of
@@ -28,16 +29,18 @@ class CompareCommand(SolverOptions):
     the draw of the images, samples of the same seeds side by side, and over several guidance scales the
     curve of quality against diversity.
 
-    Sampler and steps are each model's own unless given. Stopped, the same command goes on; a model more
-    costs only its own samples.
+    Sampler and steps are each model's own unless given; --solvers compares several of them, too. Stopped, the same
+    command goes on; a model more costs only its own samples.
     """
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, Field(min_length=1)]
-    """Runs or snapshots; differences are to the first of them."""
+    """Runs or snapshots; differences are to the first of them, with the first of the solvers."""
     n: Annotated[int, Field(ge=4)] = 1000
     """Images to sample from each, the same number of every class."""
     guidance: str = ""
     """Scales to compare at, for instance 1,1.5,2,4; without it 1 (off) and each model's own scale."""
+    solvers: tuple[str, ...] = ()
+    """Samplers with their steps to compare, for instance heun:25 ab2:10; each model's own when not given."""
     features: tuple[str, ...] = ("classifier",)
     """Networks to measure with, as in `ditkit eval`."""
     reference: str | None = None
@@ -52,7 +55,10 @@ def run(argv: list[str]) -> None:
     command = parse(CompareCommand, argv, "compare")
     check_writable(command.out)
     models = {name: load(name, command.device) for name in dict.fromkeys(command.runs)}
-    scales = _scales(command.guidance)
+    scales, solvers = _scales(command.guidance), _solvers(command)
+    for pipeline in models.values():
+        for solver in solvers:
+            pipeline.recipe.sample.override({**command.how, **solver})  # refuses what none of them can do
     _check_alike(models)
     reference = find_reference(command.reference, next(iter(models.values())), None)
     data = next(iter(models.values())).recipe.data
@@ -64,13 +70,15 @@ def run(argv: list[str]) -> None:
     for name, pipeline in models.items():
         command.compile_if_asked(pipeline)
         own = pipeline.recipe.sample.guidance
-        for guidance in (scales or sorted({1.0, own})) if pipeline.classes else [1.0]:
-            print(f"{titles[name]}, guidance {guidance:g}", flush=True)
-            folder = command.out / "cells" / f"{titles[name]}-{guidance:g}".replace("/", "-")
+        asked = (scales or sorted({1.0, own})) if pipeline.classes else [1.0]
+        for solver, guidance in product(solvers, asked):
+            parts = [titles[name], *map(str, solver.values()), f"{guidance:g}"]
+            print(", ".join([*parts[:-1], f"guidance {guidance:g}"]), flush=True)
+            folder = command.out / "cells" / "-".join(parts).replace("/", "-")
             cells.append(
                 compare_cell(
                     titles[name], pipeline, guidance, measure, names, folder,
-                    n=command.n, first_seed=command.seed, how=command.how,
+                    n=command.n, first_seed=command.seed, how={**command.how, **solver},
                 )
             )  # fmt: skip
 
@@ -152,6 +160,19 @@ def _scales(text: str) -> list[float]:
     return sorted(set(scales))
 
 
+def _solvers(command: CompareCommand) -> list[Sampling]:
+    """Sampler and steps of each that --solvers names; without it one that leaves both as they are."""
+    if command.solvers and (command.sampler or command.steps):
+        raise InputError("--solvers names samplers and their steps; leave --sampler and --steps out")
+    found: list[Sampling] = []
+    for text in dict.fromkeys(command.solvers):
+        name, colon, steps = text.partition(":")
+        if colon and not steps.isdecimal():
+            raise InputError(f"--solvers {text}: give a sampler and its steps, such as ab2:10")
+        found.append({"sampler": name, "steps": int(steps)} if colon else {"sampler": name})
+    return found or [{}]
+
+
 def _check_alike(models: dict[str, Pipeline]) -> None:
     """InputError unless all models make images of one kind."""
     kinds = {}
@@ -182,11 +203,18 @@ def _record(row: Row) -> dict:
     }
 
 
+def _titles(cells: Sequence[Cell]) -> list[str]:
+    """Each cell's model, with sampler and evaluations where it was sampled with several."""
+    solvers = [(cell.model, f"{(of := cell.report.protocol)['sampler']} {of['nfe']}") for cell in cells]
+    several = len(set(solvers)) > len({model for model, _ in solvers})
+    return [f"{model}, {solver}" if several else model for model, solver in solvers]
+
+
 def _series(rows: Sequence[Row]) -> list[Series]:
-    """A curve for each model: what is traded as guidance rises."""
-    found = []
-    for model in dict.fromkeys(row.cell.model for row in rows):
-        mine = [row for row in rows if row.cell.model == model]
+    """A curve for each model and solver: what is traded as guidance rises."""
+    found, titles = [], _titles([row.cell for row in rows])
+    for title in dict.fromkeys(titles):
+        mine = [row for row, its in zip(rows, titles, strict=True) if its == title]
         values: dict[str, list[float | None]] = {
             distance_name(mine[0].scores.features): [row.scores.frechet for row in mine],
             "class accuracy": [row.scores.labels.accuracy if row.scores.labels else None for row in mine],
@@ -197,17 +225,17 @@ def _series(rows: Sequence[Row]) -> list[Series]:
         known = {
             name: [x for x in some if x is not None] for name, some in values.items() if None not in some
         }
-        found.append(Series(model, [f"{row.cell.guidance:g}" for row in mine], known))
+        found.append(Series(title, [f"{row.cell.guidance:g}" for row in mine], known))
     return found
 
 
 def _picture(cells: Sequence[Cell], names: Sequence[str], path: Path) -> None:
-    """Unguided and most guided of every model: the same seeds in the same places."""
-    ends = {}
-    for cell in cells:
-        mine = [other.guidance for other in cells if other.model == cell.model]
+    """Least and most guided of every model and solver: the same seeds in the same places."""
+    ends, titles = {}, _titles(cells)
+    for cell, title in zip(cells, titles, strict=True):
+        mine = [other.guidance for other, its in zip(cells, titles, strict=True) if its == title]
         if cell.guidance in (min(mine), max(mine)):
-            ends[f"{cell.model}, guidance {cell.guidance:g}"] = cell.images
+            ends[f"{title}, guidance {cell.guidance:g}"] = cell.images
     rows = min(len(names), MOST_CLASSES) or 1
     columns = min(len(images) for images in ends.values()) // max(len(names), 1)
     panels = [(title, images[: rows * columns]) for title, images in ends.items()]
