@@ -8,6 +8,7 @@ from conftest import CPU
 from ditkit.data.moving import MovingDigits, centroid, fold
 from ditkit.evaluation import bundled_classifier
 from ditkit.pipeline import Pipeline
+from ditkit.recipes import recipe
 from ditkit.studies import anysize, moving
 from ditkit.studies.figures import as_text, from_text
 from ditkit.studies.moving import judged
@@ -157,6 +158,32 @@ def test_an_image_is_framed_in_the_middle():
     assert whole.sum() == image.sum()
 
 
+def test_solvers_are_compared_on_the_same_seeds(monkeypatch):
+    """One that is the first again has no difference, and no doubt about it."""
+    monkeypatch.setattr(anysize, "SIZES", ("20x28", "28x20"))
+    monkeypatch.setattr(anysize, "SOLVERS", (("ab2", 2), ("euler", 2), ("ab2", 2)))
+    monkeypatch.setattr(anysize, "SAMPLES", 16)
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % 10
+    monkeypatch.setattr(  # no installed data is needed
+        anysize,
+        "load_size",
+        lambda data, split, size, multiple: (
+            torch.randint(256, (40, 1, *size), generator=draw, dtype=torch.uint8),
+            labels,
+        ),
+    )
+    known = recipe("anysize-fashion").replace(backbone={"width": 24, "depth": 1, "heads": 2})
+    net = known.build_backbone()
+    for parameter in net.parameters():  # a fresh network says 0 everywhere
+        torch.nn.init.normal_(parameter, std=0.1, generator=draw)
+    pipeline = Pipeline(known, net, known.build_codec(), CPU)
+    first, other, again = anysize.by_size_and_solver(pipeline)["solvers"]
+    assert again == first
+    assert first["error"] == 0 < other["error"]
+    assert other["frechet"] != first["frechet"]
+
+
 def test_the_report_on_sizes(tmp_path):
     entry = {"samples": {"n": 500, "frechet": 3.21, "accuracy": 0.912}, "reference": 1234}
     held_out = {"n": 77, "frechet": 1.5, "accuracy": 0.95}
@@ -172,4 +199,10 @@ def test_the_report_on_sizes(tmp_path):
     lines = anysize.report(results, tmp_path).splitlines()
     assert lines[2] == "| 16x28, not trained on | 1,234 | 3.21, 91.2% | 1.50, 95.0% (77) |"
     assert lines[-1] == "| images/s | | 413 | |"
+    solvers = [
+        {"sampler": "ab2", "steps": 10, "frechet": 4.0, "accuracy": 0.8, "error": 0.0},
+        {"sampler": "heun", "steps": 25, "frechet": 4.5, "accuracy": 0.75, "error": 0.125},
+    ]
+    results["buckets"]["measured"] = measured | {"solvers": solvers}
+    assert anysize.report(results, tmp_path).endswith("| heun, 25 | 4.50 | +0.500 ± 0.125 | 75.0% |")
     assert (tmp_path / "samples.png").exists()

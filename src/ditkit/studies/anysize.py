@@ -12,6 +12,7 @@ pictures that no network has seen. Held-out pictures of the size say what a perf
 Command: ditkit study anysize. Cost: an hour of one CPU core with AMX. What came out: docs/results.md.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from ditkit.data import load_size, spread
 from ditkit.errors import InputError
-from ditkit.evaluation import Statistics, bundled_classifier, frechet_distance, gather
+from ditkit.evaluation import Statistics, bundled_classifier, frechet_distance, frechet_resamples, gather
 from ditkit.pictures import side_by_side
 from ditkit.pipeline import Pipeline
 from ditkit.recipes import recipe
@@ -36,6 +37,8 @@ MULTIPLE = 4
 SIZES = (*UNSEEN, "12x28", "28x12", "20x28", "28x20")
 """Those left out, then some that were seen."""
 SHOWN = 8  # samples of each size in the picture
+SOLVERS = (("ab2", 10), ("ab2", 5), ("ab2", 8), ("ab2", 15), ("ab2", 20), ("heun", 25))
+"""Samplers and their steps; differences are to the first."""
 REAL = "held-out pictures"
 
 
@@ -51,7 +54,10 @@ def cells() -> dict[str, Cell]:
         "square": base.with_data(square),
     }
     return {
-        name: Cell(known.replace(name=f"anysize-{name}"), (), by_size) for name, known in networks.items()
+        name: Cell(
+            known.replace(name=f"anysize-{name}"), (), by_size_and_solver if name == "buckets" else by_size
+        )
+        for name, known in networks.items()
     }
 
 
@@ -66,24 +72,56 @@ def by_size(pipeline: Pipeline) -> dict[str, Any]:
     """Scores of samples of each of SIZES, and some of the samples as a picture."""
     scores, rows = {}, []
     for name in SIZES:
-        size = sides(name)
-        data = recipe("anysize-fashion").data
-        real, labels = load_size(data, "train", size, MULTIPLE)
-        assert labels is not None
-        picks = spread(len(real), SAMPLES)
-        asked = labels[picks]
-        made = pipeline.generate(
-            {"label": asked}, seeds=range(SAMPLES), size=size, precision=pipeline.recipe.train.precision
-        )
-        held_out, theirs = load_size(data, "test", size, MULTIPLE)
-        reference = read(real, labels)
+        reference, asked = real_pictures(name)
+        made = samples(pipeline, name, asked)
+        held_out, theirs = load_size(recipe("anysize-fashion").data, "test", sides(name), MULTIPLE)
         scores[name] = {
             "samples": score(read(made, asked), reference),
             "held_out": score(read(held_out, theirs), reference),
-            "reference": len(real),
+            "reference": reference.count,
         }
         rows.append(framed(made[: SAMPLES : SAMPLES // SHOWN][:SHOWN]))
     return {"sizes": scores, "picture": as_text(torch.cat(rows), SHOWN)}
+
+
+def by_size_and_solver(pipeline: Pipeline) -> dict[str, Any]:
+    """Likewise, and under "solvers" the means over SIZES by each of SOLVERS, with the paired difference to the first."""
+    spreads: list[list[Tensor]] = [[] for _ in SOLVERS]
+    found: list[list[dict[str, Any]]] = [[] for _ in SOLVERS]
+    for name in SIZES:
+        reference, asked = real_pictures(name)
+        for k, (sampler, steps) in enumerate(SOLVERS):
+            statistics = read(samples(pipeline, name, asked, sampler=sampler, steps=steps), asked)
+            found[k].append(score(statistics, reference))
+            spreads[k].append(frechet_resamples(statistics.rows, reference.moments))
+    means = []
+    for (sampler, steps), scores, spread_of in zip(SOLVERS, found, spreads, strict=True):
+        gaps = torch.stack(spread_of) - torch.stack(spreads[0])  # (sizes, resamples)
+        means.append(
+            {
+                "sampler": sampler,
+                "steps": steps,
+                "frechet": sum(each["frechet"] for each in scores) / len(SIZES),
+                "accuracy": sum(each["accuracy"] for each in scores) / len(SIZES),
+                "error": gaps.std(1).square().sum().sqrt().item() / len(SIZES),
+            }
+        )
+    return by_size(pipeline) | {"solvers": means}
+
+
+def real_pictures(name: str) -> tuple[Statistics, Tensor]:
+    """What is read from the training pictures of a size, and the classes of SAMPLES of them."""
+    real, labels = load_size(recipe("anysize-fashion").data, "train", sides(name), MULTIPLE)
+    assert labels is not None
+    return read(real, labels), labels[spread(len(real), SAMPLES)]
+
+
+def samples(pipeline: Pipeline, name: str, asked: Tensor, **solver: Any) -> Tensor:
+    """Of a size, in the classes asked for, of seeds 0, 1, ..."""
+    precision = pipeline.recipe.train.precision
+    return pipeline.generate(
+        {"label": asked}, seeds=range(len(asked)), size=sides(name), precision=precision, **solver
+    )
 
 
 def sides(name: str) -> tuple[int, int]:
@@ -132,4 +170,23 @@ def report(results: Results, out: Path) -> str:
     lines.append(f"| images/s | | {rates} | |")
     panels = [(name, from_text(measured["picture"], SIDE)) for name, measured in done.items()]
     side_by_side(panels, list(SIZES), out / "samples.png")
+    for measured in done.values():
+        lines += _solver_table(measured.get("solvers", []))
     return "\n".join(lines)
+
+
+def _solver_table(solvers: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines of Markdown; none where no other solver was asked."""
+    if not solvers:
+        return []
+    first = solvers[0]["frechet"]
+    return [
+        "",
+        "| sampler, steps | FD, mean over the sizes | to the first | accuracy |",
+        "|---|---|---|---|",
+        *(
+            f"| {each['sampler']}, {each['steps']} | {each['frechet']:.2f} | "
+            f"{each['frechet'] - first:+.3f} ± {each['error']:.3f} | {each['accuracy']:.1%} |"
+            for each in solvers
+        ),
+    ]
