@@ -12,6 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from ditkit.errors import InputError
+from ditkit.evaluation import neighbours
 from ditkit.evaluation.bootstrap import frechet_error, frechet_resamples, standard_error
 from ditkit.evaluation.clip_score import clip_score
 from ditkit.evaluation.frechet import Gaussian, Moments, frechet_distance, frechet_warning
@@ -191,6 +192,73 @@ def test_precision_and_recall_of_unfit_sets():
         precision_recall(REAL[:, :4], MADE)
     with pytest.raises(InputError, match="3 images against 60 need more than k = 3"):
         precision_recall(REAL, MADE[:3])
+
+
+# Borders: what belongs to a ball does not depend on how a product was rounded
+
+
+def misrounded(a: Tensor, b: Tensor, seed: int) -> Tensor:
+    """Inner products that err by as much as an order of summation can make them."""
+    signs = torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (len(a), len(b)))).to(a.dtype)
+    return a @ b.T + a.shape[1] * torch.finfo(a.dtype).eps / 2 * signs * (a.abs() @ b.abs().T)
+
+
+def by_integers(reference: Tensor, samples: Tensor, k: int):
+    """Precision, recall, the nearest (distance and place) and authenticity of integer points, without rounding."""
+    real, made = (points.double().numpy().astype(np.int64) for points in (reference, samples))
+
+    def squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return ((a[:, None] - b[None]) ** 2).sum(axis=2)
+
+    def radii(points: np.ndarray, k: int) -> np.ndarray:
+        return np.sort(squared(points, points), axis=1)[:, k]
+
+    gaps = squared(made, real)
+    shares = (gaps <= radii(real, k)).any(axis=1).mean(), (gaps <= radii(made, k)[:, None]).any(axis=0).mean()
+    places, least = gaps.argmin(axis=1), gaps.min(axis=1)
+    return shares, least, places, (least > radii(real, 1)[places]).mean()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("dim", [1, 3, 40])
+def test_borders_do_not_depend_on_the_rounding_of_a_product(monkeypatch, seed: int, dim: int):
+    """Points of a coarse lattice, far from the origin: most neighbours tie, and most samples lie on borders."""
+    stream = np.random.default_rng(seed)
+    spread = 30 if dim == 1 else 2
+    real, made = (
+        torch.from_numpy(stream.integers(0, spread, (count, dim)) + 1001).float() for count in (150, 120)
+    )
+    monkeypatch.setattr(neighbours, "inner_products", lambda a, b: misrounded(a, b, seed))
+    monkeypatch.setattr(neighbours, "BLOCK", 64)
+    for scale in (1.0, 2.0**-9, 2.0**9):
+        shares, least, places, share = by_integers(real, made, 3)
+        assert precision_recall(scale * real, scale * made) == pytest.approx(shares, abs=1e-12)
+        found = nearest(scale * real, scale * made)
+        assert found[1].tolist() == places.tolist()
+        assert (found[0] / scale**2).tolist() == least.tolist()
+        assert authenticity(scale * real, scale * made) == pytest.approx(share, abs=1e-12)
+        real, made = (points[torch.from_numpy(stream.permutation(len(points)))] for points in (real, made))
+
+
+def test_a_generator_that_makes_one_image_is_scored_as_quickly_as_another(monkeypatch):
+    """All pairs lie on a border; few of them are taken one by one."""
+    counted = []
+    exact = neighbours.distances_of_pairs
+    monkeypatch.setattr(
+        neighbours, "distances_of_pairs", lambda a, b, *at: counted.append(len(at[0])) or exact(a, b, *at)
+    )
+    real, one = normal(500, 32, 0).float(), normal(1, 32, 1).float()
+    assert squared_radii(one.repeat(500, 1), 3).tolist() == [0] * 500
+    clusters = real[:5].repeat(100, 1)
+    assert squared_radii(clusters, 3).tolist() == [0] * 500
+    nudged = (
+        clusters + 1e-6 * normal(500, 32, 2).float()
+    )  # nearer to each other than a product in float32 can tell
+    gaps = torch.cdist(nudged.double(), nudged.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    expected = gaps.square().sort(dim=1).values[:, 3]
+    torch.testing.assert_close(squared_radii(nudged, 3), expected, rtol=1e-6, atol=0)
+    assert precision_recall(real, one.repeat(500, 1)).recall <= 0.01
+    assert sum(counted) < 30 * 500
 
 
 # Kernel distances
@@ -641,8 +709,9 @@ def test_authenticity_by_hand():
     #                        copy    border (a copy)  authentic  copy  authentic  copy
     assert authenticity(training, samples) == pytest.approx(2 / 6)
     distances, places = nearest(training, samples)
-    assert places[1:].tolist() == [0, 0, 2, 2, 2]
-    torch.testing.assert_close(distances, torch.tensor([0.25, 1, 2.25, 3.61, 4.41, 0]))
+    assert places.tolist() == [0, 0, 0, 2, 2, 2]  # the first is as near to the second
+    exact = torch.tensor([0.25, 1, 2.25, 3.61, 4.41, 0], dtype=torch.float64)
+    torch.testing.assert_close(distances, exact, rtol=1e-6, atol=0)
     with pytest.raises(InputError, match="at least two"):
         authenticity(training[:1], samples)
 
