@@ -215,13 +215,13 @@ def test_a_checkpoint_cut_short_is_passed_over_with_a_warning(small, tmp_path, c
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(small, tmp_path, monkeypatch):
-    def full(tensors, file):
+    def full(file, tensors):
         if "320" in str(file) and "optimizer" in str(file):
             raise OSError(28, "No space left on device")
-        return save(tensors, file)
+        return save(file, tensors)
 
-    save = ditkit.checkpoint.save_file
-    monkeypatch.setattr(ditkit.checkpoint, "save_file", full)
+    save = ditkit.checkpoint.save_tensors
+    monkeypatch.setattr(ditkit.checkpoint, "save_tensors", full)
     with pytest.raises(InputError, match=r"No space left.*last good one is 000000000160.*same command"):
         quiet(small, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["000000000160"]

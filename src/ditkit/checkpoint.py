@@ -120,7 +120,9 @@ def load_checkpoint(path: Path, parts: tuple[str, ...]) -> tuple[dict, dict[str,
             if file_hash(file) != state["sha256"].get(file.name):
                 raise InputError(f"{file} is damaged: it does not match its hash in {STATE}")
         mapped = {name: load_file(path / f"{name}.safetensors") for name in parts}
-        return state, {name: {key: value.clone() for key, value in tensors.items()} for name, tensors in mapped.items()}
+        return state, {
+            name: {key: value.clone() for key, value in tensors.items()} for name, tensors in mapped.items()
+        }
     except PermissionError:
         raise
     except (OSError, SafetensorError) as error:
