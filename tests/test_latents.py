@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_codecs import saved
 
+from ditkit import files
 from ditkit.cli import main
 from ditkit.data import DATA, Batch, batches
 from ditkit.data.latents import Cache, cache, layouts, open_latents
@@ -172,7 +173,7 @@ def test_float16_takes_half_and_costs_a_rounding(latent, encoded, tmp_path):
 def test_a_killed_encode_goes_on_and_the_result_is_identical(latent, encoded, tmp_path, monkeypatch, capsys):
     """Killed while it writes the second shard, and unreadable until it is finished; then byte for byte the same."""
     out = tmp_path / "out"
-    saving, calls = cache.save_file, []
+    saving, calls = files.save_file, []
 
     def killed(tensors, file, metadata):
         calls.append(file)
@@ -181,13 +182,13 @@ def test_a_killed_encode_goes_on_and_the_result_is_identical(latent, encoded, tm
             raise KeyboardInterrupt
         saving(tensors, file, metadata)
 
-    monkeypatch.setattr(cache, "save_file", killed)
+    monkeypatch.setattr(files, "save_file", killed)
     assert main([*flags(latent), "--out", str(out), "--shard", "500"]) == 130
     assert (out / "latents-00000.safetensors").exists()
     assert not (out / "latents-00001.safetensors").exists()
     with pytest.raises(InputError, match=r"is not finished; give the `ditkit encode` command again"):
         open_latents(out)
-    monkeypatch.setattr(cache, "save_file", saving)
+    monkeypatch.setattr(files, "save_file", saving)
     capsys.readouterr()
     encode(latent, out)
     assert "942 of 1,442 images encoded" in capsys.readouterr().out
@@ -202,7 +203,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(latent, tmp_path, monkeypat
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     assert main([*flags(latent), "--out", str(tmp_path / "out")]) == 2
     assert "make room on the disk and give the same command" in capsys.readouterr().err
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["unfinished.json"]

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import TypedDict
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import Unpack
@@ -35,12 +35,14 @@ from ditkit.conditions import (
 )
 from ditkit.device import DeviceName, Precision, autocast, pick_device
 from ditkit.errors import InputError
+from ditkit.files import first_line, save_tensors, tensors_hash
 from ditkit.hub import model_card, publish
 from ditkit.interop import Kind
 from ditkit.layout import Layout
 from ditkit.progress import progress_bar
 from ditkit.randomness import RowNoise
 from ditkit.recipe import Recipe
+from ditkit.records import write_whole
 from ditkit.sampling import Given, autoguidance, cfg, held, threshold
 from ditkit.snapshots import read_model
 from ditkit.transports import Denoiser, Transport
@@ -394,13 +396,24 @@ class Pipeline:
         """Write a snapshot: model.safetensors (in `dtype`), recipe.json, vae/ where the autoencoder is a local folder,
         and README.md, a model card with the scores of `reports` (contents of report.json)."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.to(dtype).contiguous() for name, value in self.backbone.state_dict().items()}
-        save_file(tensors, folder / "model.safetensors", metadata={"record": json.dumps(self.record)})
-        self.recipe.write(folder / "recipe.json")
-        self.codec.save(folder / "vae")
-        (folder / "README.md").write_text(model_card(self.recipe, self.record, reports))
+        metadata = {"record": json.dumps(self.record), "sha256": tensors_hash(tensors)}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_tensors(folder / "model.safetensors", tensors, metadata)
+            self.recipe.write(folder / "recipe.json")
+            self.codec.save(folder / "vae")
+            write_whole(folder / "README.md", model_card(self.recipe, self.record, reports).encode())
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"{folder}: the snapshot cannot be written ({first_line(error)}); make room"
+            ) from None
         return folder
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights, for whatever is kept of what they made."""
+        return tensors_hash(self.backbone.state_dict())
 
     def push_to_hub(self, model: str, *, private: bool = False, reports: Sequence[Mapping] = ()) -> str:
         """Publish as OWNER/NAME on the Hugging Face Hub; the address. InputError as of `hub.publish`."""

@@ -13,7 +13,7 @@ from ditkit.errors import InputError
 log = logging.getLogger(__name__)
 
 
-def replace(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file beside its place, down to the disk, and rename it: what has its name is whole, whatever happens."""
     unfinished = path.with_name(path.name + ".tmp")
     with unfinished.open("wb") as file:
@@ -25,7 +25,7 @@ def replace(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """A record as a JSON file, whole or not at all; numbers that are not finite become null."""
-    replace(path, (json.dumps(finite(values), indent=1, allow_nan=False) + "\n").encode())
+    write_whole(path, (json.dumps(finite(values), indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """All lines anew, whole or not at all."""
-    replace(path, "".join(json.dumps(finite(row), allow_nan=False) + "\n" for row in rows).encode())
+    write_whole(path, "".join(json.dumps(finite(row), allow_nan=False) + "\n" for row in rows).encode())
 
 
 def finite(value: Any) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ditkit.checkpoint import load_newest
 from ditkit.errors import InputError
+from ditkit.files import tensors_hash
 from ditkit.hub import fetch, is_id
 from ditkit.interop import Imported, Kind, read_foreign
 from ditkit.recipe import Recipe
@@ -59,7 +60,15 @@ def read_model(path: Path, kind: Kind | None = None, heads: int | None = None) -
 def _read_weights(file: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(file, "pt") as reader:
-            record = json.loads((reader.metadata() or {}).get("record", "{}"))
-            return {name: reader.get_tensor(name).float() for name in reader.keys()}, record  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+            metadata = reader.metadata() or {}
+            record = json.loads(metadata.get("record", "{}"))
+            tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+    except PermissionError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror})") from None
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is damaged ({error})") from None
+    if metadata.get("sha256", known := tensors_hash(tensors)) != known:
+        raise InputError(f"{file} is damaged: its tensors do not match their hash; convert or fetch it again")
+    if not isinstance(record, dict):
+        raise InputError(f"{file} is damaged: its record is no JSON object")
+    return {name: value.float() for name, value in tensors.items()}, record

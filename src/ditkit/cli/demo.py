@@ -1,6 +1,5 @@
 """`ditkit demo`: train, sample, score and draw on real digits, in a few minutes on two CPU cores."""
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from ditkit.device import DeviceName, pick_device
 from ditkit.pictures import class_rows, side_by_side
 from ditkit.pipeline import load
 from ditkit.recipes import recipe
+from ditkit.records import write_json
 from ditkit.scoring import balanced_labels, card_line, evaluate, held_out, rulers, sampled, table
 
 COLUMNS = 8  # of each panel of samples.png
@@ -76,7 +76,7 @@ def run(argv: list[str]) -> None:
         "seconds": round(seconds, 1),
         "threads": torch.get_num_threads(),
     }
-    (out / "report.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_json(out / "report.json", record)
 
     print(table([("generated", report), ("held-out real images", floor)]))
     accuracy = report.first.labels.accuracy if report.first.labels else None

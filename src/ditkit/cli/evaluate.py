@@ -1,6 +1,5 @@
 """`ditkit eval WHAT`: score a run, a snapshot, a folder or an .npz file against a reference."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +15,7 @@ from ditkit.device import pick_device
 from ditkit.errors import InputError
 from ditkit.pictures import grid, pairs
 from ditkit.pipeline import Pipeline, load
+from ditkit.records import write_json
 from ditkit.scoring import (
     Samples,
     card_line,
@@ -88,7 +88,7 @@ def run(argv: list[str]) -> None:
     record = report.model_dump(mode="json") | {"card": card}
     if floor is not None:
         record["held_out"] = rows[1][1].model_dump(mode="json", exclude={"protocol"})
-    (out / "report.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_json(out / "report.json", record)
     first = torch.cat(shown)
     grid(first, 10).save(out / "samples.png")
     print(f"{out / 'report.json'}\n{out / 'samples.png'}")

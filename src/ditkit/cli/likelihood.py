@@ -1,6 +1,5 @@
 """`ditkit likelihood RUN`: bits per dimension of real images, and a picture of the likeliest."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +15,7 @@ from ditkit.device import DeviceName
 from ditkit.pictures import side_by_side
 from ditkit.pipeline import load
 from ditkit.plots import histograms
+from ditkit.records import write_json
 from ditkit.scoring.likelihood import STEPS, Likelihoods, Method, likelihoods
 
 SHOWN = 8  # likeliest and unlikeliest images
@@ -81,7 +81,7 @@ def run(argv: list[str]) -> None:
         },
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / "likelihood.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_json(out / "likelihood.json", record)
     for split, each in found.items():
         print(
             f"{split:5s}  {each.bits.mean():.3f} ± {_error(each):.3f} bits per dimension, {len(each.bits)} images"

@@ -1,7 +1,6 @@
 """What the benches have in common: rounds, threads, the machine, the file of the record."""
 
 import contextlib
-import json
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from ditkit.benchmark import CPU
 from ditkit.config import Section
 from ditkit.device import check_compiler
 from ditkit.errors import InputError
+from ditkit.records import write_json
 
 
 class MeasuredCommand(Section):
@@ -44,7 +44,7 @@ def check_folder_of(file: Path | None) -> None:
 def write(record: dict, file: Path | None) -> None:
     """The record as JSON, where a file was asked for."""
     if file is not None:
-        file.write_text(json.dumps(record, indent=1) + "\n")
+        write_json(file, record)
         print(file)
 
 

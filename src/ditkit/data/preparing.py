@@ -24,7 +24,7 @@ from ditkit.data.decoding import DIGEST, Facts, Rule, examine
 from ditkit.device import cores
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
-from ditkit.records import replace
+from ditkit.records import write_whole
 
 
 class Store(Protocol):
@@ -153,7 +153,7 @@ def _write_part(folder: Path, shard: int, pixels: np.ndarray, found: Found) -> N
         os.fsync(file.fileno())
     os.replace(unfinished, folder / shard_name(shard))
     rows = [[number, *facts._replace(digest=facts.digest.hex())] for number, facts in found.items()]  # type: ignore
-    replace(folder / _rows_name(shard), json.dumps(rows).encode())
+    write_whole(folder / _rows_name(shard), json.dumps(rows).encode())
 
 
 def finished_part(folder: Path, part: range, length: int, channels: int) -> Found | None:

@@ -6,7 +6,9 @@ and one more model costs only its own cells. Error bars are over the draw of the
 """
 
 import json
+import logging
 import math
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ditkit.errors import InputError
 from ditkit.evaluation import (
     Report,
     Scores,
@@ -25,14 +28,19 @@ from ditkit.evaluation import (
     save_statistics,
     standard_error,
 )
+from ditkit.files import first_line
 from ditkit.pictures import class_rows
-from ditkit.pipeline import Pipeline, Sampling
+from ditkit.pipeline import Pipeline, Sampling, load
+from ditkit.records import read_json, write_json
 from ditkit.scoring.rulers import Ruler
 from ditkit.scoring.samples import keeping, sampled
 from ditkit.scoring.score import measure, report_of
 
 COLUMNS = 4  # images of each class kept to be looked at
 HALVES = 20  # resamples of precision and recall, which cost more
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,8 +93,16 @@ def compare_cell(
     """The cell in `folder`, sampled and scored now unless what is there was made alike."""
     guided: Sampling = {**how, "guidance": guidance}
     samples = sampled(pipeline, n, first_seed=first_seed, **guided)
-    wanted = json.loads(json.dumps({**samples.protocol, "n": n, "rulers": [_identity(r) for r in rulers]}))
-    if _read(folder / "wanted.json") != wanted:
+    others = {"weak": _weights(how.get("weak")), "lower": _weights(how.get("lower"))}
+    wanted = json.loads(
+        json.dumps({**samples.protocol, "n": n, "rulers": [_identity(r) for r in rulers], "others": others})
+    )
+    cell = (
+        _kept_cell(model, pipeline, guidance, rulers, folder)
+        if _read(folder / "wanted.json") == wanted
+        else None
+    )
+    if cell is None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "wanted.json").unlink(missing_ok=True)
         kept: list[Tensor] = []
@@ -95,14 +111,32 @@ def compare_cell(
         for k, found in enumerate(statistics):
             save_statistics(folder / f"{k}.npz", found)
         np.savez(folder / "images.npz", arr_0=torch.cat(kept).permute(0, 2, 3, 1).numpy())
-        (folder / "report.json").write_text(report.model_dump_json(indent=1) + "\n")
-        (folder / "wanted.json").write_text(json.dumps(wanted, indent=1) + "\n")  # last: it is whole now
+        write_json(folder / "report.json", report.model_dump(mode="json"))
+        write_json(folder / "wanted.json", wanted)  # last: it is whole now
+        cell = _read_cell(model, pipeline, guidance, rulers, folder)
+    return cell
+
+
+def _kept_cell(
+    model: str, pipeline: Pipeline, guidance: float, rulers: Sequence[Ruler], folder: Path
+) -> Cell | None:
+    """What is kept of a cell; None, which is logged, where a file of it is damaged."""
+    try:
+        return _read_cell(model, pipeline, guidance, rulers, folder)
+    except (InputError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        log.warning(f"{folder}: the cell is damaged ({first_line(error)}); it is sampled and scored again")
+        return None
+
+
+def _read_cell(
+    model: str, pipeline: Pipeline, guidance: float, rulers: Sequence[Ruler], folder: Path
+) -> Cell:
     with np.load(folder / "images.npz") as file:
         images = torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2)
     return Cell(
         model,
         guidance,
-        Report.model_validate_json((folder / "report.json").read_text()),
+        Report.model_validate(read_json(folder / "report.json")),
         [load_statistics(folder / f"{k}.npz") for k in range(len(rulers))],
         _by_class(images, pipeline.classes),
     )
@@ -159,5 +193,14 @@ def _identity(ruler: Ruler) -> list[str]:
     return [found.network, found.network_hash, found.resize, found.digest]
 
 
+def _weights(model: str | Pipeline | None) -> str | None:
+    """The hash of another model's weights that samples depend on."""
+    return None if model is None else (load(model) if isinstance(model, str) else model).weights_hash
+
+
 def _read(file: Path) -> dict | None:
-    return json.loads(file.read_text()) if file.exists() else None
+    """A record; None where there is none that can be read."""
+    try:
+        return read_json(file)
+    except InputError:
+        return None

@@ -148,7 +148,7 @@ def sampling_facts(pipeline: Pipeline, how: Sampling) -> dict[str, Any]:
     nfe = chosen.nfe(grid, pipeline.transport)
     return {
         "recipe": pipeline.recipe.name,
-        "weights": {"ema": True, **pipeline.record},
+        "weights": {"ema": True, **pipeline.record, "sha256": pipeline.weights_hash},
         "sampler": chosen.sampler,
         "steps": None if nfe is None else len(grid) - 1,
         "nfe": "adaptive" if nfe is None else nfe,

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from ditkit.pipeline import Pipeline, Sampling, load
 from ditkit.recipe import Recipe
+from ditkit.records import write_json
 from ditkit.sampling.config import SamplingConfig
 from ditkit.scoring import Ruler, evaluate, rulers, sampled, software
 from ditkit.training import train
@@ -140,10 +141,10 @@ def _run_cell(
         for point in missing:
             if point.images == images:
                 record["scores"][point.key] = _score(pipeline, point, cell.features, given, known)
-                file.write_text(json.dumps(record, indent=1) + "\n")
+                write_json(file, record)
         if cell.measure is not None and unmeasured and images == last:
             record["measured"] = cell.measure(pipeline, **given)
-            file.write_text(json.dumps(record, indent=1) + "\n")
+            write_json(file, record)
 
 
 def _sharing(recipe: Recipe, run: Path) -> Recipe:

@@ -18,12 +18,13 @@ from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ditkit.config import Section
 from ditkit.errors import InputError
+from ditkit.files import save_tensors
 from ditkit.progress import progress_bar
+from ditkit.records import read_json, write_whole
 from ditkit.text.encoders import DTYPES, Text, TextConfig, TextEncoder
 from ditkit.text.files import find_folder, identity
 
@@ -101,13 +102,9 @@ def _write(encoder: TextEncoder, captions: tuple[str, ...], folder: Path, batch:
         with progress_bar(len(captions), "reading captions", "caption", delay=1.0) as bar:
             for name, part in index.files:
                 if _owner(folder / name) != index.owner(part):
-                    unfinished = folder / f"{name}.unfinished"
-                    save_file(_tensors(encoder, part, batch), unfinished, index.owner(part))
-                    unfinished.replace(folder / name)
+                    save_tensors(folder / name, _tensors(encoder, part, batch), index.owner(part))
                 bar.update(len(part))
-        unfinished = folder / f"{INDEX}.unfinished"
-        unfinished.write_text(index.model_dump_json(indent=1), encoding="utf-8")
-        unfinished.replace(folder / INDEX)
+        write_whole(folder / INDEX, index.model_dump_json(indent=1).encode())
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder}: cannot write the captions' embeddings ({error}); make room") from None
 
@@ -138,12 +135,12 @@ class TextCache:
     def __init__(self, folder: Path):
         """InputError when the folder holds no whole cache."""
         self.folder = folder
+        if not (folder / INDEX).is_file():
+            raise InputError(f"{folder} holds no embeddings of captions ({INDEX} is not there)")
         try:
-            content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{folder} holds no embeddings of captions ({INDEX} is not there)") from None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder / INDEX} is damaged ({error}); delete the folder") from None
+            content = read_json(folder / INDEX)
+        except InputError as error:
+            raise InputError(f"{error}: it is damaged; delete the folder") from None
         self.index = TextIndex.checked(content, str(folder / INDEX))
         self.dim, self.length = self.index.dim, self.index.encoder.length
         self._rows = {caption: row for row, caption in enumerate(self.index.captions)}

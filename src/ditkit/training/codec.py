@@ -8,7 +8,6 @@ there is no network to ask. What comes out is a folder in diffusers' format whos
 spread 1 in every channel. How a codec is used: ditkit.codecs.vae.
 """
 
-import json
 import logging
 import math
 from collections.abc import Iterator
@@ -36,6 +35,7 @@ from ditkit.plots import loss_curve
 from ditkit.progress import progress_bar
 from ditkit.randomness import generator
 from ditkit.recipe import Count, Recipe, Training
+from ditkit.records import write_json
 from ditkit.scoring.rulers import CLASSIFIER, network
 from ditkit.training.data import recorded, settled
 from ditkit.training.log import Log, read_log
@@ -176,7 +176,7 @@ def train_codec(
     codec = save_codec(model.eval(), recipe, out, device)
     report = measure(codec, data, ruler, count, out / PICTURE)
     facts = {"images_seen": seen, "minutes": round(lines.seconds / 60, 2)}
-    (out / REPORT).write_text(json.dumps(report | facts, indent=1) + "\n")
+    write_json(out / REPORT, report | facts)
     return report | facts
 
 

@@ -16,7 +16,7 @@ from ditkit.data import DataSection, EncodedSection, Source, VideoFolder, differ
 from ditkit.data.encoded import HELD_OUT
 from ditkit.data.latents import INDEX, PLAN, Latents
 from ditkit.errors import InputError
-from ditkit.records import append_line, read_json, replace
+from ditkit.records import append_line, read_json, write_whole
 
 LIST, CHANGES = "images.txt.gz", "data-changes.jsonl"
 UNREAD = "-"  # in place of the hash of an image that was not read
@@ -112,7 +112,7 @@ def write_lines(source: Source | Latents, out: Path) -> None:
     """Keep the list of images in a run's folder."""
     if lines := image_lines(source):
         text = "".join(f"{line}\n" for line in lines)
-        replace(out / LIST, gzip.compress(text.encode("utf-8", "surrogateescape"), mtime=0))
+        write_whole(out / LIST, gzip.compress(text.encode("utf-8", "surrogateescape"), mtime=0))
 
 
 def read_lines(out: Path) -> list[str]:

@@ -11,7 +11,6 @@ depends on when or in how many sittings they were made.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,14 +18,15 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ditkit.config import Section, read_section
 from ditkit.data.latents.source import Latents, ShardFiles, channel_means, shapes
 from ditkit.data.sources import DataSection, Source, stack, upgraded
 from ditkit.errors import InputError
+from ditkit.files import save_tensors
 from ditkit.progress import progress_bar
+from ditkit.records import write_whole
 
 INDEX, PLAN, CAPTIONS = "index.json", "unfinished.json", "captions.json"
 # Fields of a data section that do not decide what is encoded: latents are of squares, of which none are left out.
@@ -113,10 +113,10 @@ def write_cache(
             else:
                 bar.update(len(places))
     if source.captions is not None:
-        _replace(out / CAPTIONS, json.dumps(list(source.captions)).encode())
+        write_whole(out / CAPTIONS, json.dumps(list(source.captions)).encode())
     mean, std = _statistics([out / name for name, _ in plan.files])
     index = plan.model_copy(update={"mean": mean, "std": std})
-    _replace(out / INDEX, (index.model_dump_json(indent=1) + "\n").encode())
+    write_whole(out / INDEX, (index.model_dump_json(indent=1) + "\n").encode())
     (out / PLAN).unlink(missing_ok=True)
     return encoded
 
@@ -152,7 +152,7 @@ def _claim(out: Path, plan: Index) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out}: cannot be made ({error.strerror}); give another folder") from None
-    _replace(out / PLAN, (plan.model_dump_json(indent=1) + "\n").encode())
+    write_whole(out / PLAN, (plan.model_dump_json(indent=1) + "\n").encode())
 
 
 def _shard(
@@ -193,12 +193,9 @@ def _save(file: Path, tensors: dict[str, Tensor]) -> None:
     rows = torch.cat([rows for name, rows in tensors.items() if name != "labels"])
     mean, square = channel_means(rows)
     means = {"mean": mean.tolist(), "square": square.tolist(), "rows": len(rows)}
-    unfinished = file.with_suffix(".unfinished")
     try:
-        save_file(tensors, unfinished, {"means": json.dumps(means)})
-        os.replace(unfinished, file)
+        save_tensors(file, tensors, {"means": json.dumps(means)})
     except (OSError, SafetensorError) as error:
-        unfinished.unlink(missing_ok=True)
         raise InputError(
             f"{file}: cannot be written ({error}); make room on the disk and give the same command, it goes on"
         ) from None
@@ -216,12 +213,6 @@ def _statistics(files: Sequence[Path]) -> tuple[tuple[float, ...], tuple[float, 
     mean, square = torch.einsum("f,fqc->qc", weights, torch.tensor(values, dtype=torch.float64))
     std = (square - mean.square()).clamp(min=0).sqrt()
     return tuple(mean.tolist()), tuple(std.tolist())
-
-
-def _replace(file: Path, content: bytes) -> None:
-    unfinished = file.with_suffix(".tmp")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, file)
 
 
 def _read_captions(file: Path) -> list[str]:
