@@ -466,3 +466,42 @@ def test_held_out_images_keep_their_captions():
     source = DATA["emoji"].open("test")
     assert list(found.captions) == [source.captions[place] for place in range(0, 64, 4)]
     assert sum(len(images) for images, _ in found.batches) == 16
+
+
+def test_a_model_that_was_trained_anew_is_scored_anew_and_so_is_a_damaged_cell(run, tmp_path, caplog):
+    """The same folder, images and minutes; other weights."""
+    pipeline = load(run, CPU)
+    measure = rulers(["classifier"], DATA["digits"])
+    folder = tmp_path / "cell"
+
+    def frechet(pipeline) -> float:
+        cell = compare_cell("a", pipeline, 1.0, measure, (), folder, n=20, first_seed=0, how={"steps": 1})
+        return cell.report.first.frechet
+
+    before = frechet(pipeline)
+    with torch.no_grad():
+        for parameter in pipeline.backbone.parameters():
+            parameter.mul_(1.5)
+    pipeline.save(tmp_path / "model")
+    assert (after := frechet(load(tmp_path / "model"))) != before
+    assert frechet(load(run, CPU)) == before
+    for name, content in (
+        ("report.json", b"{}"),
+        ("images.npz", b"?"),
+        ("0.npz", b""),
+        ("wanted.json", b"["),
+    ):
+        (folder / name).write_bytes(content)
+        assert frechet(load(run, CPU)) == before != after
+    assert "it is sampled and scored again" in caplog.text
+
+
+def test_weights_of_a_snapshot_are_checked_against_their_hash(run, tmp_path):
+    file = load(run).save(tmp_path / "model") / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(
+        InputError, match=r"model\.safetensors is damaged: its tensors do not match their hash"
+    ):
+        load(tmp_path / "model")
