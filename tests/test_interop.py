@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 import ditkit
 from ditkit.cli import main
 from ditkit.errors import InputError
+from ditkit.interop.official import read_official
 from ditkit.interop.tensors import Placeholder, read_tensors
 from ditkit.nn.embeddings import sincos_positions
 from ditkit.sampling import SAMPLERS
@@ -216,6 +217,56 @@ def test_pixels_are_generated(tmp_path):
     torch.save(random_state(**SIZES[2]), tmp_path / "SiT.pt")
     images = ditkit.load(tmp_path / "SiT.pt", CPU, heads=3).generate({"label": [0]}, seeds=[0], steps=1)
     assert images.shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("drift", [0.0, 5e-5])
+def test_files_in_half_precision_are_read(tmp_path, dtype, drift):
+    """Their fixed positions are rounded, those of a moving average a little further on."""
+    state = random_state()
+    state["pos_embed"] = state["pos_embed"] + drift
+    halved = {name: value.to(dtype) for name, value in state.items()}
+    torch.save(halved, tmp_path / "DiT.pt")
+    found = read_official(tmp_path / "DiT.pt", heads=3)
+    assert torch.equal(found.weights["patches.proj.weight"], halved["x_embedder.proj.weight"].float())
+
+
+def test_a_file_without_positions_has_those_of_its_images(tmp_path):
+    state = random_state()
+    whole = read_official(saved(state, tmp_path / "DiT.pt"), heads=3)
+    side = whole.recipe.data.size
+    del state["pos_embed"]
+    torch.save({"ema": state, "args": {"image_size": side}}, tmp_path / "DiT-bare.pt")
+    bare = read_official(tmp_path / "DiT-bare.pt", heads=3)
+    assert all(torch.equal(value, bare.weights[name]) for name, value in whole.weights.items())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"ema_model": state, "model": {name: value + 1 for name, value in state.items()}},
+        lambda state: {"model_ema": state},
+        lambda state: (
+            {f"ema_model.{name}": value for name, value in state.items()}
+            | {f"model.{name}": value + 1 for name, value in state.items()}
+        ),
+        lambda state: {"state_dict": {f"model.module.{name}": value for name, value in state.items()}},
+        lambda state: {
+            name.replace("blocks.0.", "blocks.0._checkpoint_wrapped_module."): v for name, v in state.items()
+        },
+        lambda state: {f"_fsdp_wrapped_module._orig_mod.{name}": value for name, value in state.items()},
+    ],
+)
+def test_wrappers_are_taken_off_wherever_they_stand(tmp_path, wrap):
+    state = random_state()
+    expected = read_official(saved(state, tmp_path / "DiT.pt"), heads=3).weights
+    found = read_official(saved(wrap(state), tmp_path / "DiT-wrapped.pt"), heads=3).weights
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def saved(content, path):
+    torch.save(content, path)
+    return path
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
@@ -448,7 +499,7 @@ def test_names_that_do_not_fit_are_listed(tmp_path):
         ("DiT.pt", random_state(), {}, "width 36.*--heads"),
         ("DiT.pt", random_state(), {"heads": 5}, "36 is not divisible by 5 heads"),
         ("DiT.pt", random_state(), {"heads": 3, "kind": "UViT"}, "UViT.*DiT, SiT"),
-        ("x.pt", {"conv1.weight": torch.ones(3)}, {}, "pos_embed.*missing; it holds conv1.weight"),
+        ("x.pt", {"conv1.weight": torch.ones(3)}, {}, "x_embedder.*missing; it holds conv1.weight"),
         ("DiT.pt", {}, {}, "it holds nothing"),
         ("DiT.pt", [torch.ones(3)], {}, "holds a list, not named tensors"),
         ("DiT.pt", torch.nn.Linear(2, 2), {}, "placeholder of torch.nn.modules.linear.Linear"),

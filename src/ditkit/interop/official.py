@@ -25,6 +25,7 @@ from ditkit.backbones import Backbone, DiTConfig, MatryoshkaConfig, MDMConfig, U
 from ditkit.backbones.dit import DIT_SIZES, SIT_SIZES
 from ditkit.errors import InputError
 from ditkit.interop.imported import (
+    LATENT_FACTOR,
     Imported,
     State,
     check_fit,
@@ -56,6 +57,16 @@ LABELS = "y_embedder.embedding_table.weight"
 HIDDEN = "blocks.0.mlp.fc1.weight"
 LAST = ("final.linear.weight", "final.linear.bias")
 DRIFT = 1e-4  # the released training averages the fixed positions too, which rounds them a little
+AVERAGES, OTHERS = (
+    ("ema", "ema_model", "model_ema"),
+    ("model", "state_dict"),
+)  # parts of a file that are weights
+WRAPPERS = (
+    "_orig_mod.",
+    "_checkpoint_wrapped_module.",
+    "_fsdp_wrapped_module.",
+)  # of torch, anywhere in a name
+IMAGE = 256  # pixels, where neither positions nor arguments say
 
 
 def official_names(depth: int) -> list[tuple[str, str]]:
@@ -135,7 +146,7 @@ def read_official(path: Path, kind: Kind | None = None, heads: int | None = None
         if kind is not None:
             raise InputError(f"{path}: a network of Matryoshka Diffusion; leave out --kind")
         return read_mdm(path, state, **({} if heads is None else {"heads": heads}))
-    lacking = [name for name in (POSITIONS, PATCHES, LABELS, HIDDEN) if name not in state]
+    lacking = [name for name in (PATCHES, LABELS, HIDDEN) if name not in state]
     if lacking:
         raise InputError(
             f"{path}: no DiT, SiT, U-DiT or MDM under the released names: {', '.join(lacking)} missing; it holds "
@@ -144,6 +155,8 @@ def read_official(path: Path, kind: Kind | None = None, heads: int | None = None
     width, channels, patch, _ = shape_of(path, state, PATCHES, 4)
     classes = shape_of(path, state, LABELS, 2)[0] - 1  # the last row is "unknown"
     outputs = shape_of(path, state, "final_layer.linear.weight", 2)[0] // patch**2
+    if POSITIONS not in state:
+        state[POSITIONS] = _missing_positions(path, _arguments(content), width, patch)
     grid = math.isqrt(shape_of(path, state, POSITIONS, 3)[1])
     ratio = mlp_ratio(shape_of(path, state, HIDDEN, 2)[0], width)
     shape = {"width": width, "depth": depth_of(state), "patch": patch, "mlp_ratio": ratio}
@@ -179,22 +192,39 @@ def read_official(path: Path, kind: Kind | None = None, heads: int | None = None
 
 
 def _weights(path: Path, content: Any) -> dict[str, Tensor]:
-    """Named tensors in float32, of `ema`, else `model`, else `state_dict`, else the file itself; wrappers' prefixes
-    removed."""
+    """Named tensors in float32: of a part of the file that holds a moving average, else of one that holds weights, else
+    of the file itself. What wrappers put into names is removed."""
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds {_described(content)}, not named tensors")
-    chosen = next(
-        (content[part] for part in ("ema", "model", "state_dict") if isinstance(content.get(part), dict)),
-        content,
-    )
+    parts = (content[part] for part in (*AVERAGES, *OTHERS) if isinstance(content.get(part), dict))
+    chosen = next(parts, content)
     state = {}
     for name, value in chosen.items():
+        plain = str(name)
+        for wrapper in WRAPPERS:
+            plain = plain.replace(wrapper, "")
         if not isinstance(value, Tensor):
             raise InputError(
                 f"{path}: among the weights, {name} is {_described(value)}, not a tensor; refused"
             )
-        state[re.sub(r"^((module|_orig_mod)\.)+", "", str(name))] = value.float()
+        state[re.sub(r"^(module\.)+", "", plain)] = value.float()
+    for prefix in (*AVERAGES, *OTHERS):  # of a module that holds the network and its average
+        inside = {
+            name.removeprefix(f"{prefix}.").removeprefix("module."): value
+            for name, value in state.items()
+            if name.startswith(f"{prefix}.")
+        }
+        if inside:
+            return inside
     return state
+
+
+def _missing_positions(path: Path, arguments: Mapping[str, Any], width: int, patch: int) -> Tensor:
+    """The table of positions (1, tokens, width), which is computed, for the images that the arguments name."""
+    size = arguments.get("image_size")
+    grid = (size if isinstance(size, int) and size >= 64 else IMAGE) // LATENT_FACTOR // patch
+    log.info(f"{path}: no {POSITIONS}, which is computed: for {grid} x {grid} tokens")
+    return sincos_positions(grid, grid, width)[None]
 
 
 def _described(value: Any) -> str:
@@ -232,7 +262,9 @@ def _heads(path: Path, width: int) -> int:
 def _check_positions(path: Path, found: Tensor, grid: int) -> None:
     expected = sincos_positions(grid, grid, found.shape[-1])
     error = (found[0] - expected).abs().max().item()
-    if not error < DRIFT:
+    exact = (kind for kind in (torch.bfloat16, torch.float16) if torch.equal(found.to(kind).float(), found))
+    half = next(exact, None)  # in which precision the file was written; a table of 0 and 1 is exact in each
+    if not error < DRIFT + (torch.finfo(half).eps if half else 0):
         raise InputError(
             f"{path}: {POSITIONS} is not the fixed sin-cos table (it differs by {error:.3g}); "
             "learned positions are not known here"
