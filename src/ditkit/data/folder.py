@@ -93,7 +93,7 @@ class Folder(EncodedSection):
     """Order of classes and files: natural, 2 before 10, or plain, by characters. Not given: as the run has it, natural
     for a new one."""
     caption_column: str | None = None
-    """Column of the folder's metadata.jsonl with the captions, or txt: a .txt file beside each image."""
+    """Column of the folder's metadata.jsonl, .csv or .parquet with the captions, or txt: a .txt file beside each image."""
 
     def open(self, split: Split = "train") -> Encoded:
         """The images of the folder, without or with those that are held out. InputError: see `scan`, `check_classes`,

@@ -6,7 +6,7 @@ Images are fetched undecoded and decoded here, so that broken ones can be counte
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ditkit.data.captions import usable
+from ditkit.data.captions import only_texts
 from ditkit.data.encoded import Encoded, EncodedSection
 from ditkit.data.sources import Split
 from ditkit.errors import InputError
@@ -27,12 +27,9 @@ def read_column(table: "Dataset", column: str) -> list[Any]:
 
 
 def read_texts(table: "Dataset", column: str, where: str) -> list[str | None]:
-    """The captions in a column of text, None for an empty cell; InputError when it holds something else."""
-    values = read_column(table, column)
-    for row, value in enumerate(values):
-        if not isinstance(value, str | None):
-            raise InputError(f"{where}: row {row} of column {column!r} is not one text ({value!r:.40})")
-    return [usable(value) for value in values]
+    """The captions in a column of text, None for an empty cell; InputError as of `only_texts`."""
+    values = enumerate(read_column(table, column))
+    return only_texts(((f"row {row}", value) for row, value in values), where, column)
 
 
 def read_labels(table: "Dataset", column: str, where: str) -> tuple[list[int], tuple[str, ...]]:

@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from ditkit.data.captions import BESIDE, usable
+from ditkit.data.captions import BESIDE, only_texts
 from ditkit.data.encoded import Encoded, EncodedSection
 from ditkit.data.listing import report_passed_over
 from ditkit.data.sources import Split
@@ -117,23 +117,23 @@ def number_classes(samples: Sequence[Sample], column: str) -> tuple[list[int], t
     return [number[value] for value in values], tuple(known)
 
 
-def read_captions(samples: Sequence[Sample], column: str) -> list[str | None]:
-    """The caption of each sample, None where it is not usable; InputError when it is not one text, or no
-    sample has any."""
-    captions: list[str | None] = []
-    found = False
-    for sample in samples:
-        value = read_field(sample, column)
-        if not isinstance(value, str | bytes | None):
-            raise InputError(f"{sample.title}: {column!r} is not one text ({value!r:.40})")
-        found |= value is not None
-        captions.append(usable(value))
-    if not found:
+def read_captions(samples: Sequence[Sample], column: str, where: str) -> list[str | None]:
+    """The caption of each sample, None where it is not usable; InputError when no sample has any, or most have
+    something else (`only_texts`)."""
+
+    def read(sample: Sample) -> object:
+        try:
+            return read_field(sample, column)
+        except InputError as error:
+            return error
+
+    values = [(sample.title, read(sample)) for sample in samples]
+    if all(value is None for _, value in values):
         raise InputError(
             f"{samples[0].title} and all others: no {column!r}; --data.caption-column is a field of the .json, or "
             f"{BESIDE}"
         )
-    return captions
+    return only_texts(values, where, column)
 
 
 class Members:
@@ -195,5 +195,5 @@ class Webdataset(EncodedSection):
         caption = self.caption_column or (BESIDE if BESIDE in beside else None)
         labels, names = number_classes(samples, label) if label else (None, ())
         self.check_classes(names, str(self.path))
-        captions = read_captions(samples, caption) if caption else None
+        captions = read_captions(samples, caption, str(self.path)) if caption else None
         return Encoded(Members(self.path, samples), labels, names, self, captions, split)

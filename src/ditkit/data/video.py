@@ -155,7 +155,7 @@ class VideoFolder(ClipSection):
     stride: int = Field(default=1, ge=1)
     """Every which of these frames goes into a clip."""
     caption_column: str | None = None
-    """Column of the folder's metadata.jsonl with the captions, or txt: a .txt file beside each movie."""
+    """Column of the folder's metadata.jsonl, .csv or .parquet with the captions, or txt: a .txt file beside each movie."""
     pictures: Path | None = None
     """Also train on the images of this folder, each a clip of one frame; classes and captions as the movies have
     them. Batches need train.tokens."""
