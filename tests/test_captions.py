@@ -154,7 +154,9 @@ def test_one_bad_caption_of_a_shard_is_counted(tmp_path, caplog):
     source = Webdataset(path=tmp_path / "s.tar", caption_column="words").open()
     assert source.captions == ["ay", "dee", "ee"]
     assert source.broken == ("b.png of s.tar", "c.png of s.tar")
-    assert "'words' is not one text in 2 of 5 places: b.png of s.tar (['x']), c.png of s.tar: its" in caplog.text
+    assert (
+        "'words' is not one text in 2 of 5 places: b.png of s.tar (['x']), c.png of s.tar: its" in caplog.text
+    )
 
 
 def test_a_caption_that_is_no_text_in_a_table_is_counted(monkeypatch, caplog):

@@ -97,6 +97,9 @@ class Latents:
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         return images
 
+    def values(self, state: Tensor) -> Tensor:
+        return state
+
     def decode(self, state: Tensor) -> Tensor:
         return state
 

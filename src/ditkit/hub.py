@@ -49,7 +49,13 @@ def model_card(recipe: Recipe, record: Mapping[str, Any], reports: Sequence[Mapp
     """README.md of a snapshot: what the model is, how to use it, its scores with their protocols, and the
     recipe. `reports` are the contents of `report.json` files of `ditkit eval`."""
     data, sample = recipe.data, recipe.sample
-    images = f"{data.size} x {data.size}, {data.channels} channels, {data.classes or 'no'} classes"
+    images = (
+        f"{' x '.join(map(str, data.shape[-2:]))}, {data.channels} channels, {data.classes or 'no'} classes"
+    )
+    kind = "uint8 (2, C, H, W)"
+    if data.bounds is not None:
+        images += f", numbers from {data.bounds[0]:g} to {data.bounds[1]:g}"
+        kind += "; numbers=True: float32 in the data's range"
     cond = '{"label": [0, 1]}' if data.classes else "{}"
     scores = "\n".join(f"- {report['card']}" for report in reports) or "None yet: `ditkit eval` makes them."
     known = ", ".join(f"{name} {value}" for name, value in record.items()) or "unknown"
@@ -67,7 +73,7 @@ codec {recipe.codec.kind}; trained on {data.kind}, {recipe.train.images:,} image
 import ditkit
 
 pipe = ditkit.load("OWNER/NAME")  # or the folder
-images = pipe.generate({cond}, seeds=[0, 1])  # uint8 (2, C, H, W)
+images = pipe.generate({cond}, seeds=[0, 1])  # {kind}
 ```
 
 Samples best with {sample.sampler}, {sample.steps} steps, guidance {sample.guidance:g}.

@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+CHANNELS = 8  # of images that have other than 1 or 3, at most so many are shown
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 
 
@@ -16,11 +17,24 @@ def enlargement(side: int, target: int = 64) -> int:
     return max(1, round(target / side))
 
 
+def visible(images: Tensor) -> Tensor:
+    """Images uint8 (N, C, H, W) as pictures (N, 1 or 3, H, W'): of other channels than 1 or 3 the first CHANNELS side by
+    side, each grey, a white line between two."""
+    if images.shape[1] in (1, 3):
+        return images
+    channels = images[:, :CHANNELS, None].unbind(1)  # (N, 1, H, W) each
+    line = torch.full_like(channels[0][..., :1], 255)
+    return torch.cat([part for channel in channels for part in (channel, line)][:-1], dim=-1)
+
+
 def grid(images: Tensor, columns: int, *, gap: int = 2, scale: int | None = None) -> Image.Image:
-    """uint8 (N, C, H, W), C = 1 or 3, as rows of `columns` images, enlarged without smoothing."""
-    images = images.cpu().expand(-1, 3, -1, -1)
+    """uint8 (N, C, H, W) as rows of `columns` images, as `visible` shows them, enlarged without smoothing."""
+    scale = scale or enlargement(images.shape[2])
+    gap = (
+        gap if images.shape[1] in (1, 3) else 3 * scale
+    )  # wider than what is between the channels of one image
+    images = visible(images.cpu()).expand(-1, 3, -1, -1)
     n, _, height, width = images.shape
-    scale = scale or enlargement(height)
     rows = -(-n // columns)
     cell_h, cell_w = height * scale + gap, width * scale + gap
     canvas = np.full((rows * cell_h - gap, columns * cell_w - gap, 3), 255, dtype=np.uint8)

@@ -2,6 +2,7 @@
 
     pipe = load("runs/digits")
     images = pipe.generate({"label": [3, 7]}, seeds=[0, 1])      # uint8 (2, C, H, W); clips (2, C, F, H, W)
+    fields = pipe.generate(seeds=[0, 1], numbers=True)           # float32, in the data's own range
 
 A snapshot is a folder with model.safetensors (the moving average) and recipe.json. A run's folder is
 loaded from its newest intact checkpoint. Some tiny trained snapshots come with the package, by name.
@@ -24,6 +25,7 @@ from typing_extensions import Unpack
 
 from ditkit.backbones import Backbone, compile_blocks
 from ditkit.codecs import Codec, PyramidCodec
+from ditkit.codecs.identity import to_bounds
 from ditkit.conditions import (
     Asked,
     Read,
@@ -46,6 +48,8 @@ from ditkit.records import write_whole
 from ditkit.sampling import Given, autoguidance, cfg, held, threshold
 from ditkit.snapshots import read_model
 from ditkit.transports import Denoiser, Transport
+
+PIXELS = (0.0, 255.0)  # the range of 8-bit data
 
 
 class Sampling(TypedDict, total=False):
@@ -75,6 +79,9 @@ class Sampling(TypedDict, total=False):
     """Likewise the last frames."""
     levels: str | None
     """Of a pyramid: which level's images, "0" the highest (as when not given), or "all", side by side."""
+    numbers: bool
+    """Numbers, float32 in the range of the data (of pixels 0 to 255), not rounded, instead of uint8: False when not
+    given."""
     lower: "Pipeline | str | None"
     """For a model of a cascade (`transport.cascade`): the one that makes its lower levels, or its run or snapshot."""
     lower_noise: float
@@ -156,8 +163,8 @@ class Pipeline:
         seeds: Sequence[int],
         **how: Unpack[Sampling],
     ) -> Tensor:
-        """Images uint8 (N, C, H, W), or clips (N, C, F, H, W), one per seed. `cond` has as many labels, "label", and prompts, "text", as the
-        model is told.
+        """Images uint8 (N, C, H, W), or clips (N, C, F, H, W), one per seed, with `numbers` float32 in the data's own range.
+        `cond` has as many labels, "label", and prompts, "text", as the model is told.
 
         Image k depends on seeds[k] and its condition only: in float32, whatever the batch, pixels
         agree within 1.
@@ -175,9 +182,9 @@ class Pipeline:
         seeds: Sequence[int],
         **how: Unpack[Sampling],
     ) -> Iterator[Tensor]:
-        """The images of `generate` a batch at a time, uint8 (B, C, H, W), each made when it is asked for.
+        """The images of `generate` a batch at a time, (B, C, H, W), each made when it is asked for.
         What is wrong with the arguments is said at once."""
-        decode = self._decoder(how.get("levels"))
+        decode = self._decoder(how.get("levels"), how.get("numbers", False))
         states = self._states(cond, seeds=seeds, **how)
         return (decode(state).cpu() for state in states)
 
@@ -275,17 +282,26 @@ class Pipeline:
 
         return made()
 
-    def _decoder(self, levels: str | None) -> Callable[[Tensor], Tensor]:
-        """States to images of these levels. InputError for levels that the model does not have."""
+    def _decoder(self, levels: str | None, numbers: bool) -> Callable[[Tensor], Tensor]:
+        """States to images of these levels, uint8 or numbers. InputError for levels that the model does not have."""
+        if numbers:
+            values, bounds = self._read(levels, True), self.recipe.data.bounds or PIXELS
+            return lambda state: to_bounds(values(state), bounds)
+        return self._read(levels, False)
+
+    def _read(self, levels: str | None, numbers: bool) -> Callable[[Tensor], Tensor]:
+        """The codec's way back, for these levels."""
         if levels is None:
-            return self.codec.decode
+            return self.codec.values if numbers else self.codec.decode
         codec, count = self.codec, len(self.recipe.backbone.ratios)
         if not isinstance(codec, PyramidCodec) or levels not in ("all", *map(str, range(count))):
             raise InputError(
                 f"--levels {levels}: this model has {count} level{'s' * (count > 1)}"
                 + (f"; give 0 to {count - 1}, the highest first, or all" if count > 1 else "; leave it out")
             )
-        return codec.side_by_side if levels == "all" else partial(codec.decode, level=int(levels))
+        if levels == "all":
+            return partial(codec.side_by_side, numbers=numbers)
+        return partial(codec.values if numbers else codec.decode, level=int(levels))
 
     def _layout(self, size: tuple[int, int] | None, frames: int | None) -> Layout:
         """Of states of that size. InputError where the network does not take it."""
@@ -349,12 +365,13 @@ class Pipeline:
             )
         lower = load(lower, self.device) if isinstance(lower, str) else lower
         if lower is not None:
-            theirs, ours = lower.recipe.data.size, self.recipe.data.size
+            theirs, ours = lower.recipe.data.shape[-2:], self.recipe.data.shape[-2:]
             high, low = self.recipe.backbone.ratios[:2]
-            if theirs * high != ours * low or lower.recipe.backbone.ratios != self.recipe.backbone.ratios[1:]:
+            needed = tuple(side * low // high for side in ours)
+            if theirs != needed or lower.recipe.backbone.ratios != self.recipe.backbone.ratios[1:]:
                 raise InputError(
-                    f"--lower: a model of {theirs} pixels in {len(lower.recipe.backbone.ratios)} levels; this one needs "
-                    f"{ours * low // high} in {len(self.recipe.backbone.ratios) - 1}"
+                    f"--lower: a model of {_size(theirs)} pixels in {len(lower.recipe.backbone.ratios)} levels; this one needs "
+                    f"{_size(needed)} in {len(self.recipe.backbone.ratios) - 1}"
                 )
             if self.recipe.codec.level_scale[1:] != lower.recipe.codec.level_scale:
                 raise InputError(
@@ -377,7 +394,7 @@ class Pipeline:
         """The denoiser of a weaker model; InputError when it is not of this one's kind."""
         other = load(path, self.device)
         theirs, ours = (
-            f"path {p.transport.path}, {p.recipe.data.size} pixels, {p.recipe.data.channels} channels, "
+            f"path {p.transport.path}, {_size(p.recipe.data.shape[-2:])} pixels, {p.recipe.data.channels} channels, "
             f"levels {':'.join(map(str, p.recipe.backbone.ratios))}, "
             f"codec {p.recipe.codec.kind}, {p.classes} classes, text {p.recipe.text.id if p.recipe.text else 'none'}"
             for p in (other, self)
@@ -419,6 +436,11 @@ class Pipeline:
         """Publish as OWNER/NAME on the Hugging Face Hub; the address. InputError as of `hub.publish`."""
         with TemporaryDirectory(prefix="ditkit-") as folder:
             return publish(self.save(folder, reports=reports), model, private)
+
+
+def _size(shape: Sequence[int]) -> str:
+    """16, or of images that are not square 16x24."""
+    return str(shape[0]) if len(set(shape)) == 1 else "x".join(map(str, shape))
 
 
 def _watched(denoise: Denoiser, bar: tqdm, evaluated: Callable[[int], None] | None) -> Denoiser:

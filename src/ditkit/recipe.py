@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from ditkit.backbones import Backbone, BackboneConfig, MatryoshkaConfig, build
 from ditkit.codecs import Codec, CodecConfig, IdentityConfig, PyramidCodec
 from ditkit.config import Section, read_section, write_section
-from ditkit.data import DataConfig, upgraded
+from ditkit.data import ArrayFiles, DataConfig, upgraded
 from ditkit.device import Precision
 from ditkit.errors import InputError
 from ditkit.sampling.config import SamplingConfig
@@ -164,6 +164,11 @@ class Recipe(Section):
                 "train.stages: of levels of more frames the lower ones are no clips of the data; train all, or leave the "
                 "levels' frames at 1"
             )
+        if self.train.stages and isinstance(self.data, ArrayFiles):
+            raise ValueError(
+                "train.stages: data arrays is not resized, so lower levels have no data of their size; train all levels at "
+                "once"
+            )
         if self.train.stages and self.train.latents:
             raise ValueError("train.stages and train.latents: a cache is of one resolution; leave one out")
         if outer == 0 and (self.train.freeze_inner or self.transport.cascade is not None):
@@ -193,6 +198,10 @@ class Recipe(Section):
             raise InputError(
                 "--data.classes is not known before the data is opened; give a number (0: unlabelled)"
             )
+        if not (self.data.channels and all(self.data.shape)):
+            raise InputError(
+                "--data.size and --data.channels are not known before the arrays are opened; --data.path names them"
+            )
         codec = self.build_codec()
         channels, *size = codec.layout(*self.data.shape).shape
         outputs = 2 * channels if self.transport.variance == "learned" else channels
@@ -220,9 +229,14 @@ class Recipe(Section):
         return Recipe.checked(merged, self.name)
 
     def with_data(self, data: DataConfig) -> "Recipe":
-        """The recipe with other data; what is said of clips is left behind with data of images."""
+        """The recipe with other data; what is said of clips is left behind with data of images, and stages, which are of
+        smaller images, with arrays, which are not resized."""
         clips = len(data.shape) == 3
-        return self.replace(data=data, transport={} if clips else {"given_frames": 0.0})
+        return self.replace(
+            data=data,
+            transport={} if clips else {"given_frames": 0.0},
+            train={"stages": ()} if isinstance(data, ArrayFiles) else {},
+        )
 
     def with_backbone(self, backbone: BackboneConfig) -> "Recipe":
         """The recipe with another backbone; what is said of levels is left behind where it has not as many."""
@@ -248,7 +262,7 @@ class Recipe(Section):
         frames = {"frames": length[0]} if length else {}
         return self.replace(
             backbone=backbone,
-            data={"size": self.data.size * backbone.ratios[0] // whole.ratios[0], **frames},
+            data=self.data.scaled(backbone.ratios[0], whole.ratios[0]) | frames,
             codec={"level_scale": self.codec.level_scale[-count:]},
             transport={
                 "level_weights": self.transport.level_weights[-count:],

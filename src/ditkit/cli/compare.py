@@ -178,7 +178,8 @@ def _check_alike(models: dict[str, Pipeline]) -> None:
     kinds = {}
     for name, pipeline in models.items():
         data = pipeline.recipe.data
-        kinds[f"{data.size}x{data.size}, {data.channels} channels, {pipeline.classes} classes"] = name
+        size = "x".join(map(str, data.shape[-2:]))
+        kinds[f"{size}, {data.channels} channels, {pipeline.classes} classes"] = name
     if len(kinds) > 1:
         said = "; ".join(f"{name}: {kind}" for kind, name in kinds.items())
         raise InputError(f"these models cannot be compared, their images are of different kinds ({said})")

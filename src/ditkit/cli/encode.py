@@ -58,12 +58,12 @@ def run(argv: list[str]) -> None:
     if out is None:
         raise InputError("encode: --out DIR names the folder of the cache")
     check_writable(out)
-    codec = command.codec.build(command.data.channels, pick_device(command.device))
+    data = settled(command.data, out / "recipe.json", latents=out)
+    codec = command.codec.build(data.channels, pick_device(command.device))
     if not isinstance(codec, Vae):
         raise InputError(
             f"encode: the codec of {command.name} is {command.codec.kind}, which has no latents; give --codec vae"
         )
-    data = settled(command.data, out / "recipe.json", latents=out)
     source = data.open("train")
     data = recorded(data, source)
     channels, height, width = codec.layout(*data.shape).shape

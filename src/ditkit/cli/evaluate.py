@@ -113,7 +113,9 @@ def find_reference(name: str | None, pipeline: Pipeline | None, size: int | None
         return path
     if pipeline is not None and path.is_dir():
         data = pipeline.recipe.data
-        return Folder(path=path, size=data.size, channels=data.channels)
+        return Folder.checked(
+            {"path": path, "size": data.size, "channels": data.channels}, f"--reference {path}"
+        )
     data = data_section(name, flag="reference")
     if pipeline is not None and data.size != pipeline.recipe.data.size:
         raise InputError(

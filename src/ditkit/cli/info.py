@@ -138,6 +138,7 @@ def _recipe(command: RecipeCommand) -> Iterator[str]:
     if command.as_json:
         yield json.dumps(recipe.model_dump(mode="json"), indent=1)
         return
+    recipe = recipe.replace(data=recipe.data.resolved())
     if recipe.data.classes is None:
         recipe = recipe.replace(data={"classes": len(recipe.data.open().names)})
     train = recipe.train
@@ -149,7 +150,9 @@ def _recipe(command: RecipeCommand) -> Iterator[str]:
         f"{recipe.transport.predict}"
     )
     images = f"clips       {length[0]} frames of " if length else "images      "
-    yield f"  {images}{height} x {width}, {recipe.data.channels} channels, {recipe.data.classes} classes"
+    bounds = recipe.data.bounds
+    values = "" if bounds is None else f", numbers from {bounds[0]:g} to {bounds[1]:g}"
+    yield f"  {images}{height} x {width}, {recipe.data.channels} channels, {recipe.data.classes} classes{values}"
     if recipe.data.names:
         shown = ", ".join(recipe.data.names[:12]) + (", ..." if len(recipe.data.names) > 12 else "")
         yield f"  classes     {shown}"

@@ -156,7 +156,8 @@ def data_section(name: str, like: DataConfig | None = None, flag: str = "data") 
             return like.model_copy(update={"path": Path(name), "classes": None})
         if like is None:
             return Folder(path=Path(name))
-        return Folder(path=Path(name), size=like.size, channels=like.channels, flip=like.flip)
+        kept = {"size": like.size, "channels": like.channels, "flip": like.flip}
+        return Folder.checked({"path": Path(name), **kept}, f"--{flag} {name}")
     raise InputError(
         f"--{flag}: unknown {name!r}; choose one of: {', '.join(DATA)}, or an existing folder of images"
     )

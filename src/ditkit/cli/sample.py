@@ -1,7 +1,7 @@
 """`ditkit sample RUN`: images, or clips, from a run, a snapshot's folder or a bundled snapshot."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,12 +14,14 @@ from torch import Tensor
 
 from ditkit.cli.options import SamplingOptions, check_writable
 from ditkit.cli.parsing import parse
+from ditkit.codecs.identity import from_bounds, to_uint8
 from ditkit.conditions import numbered
-from ditkit.data import Arrays, prepare
+from ditkit.data import ArrayFiles, Arrays, prepare
+from ditkit.data.array_values import in_layout
 from ditkit.data.video import read_movie
 from ditkit.errors import InputError
 from ditkit.movies import save_movie
-from ditkit.pictures import contact_sheet, grid
+from ditkit.pictures import CHANNELS, contact_sheet, grid, visible
 from ditkit.pipeline import Pipeline, Sampling, load
 from ditkit.rollout import roll_out
 from ditkit.scoring import sampling_facts
@@ -62,9 +64,10 @@ class SampleCommand(SamplingOptions):
     levels: str | None = None
     """Of a model of several resolutions: which images, 0 of the highest, or all, side by side."""
     png: bool = False
-    """Also every image as its own PNG file, named by number and class."""
+    """Also every image as its own PNG file, named by number and class; as the grid shows it."""
     npz: bool = False
-    """Also samples.npz: arr_0 uint8 (N, H, W, C), and the labels; what ADM's evaluator reads."""
+    """Also samples.npz: arr_0 and the labels; uint8 (N, H, W, C), what ADM's evaluator reads, or of data arrays with a
+    range float32 in that range, its axes as the data's."""
 
 
 def run(argv: list[str]) -> None:
@@ -95,7 +98,12 @@ def run(argv: list[str]) -> None:
         write_clips(command, pipeline, cond, seeds, how, rows, out)
         return
     check_no_clips(command)
-    images = pipeline.generate(cond, seeds=seeds, **how)
+    data = pipeline.recipe.data
+    images = pipeline.generate(cond, seeds=seeds, numbers=data.bounds is not None, **how)
+    stored = images.permute(0, 2, 3, 1).numpy()  # NHWC
+    if isinstance(data, ArrayFiles) and data.range:
+        stored = in_layout(images.numpy(), data.layout)
+        images = to_uint8(from_bounds(images, data.range))
     out.mkdir(parents=True, exist_ok=True)
     by_row = torch.argsort(torch.arange(count) % rows if command.prompt else labels, stable=True)
     columns = -(-count // rows) if cond else 8
@@ -103,14 +111,16 @@ def run(argv: list[str]) -> None:
     picture.save(out / "grid.png")
     written = [out / "grid.png"]
     if command.png:
-        for k, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        for k, (image, label) in enumerate(zip(visible(images), labels.tolist(), strict=True)):
             suffix = f"-class{label}" if pipeline.classes else ""
             Image.fromarray(_pixels(image)).save(out / f"{k:06d}{suffix}.png")
         written.append(out / "000000*.png")
     if command.npz:
-        _save_npz(out / "samples.npz", images.permute(0, 2, 3, 1), cond.get("label"))  # NHWC
+        _save_npz(out / "samples.npz", stored, cond.get("label"))
         written.append(out / "samples.npz")
     said(pipeline, command, f"{count} images", written)
+    for note in shown(images.shape[1], data.bounds):
+        print(note)
 
 
 def said(pipeline: Pipeline, command: SampleCommand, what: str, written: Sequence[Path]) -> None:
@@ -119,6 +129,15 @@ def said(pipeline: Pipeline, command: SampleCommand, what: str, written: Sequenc
     guidance = facts.get("level_guidance") or facts["guidance"]
     print(f"{what}, {facts['sampler']}, {facts['nfe']} evaluations, guidance {guidance}")
     print("\n".join(str(path) for path in written))
+
+
+def shown(channels: int, bounds: tuple[float, float] | None) -> Iterator[str]:
+    """What one needs to know of pictures of images that are no pictures."""
+    if channels not in (1, 3):
+        first = f"the first {CHANNELS} of " if channels > CHANNELS else ""
+        yield f"pictures show {first}{channels} channels side by side, each grey"
+    if bounds is not None:
+        yield f"pictures are 8-bit, {bounds[0]:g} as 0 and {bounds[1]:g} as 255; --npz writes the numbers"
 
 
 def size_of(text: str | None) -> tuple[int, int] | None:
@@ -166,12 +185,12 @@ def write_clips(
         save_movie(clip, out / f"{k:06d}.{command.movie}", command.fps)
     written = [out / "sheet.png", out / f"000000*.{command.movie}"]
     if command.npz:
-        _save_npz(out / "samples.npz", clips.permute(0, 2, 3, 4, 1), cond.get("label"))  # NFHWC
+        _save_npz(out / "samples.npz", clips.permute(0, 2, 3, 4, 1).numpy(), cond.get("label"))  # NFHWC
         written.append(out / "samples.npz")
     said(pipeline, command, f"{len(clips)} clips of {clips.shape[2]} frames", written)
 
 
-def first_frames(path: Path, size: tuple[int, ...], channels: Literal[1, 3]) -> Tensor:
+def first_frames(path: Path, size: tuple[int, ...], channels: int) -> Tensor:
     """Frames of a file as clips begin with, uint8 (1, C, F, H, W), cut as ADM does where they are to be square.
     InputError where they are of another size and cannot be."""
     clip, _ = read_movie(path, channels)
@@ -186,12 +205,12 @@ def first_frames(path: Path, size: tuple[int, ...], channels: Literal[1, 3]) -> 
     return torch.stack([prepare(images[k][0], size[0], channels) for k in range(len(images))], dim=1)[None]
 
 
-def _save_npz(path: Path, pixels: Tensor, labels: Tensor | None) -> None:
+def _save_npz(path: Path, pixels: np.ndarray, labels: Tensor | None) -> None:
     """As ADM's evaluator reads images."""
     if labels is None:
-        np.savez(path, arr_0=pixels.numpy())
+        np.savez(path, arr_0=pixels)
     else:
-        np.savez(path, arr_0=pixels.numpy(), labels=labels.numpy())
+        np.savez(path, arr_0=pixels, labels=labels.numpy())
 
 
 def _pixels(image: torch.Tensor) -> np.ndarray:

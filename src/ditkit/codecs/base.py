@@ -21,7 +21,11 @@ class Codec(Protocol):
         """How the state of an image of that size, (H, W), or clip, (F, H, W), is made."""
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """uint8 (B, C, *size) to a state (B, *S); `noise` of the state's shape where encoding is random."""
+        """uint8, or float32 in [-1, 1], (B, C, *size) to a state (B, *S); `noise` of the state's shape where encoding is
+        random."""
+
+    def values(self, state: Tensor) -> Tensor:
+        """A state to images or clips as numbers, float32 (B, C, *size), -1 to 1 and somewhat beyond."""
 
     def decode(self, state: Tensor) -> Tensor:
         """A state to images or clips uint8 (B, C, *size)."""

@@ -18,7 +18,7 @@ from ditkit.layout import Pyramid, check_ratios, pack, packing, unpack
 
 
 class PyramidCodec:
-    """Images uint8 (B, C, H, W) to packed pyramids of the states of `base`, and back from any level."""
+    """Images (B, C, H, W) to packed pyramids of the states of `base`, and back from any level."""
 
     def __init__(
         self,
@@ -57,13 +57,22 @@ class PyramidCodec:
         scaled = [scale * level for scale, level in zip(self.scales, levels, strict=True)]
         return pack(scaled, self.ratios, self.frame_ratios)
 
-    def decode(self, state: Tensor, level: int = 0) -> Tensor:
-        """The images of a level, 0 the highest, each of its own size."""
-        return self.base.decode(unpack(state, self.ratios, self.frame_ratios)[level] / self.scales[level])
+    def values(self, state: Tensor, level: int = 0) -> Tensor:
+        """The images of a level, 0 the highest, each of its own size, as numbers."""
+        return self.base.values(self._level(state, level))
 
-    def side_by_side(self, state: Tensor) -> Tensor:
-        """All levels of each image or clip, the lowest first, enlarged to the highest's size: (B, C, ..., H, levels · W)."""
-        images = [self.decode(state, level) for level in reversed(range(len(self.ratios)))]
+    def decode(self, state: Tensor, level: int = 0) -> Tensor:
+        """The same as uint8."""
+        return self.base.decode(self._level(state, level))
+
+    def _level(self, state: Tensor, level: int) -> Tensor:
+        return unpack(state, self.ratios, self.frame_ratios)[level] / self.scales[level]
+
+    def side_by_side(self, state: Tensor, numbers: bool = False) -> Tensor:
+        """All levels of each image or clip, the lowest first, enlarged to the highest's size: (B, C, ..., H, levels · W),
+        as `decode` has them or as numbers."""
+        read = self.values if numbers else self.decode
+        images = [read(state, level) for level in reversed(range(len(self.ratios)))]
         enlarged = []
         for image in images:
             for axis in range(2, image.ndim):

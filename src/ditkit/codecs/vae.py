@@ -119,7 +119,7 @@ class VaeConfig(CodecSection):
 
 
 class Vae:
-    """Images uint8 (B, C, H, W) to latents (B, channels, H/8, W/8) and back, clips (B, C, F, H, W) to those of their
+    """Images (B, C, H, W) to latents (B, channels, H/8, W/8) and back, clips (B, C, F, H, W) to those of their
     frames; grey images become RGB where the autoencoder asks for it."""
 
     random = True
@@ -165,7 +165,7 @@ class Vae:
                 f"--codec.channels {found.channels} --codec.downsampling {found.downsampling} --codec.frame-downsampling "
                 f"{found.frame_downsampling}"
             )
-        if model.config.in_channels not in (self.image_channels, 3):
+        if model.config.in_channels not in (self.image_channels, 3 if self.image_channels == 1 else None):
             raise InputError(
                 f"--codec.id {config.id} is for images of {model.config.in_channels} channel, these have "
                 f"{self.image_channels}; set --data.channels {model.config.in_channels}"
@@ -226,7 +226,7 @@ class Vae:
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> Tensor:
-        """Mean and logvar of the posterior of uint8 images (B, C, H, W) or clips, as the network gives them: float32
+        """Mean and logvar of the posterior of images (B, C, H, W) or clips, as the network gives them: float32
         (B, 2 channels, *size of the state)."""
         colours = self.autoencoder.config.in_channels
 
@@ -244,13 +244,16 @@ class Vae:
         return (latents - shift) * scale
 
     @torch.no_grad()
-    def decode(self, state: Tensor) -> Tensor:
+    def values(self, state: Tensor) -> Tensor:
         shift, scale = self._spread(state)
         latents = state / scale + shift
         images = self._in_parts(lambda part: self.autoencoder.decode(part).sample, latents)
         if self.image_channels == 1:
             images = images.mean(1, keepdim=True)
-        return to_uint8(images)
+        return images
+
+    def decode(self, state: Tensor) -> Tensor:
+        return to_uint8(self.values(state))
 
     def _spread(self, latents: Tensor) -> list[Tensor]:
         """Shift and scale, broadcasting with latents."""

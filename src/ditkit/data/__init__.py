@@ -18,18 +18,30 @@ from ditkit.data.folder import Folder
 from ditkit.data.hub import Hub
 from ditkit.data.loader import Batch, Stream, batches, in_order, load_all, load_size, spread
 from ditkit.data.moving import MovingDigits
+from ditkit.data.numeric import ArrayFiles
 from ditkit.data.shards import Webdataset
-from ditkit.data.sources import Arrays, Clips, DataSection, Images, Source, Split, differing, upgraded
+from ditkit.data.sources import (
+    Arrays,
+    Clips,
+    DataSection,
+    Images,
+    Source,
+    Split,
+    Tensors,
+    differing,
+    upgraded,
+)
 from ditkit.data.transforms import center_crop, native_size, prepare, prepare_native, to_array, to_mode
 from ditkit.data.video import VideoFolder
 
 DataConfig = Annotated[
-    Digits | FashionMNIST | EmojiData | Folder | Hub | Webdataset | MovingDigits | VideoFolder,
+    Digits | FashionMNIST | EmojiData | Folder | Hub | Webdataset | ArrayFiles | MovingDigits | VideoFolder,
     Field(discriminator="kind"),
 ]
 
 DATA: dict[
-    str, Digits | FashionMNIST | EmojiData | Folder | Hub | Webdataset | MovingDigits | VideoFolder
+    str,
+    Digits | FashionMNIST | EmojiData | Folder | Hub | Webdataset | ArrayFiles | MovingDigits | VideoFolder,
 ] = {
     "digits": Digits(),
     "fashion-mnist": FashionMNIST(),
@@ -37,12 +49,14 @@ DATA: dict[
     "folder": Folder(),
     "hub": Hub(),
     "webdataset": Webdataset(),
+    "arrays": ArrayFiles(),
     "moving-digits": MovingDigits(),
     "video": VideoFolder(),
 }
 
 __all__ = [
     "DATA",
+    "ArrayFiles",
     "Arrays",
     "Batch",
     "Bucket",
@@ -62,6 +76,7 @@ __all__ = [
     "Source",
     "Split",
     "Stream",
+    "Tensors",
     "VideoFolder",
     "Webdataset",
     "batches",

@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from ditkit.data.buckets import Plan, places_by_size, shard, sizes, written
 from ditkit.data.latents.source import Latents
-from ditkit.data.sources import Arrays, Clips, DataSection, Source, Split, one_shape, reader, stack
+from ditkit.data.sources import Arrays, Clips, DataSection, Source, Split, Tensors, one_shape, reader, stack
 from ditkit.device import cores
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
@@ -25,7 +25,7 @@ from ditkit.randomness import generator
 class Batch(NamedTuple):
     """B training images or clips."""
 
-    images: Tensor  # uint8 (B, C, H, W), clips (B, C, F, H, W); of latents on disk their moments, float32
+    images: Tensor  # uint8, or numbers float32 in [-1, 1], (B, C, H, W), clips (B, C, F, H, W); of latents their moments
     label: Tensor | None  # int64 (B,); None when the data is unlabelled
     index: Tensor  # type: ignore[assignment]  # int64 (B,): the counters n; hides tuple.index
     caption: tuple[str, ...] | None = None  # (B,); None when the data has no captions
@@ -78,8 +78,8 @@ def batches(
 def in_order(
     config: DataSection, split: Split = "train", limit: int | None = None, batch: int = 500
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Every image of a part once, without augmentation, in order, `batch` at a time: uint8 (B, C, H, W), of clips
-    the middle ones (B, C, F, H, W), and int64 labels (B,) or None.
+    """Every image of a part once, without augmentation, in order, `batch` at a time: uint8 (B, C, H, W), or numbers
+    float32 in [-1, 1], of clips the middle ones (B, C, F, H, W), and int64 labels (B,) or None.
 
     With `limit`, that many at even distances, so that data sorted by class keeps all its classes.
     InputError at once when the part cannot be opened; native images are `load_size`'s.
@@ -191,7 +191,7 @@ class Stream(Dataset):
             shape = one_shape(config, None)
         else:
             shape = self._plan.sizes[positions[0] if positions else 0]
-        if isinstance(source, Arrays) and source.boxes is None:
+        if isinstance(source, Tensors) or (isinstance(source, Arrays) and source.boxes is None):
             images = stack(source, positions, config, shape)
         else:
             read = reader(source, config, shape)

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from ditkit.config import Section
 from ditkit.data.transforms import prepare, prepare_native
@@ -75,7 +76,15 @@ class Clips(Listed, Protocol):
         """A clip of a video, uint8 (C, F, H, W): a random one by the draws of `draw`, the middle one for None."""
 
 
-Source = Images | Clips
+@runtime_checkable
+class Tensors(Listed, Protocol):
+    """A source of images that need no preparing, all of one size."""
+
+    def rows(self, picks: Sequence[int]) -> Tensor:
+        """Some of the images (B, C, H, W): uint8, or float32 in [-1, 1]."""
+
+
+Source = Images | Clips | Tensors
 
 
 class DataSection(Section):
@@ -104,6 +113,20 @@ class DataSection(Section):
     def shape(self) -> tuple[int, ...]:
         """The nominal size in pixels: (H, W), of clips (F, H, W)."""
         return self.size, self.size
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Of images that are numbers in a range of their own, its ends, which are -1 and 1 here; None for 8-bit pixels."""
+        return None
+
+    def resolved(self) -> Self:
+        """These settings with what the data's files say of size and channels filled in. InputError where they cannot be
+        read."""
+        return self
+
+    def scaled(self, part: int, whole: int) -> dict[str, int]:
+        """The fields of images whose sides are part / whole of these."""
+        return {"size": self.size * part // whole}
 
     @model_validator(mode="after")
     def _sizes_to_leave_out(self) -> "DataSection":
@@ -175,9 +198,11 @@ def stack(
     *,
     shown: bool = True,
 ) -> Tensor:
-    """The images `picks` of a source, prepared without augmentation: uint8 (N, C, size, size); of a source of clips
-    the middle ones, (N, C, F, H, W). `shape` (H, W) is the size that all of them have as native images;
-    InputError when it is missing."""
+    """The images `picks` of a source, prepared without augmentation: uint8 (N, C, size, size), of `Tensors` as they are;
+    of a source of clips the middle ones, (N, C, F, H, W). `shape` (H, W) is the size that all of them have as native
+    images; InputError when it is missing."""
+    if isinstance(source, Tensors):
+        return source.rows(picks)
     shape = one_shape(config, shape)
     if (
         isinstance(source, Arrays)
@@ -206,7 +231,7 @@ def one_shape(config: DataSection, shape: tuple[int, ...] | None) -> tuple[int, 
 
 
 def reader(
-    source: Source, config: DataSection, shape: tuple[int, ...]
+    source: Images | Clips, config: DataSection, shape: tuple[int, ...]
 ) -> Callable[[int, np.random.Generator | None], Tensor]:
     """What reads one image, prepared to `shape`, uint8 (C, H, W), or one clip, (C, F, H, W), as `Clips.clip` does."""
     if isinstance(source, Clips):

@@ -42,7 +42,7 @@ Length = Annotated[int, Field(ge=1, description="Frames of a clip.")]
 log = logging.getLogger(__name__)
 
 
-def read_movie(path: Path, channels: Literal[1, 3] = 3) -> tuple[Tensor, float | None]:
+def read_movie(path: Path, channels: int = 3) -> tuple[Tensor, float | None]:
     """(clip, frames a second) of any movie or image: uint8 (channels, F, H, W) at the size it has.
 
     The rate is None when nothing tells it: one frame, a folder of frames, uneven times. InputError, naming the

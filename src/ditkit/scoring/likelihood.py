@@ -60,6 +60,11 @@ def likelihoods(
             f"{pipeline.recipe.name}: its states are several resolutions of an image, which follow from the highest; bits "
             "per dimension are of pixels, take a model of one"
         )
+    if (bounds := pipeline.recipe.data.bounds) is not None:
+        raise InputError(
+            f"{pipeline.recipe.name}: its data is numbers from {bounds[0]:g} to {bounds[1]:g}; bits per dimension count the "
+            "256 levels of 8-bit pixels, take a model of those"
+        )
     data, steps = pipeline.recipe.data, steps or STEPS[method]
     denoise = pipeline.transport.denoiser(pipeline.network, pipeline.codec.layout(*data.shape))
     # Images of whole levels make the flow stiff near t = 0: evenly spaced times are far off there.

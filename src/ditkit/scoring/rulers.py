@@ -60,6 +60,12 @@ def rulers(
     """
     if data is None and not isinstance(reference, Path):
         data = reference
+    own = [name for name in features if name.partition("=")[0] != CLASSIFIER]
+    if data is not None and data.channels not in (1, 3) and own:
+        raise InputError(
+            f"--features {own[0]} reads pictures of 1 or 3 channels, data {data.kind} has {data.channels}; make a network of "
+            "its own with `ditkit classifier DATA --out FILE` and give classifier=FILE"
+        )
     networks = [network(name, data, device) for name in features]
     if isinstance(reference, Path):
         return [
@@ -110,6 +116,6 @@ def network(name: str, data: DataSection | None, device: torch.device | str = "c
         what = "a file of statistics" if data is None else f"data {data.kind!r}"
         raise InputError(
             f"--features: no classifier comes with ditkit for {what}; use another network (`ditkit list "
-            "features`), or make one with `ditkit classifier DIR --out FILE` and give classifier=FILE"
+            "features`), or make one with `ditkit classifier DATA --out FILE` and give classifier=FILE"
         )
     return found.to(device)

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ditkit.codecs.identity import as_uint8
 from ditkit.data import DataSection, Folder, in_order, spread
 from ditkit.data.decoding import own_limit
 from ditkit.data.folder import scan
@@ -57,12 +58,13 @@ def keeping(samples: Samples, count: int, kept: list[Tensor]) -> Samples:
 def frame_by_frame(
     batches: Iterable[tuple[Tensor, Tensor | None]],
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Every frame of clips (B, C, F, H, W) as an image, (B F, C, H, W), of its clip's label; images as they are."""
+    """Every frame of clips (B, C, F, H, W) as an image, (B F, C, H, W), of its clip's label; images as they are; numbers
+    as 8-bit pictures, as which samples are scored."""
     for images, labels in batches:
         if images.ndim == 5:
             labels = None if labels is None else labels.repeat_interleave(images.shape[2])
             images = images.transpose(1, 2).flatten(0, 1)
-        yield images, labels
+        yield as_uint8(images), labels
 
 
 def balanced_labels(count: int, classes: int) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ditkit.codecs.identity import as_uint8
 from ditkit.data import DataSection
 from ditkit.data.sources import stack
 from ditkit.errors import InputError
@@ -67,7 +68,7 @@ def nearest_images(found: Statistics, ruler: Ruler, reference: DataSection, coun
     first = int((found.index == torch.arange(len(found.index))).sum())  # rows kept from the start on
     _, places = nearest(ruler.reference.rows, found.rows[: min(first, count)])
     items, length = ruler.reference.index[places], math.prod(reference.shape[:-2])
-    stored = stack(reference.open("train"), (items // length).tolist(), reference)
+    stored = as_uint8(stack(reference.open("train"), (items // length).tolist(), reference))
     return stored if stored.ndim == 4 else stored[torch.arange(len(items)), :, items % length]
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ditkit.checkpoint import load_newest, optimizer_tensors, restore_optimizer, save_checkpoint
 from ditkit.codecs import Vae, VaeConfig
-from ditkit.codecs.identity import to_signed
+from ditkit.codecs.identity import as_uint8, to_signed
 from ditkit.codecs.vae import draw
 from ditkit.config import Section
 from ditkit.data import Batch, DataConfig, Split, batches, in_order
@@ -121,7 +121,7 @@ def train_codec(
     source = data.open("train")
     data = recorded(data, source)
     recipe = recipe.model_copy(update={"data": data})
-    if data.size % recipe.codec.downsampling:
+    if any(side % recipe.codec.downsampling for side in data.shape[-2:]):
         raise InputError(
             f"--data.size {data.size} is not divisible by {recipe.codec.downsampling}, to which {len(recipe.codec.widths)} "
             "--codec.widths lead; give another size or number of widths"
@@ -264,7 +264,7 @@ def measure(
     report says so, where nothing is held out.
     """
     split, originals = _held_out(data, count)
-    images = torch.cat([images for images, _ in originals])
+    images = torch.cat([as_uint8(images) for images, _ in originals])
     again = torch.cat([codec.decode(codec.encode(part)).cpu() for part in images.split(100)])
     pairs = zip(images.split(100), again.split(100), strict=True)
     error = torch.cat(
@@ -297,7 +297,7 @@ def _ruler(features: str | None, data: DataConfig, device: torch.device) -> Feat
     and None where that is not to be had."""
     try:
         found = network(features or CLASSIFIER, data, device)
-        found(torch.zeros(1, data.channels, data.size, data.size, dtype=torch.uint8, device=device))
+        found(torch.zeros(1, data.channels, *data.shape[-2:], dtype=torch.uint8, device=device))
     except InputError as error:
         if features is not None:
             raise

@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 
 
 def settled(data: Data, settings: Path, latents: Path | None = None) -> Data:
-    """The section with nothing left open: what is not given is as in the run that has these `settings` (recipe.json),
-    or as the latents were encoded with, or as a new run begins."""
+    """The section with nothing left open: what is not given is as the data's files say, as in the run that has these
+    `settings` (recipe.json), or as the latents were encoded with, or as a new run begins."""
+    data = data.resolved()
     before: Mapping[str, Any] = {}
     if settings.is_file():
         before = upgraded(read_json(settings).get("data", {}))

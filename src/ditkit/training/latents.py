@@ -128,6 +128,9 @@ class FromMoments:
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         return self._codec.sample(images, noise)
 
+    def values(self, state: Tensor) -> Tensor:
+        return self._codec.values(state)
+
     def decode(self, state: Tensor) -> Tensor:
         return self._codec.decode(state)
 
