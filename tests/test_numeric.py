@@ -501,6 +501,25 @@ def test_stopped_and_resumed_equals_not_stopped(two, tmp_path):
         train(small(tmp_path / "other.npz", flip=True), tmp_path / "run", device=CPU, progress=False)
 
 
+def test_a_file_that_has_changed_is_seen_on_resume(tmp_path):
+    def go_on(**data) -> None:
+        chosen = small(tmp_path / "a.npz", names=("ant", "bee", "cat"), **data)
+        train(chosen.replace(train={"images": 64}), tmp_path / "run", device=CPU, progress=False)
+
+    fields, labels = waves(32, 2), np.arange(32) % 3
+    np.savez(tmp_path / "a.npz", x=fields, y=labels)
+    go_on()
+    data = json.loads((tmp_path / "run" / "recipe.json").read_text())["data"]
+    assert data["names"] == ["ant", "bee", "cat"]
+    go_on()
+    np.savez(tmp_path / "a.npz", x=fields[::-1], y=labels)
+    with pytest.raises(
+        InputError, match=r"1 changed \(a\.npz\); put them back, or give --data\.changed accept"
+    ):
+        go_on()
+    go_on(changed="accept")
+
+
 def test_samples_are_numbers_in_the_range_and_pictures_of_them(two):
     pipeline = load(two)
     cond = {"label": [0, 1, 2]}
