@@ -1,27 +1,78 @@
-"""What several tests share: a recipe that trains in a second, and a run of it."""
+"""What several tests share: a recipe that trains in a second, and a run of it; no network; what was skipped."""
 
+import gzip
 import os
 import tempfile
+from collections import Counter
+from pathlib import Path
 
+import no_network
 import pytest
+
+# Before anything that reads them is imported, here and in the processes that tests start.
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+REACHED = Path(tempfile.mkstemp(prefix="ditkit-network-")[1])
+no_network.forbid_everywhere(REACHED)
+CACHE = tempfile.TemporaryDirectory(prefix="ditkit-cache-")
+os.environ["DITKIT_CACHE"] = CACHE.name  # what tests prepare is not for the user's own cache
+
+import numpy as np
 import torch
 
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe
 from ditkit.training import train
 
-_cache = tempfile.TemporaryDirectory(prefix="ditkit-cache-")
-os.environ["DITKIT_CACHE"] = _cache.name  # what tests prepare is not for the user's own cache
-
 CPU = torch.device("cpu")
 
 SMALL = {"backbone": {"width": 24, "depth": 2, "heads": 2}, "sample": {"steps": 2}}
 
 
+def assert_near(found, expected, share=1e-5):
+    """The same but for rounding: to `share` of the largest value, which is what passes through all layers. One image
+    in batches of two sizes, on two processors or with other threads, is rounded otherwise."""
+    atol = share * expected.abs().max().item()
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+def write_idx(path: Path, values: np.ndarray, cut: int = 0) -> None:
+    """uint8 values as Fashion-MNIST's files hold them, less the last `cut` bytes."""
+    header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes()
+    path.write_bytes(gzip.compress((header + values.tobytes())[: -cut or None]))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Batches this small gain nothing from a second thread, and lose much when its core is busy."""
-    torch.set_num_threads(1)
+    """Batches this small gain nothing from a second thread, and lose much when its core is busy. `make test-isa` asks
+    for two: other sums are rounded otherwise."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """What a test draws without a generator of its own does not depend on the tests before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_network_was_reached():
+    """What was refused in another thread or process, or was caught, fails its test, too."""
+    yield
+    if lines := REACHED.read_text():
+        REACHED.write_text("")
+        pytest.fail(f"a test uses no network, only this machine; this one {', '.join(lines.splitlines())}")
+
+
+def pytest_unconfigure():
+    REACHED.unlink(missing_ok=True)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What this machine lacks, and how many tests that left out."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} skipped: {reason}")
 
 
 @pytest.fixture

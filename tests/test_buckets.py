@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from needs import needs_clothes
 from PIL import Image
 from pydantic import ValidationError
 
@@ -221,9 +222,8 @@ def test_images_of_unequal_sizes_are_held_in_memory(channels):
     assert torch.equal(stack(source, [1], square)[0], prepare(source[1][0], 28, channels))
 
 
+@needs_clothes
 def test_fashion_mnist_has_garments_of_every_aspect():
-    if not arrays.DEBIAN.is_dir():
-        pytest.skip("apt install dataset-fashion-mnist")
     config = FashionMNIST(aspect="native", crop="garment")
     source = config.open("test")
     width, height = np.array([source.size(k) for k in range(len(source))]).T

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import write_idx
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
@@ -260,11 +261,6 @@ def test_digits_at_another_size_and_in_colour():
     assert (image.mode, image.size, label) == ("RGB", (16, 16), int(source.labels[3]))
     small = Image.fromarray(Digits().open("test").images[3, 0].numpy())
     assert torch.equal(to_array(center_crop(small, 16))[0], source.images[3, 0])
-
-
-def write_idx(path: Path, values: np.ndarray, cut: int = 0) -> None:
-    header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes()
-    path.write_bytes(gzip.compress((header + values.tobytes())[: -cut or None]))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from needs import needs_font, needs_table
 from PIL import Image, ImageFont, features
 from pydantic import ValidationError
 
@@ -24,12 +25,6 @@ from ditkit.data.emoji import (
     render,
 )
 from ditkit.errors import InputError
-
-needs_font = pytest.mark.skipif(
-    not FONT.is_file() or not features.check("raqm"),
-    reason="needs Debian's fonts-noto-color-emoji and a Pillow with raqm",
-)
-needs_table = pytest.mark.skipif(not TABLE.is_file(), reason="needs Debian's unicode-data")
 
 LINES = """\
 # group: Smileys & Emotion

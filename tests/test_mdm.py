@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import assert_near
 
 from ditkit.backbones import BACKBONES, MatryoshkaConfig, MDMConfig
 from ditkit.config import read_section, write_section
@@ -497,11 +498,11 @@ def test_mixed_resolutions():
     one.load_state_dict(two.inner.state_dict())
     without = run(two, levels[1:], *told), run(one, levels[2:], *told)
     for level, expected in enumerate(whole):
-        torch.testing.assert_close(mixed[level][:1], expected[:1])
+        assert_near(mixed[level][:1], expected[:1])
     for level in (1, 2):
-        torch.testing.assert_close(mixed[level][1:3], without[0][level - 1][1:3])
-        assert not mixed[level][1].allclose(whole[level][1])
-    torch.testing.assert_close(mixed[2][3:], without[1][0][3:])
+        assert_near(mixed[level][1:3], without[0][level - 1][1:3])
+        assert (mixed[level][1] - whole[level][1]).abs().max() > 0.01
+    assert_near(mixed[2][3:], without[1][0][3:])
     again = run(net, levels, *told, rows=[4, 4])
     assert all(a.equal(b) for a, b in zip(again, whole, strict=True))
 

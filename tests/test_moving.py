@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import write_idx
 from pydantic import ValidationError
 
-from ditkit.data import Digits
-from ditkit.data.arrays import DEBIAN
+from ditkit.data import Digits, arrays
 from ditkit.data.moving import MovingDigits, caption, centroid, draw_at, fold
 from ditkit.errors import InputError
 
@@ -139,8 +139,10 @@ def test_captions_are_true_of_the_first_step():
         assert ("right" in text) <= (right > 0)
 
 
-@pytest.mark.skipif(not DEBIAN.is_dir(), reason="Fashion-MNIST is not installed")
-def test_clothes_move_too():
+def test_clothes_move_too(tmp_path, monkeypatch):
+    write_idx(tmp_path / "t10k-images-idx3-ubyte.gz", np.full((10, 28, 28), 200, np.uint8))
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.arange(10, dtype=np.uint8))
+    monkeypatch.setattr(arrays, "DEBIAN", tmp_path)
     source = MovingDigits(glyphs="fashion-mnist", glyph=28, size=40, clips=40).open("test")
     assert source.names[0] == "T-shirt/top"
     assert any(text.startswith("an ankle boot moves") for text in source.captions)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import CPU
+from needs import needs_font, needs_table
 from PIL import Image
 from torch import Tensor
 
 from ditkit.data import DATA, Folder
-from ditkit.data.emoji import FONT, TABLE
 from ditkit.errors import InputError
 from ditkit.evaluation import Features, Report, gather, read_statistics, save_statistics
 from ditkit.pipeline import load
@@ -458,9 +458,8 @@ def test_the_nearest_training_images_are_shown_in_the_order_of_the_samples(monke
     assert nearest_images(found[0], ruler, hues, count=3).shape == (3, 1, 1, 1)
 
 
-@pytest.mark.skipif(
-    not (FONT.is_file() and TABLE.is_file()), reason="needs the emoji font and Unicode's table"
-)
+@needs_font
+@needs_table
 def test_held_out_images_keep_their_captions():
     found = held_out(DATA["emoji"], 16)
     source = DATA["emoji"].open("test")

@@ -9,6 +9,7 @@ from filelock import FileLock
 
 from ditkit.cli import main
 from ditkit.costs import recipe_cost
+from ditkit.data import Digits
 from ditkit.pipeline import Pipeline, load
 from ditkit.studies import STUDIES, cells, samplers, scaling, sit_ladder, udit, udit_ladder
 from ditkit.studies.cells import Cell, Point, read_cells, run_cells
@@ -289,7 +290,7 @@ def test_bands_of_waves():
 
 
 def test_spectra_of_an_untrained_network(tmp_path):
-    recipe = udit_ladder.cells()["token"].recipe
+    recipe = udit_ladder.cells()["token"].recipe.model_copy(update={"data": Digits(size=udit_ladder.SIZE)})
     pipeline = Pipeline(recipe, recipe.build_backbone().eval(), recipe.build_codec(), CPU)
     found = udit_ladder.spectra(pipeline)
     assert list(found) == ["0.1", "0.5", "0.9"]

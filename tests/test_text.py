@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from needs import needs_minilm
 from safetensors.torch import load_file, save_file
 
 from ditkit.errors import InputError
@@ -17,7 +18,6 @@ from ditkit.text import TEXT_ENCODERS, Text, TextCache, TextConfig, TextEncoder,
 from ditkit.text.files import PACKAGE, find_folder, identity, width
 
 transformers = pytest.importorskip("transformers", reason="needs the extra `text`")
-needs_minilm = pytest.mark.skipif(find_spec(PACKAGE) is None, reason="needs the extra `text`")
 
 PROMPTS = ["a red heart", "a heart that is red", "train station", "thumbs up: medium-dark skin tone", ""]
 

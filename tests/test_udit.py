@@ -620,7 +620,10 @@ def test_error_of_a_size_that_does_not_halve(attention, factor):
 
 
 def test_error_of_a_size_is_told_before_a_run_begins(tmp_path, capsys):
-    assert main(["train", "fashion-sit", "--backbone", "U-DiT", "--out", str(tmp_path / "run")]) == 2
+    assert (
+        main(["train", "digits", "--data.size", "28", "--backbone", "U-DiT", "--out", str(tmp_path / "run")])
+        == 2
+    )
     assert "28x28 cannot be halved 3 times; change --data.size to a multiple of 8" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
