@@ -543,6 +543,16 @@ def test_import_is_quick_and_lazy():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_training_does_not_wait_for_what_few_commands_use():
+    """Captions' probes and the adaptive solver bring scikit-learn, pandas and SciPy: seconds of every start."""
+    code = (
+        "import sys, ditkit.cli.demo, ditkit.cli.train, ditkit.training; "
+        "print(*{'sklearn', 'pandas', 'scipy', 'torchdiffeq'} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""
+
+
 def test_the_hubs_client_is_silent_about_its_retries():
     """They come twice each; what becomes of them is the one line of an error."""
     code = (

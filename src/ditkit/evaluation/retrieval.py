@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.linear_model import RidgeCV
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -52,6 +51,8 @@ def fit_probe(features: Tensor, texts: Tensor) -> Probe:
             f"a probe of captions needs an embedding for each image and at least two; these are {len(features)} "
             f"images and {len(texts)} embeddings"
         )
+    from sklearn.linear_model import RidgeCV  # two seconds to import
+
     mean, spread, text_mean = features.mean(0), features.std(0).clamp(min=1e-6), texts.mean(0)
     regression = RidgeCV(alphas=PENALTIES, fit_intercept=False)
     regression.fit(((features - mean) / spread).double().numpy(), (texts - text_mean).double().numpy())

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from ditkit.transports import Denoiser
 
@@ -15,6 +14,8 @@ def dopri5(
     Image by image: an error norm over a batch would let images depend on each other. Of the grid only the
     two ends count. The solver looks beyond them before it comes back; the network is not asked there.
     """
+    from torchdiffeq import odeint  # imports scipy's integrators: most of a second
+
     start, end = grid[0], grid[-1]
 
     def alone(x: Tensor, cond: dict) -> Tensor:
