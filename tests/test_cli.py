@@ -108,7 +108,7 @@ def test_every_flag_of_train_sets_its_field():
     """Walk the recipe's fields; give each another value as a flag; exactly that field changes."""
     base = parse_train(["digits"]).recipe
     other = {
-        "train.precision": "bf16", "train.schedule": "constant", "train.betas": "0.8 0.9", "train.compile": None,
+        "train.precision": "bf16", "train.schedule": "constant", "train.betas": "0.8 0.9", "train.compile": "off",
         "train.micro_batch": "16", "train.clip": "0.5", "sample.sampler": "ddim", "sample.interval": "0.1 0.9",
         "data.flip": None, "data.channels": "3", "transport.path": "gvp", "transport.predict": "v",
         "transport.time_law": "logit_normal", "transport.weighting": "likelihood", "transport.variance": "learned",
@@ -475,12 +475,14 @@ def test_bundled_snapshots_are_small_and_good(name):
         (["compare", "digits", "--solvers", "leapfrog:5"], ["leapfrog", "heun"]),
         (["compare", "digits", "--solvers", "ab2:5", "--steps", "3"], ["--solvers", "leave --sampler and --steps out"]),
         (["reference", "digits", "--out", "ref.bin"], ["--out", "ref.bin", ".npz"]),
-        (["reference", "nothing", "--out", "ref.npz"], ["--reference", "nothing"]),
+        (["reference", "nothing", "--out", "ref.npz"], ["unknown data 'nothing'", "digits"]),
         (["study", "nothing"], ["nothing", "scaling"]),
         (["study", "scaling", "--cells", "XXL-2"], ["--cells", "XXL-2", "XS-7"]),
         (["info", "digts"], ["unknown name 'digts'"]),
         (["list", "everything"], ["everything", "recipes"]),
-        (["classifier", "nothing"], ["nothing", "digits"]),
+        (["classifier", "nothing"], ["unknown data 'nothing'", "digits"]),
+        (["train", "digits", "--sample.sampler", "leapfrog"], ["unknown --sample.sampler 'leapfrog'"]),
+        (["train", "digits", "--sample.eta", "0.5"], ["--sample.eta 0.5", "take --sample.sampler"]),
     ],
 )  # fmt: skip
 def test_wrong_input(arguments, told, capsys, tmp_path, monkeypatch):

@@ -5,14 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+from commands import understood
 from PIL import Image
 
-from ditkit.cli import VERBS, main
-from ditkit.cli.encode import parse_encode
-from ditkit.cli.info import parse_info
-from ditkit.cli.parsing import parse
-from ditkit.cli.train import parse_train
-from ditkit.cli.train_codec import parse_train_codec
+from ditkit.cli import main
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,48 +26,37 @@ def commands():
                 yield pytest.param(words[1:], id=f"{path.name}: {' '.join(words)[:60]}")
 
 
+PLACES = ("DIR", "/data/imagenet/train")
+
+
 @pytest.mark.parametrize("words", commands())
 def test_every_documented_command_is_understood(words, tmp_path):
     """Flags are parsed as the verb does it; nothing is run."""
     Image.new("L", (8, 8)).save(tmp_path / "0.png")
-    verb, *rest = [str(tmp_path) if word in ("DIR", "/data/imagenet/train") else word for word in words]
-    assert verb in VERBS
-    own = {"train": parse_train, "info": parse_info, "encode": parse_encode, "train-codec": parse_train_codec}
-    if verb in own:
-        own[verb](rest)
-        return
-    from ditkit.cli import (
-        bench,
-        classifier,
-        compare,
-        convert,
-        demo,
-        evaluate,
-        likelihood,
-        listing,
-        reference,
-        sample,
-        study,
-    )
+    understood([str(tmp_path) if word in PLACES else word for word in words])
 
-    targets = {
-        "sample": sample.SampleCommand,
-        "eval": evaluate.EvalCommand,
-        "compare": compare.CompareCommand,
-        "likelihood": likelihood.LikelihoodCommand,
-        "reference": reference.ReferenceCommand,
-        "study": study.StudyCommand,
-        "list": listing.ListCommand,
-        "bench": bench.BenchCommand,
-        "convert": convert.ConvertCommand,
-        "demo": demo.DemoCommand,
-        "classifier": classifier.ClassifierCommand,
-    }
-    default = None
-    if verb == "classifier":
-        data, *rest = rest
-        default = classifier.ClassifierCommand(data=classifier.data_section(data))
-    parse(targets[verb], rest, verb, default=default)
+
+def test_what_the_readme_says_can_be_typed_in_its_order():
+    """Every line of its shell is a command that is there by then: of make, of the shell, or, once the environment is
+    activated, ditkit's."""
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    active = False
+    for block in blocks(ROOT / "README.md", "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words == [".", ".venv/bin/activate"]:
+                active = True
+            elif words:
+                assert (words[0] == "ditkit" and active) or (words[0] == "make" and words[1] in targets), line
+    assert active
+
+
+def test_commands_within_sentences_are_understood(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    found = re.findall(r"(?<!`)`ditkit ([a-z-]+ [^`]+)`", (ROOT / "README.md").read_text())
+    for text in found:
+        understood([str(tmp_path) if word in PLACES else word for word in shlex.split(text)])
+    assert found
 
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):

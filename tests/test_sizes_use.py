@@ -32,7 +32,7 @@ FEW = {
     "lr": 1e-3,
     "preview_images": 0,
     "validate_images": 0,
-    "compile": False,
+    "compile": "off",
     "schedule": "constant",
     "precision": "fp32",
 }

@@ -243,7 +243,7 @@ def _recipe(backbone: BackboneConfig, batch: int, precision: Precision) -> Recip
 
 def compile_ditkit(net: Backbone) -> None:
     """As `--train.compile` does it."""
-    compile_blocks(net, CPU)
+    compile_blocks(net)
 
 
 def ditkit_step(recipe: Recipe, net: Backbone) -> Callable[[], None]:

@@ -1,16 +1,28 @@
 """What this machine can do: which device, how many cores, which precision, whether blocks can be compiled."""
 
+import functools
 import os
 import shutil
+import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BeforeValidator
 
 from ditkit.errors import InputError
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "bf16", "fp32"]
+
+
+def _switch(value: Any) -> Any:
+    """What files of version 0.1 have is true or false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Compile = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
+"""Whether blocks are compiled; auto: where it works and there is enough to compute (`backbones.compiling`)."""
 
 
 def pick_device(name: DeviceName = "auto") -> torch.device:
@@ -48,7 +60,33 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def check_compiler(device: torch.device) -> None:
-    """InputError where torch.compile lacks what it needs: a C++ compiler for a CPU."""
-    if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "cl")):
-        raise InputError("compiling needs a C++ compiler: install g++, or give --no-compile")
+def no_compiler(device: torch.device, *, tried: bool = True) -> str | None:
+    """Why torch.compile cannot work on this device, in a few words; None where it can.
+
+    On a CPU it needs a C++ compiler (the variable CXX names another than the usual one), which is looked for; then
+    compiling is tried, once, which takes seconds.
+    """
+    if device.type == "cpu":
+        usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+        compiler = os.environ.get("CXX", usual)
+        if shutil.which(compiler) is None:
+            return f"there is no C++ compiler {compiler}"
+    return _compiling_fails(device.type) if tried else None
+
+
+def check_compiler(device: torch.device, instead: str, *, tried: bool = True) -> None:
+    """InputError where torch.compile cannot work, by `no_compiler`; `instead` is the flag that does without it."""
+    if (reason := no_compiler(device, tried=tried)) is not None:
+        remedy = "install g++, or name another in CXX" if device.type == "cpu" else "mend it"
+        raise InputError(f"compiling: {reason}; {remedy}, or give {instead}")
+
+
+@functools.cache
+def _compiling_fails(kind: str) -> str | None:
+    """How compiling a line and its gradient fails; None where it does not."""
+    try:
+        x = torch.ones(64, device=kind, requires_grad=True)
+        torch.compile(lambda x: (2 * x).sin().sum())(x).backward()
+    except Exception as error:
+        return f"it fails ({type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')[:200]})"
+    return None

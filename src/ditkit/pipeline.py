@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import Unpack
 
-from ditkit.backbones import Backbone, compile_blocks
+from ditkit.backbones import Backbone, compile_blocks, compiles
 from ditkit.codecs import Codec, PyramidCodec
 from ditkit.codecs.identity import to_bounds
 from ditkit.conditions import (
@@ -35,7 +35,7 @@ from ditkit.conditions import (
     in_place_of_unknown,
     unknown,
 )
-from ditkit.device import DeviceName, Precision, autocast, pick_device
+from ditkit.device import Compile, DeviceName, Precision, autocast, pick_device
 from ditkit.errors import InputError
 from ditkit.files import first_line, save_tensors, tensors_hash
 from ditkit.hub import model_card, publish
@@ -403,9 +403,20 @@ class Pipeline:
             raise InputError(f"--weak {path}: {theirs}; a weak model needs {ours}")
         return other.transport.denoiser(other.network, layout)
 
-    def compile(self) -> None:
-        """Compile the network's blocks: the first image waits for it, many images are faster."""
-        compile_blocks(self.network, self.device)
+    def tokens(self, **how: Unpack[Sampling]) -> int:
+        """That the network works on to sample an image, all evaluations together, guided ones twice. A solver that
+        chooses its own steps is taken to need a hundred. InputError as of `generate`."""
+        chosen = self.recipe.sample.override(how)
+        layout = self._layout(how.get("size"), how.get("frames"))
+        evaluations = chosen.nfe(chosen.times(self.transport, layout), self.transport) or 100
+        guided = any(scale != 1 for scale in chosen.level_guidance or (chosen.guidance,))
+        return evaluations * (1 + guided) * self.recipe.backbone.tokens(layout.shape[1:])
+
+    def compile(self, choice: Compile = "on", tokens: int = 0) -> None:
+        """Compile the network's blocks: the first image waits for it, many images are faster. With auto only where that
+        works and pays for so many tokens. InputError where it is to be on and cannot be."""
+        if compiles(choice, self.network, self.device, tokens, "--compile"):
+            compile_blocks(self.network)
 
     def save(
         self, folder: str | Path, dtype: torch.dtype = torch.float32, reports: Sequence[Mapping] = ()

@@ -14,7 +14,7 @@ from ditkit.backbones import Backbone, BackboneConfig, MatryoshkaConfig, build
 from ditkit.codecs import Codec, CodecConfig, IdentityConfig, PyramidCodec
 from ditkit.config import Section, read_section, write_section
 from ditkit.data import ArrayFiles, DataConfig, upgraded
-from ditkit.device import Precision
+from ditkit.device import Compile, Precision
 from ditkit.errors import InputError
 from ditkit.sampling.config import SamplingConfig
 from ditkit.text import TextConfig
@@ -73,8 +73,9 @@ class TrainConfig(Training):
     """Half-life of the weights' moving average (DiT's decay of 0.9999 at batch 256)."""
     ema_rampup: Annotated[float, Field(gt=0)] | None = None
     """The half-life is at most this share of the images seen so far (EDM uses 0.05)."""
-    compile: bool = False
-    """Compile each block (one compilation for all of them; needs a C++ compiler on a CPU)."""
+    compile: Compile = "auto"
+    """Compile each block. auto: where a compiler works (a C++ compiler on a CPU) and the run is long enough to pay for
+    it; a run that is resumed goes on as it began."""
     preview_images: Annotated[int, Field(ge=0)] = 250_000
     """A grid of samples every so many images; 0: never."""
     validate_images: Annotated[int, Field(ge=0)] = 50_000

@@ -2,17 +2,16 @@
 
 from typing import Annotated
 
-import torch
 from pydantic import Field
 
 from ditkit.backbones.base import Backbone, Cond
+from ditkit.backbones.compiling import compile_blocks, compiles
 from ditkit.backbones.dit import DiT, DiTConfig
 from ditkit.backbones.matryoshka import MDM_SIZES, Matryoshka, MatryoshkaConfig, OuterLevel, matryoshka
 from ditkit.backbones.mdm import MDM, MDMConfig
 from ditkit.backbones.plain import PLAIN, PlainConfig
 from ditkit.backbones.udit import UDiT, UDiTConfig
 from ditkit.backbones.unet import UNet, UNetConfig
-from ditkit.device import check_compiler
 from ditkit.errors import InputError
 from ditkit.layout import packing
 
@@ -85,24 +84,6 @@ def build(
     return config.build(**shape)
 
 
-def compile_blocks(net: Backbone, device: torch.device) -> None:
-    """Compile the blocks, once for all that are alike; weights keep their names.
-
-    A block is compiled for any size at the second that it meets. Where blocks differ in width and resolution, as in
-    a U, each kind is compiled for its own sizes, and again for a batch of another size.
-
-    InputError where a CPU has no C++ compiler.
-    """
-    check_compiler(device)
-    kinds = {tuple(p.shape for p in block.parameters()) for block in net.blocks}
-    # By default the compiler gives up after 8 forms of one function. Each kind of block is one; so is attention over
-    # space or over time, of one frame or more, in training or not.
-    config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, 16 * len(kinds))
-    for block in net.repeated:
-        block.compile(dynamic=False if len(kinds) > 1 else None)
-
-
 __all__ = [
     "BACKBONES",
     "MDM",
@@ -123,6 +104,7 @@ __all__ = [
     "build",
     "check_name",
     "compile_blocks",
+    "compiles",
     "configured",
     "matryoshka",
 ]

@@ -12,26 +12,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from ditkit.cli.verbs import VERBS, explained, program, to_type, typed
 from ditkit.errors import InputError
 
-# verb -> (module, what it does); modules are imported when chosen, so that help is quick.
-VERBS: dict[str, tuple[str, str]] = {
-    "demo": ("demo", "train on real digits, sample, score and draw: everything in a few minutes"),
-    "train": ("train", "train a recipe; the same command again resumes it"),
-    "train-codec": ("train_codec", "train a small autoencoder on your own images"),
-    "encode": ("encode", "encode a recipe's images once, to train from the latents"),
-    "sample": ("sample", "make images with a run or a snapshot"),
-    "eval": ("evaluate", "score a run, a folder or an .npz file"),
-    "compare": ("compare", "score several models alike: error bars, pictures, guidance curves"),
-    "likelihood": ("likelihood", "bits per dimension of real images"),
-    "reference": ("reference", "compute the statistics of reference images once, into a file"),
-    "study": ("study", "run a named experiment of several trainings; every cell is cached"),
-    "convert": ("convert", "write a model as a snapshot, an official file or a folder of diffusers"),
-    "info": ("info", "parameters, multiply-adds and memory of a recipe or a run"),
-    "list": ("listing", "what can be chosen: recipes, backbones, samplers, ..."),
-    "classifier": ("classifier", "make the frozen classifier that scores a data set"),
-    "bench": ("bench", "speed against diffusers on this machine"),
-}
+__all__ = ["VERBS", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"unknown verb {verb!r}; choose one of: {', '.join(VERBS)}")
         importlib.import_module(f"ditkit.cli.{VERBS[verb][0]}").run(rest)
     except InputError as error:
-        print(f"ditkit: {error}", file=sys.stderr)
+        print(f"ditkit: {typed(explained(str(error), arguments[0]))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `ditkit list | head`: the reader has gone, which is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains once more as it ends
@@ -77,8 +61,8 @@ def _help() -> str:
     width = max(len(verb) for verb in VERBS)
     verbs = "\n".join(f"  {verb:{width}s}  {what}" for verb, (_, what) in VERBS.items())
     return (
-        "usage: ditkit VERB ...\n\n"
+        f"usage: {program()} VERB ...\n\n"
         "Diffusion transformers from the same small parts, trained, sampled and scored with one tool.\n\n"
         f"{verbs}\n\n"
-        "ditkit VERB --help explains one. A first look: ditkit demo"
+        f"{program()} VERB --help explains one. A first look: {to_type('demo')}"
     )

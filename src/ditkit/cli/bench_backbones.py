@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ditkit.backbones import BACKBONES, compile_blocks
-from ditkit.benchmark import CPU, Contender, evaluation_of, measure, shares, step_of
+from ditkit.benchmark import Contender, evaluation_of, measure, shares, step_of
 from ditkit.cli.measured import MeasuredCommand, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.costs import Published, cost, published
@@ -78,7 +78,7 @@ def _contenders(command: BackboneBenchCommand, task: str) -> Iterator[Contender]
     for name in command.backbones:
         net, call = build(BACKBONES[name], command.batch, command.precision)
         if command.compile:
-            compile_blocks(net, CPU)
+            compile_blocks(net)
         yield Contender(task, name, call)
 
 

@@ -127,7 +127,7 @@ def read(config: Folder) -> None:
 
 def first_step(recipe: Recipe, out: Path) -> None:
     """A training of one step: open the images, build the network, step, and write a checkpoint."""
-    only = {"images": recipe.train.batch, "preview_images": 0, "validate_images": 0, "compile": False}
+    only = {"images": recipe.train.batch, "preview_images": 0, "validate_images": 0, "compile": "off"}
     train(recipe.replace(train=only), out, device=torch.device("cpu"), progress=False)
 
 

@@ -126,7 +126,7 @@ def _called(
 ) -> Callable[[], object]:
     net, call = build(recipe)
     if compiled:
-        compile_blocks(net, CPU)
+        compile_blocks(net)
     return call
 
 

@@ -11,7 +11,7 @@ from statistics import median
 import torch
 
 from ditkit.backbones import compile_blocks
-from ditkit.benchmark import CPU, Contender, measure, training_step
+from ditkit.benchmark import Contender, measure, training_step
 from ditkit.cli.measured import MeasuredCommand, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.data import Batch, Plan, plan_for
@@ -49,7 +49,7 @@ def run(argv: list[str]) -> None:
     with threads(command.threads):
         net = recipe.build_backbone().train()
         if command.compile:
-            compile_blocks(net, CPU)
+            compile_blocks(net)
         codec = recipe.build_codec()
         contenders = [
             Contender("step", name, training_step(recipe, net, codec, batch))

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ditkit.cli.parsing import data_section, parse
+from ditkit.cli.verbs import to_type, typed
 from ditkit.config import Section
 from ditkit.data import DataConfig, DataSection, Split, load_all
 from ditkit.errors import InputError
@@ -38,10 +39,10 @@ class ClassifierCommand(Section):
 
 def run(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
+        print(typed(USAGE))
         return
     name, *flags = argv
-    default = ClassifierCommand(data=data_section(name))
+    default = ClassifierCommand(data=data_section(name, flag=None))
     command = parse(ClassifierCommand, flags, f"classifier {name}", default=default)
     images, labels = _load(command.data, "train")
     if labels is None:
@@ -66,7 +67,8 @@ def run(argv: list[str]) -> None:
     save_classifier(out, classifier)
     card = classifier.card
     print(
-        f"{out}\nheld-out accuracy {card.accuracy:.4f} on {len(test_images)} images, hash {classifier.hash[:12]}"
+        f"{out}\nheld-out accuracy {card.accuracy:.4f} on {len(test_images)} images, hash {classifier.hash[:12]}\n"
+        f"next: {to_type('eval', 'RUN', '--features', f'classifier={out}')}"
     )
 
 

@@ -68,9 +68,9 @@ def run(argv: list[str]) -> None:
 
     cells: list[Cell] = []
     for name, pipeline in models.items():
-        command.compile_if_asked(pipeline)
         own = pipeline.recipe.sample.guidance
         asked = (scales or sorted({1.0, own})) if pipeline.classes else [1.0]
+        command.compile_for(pipeline, command.n * len(solvers) * len(asked))
         for solver, guidance in product(solvers, asked):
             parts = [titles[name], *map(str, solver.values()), f"{guidance:g}"]
             print(", ".join([*parts[:-1], f"guidance {guidance:g}"]), flush=True)

@@ -8,7 +8,7 @@ import torch
 import tyro
 from pydantic import Field
 
-from ditkit.cli.options import check_writable
+from ditkit.cli.options import check_writable, next_sample
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
 from ditkit.errors import InputError
@@ -67,7 +67,6 @@ def _write(command: ConvertCommand, pipeline: Pipeline) -> tuple[Path, str]:
     report = Path(command.run) / "eval" / "report.json"
     reports = [json.loads(report.read_text())] if report.exists() else []
     folder = pipeline.save(command.out, dtype, reports)
-    then = f"next: ditkit sample {folder}"
-    return folder / "model.safetensors", publish(
-        folder, command.push, command.private
-    ) if command.push else then
+    if command.push:
+        return folder / "model.safetensors", publish(folder, command.push, command.private)
+    return folder / "model.safetensors", f"next: {next_sample(pipeline.recipe, folder)}"

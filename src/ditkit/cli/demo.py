@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 
 from ditkit.cli.parsing import parse
+from ditkit.cli.verbs import to_type
 from ditkit.config import Section
 from ditkit.data import load_all
 from ditkit.device import DeviceName, pick_device
@@ -88,8 +89,10 @@ def run(argv: list[str]) -> None:
     for name in ("samples.png", "loss.png", "report.json"):
         print(f"  {out / name}")
     print(
-        f"\nNext:\n  ditkit sample {out} --labels 3 7 --guidance 3\n"
-        "  ditkit train fashion-sit          Fashion-MNIST (apt install dataset-fashion-mnist)\n"
-        "  ditkit train fashion-sit --data DIR --data.channels 3     your own images, a sub-folder per class\n"
-        "  ditkit list                       everything that can be chosen"
+        f"\nNext:\n"
+        f"  {to_type('sample', out, '--labels', 3, 7, '--guidance', 3)}\n"
+        f"  {to_type('train', 'fashion-sit')}     Fashion-MNIST (apt install dataset-fashion-mnist)\n"
+        f"  {to_type('train', 'fashion-sit', '--data', 'DIR', '--data.channels', 3)}     "
+        "your own images, a sub-folder per class\n"
+        f"  {to_type('list')}     everything that can be chosen"
     )

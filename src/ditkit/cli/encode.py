@@ -8,7 +8,9 @@ from typing import Annotated
 from pydantic import Field
 
 from ditkit.cli.options import check_writable
+from ditkit.cli.parsing import without
 from ditkit.cli.train import RecipeFlags, parse_recipe
+from ditkit.cli.verbs import to_type, typed
 from ditkit.codecs import Vae
 from ditkit.config import read_section
 from ditkit.data.latents import Index, write_cache
@@ -51,7 +53,7 @@ def parse_encode(argv: list[str]) -> EncodeCommand:
 
 def run(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
+        print(typed(USAGE))
         return
     command = parse_encode(argv)
     out = command.out
@@ -87,10 +89,11 @@ def run(argv: list[str]) -> None:
         print(f"{texts.folder}: {len(texts):,} captions, by {command.recipe.text.id}")
     index = read_section(Index, out / INDEX)
     mean, std = index.mean or (), index.std or ()
+    own = EncodeCommand.model_fields.keys() - RecipeFlags.model_fields.keys()
     print(f"{out}: {encoded:,} of {len(source):,} images encoded, {encoded / seconds:.1f} images/s")
     print(f"channels: mean {_numbers(mean)}, spread {_numbers(std)}")
     print(
-        f"next: ditkit train {argv[0]} ... --train.latents {out}\n"
+        f"next: {to_type('train', *without(argv, own), '--train.latents', out)}\n"
         f"to give each channel mean 0 and spread 1: --codec.shift {_numbers(mean)} "
         f"--codec.scale {_numbers([1 / max(each, 1e-6) for each in std])}"
     )

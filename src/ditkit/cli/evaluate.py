@@ -98,7 +98,9 @@ def run(argv: list[str]) -> None:
         print(f"{out / 'nearest.png'}: below each sample the image of the reference that is nearest to it")
 
 
-def find_reference(name: str | None, pipeline: Pipeline | None, size: int | None) -> DataSection | Path:
+def find_reference(
+    name: str | None, pipeline: Pipeline | None, size: int | None, flag: str | None = "reference"
+) -> DataSection | Path:
     """The data set or the file that --reference names, or the model's own data."""
     if name is None:
         if pipeline is None:
@@ -109,14 +111,14 @@ def find_reference(name: str | None, pipeline: Pipeline | None, size: int | None
     path = Path(name)
     if path.suffix == ".npz":
         if not path.exists():
-            raise InputError(f"--reference {path}: no such file")
+            raise InputError(f"{f'--{flag} ' if flag else ''}{path}: no such file")
         return path
     if pipeline is not None and path.is_dir():
         data = pipeline.recipe.data
         return Folder.checked(
-            {"path": path, "size": data.size, "channels": data.channels}, f"--reference {path}"
+            {"path": path, "size": data.size, "channels": data.channels}, f"--{flag} {path}"
         )
-    data = data_section(name, flag="reference")
+    data = data_section(name, flag=flag)
     if pipeline is not None and data.size != pipeline.recipe.data.size:
         raise InputError(
             f"--reference {name}: its images are {data.size} pixels wide, the model's {pipeline.recipe.data.size}; "
@@ -130,5 +132,5 @@ def _samples(
 ) -> Samples:
     if pipeline is None:
         return files(path, command.size, None if isinstance(reference, Path) else reference.channels)
-    command.compile_if_asked(pipeline)
+    command.compile_for(pipeline, command.n)
     return sampled(pipeline, command.n, first_seed=command.seed, labels=command.labels, **command.how)

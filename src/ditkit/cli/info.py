@@ -12,6 +12,7 @@ from pydantic import Field
 
 from ditkit.backbones import BACKBONES, DiTConfig, UDiTConfig
 from ditkit.cli.parsing import parse, switch_kinds
+from ditkit.cli.verbs import typed
 from ditkit.config import Section
 from ditkit.costs import cost, published, recipe_cost
 from ditkit.costs.count import Cost
@@ -78,7 +79,7 @@ def parse_info(argv: list[str]) -> NamedCommand | RecipeCommand:
 
 def run(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
+        print(typed(USAGE))
         return
     command = parse_info(argv)
     if isinstance(command, RecipeCommand):

@@ -11,7 +11,7 @@ from ditkit.cli.options import check_writable
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
 from ditkit.data import Split
-from ditkit.device import DeviceName
+from ditkit.device import Compile, DeviceName
 from ditkit.pictures import side_by_side
 from ditkit.pipeline import load
 from ditkit.plots import histograms
@@ -43,6 +43,9 @@ class LikelihoodCommand(Section):
     """Image k takes its noise from seed + k."""
     batch: Annotated[int, Field(ge=1)] = 50
     """Images at once."""
+    compile: Compile = "auto"
+    """Compile the network first. auto: where a compiler works (a C++ compiler on a CPU) and there are images enough to pay
+    for it."""
     device: DeviceName = "auto"
     """Where to compute."""
     out: Path | None = None
@@ -56,6 +59,11 @@ def run(argv: list[str]) -> None:
     check_writable(out)
     pipeline = load(command.what, command.device)
     method: Method = command.method or ("bound" if pipeline.transport.path == "ddpm" else "flow")
+    evaluations = (command.steps or STEPS[method]) * (
+        6 if method == "flow" else 1
+    )  # two, with their gradients
+    tokens = pipeline.recipe.tokens(pipeline.recipe.data.shape)
+    pipeline.compile(command.compile, len(command.splits) * command.n * evaluations * tokens)
     found = {
         split: likelihoods(
             pipeline,

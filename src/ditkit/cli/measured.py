@@ -31,7 +31,9 @@ class MeasuredCommand(Section):
     def check(self) -> None:
         """InputError, before the long work, for what can be known to fail after it."""
         if self.compile:
-            check_compiler(CPU)
+            check_compiler(
+                CPU, "--no-compile", tried=False
+            )  # or the first call would no longer start the compiler
         check_folder_of(self.out)
 
 

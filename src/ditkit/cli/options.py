@@ -6,9 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ditkit.device import DeviceName, Precision
+from ditkit.cli.verbs import to_type
+from ditkit.device import Compile, DeviceName, Precision
 from ditkit.errors import InputError
 from ditkit.pipeline import Pipeline, Sampling
+from ditkit.recipe import Recipe
 from ditkit.sampling.config import Interval, SolverChoices, ThresholdName
 
 
@@ -17,6 +19,17 @@ def check_writable(folder: Path) -> None:
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"--out {folder}: {existing} is not a folder that can be written to; give another")
+
+
+def next_sample(recipe: Recipe, where: Path) -> str:
+    """The command that samples from a run or a snapshot."""
+    prompt = ["--prompt", "TEXT"] if recipe.text else []
+    return to_type("sample", where, *prompt, *lower_levels(recipe))
+
+
+def lower_levels(recipe: Recipe) -> list[str]:
+    """The flag that a model of a cascade is not sampled without."""
+    return [] if recipe.transport.cascade is None else ["--lower", "RUN"]
 
 
 class SolverOptions(SolverChoices):
@@ -48,8 +61,9 @@ class SolverOptions(SolverChoices):
     """Images sampled at once."""
     precision: Precision = "fp32"
     """fp32 makes images independent of the batch; bf16 can be faster."""
-    compile: bool = False
-    """Compile the network first: pays for many images (needs a C++ compiler on a CPU)."""
+    compile: Compile = "auto"
+    """Compile the network first. auto: where a compiler works (a C++ compiler on a CPU) and there are images enough to pay
+    for it."""
     device: DeviceName = "auto"
     """Where to sample."""
 
@@ -74,9 +88,9 @@ class SolverOptions(SolverChoices):
             "progress": True,
         }
 
-    def compile_if_asked(self, pipeline: Pipeline) -> None:
-        if self.compile:
-            pipeline.compile()
+    def compile_for(self, pipeline: Pipeline, images: int, how: Sampling | None = None) -> None:
+        """Compile the network, as chosen, to sample so many images."""
+        pipeline.compile(self.compile, images * pipeline.tokens(**(self.how if how is None else how)))
 
 
 class SamplingOptions(SolverOptions):

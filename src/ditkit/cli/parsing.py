@@ -1,16 +1,23 @@
-"""Flags by tyro, and its framed errors folded to the one line every error of ditkit is."""
+"""Flags by tyro, and its framed errors folded to the one line every error of ditkit is.
+
+Of a switch both `--no-train.packed` and tyro's own `--train.no-packed` are understood, and of a choice between on, off and
+others also what a switch has: `--train.compile` is on, `--train.no-compile` off.
+"""
 
 import contextlib
 import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tyro
+from pydantic.fields import FieldInfo
 
 from ditkit.backbones import BACKBONES, MatryoshkaConfig
+from ditkit.cli.verbs import program
 from ditkit.codecs import CODECS
 from ditkit.config import Section
 from ditkit.data import DATA, DataConfig, Folder
@@ -25,24 +32,99 @@ KINDS: dict[str, dict[str, Any]] = {"backbone": BACKBONES, "codec": CODECS, "dat
 WIDE = 4000  # characters: boxes so wide that folding them breaks no word
 
 
-def parse(target: Callable | type, argv: list[str], prog: str, default: Any = None) -> Any:
+def parse(target: type[Section], argv: list[str], prog: str, default: Any = None) -> Any:
     """`target` filled from the flags; InputError for anything that is not understood."""
     options: dict[str, Any] = {"default": default} if default is not None else {}
+    known = dict(fields(default or target))
     captured = io.StringIO()
     wants_help = bool({"-h", "--help"} & set(argv))
     try:
         with contextlib.redirect_stderr(captured), _columns(100 if wants_help else WIDE):
             return tyro.cli(
                 target,
-                args=argv,
-                prog=f"ditkit {prog}",
+                args=plain(argv, known),
+                prog=f"{program() if wants_help else 'ditkit'} {prog}",  # of errors `main` changes it
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone),
                 **options,
             )
     except SystemExit as end:
         if not end.code:
             raise
-        raise InputError(fold(captured.getvalue())) from None
+        raise InputError(own_flags(fold(captured.getvalue()), known, argv)) from None
+
+
+def fields(section: Section | type[Section], above: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every field as its flag is called, without the dashes, and of sections those inside."""
+    kind = section if isinstance(section, type) else type(section)
+    for name, field in kind.model_fields.items():
+        value = field.default if isinstance(section, type) else getattr(section, name)
+        flag = above + name.replace("_", "-")
+        parts = (
+            {f"{flag}.{k}": part for k, part in enumerate(value)}
+            if isinstance(value, tuple)
+            else {flag: value}
+        )
+        if parts and all(isinstance(part, Section) for part in parts.values()):
+            for place, part in parts.items():
+                yield from fields(part, f"{place}.")
+        else:
+            yield flag, field
+
+
+def plain(argv: Sequence[str], known: Mapping[str, FieldInfo]) -> list[str]:
+    """The arguments with every way of writing a switch as tyro reads it: `--no-data.check` as `--data.no-check`; of a
+    choice that has on and off, `--compile` as `--compile on` and `--no-compile` as `--compile off`."""
+    positional = any(tyro.conf.Positional in field.metadata for field in known.values())
+    found: list[str] = []
+    for word, after in zip_longest(argv, argv[1:], fillvalue=""):
+        found.append(word)
+        name = word.removeprefix("--").replace("_", "-")
+        flag = name if name in known else re.sub(r"(^|\.)no-", r"\1", name, count=1)
+        if not word.startswith("--") or flag not in known:
+            continue
+        negated, choices = flag != name, get_args(known[flag].annotation)
+        if negated and known[flag].annotation is bool:
+            section, dot, last = flag.rpartition(".")
+            found[-1] = f"--{section}{dot}no-{last}"
+        elif {"on", "off"} <= {*choices}:
+            # A word that is none of the choices is one of the verb's own, where it has any.
+            bare = not after or after.startswith("--") or (positional and after not in choices)
+            found[-1:] = [f"--{flag}", "off"] if negated else [word, "on"] if bare else [word]
+    return found
+
+
+def own_flags(text: str, known: Collection[str], argv: Sequence[str]) -> str:
+    """The text with flags as the verb has them, `--sampler` as `--sample.sampler`, but for those that were typed."""
+
+    def own(found: re.Match[str]) -> str:
+        name = found[1]
+        inside = [flag for flag in known if flag.endswith(f".{name}")]
+        return f"--{inside[0]}" if len(inside) == 1 and name not in (*known, *was_typed) else found[0]
+
+    was_typed = {word.removeprefix("--").partition("=")[0] for word in argv}
+    return re.sub(r"(?<!\S)--([a-z][\w.-]*\w)", own, text)
+
+
+def without(argv: Sequence[str], names: Collection[str]) -> list[str]:
+    """The arguments but for these fields' flags and their values."""
+    return [word for flag, words in _by_flag(argv) if flag not in names for word in words]
+
+
+def only(argv: Sequence[str], section: str) -> list[str]:
+    """The flags of a section, with their values."""
+    return [word for flag, words in _by_flag(argv) if flag.startswith(f"{section}.") for word in words]
+
+
+def _by_flag(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """The arguments in groups, each a flag and what follows it; what comes before the first has the flag ""."""
+    flag: str = ""
+    words: list[str] = []
+    for word in argv:
+        if word.startswith("--"):
+            yield flag, words
+            flag, words = word[2:].partition("=")[0].replace("-", "_"), []
+        words.append(word)
+    yield flag, words
 
 
 def fold(framed: str) -> str:
@@ -98,7 +180,10 @@ def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
         if (
             flag.startswith("--") and name == "sample.sampler"
         ):  # leaves behind what only the recipe's own lets one choose
-            sections["sample"] = recipe.sample.override({"sampler": value or next(flags, "")})
+            try:
+                sections["sample"] = recipe.sample.override({"sampler": value or next(flags, "")})
+            except InputError as error:
+                raise InputError(own_flags(str(error), dict(fields(recipe)), argv)) from None
             continue
         if not flag.startswith("--") or name not in (*KINDS, "text"):
             rest.append(flag)
@@ -143,7 +228,7 @@ def text_section(name: str) -> TextConfig:
     return TextConfig(id=name, dim=width(Path(name))) if Path(name).is_dir() else TextConfig(id=name)
 
 
-def data_section(name: str, like: DataConfig | None = None, flag: str = "data") -> DataConfig:
+def data_section(name: str, like: DataConfig | None = None, flag: str | None = "data") -> DataConfig:
     """The default section of a data set's name, or that of a folder of images.
 
     A folder takes size, channels and flip from `like`, the recipe's own data: a recipe for 28 pixels
@@ -159,5 +244,6 @@ def data_section(name: str, like: DataConfig | None = None, flag: str = "data") 
         kept = {"size": like.size, "channels": like.channels, "flip": like.flip}
         return Folder.checked({"path": Path(name), **kept}, f"--{flag} {name}")
     raise InputError(
-        f"--{flag}: unknown {name!r}; choose one of: {', '.join(DATA)}, or an existing folder of images"
+        f"{f'--{flag}: unknown' if flag else 'unknown data'} {name!r}; choose one of: {', '.join(DATA)}, or an existing "
+        "folder of images"
     )

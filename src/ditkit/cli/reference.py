@@ -8,6 +8,7 @@ import tyro
 from ditkit.cli.evaluate import find_reference
 from ditkit.cli.options import check_writable
 from ditkit.cli.parsing import parse
+from ditkit.cli.verbs import to_type
 from ditkit.config import Section
 from ditkit.device import DeviceName, pick_device
 from ditkit.errors import InputError
@@ -36,7 +37,7 @@ def run(argv: list[str]) -> None:
     if command.out.suffix != ".npz":
         raise InputError(f"--out {command.out}: give a file that ends in .npz")
     check_writable(command.out.parent)
-    reference = find_reference(command.data, None, command.size)
+    reference = find_reference(command.data, None, command.size, flag=None)
     if isinstance(reference, Path):
         raise InputError(
             f"{reference} is a file of statistics already; give a data set or a folder of images"
@@ -46,6 +47,6 @@ def run(argv: list[str]) -> None:
     found = ruler.reference
     print(
         f"{command.out}: {found.count:,} images of {ruler.name}, {found.network} {found.network_hash[:12]}, "
-        f"{ruler.network.dim} features, hash {found.digest[:12]}\nnext: ditkit eval WHAT --reference {command.out} "
-        f"--features {command.features}"
+        f"{ruler.network.dim} features, hash {found.digest[:12]}\nnext: "
+        f"{to_type('eval', 'WHAT', '--reference', command.out, '--features', command.features)}"
     )

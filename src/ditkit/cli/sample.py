@@ -88,11 +88,11 @@ def run(argv: list[str]) -> None:
     labels = torch.tensor([classes[k % rows % len(classes)] for k in range(count)])
     out = command.out or Path("samples") / pipeline.recipe.name
     check_writable(out)
-    command.compile_if_asked(pipeline)
     cond: dict[str, Any] = {"label": labels} if pipeline.classes else {}
     if command.prompt:
         cond["text"] = [command.prompt[k % rows] for k in range(count)]
     how = command.how | {"size": size_of(command.size), "frames": command.frames, "levels": command.levels}
+    command.compile_for(pipeline, count, how)
     seeds = range(command.seed, command.seed + count)
     if pipeline.recipe.data.shape[:-2]:
         write_clips(command, pipeline, cond, seeds, how, rows, out)

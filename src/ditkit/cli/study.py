@@ -1,5 +1,6 @@
 """`ditkit study NAME`: run an experiment of several trainings, or draw what is there of it."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +9,10 @@ import tyro
 from ditkit.cli.options import check_writable
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
-from ditkit.device import DeviceName, pick_device
+from ditkit.device import Compile, DeviceName, check_compiler, no_compiler, pick_device
 from ditkit.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 class StudyCommand(Section):
@@ -29,6 +32,8 @@ class StudyCommand(Section):
     """Folder of the cells' records, the table and the figures; studies/NAME when not given."""
     runs: Path | None = None
     """Folder of the trainings; runs/studies/NAME when not given."""
+    compile: Compile = "auto"
+    """Compile the networks, all of them, so that their times can be compared; auto: where a compiler works."""
     device: DeviceName = "auto"
     """Where to train."""
 
@@ -36,7 +41,7 @@ class StudyCommand(Section):
 def run(argv: list[str]) -> None:
     command = parse(StudyCommand, argv, "study")
     from ditkit.studies import STUDIES
-    from ditkit.studies.cells import read_cells, run_cells
+    from ditkit.studies.cells import alike, read_cells, run_cells
 
     if command.name not in STUDIES:
         raise InputError(f"unknown study {command.name!r}; choose one of: {', '.join(STUDIES)}")
@@ -49,7 +54,14 @@ def run(argv: list[str]) -> None:
         raise InputError(f"--cells {sorted(unknown)[0]}: no such cell; the study has {', '.join(cells)}")
     if not command.draw:
         wanted = {name: cell for name, cell in cells.items() if name in command.cells or not command.cells}
-        run_cells(wanted, out / "cells", runs, pick_device(command.device))
+        device = pick_device(command.device)
+        if command.compile == "on":
+            check_compiler(device, "--compile off")
+        reason = no_compiler(device) if command.compile == "auto" else None
+        if reason:
+            log.info(f"--compile auto: off, {reason}")
+        compiled = command.compile != "off" and reason is None
+        run_cells(alike(wanted, compiled), out / "cells", runs, device)
     results = read_cells(cells, out / "cells")
     finished = sum(record["finished"] for record in results.values())
     text = study.report(results, out)

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import TypeVar
 
+from ditkit.cli.options import lower_levels, next_sample
 from ditkit.cli.parsing import parse, switch_kinds
+from ditkit.cli.verbs import to_type, typed
 from ditkit.device import DeviceName, pick_device
 from ditkit.errors import InputError
+from ditkit.evaluation import bundled_classifier
 from ditkit.recipe import Recipe
 from ditkit.recipes import RECIPES, recipe
 
@@ -61,7 +64,7 @@ def parse_train(argv: list[str]) -> TrainCommand:
 
 def run(argv: list[str]) -> None:
     if argv[:1] in (["-h"], ["--help"]):
-        print(USAGE)
+        print(typed(USAGE))
         return
     command = parse_train(argv)
     from ditkit.training import train
@@ -75,4 +78,13 @@ def run(argv: list[str]) -> None:
         init_inner=command.init_inner,
     )
     pictures = "\n".join(str(path) for path in sorted(out.glob("*.png")))
-    print(f"{checkpoint}\n{pictures}\nnext: ditkit sample {out}   ditkit eval {out}")
+    print(
+        f"{checkpoint}\n{pictures}\nnext: {next_sample(command.recipe, out)}\nor:   {next_eval(command.recipe, out)}"
+    )
+
+
+def next_eval(recipe: Recipe, run: Path) -> str:
+    """The command that scores a run, in features that can measure its images."""
+    own = bundled_classifier(recipe.data.kind, recipe.data.size)
+    features = [] if own else ["--features", "efficientnet-112"]
+    return to_type("eval", run, *features, *lower_levels(recipe))

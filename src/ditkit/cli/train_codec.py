@@ -6,7 +6,8 @@ from typing import Annotated
 from pydantic import Field
 
 from ditkit.cli.options import check_writable
-from ditkit.cli.parsing import data_section, parse
+from ditkit.cli.parsing import data_section, only, parse
+from ditkit.cli.verbs import to_type, typed
 from ditkit.device import DeviceName, pick_device
 from ditkit.errors import InputError
 from ditkit.training.codec import PICTURE, REPORT, CodecRecipe, train_codec
@@ -47,13 +48,13 @@ class TrainCodecCommand(CodecRecipe):
 def parse_train_codec(argv: list[str]) -> TrainCodecCommand:
     """The data named first, and the flags after it."""
     name, *flags = argv
-    default = TrainCodecCommand(data=data_section(name))
+    default = TrainCodecCommand(data=data_section(name, flag=None))
     return parse(TrainCodecCommand, flags, f"train-codec {name}", default=default)
 
 
 def run(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
+        print(typed(USAGE))
         return
     command = parse_train_codec(argv)
     out = command.out
@@ -67,4 +68,7 @@ def run(argv: list[str]) -> None:
         words += f", Fréchet distance {report['frechet']:.3f} ({report['features']})"
     print(f"{report['images']} images of the {report['split']} part, reconstructed: {words}")
     print(f"{out / REPORT}\n{out / PICTURE}")
-    print(f"next: ditkit encode RECIPE --codec vae --codec.id {out} --out LATENTS")
+    data = ["--data", argv[0], *only(argv, "data")]
+    print(
+        f"next: {to_type('encode', 'RECIPE', *data, '--codec', 'vae', '--codec.id', out, '--out', 'LATENTS')}"
+    )

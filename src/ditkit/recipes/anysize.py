@@ -56,6 +56,6 @@ def imagenet_anysize() -> Recipe:
         transport=Transport(
             path="linear", predict="velocity", time_law="logit_normal", size_shift=32.0 * 32.0
         ),
-        train=TrainConfig(images=256 * 2_000_000, tokens=256 * 256, lr=1e-4, compile=True, workers=8),
+        train=TrainConfig(images=256 * 2_000_000, tokens=256 * 256, lr=1e-4, workers=8),
         sample=SamplingConfig(sampler="heun", steps=125, guidance=1.5),
     )

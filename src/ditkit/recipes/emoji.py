@@ -32,7 +32,6 @@ def emoji_t2i() -> Recipe:
             clip=1.0,
             ema_half_life_images=20_000,
             ema_rampup=0.05,
-            compile=True,
             log_images=5_000,
             preview_images=100_000,
             checkpoint_images=100_000,

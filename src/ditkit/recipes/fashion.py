@@ -16,7 +16,6 @@ TRAIN = TrainConfig(
     clip=1.0,
     ema_half_life_images=20_000,
     ema_rampup=0.05,
-    compile=True,
     log_images=5_000,
     preview_images=60_000,
     checkpoint_images=60_000,

@@ -24,7 +24,6 @@ TRAIN = TrainConfig(
     warmup_images=BATCH * 10_000,
     clip=2.0,
     ema_half_life_images=BATCH * 6931,  # 0.9999 at each step
-    compile=True,
     workers=8,
 )
 

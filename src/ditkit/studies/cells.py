@@ -78,6 +78,22 @@ class Cell(NamedTuple):
     """Time of the noise that is put on them."""
 
 
+def alike(cells: Mapping[str, Cell], compiled: bool) -> dict[str, Cell]:
+    """The cells with all networks compiled or none, so that their times can be compared, but for recipes that say which."""
+
+    def chosen(recipe: Recipe) -> Recipe:
+        choice = "on" if compiled else "off"
+        return recipe.replace(train={"compile": choice}) if recipe.train.compile == "auto" else recipe
+
+    def other(trained: Trained | None) -> Trained | None:
+        return trained and trained._replace(recipe=chosen(trained.recipe))
+
+    return {
+        name: cell._replace(recipe=chosen(cell.recipe), inner=other(cell.inner), lower=other(cell.lower))
+        for name, cell in cells.items()
+    }
+
+
 def run_cells(cells: Mapping[str, Cell], results: Path, runs: Path, device: torch.device) -> None:
     """Train and score every cell that is not finished and not being worked on by another process."""
     for folder in (results, runs):
@@ -117,7 +133,7 @@ def _run_cell(
     given: Sampling = {}
     if cell.lower:
         lower = load(_trained(cell.lower, run.parent, device), device)
-        if lower.recipe.train.compile:
+        if lower.recipe.train.compile == "on":
             lower.compile()
         given = {"lower": lower, "lower_noise": cell.lower_noise}
     for images in sorted({point.images for point in missing} | ({last} if unmeasured else set())):
@@ -127,7 +143,7 @@ def _run_cell(
             _sharing(cell.recipe, run).replace(train={"images": images}), run, device=device, init_inner=inner
         )
         pipeline = load(run, device)
-        if cell.recipe.train.compile:
+        if cell.recipe.train.compile == "on":
             pipeline.compile()
         rows = read_log(run / "log.jsonl")
         record |= {

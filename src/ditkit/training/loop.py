@@ -10,11 +10,10 @@ from pathlib import Path
 
 import torch
 
-from ditkit.backbones import compile_blocks
+from ditkit.backbones import compile_blocks, compiles
 from ditkit.checkpoint import load_newest, optimizer_tensors, restore_optimizer, save_checkpoint
 from ditkit.data import Plan, Source, batches, plan_for
 from ditkit.data.latents import Latents
-from ditkit.device import check_compiler
 from ditkit.errors import InputError
 from ditkit.pipeline import Pipeline
 from ditkit.plots import loss_curve
@@ -29,7 +28,7 @@ from ditkit.training.latents import open_for
 from ditkit.training.log import Log, read_log
 from ditkit.training.monitor import Monitor
 from ditkit.training.preview import save_preview
-from ditkit.training.run import RECIPE, check_run, claim_run
+from ditkit.training.run import RECIPE, check_run, claim_run, was_compiled
 from ditkit.training.step import backward, make_optimizer, update
 
 log = logging.getLogger(__name__)
@@ -81,11 +80,13 @@ def train(
         plan = plan_for(source, recipe.data, recipe.multiple, recipe.tokens, config.tokens, config.packed)
         log.info(plan.describe())
     net = recipe.build_backbone()  # before anything is written: refuses what cannot be built
-    if config.compile:
-        check_compiler(device)
     check_run(recipe, out, source)
     newest = load_newest(out / "checkpoints", ("model", "ema", "optimizer"))
     begins = newest is None
+    left = config.images - (newest[0]["images"] if newest else 0)
+    tokens = 3 * left * recipe.backbone.tokens(codec.layout(*recipe.data.shape).shape[1:])
+    before = newest and was_compiled(newest[0], out)
+    compiled = compiles(config.compile, net, device, tokens, "--train.compile", before)
     if begins and init is not None:
         load_initial(net, init)
     if begins and init_inner is not None:
@@ -107,8 +108,8 @@ def train(
         ema.net.load_state_dict(tensors["ema"])
         restore_optimizer(optimizer, net, tensors["optimizer"])
         log.info(f"{out}: going on after {seen:,} of {config.images:,} images")
-    if config.compile:
-        compile_blocks(net, device)
+    if compiled:
+        compile_blocks(net)
 
     average = Pipeline(recipe, ema.net, codec, device, texts=texts)
     monitor = Monitor(average, out, seen, source)
@@ -154,7 +155,7 @@ def train(
                     "ema": ema.net.state_dict(),
                     "optimizer": optimizer_tensors(optimizer, net),
                 }
-                state = {"seconds": lines.seconds, "skipped": skipped}
+                state = {"seconds": lines.seconds, "skipped": skipped, "compiled": compiled}
                 checkpoint = save_checkpoint(out / "checkpoints", seen, parts, state, config.keep)
                 loss_curve(read_log(out / "log.jsonl"), out / "loss.png", recipe.name)
             alone = recipe.transport.cascade is None  # otherwise another model makes the lower levels

@@ -58,7 +58,10 @@ class Monitor:
                 "score samples afterwards"
             )
         if config.score_images:
-            self._rulers = rulers([config.score_features], pipeline.recipe.data, pipeline.device)
+            try:
+                self._rulers = rulers([config.score_features], pipeline.recipe.data, pipeline.device)
+            except InputError as error:
+                raise InputError(str(error).replace("--features", "--train.score-features")) from None
 
     def validate(self, seen: int) -> None:
         """Add a line to validation.jsonl: the loss at LEVELS times, from data to noise."""

@@ -80,6 +80,13 @@ def claim_run(
         raise InputError(f"--out {out}: cannot be written ({error.strerror})") from None
 
 
+def was_compiled(state: dict, out: Path) -> bool:
+    """Whether the run's steps were compiled, by its checkpoint's state; in version 0.1 the recipe said it."""
+    if "compiled" in state:
+        return state["compiled"]
+    return read_json(out / RECIPE)["train"].get("compile") in (True, "on")
+
+
 def _first_difference(old: Section, new: Section) -> tuple[str, object, object] | None:
     before, now = old.model_dump(mode="json"), new.model_dump(mode="json")
     for section, value in before.items():

@@ -1,0 +1,75 @@
+"""Compiling a network's blocks: how, and whether it pays.
+
+Compiling begins with a first call of ten seconds to a minute on a CPU, once for each kind of block; a step then takes 0.6
+to 0.9 of the time. Whether that pays is judged by multiply-adds, not by the clock: a compiled step rounds differently
+from one that is not, and the same command has to choose the same every time.
+"""
+
+import logging
+import math
+
+import torch
+
+from ditkit.backbones.base import Backbone
+from ditkit.device import Compile, check_compiler, no_compiler
+
+log = logging.getLogger(__name__)
+
+ENOUGH = {"cpu": 3e13, "cuda": 1e16}
+"""Multiply-adds for each kind of block from which compiling saves at least twice what it costs. On a CPU as measured
+(docs/log.md): minutes of one core. On a GPU an estimate, some minutes of a small one."""
+
+
+def compile_blocks(net: Backbone) -> None:
+    """Compile the blocks, once for all that are alike; weights keep their names.
+
+    A block is compiled for any size at the second that it meets. Where blocks differ in width and resolution, as in
+    a U, each kind is compiled for its own sizes, and again for a batch of another size.
+    """
+    kinds = _kinds(net)
+    # By default the compiler gives up after 8 forms of one function. Each kind of block is one; so is attention over
+    # space or over time, of one frame or more, in training or not.
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 16 * kinds)
+    for block in net.repeated:
+        block.compile(dynamic=False if kinds > 1 else None)
+
+
+def compiles(
+    choice: Compile, net: Backbone, device: torch.device, tokens: float, flag: str, before: bool | None = None
+) -> bool:
+    """Whether to compile, as chosen; for auto, said in one line with the reason.
+
+    Args:
+        tokens: that the network has still to work on: images × tokens of one × evaluations; a training step is three.
+        flag: how the choice is given, for the error.
+        before: what was done in this run so far, which auto goes on with.
+
+    Raises:
+        InputError: it is to be on and cannot be.
+    """
+    if choice == "on":
+        check_compiler(device, f"{flag} off")
+    if choice != "auto":
+        return choice == "on"
+    work, enough = tokens * _parameters(net), ENOUGH.get(device.type, math.inf) * _kinds(net)
+    chosen = work >= enough if before is None else before
+    why = (
+        f"{work:.0e} multiply-adds are left, it pays from {enough:.0e}"
+        if before is None
+        else "as this run began"
+    )
+    if chosen and (problem := no_compiler(device)) is not None:
+        chosen, why = False, problem
+    log.info(f"{flag} auto: {'on' if chosen else 'off'}, {why}")
+    return chosen
+
+
+def _kinds(net: Backbone) -> int:
+    """How many kinds of blocks there are."""
+    return len({tuple(p.shape for p in block.parameters()) for block in net.blocks})
+
+
+def _parameters(net: Backbone) -> int:
+    """Of the parts that repeat: about as many multiply-adds as a token costs, more in a network that makes it smaller."""
+    return sum(p.numel() for block in net.repeated for p in block.parameters())

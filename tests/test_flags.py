@@ -1,0 +1,144 @@
+"""Every switch of every verb, however it is written."""
+
+import pytest
+from commands import SECTIONS, understood
+
+from ditkit.backbones import BACKBONES
+from ditkit.cli.bench_backbones import BackboneBenchCommand
+from ditkit.cli.bench_cost import CostCommand
+from ditkit.cli.classifier import ClassifierCommand
+from ditkit.cli.encode import EncodeCommand
+from ditkit.cli.info import NamedCommand, RecipeCommand
+from ditkit.cli.parsing import fields, only, plain, without
+from ditkit.cli.train import TrainCommand
+from ditkit.cli.train_codec import TrainCodecCommand
+from ditkit.codecs import CODECS
+from ditkit.data import DATA
+from ditkit.errors import InputError
+from ditkit.recipes import recipe
+
+RECIPE = recipe("digits").model_dump()
+
+
+def sections():
+    """Every verb's, with every kind of network, data and codec inside."""
+    yield from SECTIONS.values()
+    yield from (NamedCommand, CostCommand, BackboneBenchCommand)
+    for command in (TrainCommand, EncodeCommand, RecipeCommand):
+        yield command.model_validate(RECIPE)
+        for kind, values in (("backbone", BACKBONES), ("data", DATA), ("codec", CODECS)):
+            for value in values.values():
+                yield command.model_construct(**dict(TrainCommand.model_validate(RECIPE)) | {kind: value})
+    for data in DATA.values():
+        yield TrainCodecCommand(data=data)
+        yield ClassifierCommand(data=data)
+
+
+def switches(section):
+    return [flag for flag, field in fields(section) if field.annotation is bool]
+
+
+def test_both_ways_to_negate_every_switch():
+    """As tyro reads it, which is the second way."""
+    found = set()
+    for section in sections():
+        known = dict(fields(section))
+        for flag in switches(section):
+            above, dot, last = flag.rpartition(".")
+            as_tyro = [f"--{above}{dot}no-{last}"]
+            for written in (
+                f"--no-{flag}",
+                as_tyro[0],
+                f"--no-{flag}".replace("-", "_").replace("__", "--", 1),
+            ):
+                assert plain([written], known) == as_tyro
+            assert plain([f"--{flag}"], known) == [f"--{flag}"]
+            found.add(flag)
+    assert {"data.check", "data.flip", "backbone.label", "backbone.inner.text-pooled", "train.packed", "png", "draw",
+            "private", "modules", "backbone.levels.0.normalised", "codec.tiling"} <= found  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "value"),
+    [
+        ("train digits", "data.flip", False),
+        ("train fashion-dit", "backbone.label", False),
+        ("train imagenet256-sit-xl2", "data.check", False),
+        ("train imagenet256-sit-xl2", "codec.tiling", False),
+        ("train emoji-matryoshka", "backbone.inner.text-pooled", False),
+        ("encode imagenet256-sit-xl2", "data.flip", False),
+        ("info digits", "train.packed", False),
+        ("train-codec digits", "data.flip", False),
+        ("sample digits", "png", False),
+        ("sample digits", "npz", False),
+        ("study scaling", "draw", False),
+        ("bench", "compile", False),
+    ],
+)
+def test_both_ways_are_understood_by_the_verb(command, flag, value):
+    above, dot, last = flag.rpartition(".")
+    for written, expected in ((f"--no-{flag}", False), (f"--{above}{dot}no-{last}", False)):
+        found = understood([*command.split(), written])
+        for name in flag.replace("-", "_").split("."):
+            found = getattr(found, name)
+        assert found is expected
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        ("train digits", "train.compile"),
+        ("encode digits", "train.compile"),
+        ("info digits", "train.compile"),
+        ("sample digits", "compile"),
+        ("eval digits", "compile"),
+        ("compare digits fashion", "compile"),
+        ("likelihood digits", "compile"),
+        ("study scaling", "compile"),
+    ],
+)
+def test_compile_is_a_choice_and_still_a_switch(command, flag):
+    above, dot, last = flag.rpartition(".")
+    ways = {
+        "on": [f"--{flag}", f"--{flag} on", f"--{flag}=on"],
+        "off": [f"--no-{flag}", f"--{above}{dot}no-{last}", f"--{flag} off"],
+        "auto": ["", f"--{flag} auto"],
+    }
+    for value, written in ways.items():
+        for way in written:
+            found = understood([*command.split(), *way.split()])
+            assert (found.train if above else found).compile == value
+
+
+def test_a_bare_switch_before_the_run():
+    """What follows it is no value of it."""
+    assert understood(["sample", "--compile", "digits"]).run == "digits"
+    assert understood(["sample", "--compile", "off", "digits"]).compile == "off"
+    with pytest.raises(InputError, match=r"--train\.compile.*maybe|maybe.*--train\.compile"):
+        understood(["train", "digits", "--train.compile", "maybe"])
+
+
+def test_what_is_no_switch_is_left_alone():
+    known = dict(fields(TrainCommand.model_validate(RECIPE)))
+    for words in (["--no-train.lr"], ["--no-such"], ["digits"], ["--train.images", "5"], ["--no-"], ["--"]):
+        assert plain(words, known) == words
+    with pytest.raises(InputError, match=r"--no-train\.lr"):
+        understood(["train", "digits", "--no-train.lr"])
+
+
+def test_flags_to_go_on_with():
+    words = [
+        "digits",
+        "--data",
+        "DIR",
+        "--data.size",
+        "8",
+        "--out",
+        "a b",
+        "--codec.scale",
+        "1",
+        "2",
+        "--shard=3",
+    ]
+    assert without(words, {"out", "shard"}) == words[:5] + words[7:10]
+    assert only(words, "data") == ["--data.size", "8"]
