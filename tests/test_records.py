@@ -11,7 +11,7 @@ import torch
 
 from ditkit.checkpoint import load_newest, save_checkpoint
 from ditkit.errors import InputError
-from ditkit.files import save_tensors
+from ditkit.files import owned, save_tensors
 from ditkit.records import append_line, read_json, read_lines, write_json
 from ditkit.training import train
 from ditkit.training.log import read_log
@@ -187,3 +187,15 @@ def test_logs_are_quiet_where_nothing_is_wrong(tmp_path, caplog):
     assert read_log(tmp_path / "log.jsonl") == [{"images": 1, "loss": 0.5}]
     assert read_lines(tmp_path / "none.jsonl") == []
     assert caplog.text == ""
+
+
+def test_two_trainings_in_one_folder_are_one_and_a_line(small, tmp_path):
+    other = small.replace(train={"lr": 1e-4})
+    with owned(tmp_path / "run"):
+        for recipe in (small, other):
+            with pytest.raises(InputError, match=r"run: another process is writing into this folder; .*another --out"):
+                train(recipe, tmp_path / "run", device=CPU, progress=False)
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    train(small.replace(train={"images": 64}), tmp_path / "run", device=CPU, progress=False)
+    with owned(tmp_path / "run"):  # it was let go
+        pass

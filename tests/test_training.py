@@ -171,7 +171,7 @@ def test_ema_rampup_forgets_the_start():
 
 def test_another_recipe_is_refused(small, tmp_path):
     quiet(small.replace(train={"images": 32}), tmp_path / "run")
-    with pytest.raises(InputError, match=r"train\.lr 0\.002, not 0\.5.*--out"):
+    with pytest.raises(InputError, match=r"train\.lr 0\.006, not 0\.5.*--out"):
         quiet(small.replace(train={"lr": 0.5}), tmp_path / "run")
     with pytest.raises(InputError, match=r"backbone\.width 24, not 48"):
         quiet(small.replace(backbone={"width": 48}), tmp_path / "run")

@@ -1,16 +1,22 @@
 """Files: their hash, tensors in them, and folders of models fetched from the Hugging Face Hub."""
 
 import hashlib
+import logging
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ditkit.errors import InputError
+
+LOCK = ".lock"  # in a folder that one process writes into
+
+log = logging.getLogger(__name__)
 
 
 def file_hash(*paths: str | Path) -> str:
@@ -55,6 +61,28 @@ def save_tensors(
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """One process at a time writes into a folder, which is made if need be; InputError for a second one, or where it
+    cannot be made."""
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"{folder}: another process is writing into this folder; wait for it to end, or give another --out"
+        ) from None
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"--out {folder}: cannot be written ({error.strerror})") from None
+    except (OSError, NotImplementedError) as error:  # a file system without locks
+        log.warning(f"{folder}: cannot be locked ({error}); see that no second process writes into it")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sync_folder(folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ditkit.checkpoint import load_newest, optimizer_tensors, restore_optimizer, save_checkpoint
@@ -25,11 +25,12 @@ from ditkit.codecs import Vae, VaeConfig
 from ditkit.codecs.identity import as_uint8, to_signed
 from ditkit.codecs.vae import draw
 from ditkit.config import Section
-from ditkit.data import Batch, DataConfig, Split, batches, in_order
+from ditkit.data import Batch, DataConfig, Source, Split, batches, in_order
 from ditkit.data.latents.source import LOGVAR, channel_means
 from ditkit.device import autocast
 from ditkit.errors import InputError
 from ditkit.evaluation import FeatureNetwork, frechet_distance, gather
+from ditkit.files import owned
 from ditkit.pictures import grid
 from ditkit.plots import loss_curve
 from ditkit.progress import progress_bar
@@ -117,7 +118,7 @@ def train_codec(
         InputError: data that cannot be read or does not divide, a folder of other settings, a full disk, features
             that are not there.
     """
-    config, data = recipe.train, settled(recipe.data, out / SETTINGS)
+    data = settled(recipe.data, out / SETTINGS)
     source = data.open("train")
     data = recorded(data, source)
     recipe = recipe.model_copy(update={"data": data})
@@ -129,7 +130,23 @@ def train_codec(
     model = build(recipe).to(device).train()
     ruler = _ruler(features, data, device)  # before the long work: says what is wrong with it
     check_run(recipe, out, source, SETTINGS)
-    claim_run(recipe, out, source, SETTINGS)
+    with owned(out):
+        claim_run(recipe, out, source, SETTINGS)
+        return _train_codec(recipe, source, out, model, ruler, device=device, count=count, progress=progress)
+
+
+def _train_codec(
+    recipe: CodecRecipe,
+    source: Source,
+    out: Path,
+    model: nn.Module,
+    ruler: FeatureNetwork | None,
+    *,
+    device: torch.device,
+    count: int,
+    progress: bool,
+) -> dict[str, Any]:
+    config, data = recipe.train, recipe.data
     optimizer = make_optimizer(model, config)
     seen, seconds = 0, 0.0
     newest = load_newest(out / "checkpoints", ("model", "optimizer"))

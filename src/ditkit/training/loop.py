@@ -6,6 +6,7 @@ run that is stopped and resumed equals one that was not, bit for bit on the same
 
 import logging
 import math
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from ditkit.checkpoint import load_newest, optimizer_tensors, restore_optimizer,
 from ditkit.data import Plan, Source, batches, plan_for
 from ditkit.data.latents import Latents
 from ditkit.errors import InputError
+from ditkit.files import owned
 from ditkit.pipeline import Pipeline
 from ditkit.plots import loss_curve
 from ditkit.progress import progress_bar
@@ -56,6 +58,19 @@ def train(
         InputError: data that cannot be read, a cache of something else, a folder made by another recipe, no
             intact checkpoint, a full disk, or a loss that stays non-finite.
     """
+    with ExitStack() as until_end:
+        return _train(recipe, out, device, init, init_inner, progress, until_end)
+
+
+def _train(
+    recipe: Recipe,
+    out: Path,
+    device: torch.device,
+    init: str | Path | None,
+    init_inner: str | Path | None,
+    progress: bool,
+    until_end: ExitStack,
+) -> Path:
     config = recipe.train
     recipe = recipe.replace(data=settled(recipe.data, out / RECIPE, config.latents))
     codec = recipe.build_codec(device)
@@ -85,12 +100,13 @@ def train(
     begins = newest is None
     left = config.images - (newest[0]["images"] if newest else 0)
     tokens = 3 * left * recipe.backbone.tokens(codec.layout(*recipe.data.shape).shape[1:])
-    before = newest and was_compiled(newest[0], out)
-    compiled = compiles(config.compile, net, device, tokens, "--train.compile", before)
+    as_before = newest and was_compiled(newest[0], out)
+    compiled = compiles(config.compile, net, device, tokens, "--train.compile", as_before)
     if begins and init is not None:
         load_initial(net, init)
     if begins and init_inner is not None:
         load_inner(net, recipe, init_inner)
+    until_end.enter_context(owned(out))
     claim_run(recipe, out, source)
     texts = None if recipe.text is None else read_captions(recipe, source, out, device)
     if begins and recipe.stages:

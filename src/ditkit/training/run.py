@@ -7,6 +7,7 @@ from ditkit.config import Section, write_section
 from ditkit.data import Source
 from ditkit.data.latents import Latents
 from ditkit.errors import InputError
+from ditkit.files import LOCK
 from ditkit.records import read_json
 from ditkit.training.data import check_data, write_lines
 from ditkit.training.log import read_log
@@ -64,7 +65,7 @@ def check_run(settings: Settings, out: Path, source: Source | Latents, name: str
                 "another --out"
             )
         check_data(before.data, settings.data, source, out)
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and any(path.name != LOCK for path in out.iterdir()):
         raise InputError(f"{out} is not empty and holds no {name}; give another --out")
 
 
