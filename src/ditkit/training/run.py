@@ -95,7 +95,7 @@ def _first_difference(old: Section, new: Section) -> tuple[str, object, object] 
             if value != now[section]:
                 return section, value, now[section]
             continue
-        for field in value.keys() | now[section].keys():
+        for field in [*value, *(name for name in now[section] if name not in value)]:
             if field in MAY_CHANGE.get(section, ()):
                 continue
             if value.get(field) != now[section].get(field):
