@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-slow lint assets clean
+.PHONY: demo test test-isa test-slow lint assets clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train on real digits, sample, score, draw (a few minutes on a laptop)"
 	@echo "make test       the test suite, offline, a few minutes"
+	@echo "make test-isa   the numerical tests as other processors compute them, in another order"
 	@echo "make test-slow  the tests that take longer"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make assets     make the bundled classifiers and snapshots again (about half an hour)"
@@ -37,6 +38,17 @@ demo: $(VENV)/package
 # One thread and one process per core: two OpenMP pools on the same cores wait for each other.
 test: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+
+# The tests of mathematics again as processors without AVX-512, without AMX or without either compute them, on one
+# thread and on two, each time in another random order, which is printed.
+NUMERICAL := $(addprefix tests/test_, goldens.py metrics.py transports.py samplers.py guidance.py backbones.py udit.py \
+	mdm.py matryoshka.py pyramid.py packing.py space_time.py likelihood.py)
+ISA = DITKIT_TEST_ORDER=random $(BIN)/python -m pytest -q $(NUMERICAL)
+test-isa: $(VENV)/dev
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(ISA) -n auto
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(ISA)
+	ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(ISA) -n auto
+	ONEDNN_MAX_CPU_ISA=AVX512_CORE OMP_NUM_THREADS=1 $(ISA) -n auto
 
 test-slow: $(VENV)/dev
 	$(BIN)/python -m pytest -q -m slow

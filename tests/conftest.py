@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import random
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -91,3 +92,20 @@ def run(tmp_path_factory):
     every = {"log_images": 64, "checkpoint_images": 320, "preview_images": 640}
     train(recipe("digits").replace(**SMALL, train=budget | every), out, device=CPU, progress=False)
     return out
+
+
+def pytest_configure(config):
+    """DITKIT_TEST_ORDER: a number, or "random" for one that is printed; the tests run in an order drawn from it."""
+    asked = os.environ.get("DITKIT_TEST_ORDER")
+    if asked and not hasattr(config, "workerinput"):
+        os.environ["DITKIT_TEST_ORDER"] = str(random.randrange(10**6)) if asked == "random" else asked
+
+
+def pytest_report_header():
+    asked = os.environ.get("DITKIT_TEST_ORDER")
+    return f"order of the tests: DITKIT_TEST_ORDER={asked}" if asked else None
+
+
+def pytest_collection_modifyitems(items):
+    if asked := os.environ.get("DITKIT_TEST_ORDER"):
+        random.Random(int(asked)).shuffle(items)

@@ -193,7 +193,9 @@ def test_two_trainings_in_one_folder_are_one_and_a_line(small, tmp_path):
     other = small.replace(train={"lr": 1e-4})
     with owned(tmp_path / "run"):
         for recipe in (small, other):
-            with pytest.raises(InputError, match=r"run: another process is writing into this folder; .*another --out"):
+            with pytest.raises(
+                InputError, match=r"run: another process is writing into this folder; .*another --out"
+            ):
                 train(recipe, tmp_path / "run", device=CPU, progress=False)
         assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     train(small.replace(train={"images": 64}), tmp_path / "run", device=CPU, progress=False)
