@@ -3,6 +3,12 @@
 from ditkit.cli import (
     VERBS,
     bench,
+    bench_backbones,
+    bench_cost,
+    bench_data,
+    bench_levels,
+    bench_sizes,
+    bench_statistics,
     classifier,
     compare,
     convert,
@@ -35,6 +41,15 @@ SECTIONS = {
     "classifier": classifier.ClassifierCommand,
 }
 
+BENCHES = {
+    "--backbones": bench_backbones.BackboneBenchCommand,
+    "--levels": bench_levels.LevelsBenchCommand,
+    "--sizes": bench_sizes.SizesBenchCommand,
+    "--data": bench_data.DataBenchCommand,
+    "--cost": bench_cost.CostCommand,
+    "--statistics": bench_statistics.StatisticsCommand,
+}
+
 
 def understood(words):
     """The section of a command, `VERB ...`. InputError for what is not understood."""
@@ -42,6 +57,12 @@ def understood(words):
     assert verb in VERBS
     if verb in OWN:
         return OWN[verb](rest)
+    if verb == "bench":
+        for flag, section in BENCHES.items():
+            if flag in rest:
+                return parse(
+                    section, [word for word in rest if word != flag or flag not in bench.OTHERS], verb
+                )
     default = None
     if verb == "classifier":
         data, *rest = rest

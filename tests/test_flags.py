@@ -1,11 +1,9 @@
 """Every switch of every verb, however it is written."""
 
 import pytest
-from commands import SECTIONS, understood
+from commands import BENCHES, SECTIONS, understood
 
 from ditkit.backbones import BACKBONES
-from ditkit.cli.bench_backbones import BackboneBenchCommand
-from ditkit.cli.bench_cost import CostCommand
 from ditkit.cli.classifier import ClassifierCommand
 from ditkit.cli.encode import EncodeCommand
 from ditkit.cli.info import NamedCommand, RecipeCommand
@@ -22,8 +20,7 @@ RECIPE = recipe("digits").model_dump()
 
 def sections():
     """Every verb's, with every kind of network, data and codec inside."""
-    yield from SECTIONS.values()
-    yield from (NamedCommand, CostCommand, BackboneBenchCommand)
+    yield from (*SECTIONS.values(), *BENCHES.values(), NamedCommand)
     for command in (TrainCommand, EncodeCommand, RecipeCommand):
         yield command.model_validate(RECIPE)
         for kind, values in (("backbone", BACKBONES), ("data", DATA), ("codec", CODECS)):
