@@ -26,7 +26,10 @@ from ditkit.training import train
 
 CPU = torch.device("cpu")
 
-SMALL = {"backbone": {"width": 24, "depth": 2, "heads": 2}, "sample": {"steps": 2}}
+SMALL = {
+    "backbone": {"width": 24, "depth": 2, "heads": 2},
+    "sample": {"sampler": "heun", "steps": 2, "guidance": 1.5},
+}
 
 
 def assert_near(found, expected, share=1e-5):

@@ -161,17 +161,18 @@ def test_a_size_comes_from_the_header_once_and_a_bad_header_is_named():
     noise(64, 48).save(buffer, "JPEG")
     whole = buffer.getvalue()
     store = Counted(whole[:1000])  # the pixels are cut short
-    source = Encoded(store, None, (), 3, check=False)
-    assert [source.size(0), source.size(0)] == [(64, 48), (64, 48)]
+    unchecked = Folder(check=False, cache="off")
+    source = Encoded(store, None, (), unchecked)
+    assert source.size(0) == (64, 48)
     assert store.reads == 1
     with pytest.raises(InputError, match="picture in here cannot be decoded"):
         source[0]
     with pytest.raises(
         InputError, match=r"picture in here cannot be decoded \(not an image\).*--data\.check"
     ):
-        Encoded(Counted(b"hello"), None, (), 3, check=False).size(0)
+        Encoded(Counted(b"hello"), None, (), unchecked).size(0)
     store = Counted(whole)
-    checked = Encoded(store, None, (), 3, check=True)
+    checked = Encoded(store, None, (), Folder(cache="off"))
     assert checked.size(0) == (64, 48)
     assert store.reads == 1
 

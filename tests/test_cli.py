@@ -111,7 +111,7 @@ def test_every_flag_of_train_sets_its_field():
         "train.precision": "bf16", "train.schedule": "constant", "train.betas": "0.8 0.9", "train.compile": "off",
         "train.micro_batch": "16", "train.clip": "0.5", "sample.sampler": "ddim", "sample.interval": "0.1 0.9",
         "data.flip": None, "data.channels": "3", "transport.path": "gvp", "transport.predict": "v",
-        "transport.time_law": "logit_normal", "transport.weighting": "likelihood", "transport.variance": "learned",
+        "transport.time_law": "uniform", "transport.weighting": "likelihood", "transport.variance": "learned",
         "train.label_dropout": "0.2", "backbone.width": "48",
         "backbone.conditioning": "adaln", "backbone.text": "in_context", "backbone.text_pooled": None,
         "train.score_features": "efficientnet-112", "sample.grid": "karras", "sample.diffusion": "sbdm",
@@ -122,6 +122,7 @@ def test_every_flag_of_train_sets_its_field():
         "backbone.tubelet": "1", "backbone.attention": "factorised", "backbone.positions": "rotary",
         "backbone.grid": "2 2", "backbone.extrapolation": "ntk", "backbone.size_embedding": None,
         "transport.given_frames": "0.5", "transport.size_shift": "64", "train.packed": None, "train.tokens": "64",
+        "data.names": "a b", "data.content": "0f", "data.changed": "accept",
     }  # fmt: skip
     fixed = {
         "data.kind",
@@ -448,7 +449,7 @@ def test_bundled_snapshots_are_small_and_good(name):
         (["train", "digits", "--backbone.width", "50"], ["width", "multiple of 4"]),
         (["train", "digits", "--init", "/nowhere"], ["/nowhere", "no run or snapshot"]),
         (["train", "digits", "--device", "tpu"], ["--device", "tpu", "cpu"]),
-        (["train", "digits", "--train.micro-batch", "500"], ["micro_batch 500", "batch 128"]),
+        (["train", "digits", "--train.micro-batch", "500"], ["micro_batch 500", "batch 64"]),
         (["sample"], ["run", "--help"]),
         (["sample", "/nowhere"], ["/nowhere", "recipe.json", "digits"]),
         (["sample", "digits", "--sampler", "leapfrog"], ["--sampler", "leapfrog", "heun"]),
@@ -568,7 +569,8 @@ def test_the_hubs_client_is_silent_about_its_retries():
 def test_a_reader_that_leaves_is_no_error():
     command = f"{sys.executable} -m ditkit train imagenet256-dit-xl2 --help | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("usage: ditkit train imagenet256-dit-xl2")
+    assert done.stdout.startswith("usage: ")
+    assert "ditkit train imagenet256-dit-xl2" in done.stdout
     assert done.stderr == ""
 
 

@@ -434,7 +434,7 @@ def test_info_of_a_recipe_and_its_flags(info):
     out = info("imagenet512-sit-xl2", "--backbone", "DiT-S/8", "--train.batch", "2")
     assert "4 x 64 x 64" in out
     whole, split = info("digits"), info("digits", "--train.micro-batch", "32")
-    assert "training with 128 images per pass" in whole
+    assert "training with 64 images per pass" in whole
     assert "training with 32 images per pass" in split
     assert "training with 7 images per pass" in info("digits", "--batch", "7")
 

@@ -286,6 +286,8 @@ def test_compare_writes_table_pictures_and_curves(run, tmp_path, capsys):
         "digits",
         "--n",
         "40",
+        "--sampler",
+        "heun",
         "--steps",
         "1",
         "--resamples",

@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
 def recipe(folder):
     return Recipe(
         name="colours",
-        data=Folder(path=folder, size=8, channels=3, classes=2, caption_column="text"),
+        data=Folder(path=folder, size=8, channels=3, classes=2, caption_column="text", held_out=0.0),
         text=TextConfig(length=12),
         backbone=DiTConfig(
             width=32, depth=1, heads=2, patch=4, label=False, text="cross_attention", text_pooled=True
@@ -216,6 +216,8 @@ def test_encode_embeds_the_captions_beside_the_latents(folder, tmp_path, monkeyp
         "text",
         "--data.size",
         "8",
+        "--data.held-out",
+        "0",
         "--codec",
         "vae",
         "--codec.id",

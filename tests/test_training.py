@@ -189,7 +189,7 @@ def test_a_run_that_never_began_does_not_hold_its_folder(small, tmp_path, monkey
     monkeypatch.undo()
     quiet(small.replace(train={"images": 32, "lr": 0.5}), tmp_path / "run")
     assert Recipe.read(tmp_path / "run" / "recipe.json").train.lr == 0.5
-    with pytest.raises(InputError, match=r"train\.lr 0\.5, not 0\.002"):
+    with pytest.raises(InputError, match=r"train\.lr 0\.5, not 0\.006"):
         quiet(small.replace(train={"images": 32}), tmp_path / "run")
 
 

@@ -81,7 +81,10 @@ def run(argv: list[str]) -> None:
         raise InputError("--prompt: this model is told a text; say what to sample")
     if pipeline.recipe.text and pipeline.classes and len(command.labels) not in (1, len(command.prompt)):
         raise InputError(f"--labels: give one for all prompts or one for each of the {len(command.prompt)}")
-    asked = tuple(int(label) for label in numbered(command.labels, pipeline.recipe.data.names or ()))
+    try:
+        asked = tuple(int(label) for label in numbered(command.labels, pipeline.recipe.data.names or ()))
+    except InputError as error:
+        raise InputError(f"--labels: {error}") from None
     classes = asked or tuple(range(pipeline.classes)) or (0,)
     rows = len(command.prompt) or len(classes)
     count = command.n or (2 if pipeline.recipe.data.shape[:-2] else 8) * rows
