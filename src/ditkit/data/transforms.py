@@ -26,7 +26,9 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
     would clip them, transparency is laid on white. Raises ValueError for floating-point pixels, whose
     range nobody knows.
     """
-    return _converted(flatten(image), "L" if channels == 1 else "RGB")
+    image = flatten(image)
+    image.load()  # decoded now, while its file is open
+    return _converted(image, "L" if channels == 1 else "RGB")
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
