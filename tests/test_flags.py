@@ -1,8 +1,13 @@
-"""Every switch of every verb, however it is written."""
+"""Every switch of every verb, however it is written; and no message names a flag that there is not."""
+
+import ast
+import re
+from pathlib import Path
 
 import pytest
 from commands import BENCHES, SECTIONS, understood
 
+import ditkit
 from ditkit.backbones import BACKBONES
 from ditkit.cli.classifier import ClassifierCommand
 from ditkit.cli.encode import EncodeCommand
@@ -21,6 +26,7 @@ RECIPE = recipe("digits").model_dump()
 def sections():
     """Every verb's, with every kind of network, data and codec inside."""
     yield from (*SECTIONS.values(), *BENCHES.values(), NamedCommand)
+    yield TrainCommand.model_validate(recipe("emoji-matryoshka").model_dump())  # with a text and levels
     for command in (TrainCommand, EncodeCommand, RecipeCommand):
         yield command.model_validate(RECIPE)
         for kind, values in (("backbone", BACKBONES), ("data", DATA), ("codec", CODECS)):
@@ -139,3 +145,24 @@ def test_flags_to_go_on_with():
     ]
     assert without(words, {"out", "shard"}) == words[:5] + words[7:10]
     assert only(words, "data") == ["--data.size", "8"]
+
+
+OTHERS = {"backbone", "codec", "data", "text", "backbone.inner", "backbone.levels", "cost", "statistics", "json", "help",
+          "version", "section.field", "data.field"}  # fmt: skip
+FOREIGN = {"ckpt", "show-toplevel", "always", "dirty"}
+"""Flags of the released code, and of git."""
+
+
+def test_every_flag_that_a_message_names_is_there():
+    """Of some verb, with some network, data or codec."""
+    known = OTHERS | FOREIGN | {flag for section in sections() for flag, _ in fields(section)}
+    unknown, found = [], 0
+    for path in (Path(ditkit.__file__).parent).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                for name in re.findall(r"(?<![\w-])--([a-z][\w.-]*\w)", node.value):
+                    found += 1
+                    if not {name, re.sub(r"(^|\.)no-", r"\1", name, count=1)} & known:
+                        unknown.append(f"{path.name}: --{name}")
+    assert not unknown
+    assert found > 200
