@@ -34,7 +34,9 @@ def sit_network():
 def test_positions_and_time():
     assert sincos_positions(16, 16, 1152).double().sum().item() == pytest.approx(134598.9478, rel=1e-7)
     embedded = sinusoid(torch.tensor([999.0], dtype=torch.float64))[0]
-    last = 999 * 2**-23  # where a processor rounds a frequency up, and another down, the angles differ by as much
+    last = (
+        999 * 2**-23
+    )  # where a processor rounds a frequency up, and another down, the angles differ by as much
     close(embedded[:3].tolist(), [0.99964982, 0.96378529, -0.39902055], abs=last)
     close(embedded[128:131].tolist(), [-0.02646075, -0.26667938, -0.91694200], abs=last)
 
