@@ -61,7 +61,7 @@ lint: $(VENV)/dev
 	$(BIN)/lint-imports
 
 AS_DIT := --name digits-dit --transport.path ddpm --transport.predict noise --transport.variance learned \
-	--sample.sampler ancestral --sample.steps 50
+	--sample.guidance 1.5
 TINY := --name fashion --backbone.width 96 --backbone.depth 4 --backbone.heads 3
 assets: $(VENV)/package
 	$(BIN)/ditkit classifier digits --out src/ditkit/assets/classifiers/digits.safetensors
