@@ -19,7 +19,7 @@ def progress_bar(
         desc=what,
         unit=unit,
         unit_scale=(total or 0) >= 10_000,
-        mininterval=0.2 if lively else 30,
+        mininterval=0.2 if lively else 10,
         dynamic_ncols=lively,
         disable=not shown,
         delay=delay,
