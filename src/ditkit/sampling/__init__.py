@@ -1,8 +1,8 @@
 """Samplers: plain functions of a denoiser and a time grid, and what wraps a denoiser.
 
-Which one? Transports that predict velocity: `heun` (ODE, two evaluations a step) or `ab2` (one), or
-`euler_maruyama` (SDE). DDPM: `dpmpp_2m` or `ddim` for few evaluations, `ancestral` for many. `dopri5` for
-the ODE's own answer. Every sampler runs on every transport.
+Which one? `ab2` with about ten steps on most networks that were measured (docs/results.md); where the path is DDPM's also
+`dpmpp_2m` or `ddim`, and `ancestral` for many evaluations. `heun` (two evaluations a step) and `euler_maruyama` (SDE) are
+what papers sample velocities with, `dopri5` is for the ODE's own answer. Every sampler runs on every transport.
 """
 
 from collections.abc import Callable, Mapping

@@ -59,9 +59,9 @@ class SolverChoices(Section):
 class SamplingConfig(SolverChoices):
     """Sampler, steps and guidance; kept in the recipe so that a snapshot knows how it is best used."""
 
-    sampler: SamplerName = "heun"
+    sampler: SamplerName = "ab2"
     """`ditkit list samplers` says which is for what."""
-    steps: Annotated[int, Field(ge=1)] = 25
+    steps: Annotated[int, Field(ge=1)] = 10
     """Steps of the grid; heun asks the network twice in each (in the last once where it predicts the data)."""
     guidance: Annotated[float, Field(ge=0)] = 1.0
     """Classifier-free guidance scale; 1 is off."""
