@@ -158,7 +158,14 @@ def test_a_folder_of_images(tmp_path, capsys):
     assert main(["bench", "--data", str(tmp_path), *flags, "--out", str(file)]) == 0
     record = json.loads(file.read_text())
     assert (record["sample"], record["data"]["images"]) == (4, 6)
-    names = ("decoding_per_core", "pass", "reading_per_core", "first_start_s", "second_start_s")
+    names = (
+        "decoding_per_core",
+        "decoding_all_cores",
+        "pass",
+        "reading_per_core",
+        "first_start_s",
+        "second_start_s",
+    )
     assert all(math.isfinite(record[name]) and record[name] > 0 for name in names)
     printed = capsys.readouterr().out
     assert "bare decoding by Pillow" in printed

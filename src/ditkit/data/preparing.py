@@ -78,7 +78,7 @@ def look_at(
                 yield _look_at_part(job, part)
                 bar.update(len(part))
             return
-        pool = ProcessPoolExecutor(processes, _context(), _begin, (job, os.getpid()))
+        pool = ProcessPoolExecutor(processes, process_context(), _begin, (job, os.getpid()))
         try:
             for future in as_completed([pool.submit(_look_at_mine, part) for part in parts]):
                 found = future.result()
@@ -93,7 +93,7 @@ def look_at(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _context() -> BaseContext:
+def process_context() -> BaseContext:
     """Forking is quick where it is safe: the processes run Pillow and numpy only."""
     return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
