@@ -8,14 +8,13 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
-from typing_extensions import Self
 
 from ditkit.config import Section
 from ditkit.data.transforms import prepare, prepare_native
