@@ -62,8 +62,8 @@ def seeded():
 def no_network_was_reached():
     """What was refused in another thread or process, or was caught, fails its test, too."""
     yield
-    if lines := REACHED.read_text():
-        REACHED.write_text("")
+    if lines := REACHED.read_text(encoding="utf-8"):
+        REACHED.write_text("", encoding="utf-8")
         pytest.fail(f"a test uses no network, only this machine; this one {', '.join(lines.splitlines())}")
 
 

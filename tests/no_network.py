@@ -44,7 +44,7 @@ def forbid() -> None:
         else:
             return
         if not is_this_machine(host):
-            with open(os.environ[LOG], "a") as lines:
+            with open(os.environ[LOG], "a", encoding="utf-8") as lines:
                 lines.write(f"{what} {host}\n")
             raise NetworkReached(f"a test {what} {host}: tests use no network, only this machine")
 

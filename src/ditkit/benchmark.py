@@ -228,7 +228,7 @@ def evaluation_of(
 
 def _memory(key: str) -> int:
     """Bytes resident now (VmRSS) or at most so far (VmHWM); unlike getrusage's, of this process alone."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(key))
+    line = next(line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(key))
     return 1024 * int(line.split()[1])
 
 

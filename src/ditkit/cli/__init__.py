@@ -8,53 +8,85 @@ import errno
 import importlib
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from types import FrameType
 
+from ditkit.cli.streams import tolerant
 from ditkit.cli.verbs import VERBS, explained, program, to_type, typed
 from ditkit.errors import InputError
+from ditkit.signals import STOPS, Stopped, handled, name, status
 
 __all__ = ["VERBS", "main"]
+
+STOPPED = ": stopped; the same command again goes on where that is possible"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    stopped: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.append(number)
+        raise Stopped(number)
+
+    with tolerant(), handled(dict.fromkeys(STOPS, stop)):
+        try:
+            _quieten()
+            _run(arguments)
+            sys.stdout.flush()  # here, so that what goes wrong with it is caught here
+        except InputError as error:
+            print(f"ditkit: {typed(explained(str(error), arguments[0]))}", file=sys.stderr)
+            return 2
+        except BrokenPipeError:  # `ditkit list | head`: the reader has gone, which is no error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains once more as it ends
+            return 0
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            print(
+                f"ditkit: {error.filename or 'writing'}: no space left on the disk; make room",
+                file=sys.stderr,
+            )
+            return 2
+        except BaseException as error:
+            # Some libraries turn an interrupt while they are imported into errors of their own.
+            number = getattr(error, "number", signal.SIGINT) if isinstance(error, KeyboardInterrupt) else None
+            number = number or (stopped[-1] if stopped else None)
+            if number is None:
+                raise
+            said = str(error) if isinstance(error, Stopped) else ""
+            print(f"ditkit: {typed(said) or name(number) + STOPPED}", file=sys.stderr)
+            return status(number)
+    return 0
+
+
+def _quieten() -> None:
+    """Messages on stderr as they are; none of what other libraries tell of their work."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("httpx", "matplotlib", "datasets", "PIL"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or it tells of each retry; it is imported later
     warnings.filterwarnings("ignore", module="huggingface_hub")  # about how diffusers calls it
     warnings.filterwarnings("ignore", module=r"PIL\.")  # an image can be used, or is counted and named
-    try:
-        if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print(_help())
-            return 0
-        verb, *rest = arguments
-        if verb == "--version":
-            from importlib.metadata import version
 
-            print(f"ditkit {version('ditkit')}")
-            return 0
-        if verb not in VERBS:
-            raise InputError(f"unknown verb {verb!r}; choose one of: {', '.join(VERBS)}")
-        importlib.import_module(f"ditkit.cli.{VERBS[verb][0]}").run(rest)
-    except InputError as error:
-        print(f"ditkit: {typed(explained(str(error), arguments[0]))}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # `ditkit list | head`: the reader has gone, which is no error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains once more as it ends
-        return 0
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        print(f"ditkit: {error.filename or 'writing'}: no space left on the disk; make room", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ditkit: stopped; a training run resumes with the same command", file=sys.stderr)
-        return 130
-    return 0
+
+def _run(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return
+    verb, *rest = arguments
+    if verb == "--version":
+        from importlib.metadata import version
+
+        print(f"ditkit {version('ditkit')}")
+        return
+    if verb not in VERBS:
+        raise InputError(f"unknown verb {verb!r}; choose one of: {', '.join(VERBS)}")
+    importlib.import_module(f"ditkit.cli.{VERBS[verb][0]}").run(rest)
 
 
 def _help() -> str:

@@ -20,6 +20,7 @@ from ditkit.device import cores
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
 from ditkit.randomness import generator
+from ditkit.signals import leave_to_parent
 
 
 class Batch(NamedTuple):
@@ -65,6 +66,7 @@ def batches(
         batch_sampler=counters,
         num_workers=workers,
         collate_fn=_as_it_is,
+        worker_init_fn=_worker,
         generator=torch.Generator(),  # the loader seeds its workers from it, not from torch's global state
     )
     try:
@@ -73,6 +75,17 @@ def batches(
         raise InputError(
             str(error).strip().splitlines()[-1].removeprefix("ditkit.errors.InputError: ")
         ) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            "a process that reads images ended, perhaps killed for memory; the same command goes on from the last "
+            "checkpoint; --train.workers 0 reads in the training's own process"
+        ) from error
+
+
+def _worker(number: int) -> None:
+    leave_to_parent()
 
 
 def in_order(

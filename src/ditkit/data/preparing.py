@@ -6,7 +6,6 @@ What becomes of it, and how it is read again, is prepared.py's.
 import json
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ from ditkit.device import cores
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
 from ditkit.records import write_whole
+from ditkit.signals import leave_to_parent
 
 
 class Store(Protocol):
@@ -99,10 +99,10 @@ def process_context() -> BaseContext:
 
 
 def _begin(job: Job, parent: int) -> None:
-    """In a new process: an interrupt is the parent's to answer, and without a parent there is nothing to do."""
+    """In a new process: signals are the parent's to answer, and without a parent there is nothing to do."""
     global _job
     _job = job
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_to_parent()
 
     def end_with_parent() -> None:
         while os.getppid() == parent:

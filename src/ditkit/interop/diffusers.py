@@ -203,7 +203,7 @@ def read_diffusers(folder: Path, transformer: Path, kind: Kind | None = None) ->
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text())
+        values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: cannot be read as JSON ({error})") from None
     return values if isinstance(values, dict) else {}

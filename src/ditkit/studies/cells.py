@@ -113,7 +113,7 @@ def read_cells(cells: Mapping[str, Cell], results: Path) -> Results:
     for name, cell in cells.items():
         file = results / f"{name}.json"
         if file.exists():
-            record = json.loads(file.read_text())
+            record = json.loads(file.read_text(encoding="utf-8"))
             scored = all(point.key in record["scores"] for point in cell.points)
             record["finished"] = scored and (cell.measure is None or "measured" in record)
             found[name] = record
@@ -123,7 +123,7 @@ def read_cells(cells: Mapping[str, Cell], results: Path) -> Results:
 def _run_cell(
     name: str, cell: Cell, file: Path, run: Path, device: torch.device, known: dict[str, list[Ruler]]
 ) -> None:
-    record = json.loads(file.read_text()) if file.exists() else {"scores": {}}
+    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"scores": {}}
     missing = [point for point in cell.points if point.key not in record["scores"]]
     unmeasured = cell.measure is not None and "measured" not in record
     last = cell.recipe.train.images

@@ -38,6 +38,7 @@ from ditkit.randomness import generator
 from ditkit.recipe import Count, Recipe, Training
 from ditkit.records import write_json
 from ditkit.scoring.rulers import CLASSIFIER, network
+from ditkit.signals import Requests
 from ditkit.training.data import recorded, settled
 from ditkit.training.log import Log, read_log
 from ditkit.training.loop import due, learning_rate
@@ -111,7 +112,7 @@ def train_codec(
 ) -> dict[str, Any]:
     """Train an autoencoder in the folder `out`, resuming what is there, and measure it; the report.
 
-    Leaves a folder that diffusers and `VaeConfig(id=out)` read, train-codec.json, log.jsonl, loss.png, checkpoints/,
+    Signals are answered as in `train`. Leaves a folder that diffusers and `VaeConfig(id=out)` read, train-codec.json, log.jsonl, loss.png, checkpoints/,
     reconstructions.png and reconstruction.json.
 
     Raises:
@@ -130,22 +131,26 @@ def train_codec(
     model = build(recipe).to(device).train()
     ruler = _ruler(features, data, device)  # before the long work: says what is wrong with it
     check_run(recipe, out, source, SETTINGS)
-    with owned(out):
+    with owned(out), Requests().noted() as requests:
         claim_run(recipe, out, source, SETTINGS)
-        return _train_codec(recipe, source, out, model, ruler, device=device, count=count, progress=progress)
+        lines, seen = _fit(recipe, source, out, model, requests, device, progress)
+    codec = save_codec(model.eval(), recipe, out, device)
+    report = measure(codec, data, ruler, count, out / PICTURE)
+    facts = {"images_seen": seen, "minutes": round(lines.seconds / 60, 2)}
+    write_json(out / REPORT, report | facts)
+    return report | facts
 
 
-def _train_codec(
+def _fit(
     recipe: CodecRecipe,
     source: Source,
     out: Path,
     model: nn.Module,
-    ruler: FeatureNetwork | None,
-    *,
+    requests: Requests,
     device: torch.device,
-    count: int,
     progress: bool,
-) -> dict[str, Any]:
+) -> tuple[Log, int]:
+    """Train to the end; the log, and the images seen."""
     config, data = recipe.train, recipe.data
     optimizer = make_optimizer(model, config)
     seen, seconds = 0, 0.0
@@ -156,7 +161,7 @@ def _train_codec(
         model.load_state_dict(tensors["model"])
         restore_optimizer(optimizer, model, tensors["optimizer"])
         log.info(f"{out}: going on after {seen:,} of {config.images:,} images")
-    lines = Log(out / "log.jsonl", seen, seconds)
+    lines = Log(out / "log.jsonl", seen, seconds, newest[0].get("log") if newest else None)
     stream = batches(
         source,
         data,
@@ -186,15 +191,13 @@ def _train_codec(
                         "--train.precision fp32"
                     )
                 bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-            if due(config.checkpoint_images, before, seen, config.images):
+            if requests.any or due(config.checkpoint_images, before, seen, config.images):
                 parts = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer, model)}
-                save_checkpoint(out / "checkpoints", seen, parts, {"seconds": lines.seconds}, config.keep)
+                state = {"seconds": lines.seconds, "log": lines.begun}
+                checkpoint = save_checkpoint(out / "checkpoints", seen, parts, state, config.keep)
                 loss_curve(read_log(out / "log.jsonl"), out / "loss.png", out.name)
-    codec = save_codec(model.eval(), recipe, out, device)
-    report = measure(codec, data, ruler, count, out / PICTURE)
-    facts = {"images_seen": seen, "minutes": round(lines.seconds / 60, 2)}
-    write_json(out / REPORT, report | facts)
-    return report | facts
+                requests.answer(f"{out}: {seen:,} of {config.images:,} images are saved in {checkpoint}")
+    return lines, seen
 
 
 def build(recipe: CodecRecipe):

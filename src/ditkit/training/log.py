@@ -5,6 +5,7 @@ import math
 import time
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ditkit.records import append_line, read_lines, write_lines
@@ -22,15 +23,21 @@ NUMBERS = frozenset({"loss", "grad_norm"})
 class Log:
     """Collects what a step reports without waiting for the device; `write` makes a line of it."""
 
-    def __init__(self, path: Path, images: int, seconds: float):
+    def __init__(self, path: Path, images: int, seconds: float, begun: dict | None = None):
         """Goes on after `images` images and `seconds` of training; later lines are dropped, as they
-        will be written again."""
+        will be written again. `begun` is the line that a stopped run had begun."""
         self._path = path
         keep_until(path, images)
         self._images, self._seconds_before, self._start = images, seconds, time.perf_counter()
         self._last = seconds
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
+        if begun is not None:
+            self._images, self._last, self._steps = begun["images"], begun["seconds"], begun["steps"]
+            self._sums = {
+                name: torch.tensor(math.nan if value is None else value)
+                for name, value in begun["sums"].items()
+            }
         known = [row for row in read_log(path) if not math.isnan(row["loss"])]
         self._lowest = min(known, key=lambda row: row["loss"], default=None)
         self._warned = False
@@ -40,10 +47,16 @@ class Log:
         """Of training, over all sittings."""
         return self._seconds_before + time.perf_counter() - self._start
 
+    @property
+    def begun(self) -> dict:
+        """What has come together for the next line; a checkpoint keeps it, so that a resumed run writes the same line."""
+        sums = {name: float(value) for name, value in self._sums.items()}
+        return {"images": self._images, "seconds": self._last, "steps": self._steps, "sums": sums}
+
     def add(self, values: dict[str, Tensor]) -> None:
         """Scalars of one step."""
         for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._sums[name] = self._sums[name].to(value) + value if name in self._sums else value
         self._steps += 1
 
     def write(self, images: int, **facts: float) -> dict[str, float]:

@@ -21,6 +21,7 @@ from ditkit.pipeline import Pipeline
 from ditkit.plots import loss_curve
 from ditkit.progress import progress_bar
 from ditkit.recipe import Recipe, Training
+from ditkit.signals import Requests
 from ditkit.text import TextCache
 from ditkit.training.captions import read_captions
 from ditkit.training.data import recorded, settled
@@ -54,9 +55,13 @@ def train(
     levels that goes inside. Earlier stages (`train.stages`) are runs in stages/1, 2, ... With `train.latents` the batches
     come from a cache; what is measured meanwhile is still of the images.
 
+    SIGINT, SIGTERM and SIGHUP write a checkpoint and end with `Stopped`, a second one without a checkpoint; SIGUSR1
+    writes one and goes on.
+
     Raises:
         InputError: data that cannot be read, a cache of something else, a folder made by another recipe, no
             intact checkpoint, a full disk, or a loss that stays non-finite.
+        Stopped: a signal.
     """
     with ExitStack() as until_end:
         return _train(recipe, out, device, init, init_inner, progress, until_end)
@@ -107,6 +112,7 @@ def _train(
     if begins and init_inner is not None:
         load_inner(net, recipe, init_inner)
     until_end.enter_context(owned(out))
+    requests = until_end.enter_context(Requests().noted())
     claim_run(recipe, out, source)
     texts = None if recipe.text is None else read_captions(recipe, source, out, device)
     if begins and recipe.stages:
@@ -129,9 +135,25 @@ def _train(
 
     average = Pipeline(recipe, ema.net, codec, device, texts=texts)
     monitor = Monitor(average, out, seen, source)
-    lines = Log(out / "log.jsonl", seen, seconds)
+    lines = Log(out / "log.jsonl", seen, seconds, newest[0].get("log") if newest else None)
     checkpoint = out / "checkpoints" / f"{seen:012d}"
     in_a_row = 0
+
+    def save() -> None:
+        nonlocal checkpoint
+        if checkpoint.name == f"{seen:012d}":
+            return
+        parts = {
+            "model": net.state_dict(),
+            "ema": ema.net.state_dict(),
+            "optimizer": optimizer_tensors(optimizer, net),
+        }
+        state = {"seconds": lines.seconds, "skipped": skipped, "compiled": compiled, "log": lines.begun}
+        checkpoint = save_checkpoint(out / "checkpoints", seen, parts, state, config.keep)
+        loss_curve(read_log(out / "log.jsonl"), out / "loss.png", recipe.name)
+
+    if seen:
+        monitor.catch_up(seen)
     stream = batches(
         source,
         recipe.data,
@@ -165,23 +187,29 @@ def _train(
             if due(config.log_images, before, seen, config.images):
                 row = lines.write(seen, lr=optimizer.param_groups[0]["lr"], skipped=skipped)
                 bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-            if due(config.checkpoint_images, before, seen, config.images):
-                parts = {
-                    "model": net.state_dict(),
-                    "ema": ema.net.state_dict(),
-                    "optimizer": optimizer_tensors(optimizer, net),
-                }
-                state = {"seconds": lines.seconds, "skipped": skipped, "compiled": compiled}
-                checkpoint = save_checkpoint(out / "checkpoints", seen, parts, state, config.keep)
-                loss_curve(read_log(out / "log.jsonl"), out / "loss.png", recipe.name)
-            alone = recipe.transport.cascade is None  # otherwise another model makes the lower levels
-            if alone and config.preview_images and due(config.preview_images, before, seen, config.images):
-                save_preview(average, out / "previews" / f"{seen:012d}.png")
-            if config.validate_images and due(config.validate_images, before, seen, config.images):
-                monitor.validate(seen)
-            if config.score_images and due(config.score_images, before, seen, config.images):
-                monitor.score(seen)
+            if requests.any or due(config.checkpoint_images, before, seen, config.images):
+                save()
+            if requests.stop is None:
+                with requests.interruptible():
+                    measure(average, monitor, out, before, seen)
+            if requests.any:
+                save()
+                requests.answer(f"{out}: {seen:,} of {config.images:,} images are saved in {checkpoint}")
     return checkpoint
+
+    return checkpoint
+
+
+def measure(average: Pipeline, monitor: Monitor, out: Path, before: int, seen: int) -> None:
+    """A preview, the validation loss and scores, where they are due."""
+    config = average.recipe.train
+    alone = average.recipe.transport.cascade is None  # otherwise another model makes the lower levels
+    if alone and config.preview_images and due(config.preview_images, before, seen, config.images):
+        save_preview(average, out / "previews" / f"{seen:012d}.png")
+    if config.validate_images and due(config.validate_images, before, seen, config.images):
+        monitor.validate(seen)
+    if config.score_images and due(config.score_images, before, seen, config.images):
+        monitor.score(seen)
 
 
 def _train_stages(

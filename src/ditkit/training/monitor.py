@@ -63,6 +63,19 @@ class Monitor:
             except InputError as error:
                 raise InputError(str(error).replace("--features", "--train.score-features")) from None
 
+    def catch_up(self, seen: int) -> None:
+        """Measure what was due when the run stopped after `seen` images, if that was not finished."""
+        config = self._pipeline.recipe.train
+        if config.validate_images and self._missed("validation.jsonl", config.validate_images, seen):
+            self.validate(seen)
+        if config.score_images and self._missed("scores.jsonl", config.score_images, seen):
+            self.score(seen)
+
+    def _missed(self, name: str, every: int, seen: int) -> bool:
+        last = max((row["images"] for row in read_log(self._out / name)), default=0)
+        finished = seen >= self._pipeline.recipe.train.images
+        return seen // every > last // every or (finished and last < seen)
+
     def validate(self, seen: int) -> None:
         """Add a line to validation.jsonl: the loss at LEVELS times, from data to noise."""
         if not self._held_out:

@@ -217,7 +217,7 @@ def _statistics(files: Sequence[Path]) -> tuple[tuple[float, ...], tuple[float, 
 
 def _read_captions(file: Path) -> list[str]:
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
             f"{file} is missing or damaged ({error}); give the `ditkit encode` command again, it makes it again"

@@ -1,0 +1,55 @@
+"""Standard streams that do not end a command: what a terminal, a pipe or a disk does not take is left out."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, TextIO
+
+
+class Lossy:
+    """A stream for messages. When its reader has gone or its disk is full, what follows is dropped."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):  # ValueError: it is closed
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._drop()
+
+    def _drop(self) -> None:
+        with suppress(OSError, ValueError):  # a stream without a file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def tolerant() -> Iterator[None]:
+    """Results on stdout with "?" for characters that it cannot show, and messages on a `Lossy` stderr; a closed stream
+    is the null device."""
+    before = sys.stdin, sys.stdout, sys.stderr
+    with ExitStack() as opened:
+
+        def nothing(mode: str) -> TextIO:
+            return opened.enter_context(open(os.devnull, mode, encoding="utf-8"))
+
+        sys.stdin = sys.stdin or nothing("r")
+        sys.stdout = sys.stdout or nothing("w")
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")
+        sys.stderr = Lossy(sys.stderr or nothing("w"))  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            sys.stdin, sys.stdout, sys.stderr = before

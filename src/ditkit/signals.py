@@ -1,0 +1,124 @@
+"""Signals: a training is asked to stop, or to save and go on; every other verb stops at once.
+
+SIGINT, SIGTERM and SIGHUP stop, SIGUSR1 saves. A signal that was ignored when the program started stays ignored, so that
+`nohup` works. Signals that a system does not have, and calls outside the main thread, where Python installs no
+handlers, change nothing.
+"""
+
+import logging
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+SAVES = getattr(signal, "SIGUSR1", None)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the work; `number` is the signal's."""
+
+    def __init__(self, number: int, message: str = ""):
+        super().__init__(message)
+        self.number = number
+
+
+@contextmanager
+def handled(handlers: Mapping[int, Any]) -> Iterator[None]:
+    """These handlers in here, and those that were there before afterwards."""
+    before: dict[int, Any] = {}
+    try:
+        for number, handler in handlers.items():
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, handler)
+    except ValueError:  # not the main thread
+        pass
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_at_once(number: int, frame: FrameType | None = None) -> None:
+    """A handler: whatever runs ends with `Stopped`, its `finally` clauses are run."""
+    raise Stopped(number)
+
+
+def leave_to_parent() -> None:
+    """In a process that works for another: who stops is decided there, also where a signal is sent to all of a group."""
+    for number in (*STOPS, SAVES):
+        if number is not None:
+            signal.signal(number, signal.SIG_IGN)
+
+
+class Requests:
+    """What signals have asked a training for since it began; read between steps.
+
+    The first signal to stop is noted, so that a step is finished and a checkpoint written; the second ends the program at
+    once. What takes long and changes nothing that is saved stands in `interruptible`, and ends at the first.
+    """
+
+    def __init__(self) -> None:
+        self.stop: int | None = None
+        """The signal that asked to stop."""
+        self.save = False
+        """Whether a checkpoint was asked for."""
+        self._interruptible = False
+
+    @contextmanager
+    def noted(self) -> Iterator["Requests"]:
+        """Signals are noted in here."""
+        saves = {} if SAVES is None else {SAVES: self._note_save}
+        with handled(dict.fromkeys(STOPS, self._note_stop) | saves):
+            yield self
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """What is in here ends quietly when a signal asks to stop."""
+        self._interruptible = self.stop is None
+        try:
+            yield
+        except Stopped:
+            if self.stop is None:
+                raise
+        finally:
+            self._interruptible = False
+
+    @property
+    def any(self) -> bool:
+        """Whether a checkpoint is to be written now."""
+        return self.save or self.stop is not None
+
+    def answer(self, saved: str) -> None:
+        """Call it when what was asked for has been written; `saved` says what, and is logged where the work goes on.
+
+        Raises Stopped, with that as its message, where a signal asked to stop.
+        """
+        if self.stop is not None:
+            raise Stopped(self.stop, f"{name(self.stop)}: {saved}; the same command goes on from there")
+        if self.save:
+            self.save = False
+            log.info(saved)
+
+    def _note_stop(self, number: int, frame: FrameType | None) -> None:
+        again, self.stop = self.stop is not None, number
+        if again or self._interruptible:
+            self._interruptible = False
+            raise Stopped(number)
+
+    def _note_save(self, number: int, frame: FrameType | None) -> None:
+        self.save = True
+
+
+def name(number: int) -> str:
+    """SIGTERM for 15."""
+    return signal.Signals(number).name
+
+
+def status(number: int) -> int:
+    """The exit status of a program that a signal ended: 128 + its number, as shells have it."""
+    return 128 + number

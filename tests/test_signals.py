@@ -1,0 +1,191 @@
+"""Signals and streams: a training that is asked to stop saves first; output that nobody takes ends nothing."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import CPU
+
+from ditkit.checkpoint import checkpoints, load_newest
+from ditkit.cli import main
+from ditkit.cli.streams import tolerant
+from ditkit.recipes import recipe
+from ditkit.signals import SAVES, STOPS, Requests, Stopped, handled, status
+from ditkit.training import loop, train
+from ditkit.training.log import read_log
+
+SMALL = recipe("digits").replace(
+    backbone={"width": 32, "depth": 1, "heads": 2},
+    train={
+        "images": 640,
+        "batch": 32,
+        "log_images": 160,
+        "checkpoint_images": 320,
+        "preview_images": 0,
+        "validate_images": 320,
+        "compile": "off",
+    },
+)
+
+
+def at_step(monkeypatch, step, *numbers):
+    """Signals to this process when the step of that number begins."""
+    rate, steps = loop.learning_rate, []
+
+    def signalled(config, seen):
+        steps.append(seen)
+        if len(steps) == step:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        return rate(config, seen)
+
+    monkeypatch.setattr(loop, "learning_rate", signalled)
+
+
+def weights(run):
+    return load_newest(run / "checkpoints", ("model", "ema", "optimizer"))[1]
+
+
+@pytest.mark.parametrize("number", STOPS, ids=lambda number: number.name)
+def test_a_stopped_training_saves_and_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch, number):
+    train(SMALL, tmp_path / "whole", device=CPU, progress=False)
+    with monkeypatch.context() as patch:
+        at_step(patch, 7, number)
+        with pytest.raises(Stopped) as stopped:
+            train(SMALL, tmp_path / "parts", device=CPU, progress=False)
+    assert stopped.value.number == number
+    assert "224 of 640 images are saved" in str(stopped.value)
+    assert [path.name for path in checkpoints(tmp_path / "parts" / "checkpoints")] == ["000000000224"]
+
+    train(SMALL, tmp_path / "parts", device=CPU, progress=False)
+    for part, tensors in weights(tmp_path / "whole").items():
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, weights(tmp_path / "parts")[part][name]), (part, name)
+    timed = {"minutes", "images_per_second"}
+    for name in ("log.jsonl", "validation.jsonl"):
+        whole, parts = (
+            [
+                {key: value for key, value in row.items() if key not in timed}
+                for row in read_log(tmp_path / run / name)
+            ]
+            for run in ("whole", "parts")
+        )
+        assert whole == parts
+
+
+@pytest.mark.skipif(SAVES is None, reason="needs SIGUSR1")
+def test_a_signal_to_save_does_not_stop(tmp_path, monkeypatch):
+    at_step(monkeypatch, 3, SAVES)
+    kept = SMALL.replace(train={"keep": 9})
+    train(kept, tmp_path / "run", device=CPU, progress=False)
+    names = [int(path.name) for path in checkpoints(tmp_path / "run" / "checkpoints")]
+    assert names == [96, 320, 640]
+
+
+def test_the_second_signal_stops_at_once(tmp_path, monkeypatch):
+    at_step(monkeypatch, 3, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(Stopped):
+        train(SMALL, tmp_path / "run", device=CPU, progress=False)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_measurement_that_was_stopped_is_made_when_the_run_goes_on(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Monitor, "validate", lambda self, seen: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped):
+            train(SMALL, tmp_path, device=CPU, progress=False)
+    train(SMALL, tmp_path, device=CPU, progress=False)
+    assert [row["images"] for row in read_log(tmp_path / "validation.jsonl")] == [320, 640]
+
+
+def test_a_signal_that_was_ignored_stays_ignored():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with Requests().noted() as requests:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert requests.stop is None
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(number) for number in STOPS]
+    with handled(dict.fromkeys(STOPS, lambda number, frame: None)):
+        assert [signal.getsignal(number) for number in STOPS] != before
+    assert [signal.getsignal(number) for number in STOPS] == before
+
+
+@pytest.mark.parametrize("number", STOPS, ids=lambda number: number.name)
+def test_a_verb_ends_with_the_signals_status(monkeypatch, capsys, number):
+    def run(argv):
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("ditkit.cli.listing.run", run)
+    assert main(["list"]) == status(number) == 128 + number
+    assert number.name in capsys.readouterr().err
+
+
+def test_an_interrupt_that_a_library_turns_into_its_own_error(monkeypatch, capsys):
+    def run(argv):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("a C extension failed") from None
+
+    monkeypatch.setattr("ditkit.cli.listing.run", run)
+    assert main(["list"]) == 130
+    assert "C extension" not in capsys.readouterr().err
+
+
+def test_workers_leave_signals_to_their_parent():
+    code = (
+        "import os, signal; from ditkit.signals import STOPS, leave_to_parent; leave_to_parent()\n"
+        "for number in STOPS: os.kill(os.getpid(), number)\n"
+        "print('there')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "there\n"
+
+
+def ditkit_with(streams, arguments="list samplers"):
+    command = f"{sys.executable} -m ditkit {arguments} {streams}"
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("streams", [">&-", "<&- >&- 2>&-"])
+def test_closed_streams(streams):
+    done = ditkit_with(streams)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_full_disks_behind_the_streams():
+    done = ditkit_with("> /dev/full")
+    assert done.returncode == 2
+    assert "no space left" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert ditkit_with("2> /dev/full", "nonsense").returncode == 2
+
+
+def test_what_a_terminal_cannot_show_is_left_out(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with tolerant():
+        print("8 × 8, \udcff")
+    assert terminal.buffer.getvalue() == b"8 ? 8, ?\n"
+
+
+def test_a_training_whose_messages_nobody_reads_goes_on(tmp_path, monkeypatch):
+    """As in `ditkit train ... 2>&1 | head -1`."""
+    flags = "--train.images 192 --train.batch 32 --train.log-images 32 --train.checkpoint-images 64 --train.keep 9"
+    small = "--backbone.width 32 --backbone.depth 1 --backbone.heads 2 --train.preview-images 0 --device cpu"
+    code = f"set -o pipefail; {sys.executable} -m ditkit train digits --out {tmp_path} {flags} {small} 2>&1 | head -1"
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert len(checkpoints(tmp_path / "checkpoints")) == 3
