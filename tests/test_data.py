@@ -542,14 +542,23 @@ def test_shards_leave_out_broken_images_and_name_wrong_files(tmp_path):
             Webdataset(path=shard, **dict([options])).open()
     for members, words in {
         (("a.png", picture(1)), ("a.cls", "x")): r"'cls' is not a label \('x'\)",
+        (("a.png", picture(1)), ("a.cls", "9" * 5000)): r"a\.png of b\.tar: class 999999999999, but classes",
+        (("a.png", picture(1)), ("a.cls", "1000000")): r"class 1000000, but .* at most 999,999",
         (("a.png", picture(1)), ("a.json", "{")): r"its \.json is not a JSON object",
         (("a.txt", "words only"),): "holds no images",
     }.items():
         with pytest.raises(InputError, match=words):
             Webdataset(path=write_shard(tmp_path / "b.tar", dict(members)), caption_column="words").open()
     whole = shard.read_bytes()
-    shard.write_bytes(whole[:600])
-    with pytest.raises(InputError, match=r"a\.tar cannot be read as an uncompressed tar .* fetch it again"):
+    joined = whole + whole
+    for length in (1, 511, 512, 600, 1024, 2048, len(good["a.png"]) + 512, 4 * 1024, 4 * 1024 + 100):
+        shard.write_bytes(whole[:length])
+        with pytest.raises(
+            InputError, match=r"a\.tar cannot be read as an uncompressed tar .* fetch it again"
+        ):
+            Webdataset(path=shard).open()
+    shard.write_bytes(joined)
+    with pytest.raises(InputError, match="neither a member nor the archive's end"):
         Webdataset(path=shard).open()
     with pytest.raises(InputError, match=r"cannot be read as an uncompressed tar"):
         Webdataset(path=write_shard(tmp_path / "a.tar", good, "w:gz")).open()

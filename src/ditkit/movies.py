@@ -215,12 +215,21 @@ def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
         raise ValueError(error.strerror or type(error).__name__) from None
 
 
+def _untimed(container: Any, stream: Any) -> bool:
+    """Whether frames are shown in an order that the file does not tell: AVI stores none, and H.264 and H.265 code frames
+    in another than they are shown in. They come out of the decoder in order and last equally long, so they are counted."""
+    context = stream.codec_context
+    return container.format.name == "avi" and context.name in ("h264", "hevc") and context.has_b_frames
+
+
 def _decoded(container: Any, stream: Any) -> Iterator[Any]:
     """The frames from here on; ValueError unless they are whole and each has a later time than the one before."""
-    last = None
-    for frame in container.decode(stream):
+    last, counted = None, _untimed(container, stream)
+    for number, frame in enumerate(container.decode(stream)):
         if frame.is_corrupt:
             raise ValueError("a damaged frame in it")
+        if counted:
+            frame.pts = number
         if frame.pts is None or (last is not None and frame.pts <= last):
             raise ValueError("frames in it without times, or not in their order")
         last = frame.pts
@@ -229,13 +238,15 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
 
 def _time_video(path: Path, decode: bool) -> Movie:
     with _open_video(path) as (container, stream):
+        counted = _untimed(container, stream)
         if decode:
             stamps = [frame.pts for frame in _decoded(container, stream)]
         else:
-            packets = [packet for packet in container.demux(stream) if not packet.is_discard]
-            stamps = sorted({packet.pts for packet in packets if packet.pts is not None})
+            packets = [packet for packet in container.demux(stream) if not packet.is_discard and packet.size]
+            known = [packet.pts for packet in packets if packet.pts is not None]
+            stamps = list(range(len(packets))) if counted else sorted(set(known))
         keys = np.array(stamps, dtype=np.int64)
-        return Movie(path, keys, keys * float(stream.time_base))
+        return Movie(path, keys, keys * float(1 / stream.average_rate if counted else stream.time_base))
 
 
 def _video_frames(path: Path, keys: Sequence[int]) -> dict[int, Image.Image]:
@@ -243,7 +254,7 @@ def _video_frames(path: Path, keys: Sequence[int]) -> dict[int, Image.Image]:
     found: dict[int, Image.Image] = {}
     for near in (True, False):  # some containers seek past the frame; then from the beginning
         with _open_video(path) as (container, stream):
-            if near:
+            if near and not _untimed(container, stream):
                 container.seek(keys[0], stream=stream)  # to the keyframe there or before
             for frame in _decoded(container, stream):
                 if frame.pts in wanted:

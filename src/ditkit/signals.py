@@ -6,6 +6,7 @@ handlers, change nothing.
 """
 
 import logging
+import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,11 +49,21 @@ def stop_at_once(number: int, frame: FrameType | None = None) -> None:
     raise Stopped(number)
 
 
-def leave_to_parent() -> None:
-    """In a process that works for another: who stops is decided there, also where a signal is sent to all of a group."""
+def leave_to_parent(ending: Any = None) -> None:
+    """In a process that works for another: who stops is decided there, also where a signal is sent to all of a group.
+
+    SIGTERM, by which a parent ends its workers, does so; with `ending`, a shared `multiprocessing.RawValue`, only once
+    the parent has made that true.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if ending.value:
+            os._exit(0)
+
     for number in (*STOPS, SAVES):
         if number is not None:
             signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL if ending is None else end)
 
 
 class Requests:

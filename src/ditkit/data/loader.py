@@ -6,6 +6,8 @@ several sizes the order, and which of them make a batch, is a plan's (buckets.py
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from multiprocessing.sharedctypes import RawValue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,12 +63,13 @@ def batches(
         counters = BatchSampler(shard(range(start, stop), rank, world), batch, drop_last=False)
     else:
         counters = (list(shard(part, rank, world)) for part in plan.counters(seed, start, stop))
+    ending = RawValue("b", False)
     loader = DataLoader(
         Stream(source, config, seed, plan),
         batch_sampler=counters,
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_worker,
+        worker_init_fn=partial(_leave_signals, ending),
         generator=torch.Generator(),  # the loader seeds its workers from it, not from torch's global state
     )
     try:
@@ -82,10 +85,12 @@ def batches(
             "a process that reads images ended, perhaps killed for memory; the same command goes on from the last "
             "checkpoint; --train.workers 0 reads in the training's own process"
         ) from error
+    finally:
+        ending.value = True
 
 
-def _worker(number: int) -> None:
-    leave_to_parent()
+def _leave_signals(ending: Any, number: int) -> None:
+    leave_to_parent(ending)
 
 
 def in_order(

@@ -34,7 +34,7 @@ from ditkit.data.array_values import (
     read_labels,
     to_signed,
 )
-from ditkit.data.sources import DataSection, Split
+from ditkit.data.sources import DataSection, Split, numbered_classes
 from ditkit.errors import InputError
 
 
@@ -221,7 +221,9 @@ class ArrayFiles(DataSection):
             raise InputError(
                 f"{found[0]} has labels up to {most - 1}, but --data.names are {len(self.names)}; give {most}"
             )
-        return torch.from_numpy(labels), self.names or tuple(map(str, range(max(most, self.classes or 0))))
+        return torch.from_numpy(labels), self.names or numbered_classes(
+            max(most, self.classes or 0), str(found[0])
+        )
 
     def _lines(self, arrays: Sequence[StoredArray], labels: Sequence[StoredArray]) -> list[str]:
         """The files, each with the hash of its content, "-" where it was not looked at."""

@@ -19,11 +19,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from ditkit.data.captions import BESIDE, only_texts
 from ditkit.data.encoded import Encoded, EncodedSection
 from ditkit.data.listing import report_passed_over
-from ditkit.data.sources import Split
+from ditkit.data.sources import Split, numbered_classes
 from ditkit.errors import InputError
 from ditkit.movies import image_suffixes
 
 CLASS = "cls"
+DIGITS = 12  # of a class's number that are read
 
 
 class Place(NamedTuple):
@@ -67,6 +68,7 @@ def walk(shard: Path, passed: Counter[str]) -> list[Sample]:
                 if member.isfile() and key and ending:
                     place = Place(shard, member.offset_data, member.size)
                     members.setdefault(f"{folder}/{key}".lstrip("/"), {})[ending.lower()] = place
+            _check_end(shard, tar.offset)
     except (tarfile.TarError, EOFError) as error:
         raise InputError(
             f"{shard} cannot be read as an uncompressed tar ({error}); unpack it (gunzip) or fetch it again"
@@ -80,6 +82,20 @@ def walk(shard: Path, passed: Counter[str]) -> list[Sample]:
         else:
             passed.update(f".{ending}" for ending in parts)
     return samples
+
+
+def _check_end(shard: Path, end: int) -> None:
+    """TarError unless only zeros, at least one block of them, follow the last member at byte `end`: where a shard was
+    cut, or others were joined to it, tarfile ends without a word."""
+    blocks = 0
+    with shard.open("rb") as file:
+        file.seek(end)
+        while block := file.read(tarfile.BLOCKSIZE):
+            if block.strip(b"\0"):
+                raise tarfile.ReadError(f"after byte {end} there is neither a member nor the archive's end")
+            blocks += len(block) == tarfile.BLOCKSIZE
+    if not blocks:
+        raise tarfile.ReadError("it was cut: its end is missing")
 
 
 def read_field(sample: Sample, column: str) -> Any:
@@ -110,8 +126,9 @@ def number_classes(samples: Sequence[Sample], column: str) -> tuple[list[int], t
             )
         values.append(str(text))
     if column == CLASS:
-        labels = list(map(int, values))
-        return labels, tuple(map(str, range(max(labels) + 1)))
+        labels = [int(value[:DIGITS]) for value in values]  # longer ones are too large anyway
+        highest = max(range(len(labels)), key=labels.__getitem__)
+        return labels, numbered_classes(labels[highest] + 1, samples[highest].title)
     known = sorted(set(values))
     number = {value: label for label, value in enumerate(known)}
     return [number[value] for value in values], tuple(known)

@@ -22,6 +22,9 @@ from ditkit.errors import InputError
 from ditkit.progress import progress_bar
 
 Split = Literal["train", "test"]
+
+MOST_CLASSES = 1_000_000
+"""A class's number above it is taken for a mistake: each class has an embedding."""
 Size = Annotated[
     int,
     Field(ge=1, description="Side of the square images, in pixels; of native ones the root of their area."),
@@ -161,6 +164,15 @@ class DataSection(Section):
             )
         if self.names and tuple(names) != self.names:
             raise InputError(f"{where} has other classes than were recorded: {differing(self.names, names)}")
+
+
+def numbered_classes(count: int, where: str) -> tuple[str, ...]:
+    """Names of classes that are numbers only: "0", "1", ... InputError above MOST_CLASSES, which a wrong number causes."""
+    if count > MOST_CLASSES:
+        raise InputError(
+            f"{where}: class {count - 1}, but classes are numbered from 0 to at most {MOST_CLASSES - 1:,}; correct the label"
+        )
+    return tuple(map(str, range(count)))
 
 
 def differing(before: Sequence[str], now: Sequence[str]) -> str:
