@@ -1,5 +1,8 @@
 """The pipeline: what a seed decides, what an evaluation counts, what is refused."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from conftest import CPU
@@ -8,6 +11,7 @@ import ditkit
 from ditkit.errors import InputError
 from ditkit.pipeline import load
 from ditkit.sampling import SAMPLERS
+from ditkit.snapshots import SNAPSHOTS
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +89,19 @@ def test_unconditional_models(tmp_path):
         pipe.generate({"label": [1]}, seeds=[0])
     with pytest.raises(InputError, match="cannot be guided"):
         pipe.generate(seeds=[0], guidance=2.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"depth": 10**9}, "less than or equal to 10000"),
+        ({"width": 4 * 10**7, "heads": 1}, "the weights of this network take .* GB, and this machine has"),
+    ],
+)
+def test_sizes_in_a_snapshots_recipe_cannot_take_time_or_memory(tmp_path, wrong, words):
+    shutil.copytree(SNAPSHOTS / "digits", tmp_path / "s")
+    values = json.loads((tmp_path / "s" / "recipe.json").read_text(encoding="utf-8"))
+    values["backbone"] |= wrong
+    (tmp_path / "s" / "recipe.json").write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(InputError, match=words):
+        load(tmp_path / "s")

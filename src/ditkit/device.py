@@ -43,6 +43,19 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def check_memory(net: torch.nn.Module) -> None:
+    """InputError when the weights of a network on the meta device are larger than this machine's memory."""
+    if not hasattr(os, "sysconf"):
+        return
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = sum(weight.numel() * weight.element_size() for weight in net.parameters())
+    if needed > there:
+        raise InputError(
+            f"the weights of this network take {needed / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f}; choose a "
+            "smaller --backbone.width or --backbone.depth"
+        )
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bf16 products are faster than float32 ones here (AMX or AVX512-bf16 on a CPU)."""
     if device.type == "cuda":

@@ -4,6 +4,7 @@ Python functions in `ditkit.recipes` return recipes; every field is a flag of `d
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from ditkit.backbones import Backbone, BackboneConfig, MatryoshkaConfig, build
 from ditkit.codecs import Codec, CodecConfig, IdentityConfig, PyramidCodec
 from ditkit.config import Section, read_section, write_section
 from ditkit.data import ArrayFiles, DataConfig, upgraded
-from ditkit.device import Compile, Precision
+from ditkit.device import Compile, Precision, check_memory
 from ditkit.errors import InputError
 from ditkit.sampling.config import SamplingConfig
 from ditkit.text import TextConfig
@@ -192,8 +193,9 @@ class Recipe(Section):
     def build_backbone(self) -> Backbone:
         """The network for this data, codec and transport, freshly initialised from train.seed.
 
-        Raises InputError when the state does not divide into patches, width into heads, or the number
-        of classes is not known yet (a folder that has not been counted).
+        Raises InputError when the state does not divide into patches, width into heads, the number
+        of classes is not known yet (a folder that has not been counted), or this machine's memory is smaller than the
+        network.
         """
         if self.data.classes is None:
             raise InputError(
@@ -206,10 +208,14 @@ class Recipe(Section):
         codec = self.build_codec()
         channels, *size = codec.layout(*self.data.shape).shape
         outputs = 2 * channels if self.transport.variance == "learned" else channels
+        text_dim = self.text.dim if self.text else 0
+        make = partial(build, self.backbone, channels, self.data.classes, outputs, text_dim)
+        if torch.get_default_device().type != "meta":
+            with torch.device("meta"):
+                check_memory(make())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train.seed)
-            text_dim = self.text.dim if self.text else 0
-            net = build(self.backbone, channels, self.data.classes, outputs, text_dim)
+            net = make()
         net.check_size(*size)
         return net
 

@@ -7,9 +7,10 @@ means is the transport's affair.
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from ditkit.config import Section
@@ -19,6 +20,10 @@ from ditkit.nn.embeddings import LabelEmbedding, SideBySide, TimeEmbedding
 from ditkit.nn.text import TextReader, Words
 
 Cond = dict[str, Tensor]
+
+
+Count = Annotated[int, Field(ge=1, le=10_000)]
+"""Of blocks, heads, multiples: numbers above it are mistakes, and building what they say would take hours."""
 
 
 class BackboneSection(Section):

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ditkit.backbones.base import BackboneSection, Cond, Plain, Port, Said
+from ditkit.backbones.base import BackboneSection, Cond, Count, Plain, Port, Said
 from ditkit.errors import InputError
 from ditkit.nn.attention import Arrangement, Over
 from ditkit.nn.blocks import CONDITIONINGS, in_sequence
@@ -31,11 +31,11 @@ class DiTConfig(BackboneSection):
     kind: Literal["DiT"] = "DiT"
     width: Annotated[int, Field(ge=4, multiple_of=4)] = 384
     """Channels of a token; divisible by 4 (positions) and by the heads."""
-    depth: Annotated[int, Field(ge=1)] = 12
+    depth: Count = 12
     """Number of blocks."""
-    heads: Annotated[int, Field(ge=1)] = 6
+    heads: Count = 6
     """Attention heads per block."""
-    patch: Annotated[int, Field(ge=1)] = 2
+    patch: Count = 2
     """Side of a patch in pixels of the state (latent pixels behind an autoencoder)."""
     tubelet: Annotated[int, Field(ge=0)] = 0
     """Frames of a patch in space and time; 0: a network of images."""
@@ -43,7 +43,7 @@ class DiTConfig(BackboneSection):
     """Of a clip's tokens: all to all, or blocks take turns, within each frame and along time at each place."""
     positions: Literal["sincos", "rotary"] = "sincos"
     """Added to tokens, or turning queries and keys."""
-    grid: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    grid: tuple[Count, ...] = ()
     """Tokens along each axis, (rows, columns) or (frames, rows, columns), that positions are trained for."""
     extrapolation: Extrapolation = "raw"
     """Positions beyond `grid`: further out, squeezed into it, or with slower frequencies."""

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
-from ditkit.backbones.base import Backbone, BackboneSection, Cond, Plain
+from ditkit.backbones.base import Backbone, BackboneSection, Cond, Count, Plain
 from ditkit.backbones.dit import DiTConfig
-from ditkit.backbones.mdm import MDM_64, Count, Width
+from ditkit.backbones.mdm import MDM_64, Width
 from ditkit.backbones.plain import PLAIN, PlainConfig
 from ditkit.config import Section
 from ditkit.errors import InputError
@@ -45,7 +45,7 @@ class OuterLevel(Section):
     """Side of the squares of pixels that become channels first: cheaper by its square, the released levels have 1."""
     frames: Count = 1
     """Of clips: how many times as many frames as the level inside."""
-    scale: Annotated[int, Field(ge=1)] | None = None
+    scale: Count | None = None
     """Image size in pixels up to which the level is told the original's; without it, it is not told."""
     normalised: bool = False
     """Whether each noisy image is divided by its standard deviation."""

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ditkit.backbones.base import BackboneSection, Cond, Plain, Port, Said
+from ditkit.backbones.base import BackboneSection, Cond, Count, Plain, Port, Said
 from ditkit.errors import InputError
 from ditkit.nn.embeddings import LabelEmbedding
 from ditkit.nn.mdm import GROUPS, Level, Sentence, Step
@@ -23,7 +23,6 @@ SCALE = (
 )
 
 Width = Annotated[int, Field(ge=GROUPS, multiple_of=GROUPS)]
-Count = Annotated[int, Field(ge=1)]
 Layers = Annotated[int, Field(ge=0)]
 
 
@@ -37,7 +36,7 @@ class MDMConfig(BackboneSection):
     """Residual blocks of each resolution on the way down; one more on the way up."""
     attention: tuple[Layers, ...] = (0, 1)
     """Attention layers after each of these blocks, for each resolution."""
-    scale: Annotated[int, Field(ge=1)] | None = None
+    scale: Count | None = None
     """Image size in pixels up to which the network is told the original's; without it, it is not told."""
     heads: Count = 8
     """Attention heads, as many in every layer."""

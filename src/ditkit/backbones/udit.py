@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ditkit.backbones.base import Backbone, BackboneSection, Plain, Port, Said
+from ditkit.backbones.base import Backbone, BackboneSection, Count, Plain, Port, Said
 from ditkit.errors import InputError
 from ditkit.nn.blocks import Mlp, Modulation, modulated_norm
 from ditkit.nn.convolutions import Shuffle, Unshuffle, embedding_conv, on_planes, xavier_conv, zero_conv
@@ -26,8 +26,6 @@ from ditkit.nn.rotary import check_rotary
 
 MULTIPLIERS = (1, 2, 4, 2, 2)  # widths of the stages; the last is wider than the first
 HALVINGS = 2  # of the grid, on the way to the third stage
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class UDiTConfig(BackboneSection):

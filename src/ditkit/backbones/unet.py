@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from ditkit.backbones.base import BackboneSection, Plain, Port, Said
+from ditkit.backbones.base import BackboneSection, Count, Plain, Port, Said
 from ditkit.errors import InputError
 from ditkit.nn.convolutions import GROUPS, Downsample, ResidualBlock, Upsample, zero_conv
 from ditkit.nn.embeddings import LabelEmbedding, TimeEmbedding
 from ditkit.nn.patches import image_size
 
-Multipliers = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+Multipliers = Annotated[tuple[Count, ...], Field(min_length=1)]
 
 
 class UNetConfig(BackboneSection):
@@ -28,7 +28,7 @@ class UNetConfig(BackboneSection):
     """Channels at full resolution."""
     multipliers: Multipliers = (1, 2, 2)
     """Channels of each level, in widths; every level has half the resolution of the one before."""
-    depth: Annotated[int, Field(ge=1)] = 2
+    depth: Count = 2
     """Residual blocks per level on the way down; one more on the way up."""
     time_scale: float = 1000.0
     """The network reads time_scale · t + time_shift, as DiT does."""
