@@ -15,7 +15,7 @@ from PIL import Image
 
 from ditkit.checkpoint import checkpoints, load_newest
 from ditkit.cli import main
-from ditkit.cli.streams import tolerant
+from ditkit.cli.streams import printable, tolerant
 from ditkit.data import Folder, batches
 from ditkit.errors import InputError
 from ditkit.recipes import recipe
@@ -213,3 +213,12 @@ def test_a_training_whose_messages_nobody_reads_goes_on(tmp_path, monkeypatch):
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert len(checkpoints(tmp_path / "checkpoints")) == 3
+
+
+def test_names_of_files_are_printed_harmlessly(capsys, tmp_path):
+    name = "\x1b[31mred\x07\r"
+    assert main(["info", str(tmp_path / name)]) == 2
+    shown = capsys.readouterr().err
+    assert "\\x1b[31mred\\x07\\r" in shown
+    assert not {"\x1b", "\x07", "\r"} & set(shown)
+    assert printable("Größe 猫\n") == "Größe 猫\n"

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from types import FrameType
 
-from ditkit.cli.streams import tolerant
+from ditkit.cli.streams import PrintableFormatter, printable, tolerant
 from ditkit.cli.verbs import VERBS, explained, program, to_type, typed
 from ditkit.errors import InputError
 from ditkit.signals import STOPS, Stopped, handled, name, status
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _run(arguments)
             sys.stdout.flush()  # here, so that what goes wrong with it is caught here
         except InputError as error:
-            print(f"ditkit: {typed(explained(str(error), arguments[0]))}", file=sys.stderr)
+            print(f"ditkit: {printable(typed(explained(str(error), arguments[0])))}", file=sys.stderr)
             return 2
         except BrokenPipeError:  # `ditkit list | head`: the reader has gone, which is no error
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains once more as it ends
@@ -66,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _quieten() -> None:
     """Messages on stderr as they are; none of what other libraries tell of their work."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for chatty in ("httpx", "matplotlib", "datasets", "PIL"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or it tells of each retry; it is imported later

@@ -1,10 +1,24 @@
 """Standard streams that do not end a command: what a terminal, a pipe or a disk does not take is left out."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TextIO
+
+
+def printable(text: str) -> str:
+    """The text with control characters, which names of files and classes can hold, as Python writes them: one in a
+    terminal could move its cursor or change its colours."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+class PrintableFormatter(logging.Formatter):
+    """Log lines as `printable` has them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class Lossy:
