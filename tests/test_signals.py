@@ -37,6 +37,18 @@ SMALL = recipe("digits").replace(
 )
 
 
+@pytest.fixture(autouse=True)
+def as_from_a_shell():
+    """Signals as a program has them that a shell started; a test run in the background may ignore some."""
+    own = {signal.SIGINT: signal.default_int_handler} | dict.fromkeys(
+        {*STOPS, SAVES} - {signal.SIGINT, None}, signal.SIG_DFL
+    )
+    before = {number: signal.signal(number, handler) for number, handler in own.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def at_step(monkeypatch, step, *numbers):
     """Signals to this process when the step of that number begins."""
     rate, steps = loop.learning_rate, []

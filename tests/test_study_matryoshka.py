@@ -124,7 +124,7 @@ def test_samples_can_be_asked_for_by_the_captions_of_either_part():
     assert captioned(data(True), 3, "training") == training
     assert captioned(data(False), 3) == training
     keys = [Point(images=1, steps=2, captions=part).key for part in ("training", "held-out")]
-    assert keys[0] == "1 images, heun 2, guidance 1, n 1000, captions training"
+    assert keys[0] == "1 images, ab2 2, guidance 1, n 1000, captions training"
     assert keys[0] != keys[1]
 
 

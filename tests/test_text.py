@@ -276,7 +276,7 @@ def test_bf16_is_near_float32(t5):
     )
     assert near.tokens.dtype == torch.float32
     error = (near.tokens - exact.tokens).norm() / exact.tokens.norm()
-    assert 1e-4 < error < 0.05
+    assert 1e-4 < error < 0.1
 
 
 def test_the_identity_is_that_of_the_files(t5, tmp_path):

@@ -72,7 +72,14 @@ class Monitor:
             self.score(seen)
 
     def _missed(self, name: str, every: int, seen: int) -> bool:
-        last = max((row["images"] for row in read_log(self._out / name)), default=0)
+        """Whether a file of lines, or a folder of previews, lacks what was due last."""
+        if (self._out / name).is_dir():
+            done = [
+                int(picture.stem) for picture in (self._out / name).glob("*.png") if picture.stem.isdecimal()
+            ]
+        else:
+            done = [row["images"] for row in read_log(self._out / name)]
+        last = max(done, default=0)
         finished = seen >= self._pipeline.recipe.train.images
         return seen // every > last // every or (finished and last < seen)
 

@@ -1,0 +1,230 @@
+"""The commands that are disturbed: each small, deterministic, and resumed by giving it again."""
+
+import importlib
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import ditkit.cli
+from faults.commands import run
+from faults.contents import contents
+
+QUICK = ["--sampler", "ab2", "--steps", 2]
+
+LAZY = [
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "ditkit.codecs.vae",
+    "ditkit.evaluation.networks.classifier",
+    "ditkit.pipeline",
+    "ditkit.scoring",
+    "ditkit.training",
+    "ditkit.training.codec",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.pyplot",
+    "torch._dynamo",
+]
+
+TINY = [
+    "--backbone.width",
+    "16",
+    "--backbone.depth",
+    "1",
+    "--backbone.heads",
+    "2",
+    "--train.batch",
+    "32",
+    "--train.log-images",
+    "64",
+    "--train.preview-images",
+    "160",
+    "--train.compile",
+    "off",
+    "--device",
+    "cpu",
+]
+TRAIN = [
+    *TINY,
+    *["--train.images", "320", "--train.checkpoint-images", "64", "--train.validate-images", "160"],
+]
+
+
+class Verb(NamedTuple):
+    """A command that writes into a folder."""
+
+    argv: Callable[[Path, Path], list[object]]
+    """The words, given the folder of what is made once and the folder of results."""
+    ignore: tuple[str, ...] = ()
+    """Names of files that differ between undisturbed runs, or are not results."""
+
+
+def _train(made: Path, out: Path) -> list[object]:
+    return ["train", "digits", *TRAIN, "--out", out / "run"]
+
+
+def _train_images(made: Path, out: Path) -> list[object]:
+    images = [
+        "--data",
+        made / "images",
+        "--data.size",
+        8,
+        "--data.channels",
+        1,
+        "--data.cache",
+        out / "cache",
+    ]
+    return [
+        "train",
+        "digits",
+        *TINY,
+        "--train.images",
+        64,
+        "--train.checkpoint-images",
+        64,
+        *images,
+        "--out",
+        out / "run",
+    ]
+
+
+def _encode(made: Path, out: Path) -> list[object]:
+    return ["encode", "digits", *_latent(made), "--shard", 256, "--out", out / "latents", "--device", "cpu"]
+
+
+def _latent(made: Path) -> list[object]:
+    return ["--codec", "vae", "--codec.id", made / "codec", "--backbone.patch", 1]
+
+
+def _train_codec(made: Path, out: Path) -> list[object]:
+    return ["train-codec", "digits", *CODEC, "--out", out / "codec"]
+
+
+CODEC = [
+    "--codec.widths",
+    "8",
+    "8",
+    "--train.images",
+    "256",
+    "--train.batch",
+    "32",
+    "--train.checkpoint-images",
+    "64",
+    "--train.log-images",
+    "64",
+    "--n",
+    "64",
+    "--device",
+    "cpu",
+]
+
+
+def _sample(made: Path, out: Path) -> list[object]:
+    return [
+        "sample",
+        "digits",
+        "--n",
+        24,
+        "--batch",
+        4,
+        *QUICK,
+        "--png",
+        "--out",
+        out / "samples",
+        "--device",
+        "cpu",
+    ]
+
+
+def _eval(made: Path, out: Path) -> list[object]:
+    return [
+        "eval",
+        "digits",
+        "--n",
+        64,
+        "--batch",
+        32,
+        *QUICK,
+        "--out",
+        out / "report.json",
+        "--device",
+        "cpu",
+    ]
+
+
+def _compare(made: Path, out: Path) -> list[object]:
+    return ["compare", "digits", "digits-dit", "--n", 50, *QUICK, "--out", out / "compare", "--device", "cpu"]
+
+
+def _convert(made: Path, out: Path) -> list[object]:
+    return ["convert", made / "run", "--out", out / "snapshot"]
+
+
+VERBS = {
+    "train": Verb(_train),
+    "train on images": Verb(_train_images),
+    "encode": Verb(_encode),
+    "train-codec": Verb(_train_codec),
+    "sample": Verb(_sample),
+    "eval": Verb(_eval),
+    "compare": Verb(_compare),
+    "convert": Verb(_convert),
+}
+
+
+def import_all() -> None:
+    """What the verbs import when they run: children that are forked later have it. Curves are not drawn, which would take
+    most of the time and is matplotlib's; their files are written."""
+    Figure.savefig = _write_blank
+    for name in (*LAZY, *(f"ditkit.cli.{module}" for module, _ in ditkit.cli.VERBS.values())):
+        importlib.import_module(name)
+
+
+def _write_blank(figure: Figure, file: Any, **_: Any) -> None:
+    Image.new("L", (4, 4)).save(file, "PNG")
+
+
+def make_once(folder: Path) -> None:
+    """What the verbs need: images, an autoencoder, a run."""
+    import_all()
+    digits = load_digits()
+    for number in range(120):
+        file = folder / "images" / str(digits.target[number]) / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((digits.images[number] * 15.9).astype(np.uint8)).save(file)
+    for argv in (
+        ["train", "digits", *TRAIN, "--out", folder / "run"],
+        ["train-codec", "digits", *CODEC, "--out", folder / "codec"],
+    ):
+        ended = run(argv)
+        assert ended.status == 0, ended.err
+
+
+def command(name: str, made: Path, out: Path) -> list[object]:
+    return VERBS[name].argv(made, out)
+
+
+def results(name: str, out: Path) -> dict[str, str]:
+    return contents(out, VERBS[name].ignore)
+
+
+@cache
+def undisturbed(name: str, made: Path) -> dict[str, str]:
+    """What the verb leaves when nothing happens. It is always given the folder made/out, whose path some results name."""
+    out = fresh(made)
+    ended = run(command(name, made, out))
+    assert ended.status == 0, ended.err
+    return results(name, out)
+
+
+def fresh(made: Path) -> Path:
+    """The folder of results, empty."""
+    out = made / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    return out
