@@ -392,7 +392,7 @@ def test_the_cache_is_made_once_and_its_encoder_freed(t5, tmp_path, monkeypatch)
     again = embed(reversed(CAPTIONS[:2]), config, tmp_path)  # fewer, in another order
     assert len(built) == 1
     assert torch.equal(again(CAPTIONS).tokens, first(CAPTIONS).tokens)
-    assert list(tmp_path.glob("*.tmp")) == []
+    assert list(tmp_path.glob(".*")) == []
 
 
 def test_the_same_captions_make_the_same_files(t5, tmp_path):
@@ -407,7 +407,7 @@ def test_a_stopped_cache_goes_on_and_many_files_are_as_one(t5, clip, tmp_path, m
     config = TextConfig(id=str(t5), dim=24, length=8)
     whole = embed(CAPTIONS, config, tmp_path / "whole")
     monkeypatch.setattr("ditkit.text.cache.SHARD", 3)
-    monkeypatch.setattr("ditkit.files.save_file", stop_at("text-00001.safetensors.tmp"))
+    monkeypatch.setattr("ditkit.files.save_file", stop_at(".text-00001.tmp.safetensors"))
     with pytest.raises(KeyboardInterrupt):
         embed(CAPTIONS, config, tmp_path / "cut")
     monkeypatch.setattr("ditkit.files.save_file", save_file)

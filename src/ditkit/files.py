@@ -3,16 +3,20 @@
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ditkit.errors import InputError
+from ditkit.records import written_whole
 
 LOCK = ".lock"  # in a folder that one process writes into
 
@@ -42,25 +46,45 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """A safetensors file, written beside its place, down to the disk, and renamed; with the mode of other files.
-
-    Raises OSError or SafetensorError when the disk does not take it; then nothing stays behind.
-    """
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        save_file(dict(tensors), unfinished, None if metadata is None else dict(metadata))
+    """A safetensors file, written whole; with the mode of other files. OSError when the disk does not take it."""
+    with written_whole(path) as unfinished:
+        try:
+            save_file(dict(tensors), unfinished, None if metadata is None else dict(metadata))
+        except SafetensorError as error:
+            if found := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+            raise
         mask = os.umask(0)
         os.umask(mask)
         unfinished.chmod(0o666 & ~mask)  # safetensors makes its files the user's alone
-        descriptor = os.open(unfinished, os.O_RDONLY)
+
+
+def save_torch(path: Path, values: Any) -> None:
+    """A file of torch.save, written whole. OSError when the disk does not take it."""
+    with written_whole(path) as unfinished, unfinished.open("wb") as file:
+        writer = _Writer(file)
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+            torch.save(values, writer)
+        except RuntimeError as error:  # what torch makes of an OSError
+            raise writer.failure or error from error
+
+
+class _Writer:
+    """A file that remembers why it could not be written to."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.failure: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 @contextmanager

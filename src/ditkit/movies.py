@@ -26,6 +26,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ditkit.errors import InputError
+from ditkit.records import written_whole
 
 VIDEOS = frozenset(
     {
@@ -269,8 +270,9 @@ def _video_frames(path: Path, keys: Sequence[int]) -> dict[int, Image.Image]:
 # writing
 
 
-def save_movie(clip: Tensor, path: Path, fps: float) -> None:
-    """A clip, uint8 (C, F, H, W), C = 1 or 3, as a file: .mp4 (H.264), or .gif and .webp, which play in a loop.
+def save_movie(clip: Tensor, path: Path, fps: float, *, synced: bool = True) -> None:
+    """A clip, uint8 (C, F, H, W), C = 1 or 3, as a file, written whole (`synced` as there): .mp4
+    (H.264), or .gif and .webp, which play in a loop.
 
     WebP is lossless, GIF is for grey; both join frames that are the same. GIF counts time in hundredths of a
     second and WebP in thousandths, so the rate is what comes nearest. Sides of an .mp4 are made even by repeating the
@@ -280,19 +282,22 @@ def save_movie(clip: Tensor, path: Path, fps: float) -> None:
         raise InputError(f"{path}: {fps:g} frames a second cannot be shown; give more than 0")
     suffix = path.suffix.lower()
     if suffix == ".mp4":
-        _save_video(clip, path, fps)
+        with written_whole(path, synced=synced) as place:
+            _save_video(clip, path, place, fps)
     elif suffix in ANIMATIONS:
         duration = max(2, round(100 / fps)) * 10 if suffix == ".gif" else max(1, round(1000 / fps))  # ms
         pixels = clip.permute(1, 2, 3, 0).cpu().numpy()  # (F, H, W, C)
         first, *others = [Image.fromarray(p[:, :, 0] if p.shape[2] == 1 else p) for p in pixels]
-        first.save(  # GIF knows no `lossless` and passes over it
-            path, save_all=True, append_images=others, duration=duration, loop=0, lossless=True
-        )
+        with written_whole(path, synced=synced) as place:
+            first.save(  # GIF knows no `lossless` and passes over it
+                place, save_all=True, append_images=others, duration=duration, loop=0, lossless=True
+            )
     else:
         raise InputError(f"{path}: a clip is written as .mp4, .gif or .webp; give one of these endings")
 
 
-def _save_video(clip: Tensor, path: Path, fps: float) -> None:
+def _save_video(clip: Tensor, path: Path, place: Path, fps: float) -> None:
+    """Write `place`, which becomes `path`."""
     av = _pyav()
     height, width = clip.shape[2:]
     pixels = torch.nn.functional.pad(
@@ -303,7 +308,7 @@ def _save_video(clip: Tensor, path: Path, fps: float) -> None:
             f"{path}: {height}x{width} padded to {height + height % 2}x{width + width % 2}; .mp4 takes even sides"
         )
     encoder = next(name for name in ENCODERS if name in av.codecs_available)
-    with av.open(str(path), "w") as container:
+    with av.open(str(place), "w") as container:
         stream = container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = pixels.shape[2:]
         stream.pix_fmt, stream.options = "yuv420p", ENCODERS[encoder]

@@ -2,14 +2,23 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ditkit.records import written_whole
+
 CHANNELS = 8  # of images that have other than 1 or 3, at most so many are shown
 INK, PAPER = (40, 40, 40), (255, 255, 255)
+
+
+def save_picture(picture: Image.Image, path: Path, **options: Any) -> None:
+    """The picture as a file, written whole; `options` as Pillow takes them."""
+    with written_whole(path) as place:
+        picture.save(place, **options)
 
 
 def enlargement(side: int, target: int = 64) -> int:
@@ -79,7 +88,7 @@ def side_by_side(panels: Sequence[tuple[str, Tensor]], row_titles: Sequence[str]
     for i, title in enumerate(row_titles):
         middle = top + row_height * (i + 0.5)
         draw.text((margin - 8, middle), title, fill=INK, font=font, anchor="rm")
-    canvas.save(path)
+    save_picture(canvas, path)
 
 
 def class_rows(images: Tensor, labels: Tensor, classes: int, columns: int) -> Tensor:

@@ -429,9 +429,9 @@ class Pipeline:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             save_tensors(folder / "model.safetensors", tensors, metadata)
-            self.recipe.write(folder / "recipe.json")
             self.codec.save(folder / "vae")
             write_whole(folder / "README.md", model_card(self.recipe, self.record, reports).encode())
+            self.recipe.write(folder / "recipe.json")  # last: it makes the folder a snapshot
         except (OSError, SafetensorError) as error:
             raise InputError(
                 f"{folder}: the snapshot cannot be written ({first_line(error)}); make room"

@@ -9,7 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from ditkit.records import written_whole
+
 DPI = 120
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """The figure as a picture, written whole."""
+    with written_whole(path) as place:
+        figure.savefig(place, dpi=DPI)
 
 
 def loss_curve(rows: Sequence[dict], path: Path, title: str) -> None:
@@ -27,7 +35,7 @@ def loss_curve(rows: Sequence[dict], path: Path, title: str) -> None:
         logarithmic(axes)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path)
 
 
 def level_curves(rows: Sequence[dict], path: Path, title: str) -> None:
@@ -50,7 +58,7 @@ def level_curves(rows: Sequence[dict], path: Path, title: str) -> None:
     logarithmic(axes)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", ncols=2)
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path)
 
 
 def score_curves(rows: Sequence[dict], path: Path, title: str) -> None:
@@ -66,7 +74,7 @@ def score_curves(rows: Sequence[dict], path: Path, title: str) -> None:
         right = axes.twinx()
         right.plot(_thousands(rows), [row["accuracy"] for row in rows], marker="s", color="tab:orange")
         right.set_ylabel("class accuracy", color="tab:orange")
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path)
 
 
 class Series(NamedTuple):
@@ -102,7 +110,7 @@ def trade_offs(series: Sequence[Series], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
     figure.suptitle("guidance scales")
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path)
 
 
 def histograms(values: Mapping[str, Sequence[float]], what: str, path: Path) -> None:
@@ -114,7 +122,7 @@ def histograms(values: Mapping[str, Sequence[float]], what: str, path: Path) -> 
         axes.hist(each, edges.tolist(), density=True, alpha=0.5, label=f"{name}, mean {np.mean(each):.3f}")
     axes.set(xlabel=what, ylabel="density")
     axes.legend()
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path)
 
 
 def logarithmic(axes: Axes, name: Literal["x", "y"] = "y") -> None:

@@ -4,7 +4,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,36 @@ from ditkit.errors import InputError
 log = logging.getLogger(__name__)
 
 
+@contextmanager
+def written_whole(path: Path, *, synced: bool = True) -> Iterator[Path]:
+    """A place beside `path`, hidden and with the same ending, to write a file to; afterwards the file goes down to the
+    disk and gets its name. What has its name is whole, whatever happens.
+
+    Where that fails nothing stays behind, and an OSError without a file, or of the place, names `path`. Without `synced` a
+    loss of power can leave an empty file: for many small files that can be made again.
+    """
+    unfinished = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        yield unfinished
+        if synced:
+            descriptor = os.open(unfinished, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        os.replace(unfinished, path)
+    except BaseException as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(unfinished)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place, down to the disk, and rename it: what has its name is whole, whatever happens."""
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    """Write a file as `written_whole` does."""
+    with written_whole(path) as unfinished:
+        unfinished.write_bytes(content)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

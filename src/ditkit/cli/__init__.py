@@ -1,10 +1,9 @@
 """The command line: `ditkit VERB ...`. Each verb is a module here; `main` only picks one.
 
-Wrong input ends with one line on stderr and status 2; anything else that fails is a defect and shows
-its traceback.
+Wrong input, and a disk or a right that is missing, end with one line on stderr and status 2; anything else that fails
+is a defect and shows its traceback.
 """
 
-import errno
 import importlib
 import logging
 import os
@@ -14,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from types import FrameType
 
+from ditkit.cli.refusals import refusal
 from ditkit.cli.streams import PrintableFormatter, printable, tolerant
 from ditkit.cli.verbs import VERBS, explained, program, to_type, typed
 from ditkit.errors import InputError
@@ -45,12 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains once more as it ends
             return 0
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if (line := refusal(error)) is None:
                 raise
-            print(
-                f"ditkit: {error.filename or 'writing'}: no space left on the disk; make room",
-                file=sys.stderr,
-            )
+            print(f"ditkit: {printable(line)}", file=sys.stderr)
             return 2
         except BaseException as error:
             # Some libraries turn an interrupt while they are imported into errors of their own.

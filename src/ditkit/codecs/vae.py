@@ -12,6 +12,7 @@ built without its file. Training one on images of one's own: ditkit.training.cod
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -201,7 +202,11 @@ class Vae:
     def save(self, folder: Path) -> None:
         """Copy an autoencoder that is a local folder, so that a snapshot can travel; one of the Hub is fetched."""
         if Path(self.config.id).is_dir():
-            self.autoencoder.save_pretrained(folder)
+            unfinished = folder.with_name(f".{folder.name}.tmp")
+            self.autoencoder.save_pretrained(unfinished)
+            if folder.exists():
+                shutil.rmtree(folder)
+            unfinished.rename(folder)
 
     def layout(self, *size: int) -> Layout:
         factor, frames = self.downsampling, self.frame_downsampling

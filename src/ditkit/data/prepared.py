@@ -39,7 +39,7 @@ from ditkit.data.preparing import (
 )
 from ditkit.errors import InputError
 from ditkit.files import file_hash
-from ditkit.records import read_json, write_json
+from ditkit.records import read_json, write_json, written_whole
 
 VERSION = 1
 TABLE, INDEX = "table.npz", "index.json"
@@ -213,10 +213,8 @@ def _make(folder: Path, store: Store, rule: Rule, facts: dict[str, Any], pixels:
     for found in look_at(store, rule, todo, length, folder=where, decode=decode, done=len(rows)):
         rows |= found
     table = unfinished / TABLE
-    with table.open("wb") as file:
-        np.savez(file, **columns([rows[number] for number in range(count)]))  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
+    with written_whole(table) as place:
+        np.savez(place, **columns([rows[number] for number in range(count)]))  # type: ignore[arg-type]
     reasons = {number: row.reason for number, row in sorted(rows.items()) if row.reason}
     index = {"facts": facts, "length": length, "reasons": reasons, "table": file_hash(table)}
     write_json(unfinished / INDEX, index)

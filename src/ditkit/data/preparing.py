@@ -23,7 +23,7 @@ from ditkit.data.decoding import DIGEST, Facts, Rule, examine
 from ditkit.device import cores
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
-from ditkit.records import write_whole
+from ditkit.records import write_whole, written_whole
 from ditkit.signals import leave_to_parent
 
 
@@ -146,12 +146,8 @@ def _rows_name(shard: int) -> str:
 
 def _write_part(folder: Path, shard: int, pixels: np.ndarray, found: Found) -> None:
     """The pixels, then the facts, whose file says that the part is finished."""
-    unfinished = folder / f"{shard_name(shard)}.tmp"
-    with unfinished.open("wb") as file:
-        np.save(file, pixels)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, folder / shard_name(shard))
+    with written_whole(folder / shard_name(shard)) as place:
+        np.save(place, pixels)
     rows = [[number, *facts._replace(digest=facts.digest.hex())] for number, facts in found.items()]  # type: ignore
     write_whole(folder / _rows_name(shard), json.dumps(rows).encode())
 

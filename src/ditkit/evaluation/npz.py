@@ -25,6 +25,7 @@ from ditkit.evaluation.networks.features import FeatureNetwork
 from ditkit.evaluation.statistics import KEEP, Statistics, check_network, gather
 from ditkit.files import file_hash
 from ditkit.progress import progress_bar
+from ditkit.records import written_whole
 
 BATCH = 64  # images of arr_0 in memory at a time
 GAUSSIAN = ("mu", "sigma")
@@ -57,7 +58,8 @@ def save_statistics(path: str | Path, statistics: Statistics) -> None:
     if statistics.confusion is not None:
         arrays |= dict(zip(READINGS, (statistics.confusion, statistics.read), strict=True))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:  # given a name, numpy would add .npz to one without
+    # Given a name, numpy would add .npz to one without.
+    with written_whole(Path(path)) as place, place.open("wb") as file:
         np.savez(file, **arrays)
 
 

@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import ConfigDict, Field
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ditkit.backbones import Backbone, DiTConfig
 from ditkit.codecs import CodecConfig, VaeConfig
 from ditkit.config import Section
 from ditkit.errors import InputError
+from ditkit.files import save_tensors
 from ditkit.interop.imported import (
     Imported,
     State,
@@ -32,6 +32,7 @@ from ditkit.interop.imported import (
 from ditkit.interop.official import Kind, official_kind
 from ditkit.interop.tensors import read_tensors
 from ditkit.recipe import Recipe
+from ditkit.records import write_json
 from ditkit.transports import Transport
 
 log = logging.getLogger(__name__)
@@ -267,10 +268,8 @@ def write_diffusers(folder: Path, recipe: Recipe, net: Backbone, dtype: torch.dt
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / WEIGHTS[0]
     # Cloned: safetensors refuses names that share memory, and the blocks' embeddings do.
-    save_file(
-        {name: value.to("cpu", dtype, copy=True) for name, value in state.items()}, file, {"format": "pt"}
+    save_tensors(
+        file, {name: value.to("cpu", dtype, copy=True) for name, value in state.items()}, {"format": "pt"}
     )
-    (folder / "config.json").write_text(
-        json.dumps({"_class_name": CLASS, **values.model_dump()}, indent=2) + "\n"
-    )
+    write_json(folder / "config.json", {"_class_name": CLASS, **values.model_dump()})
     return file

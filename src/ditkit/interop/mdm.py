@@ -18,6 +18,7 @@ from torch import Tensor
 from ditkit.backbones import Backbone, BackboneConfig, MatryoshkaConfig, MDMConfig, OuterLevel
 from ditkit.backbones.mdm import MDM_64
 from ditkit.errors import InputError
+from ditkit.files import save_torch
 from ditkit.interop.imported import Imported, State, check_fit, imported_recipe, shape_of
 from ditkit.layout import packing
 from ditkit.recipe import Recipe
@@ -203,7 +204,7 @@ def write_mdm(folder: Path, recipe: Recipe, net: Backbone, dtype: torch.dtype) -
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"vis_model_{recipe.name}.pth"
     weights = {name: value.to(dtype).contiguous() for name, value in state.items()}
-    torch.save({"state_dict": weights}, file)
+    save_torch(file, {"state_dict": weights})
     return file
 
 

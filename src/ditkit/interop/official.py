@@ -24,6 +24,7 @@ from torch import Tensor
 from ditkit.backbones import Backbone, DiTConfig, MatryoshkaConfig, MDMConfig, UDiTConfig
 from ditkit.backbones.dit import DIT_SIZES, SIT_SIZES
 from ditkit.errors import InputError
+from ditkit.files import save_torch
 from ditkit.interop.imported import (
     LATENT_FACTOR,
     Imported,
@@ -304,7 +305,7 @@ def write_official(folder: Path, recipe: Recipe, net: Backbone, dtype: torch.dty
     named = to_official(state, side // config.patch)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{recipe.name if kind in recipe.name else f'{kind}-{recipe.name}'}.pt"
-    torch.save({name: value.to(dtype).contiguous() for name, value in named.items()}, file)
+    save_torch(file, {name: value.to(dtype).contiguous() for name, value in named.items()})
     return file
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ditkit.backbones import Backbone, UDiTConfig
 from ditkit.errors import InputError
+from ditkit.files import save_torch
 from ditkit.interop.imported import (
     LATENT_FACTOR,
     Imported,
@@ -197,5 +198,5 @@ def write_udit(folder: Path, recipe: Recipe, net: Backbone, dtype: torch.dtype =
     named = udit_to_official(net.state_dict(), config.depth)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{recipe.name if 'U-DiT' in recipe.name else f'U-DiT-{recipe.name}'}.pt"
-    torch.save({name: value.to(dtype).contiguous() for name, value in named.items()}, file)
+    save_torch(file, {name: value.to(dtype).contiguous() for name, value in named.items()})
     return file

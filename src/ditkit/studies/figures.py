@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ditkit.pictures import grid
-from ditkit.plots import DPI, logarithmic
+from ditkit.plots import logarithmic, save_figure
 
 
 class Line(NamedTuple):
@@ -46,7 +46,7 @@ def frechet_by_training(lines: Sequence[Line], path: Path) -> None:
     logarithmic(axes)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path)
 
 
 def as_text(images: Tensor, columns: int) -> str:

@@ -38,7 +38,7 @@ from ditkit.costs import recipe_cost
 from ditkit.data.sources import stack
 from ditkit.pictures import grid, side_by_side
 from ditkit.pipeline import Pipeline
-from ditkit.plots import DPI, logarithmic
+from ditkit.plots import logarithmic, save_figure
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe
 from ditkit.studies.cells import Cell, Point, Results, Trained
@@ -271,7 +271,7 @@ def _curves(rows: list[Row], path: Path) -> None:
         axes.grid(alpha=0.3)
     handles, labels = by_images.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(rows))
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path)
 
 
 def _samples(results: Results, path: Path) -> None:

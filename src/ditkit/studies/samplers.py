@@ -15,7 +15,7 @@ from typing import NamedTuple, get_args
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from ditkit.plots import logarithmic
+from ditkit.plots import logarithmic, save_figure
 from ditkit.recipes import recipe
 from ditkit.sampling import SAMPLERS
 from ditkit.sampling.config import SamplerName, Spacing
@@ -173,4 +173,4 @@ def _draw(known: Mapping[str, list[Curve]], path: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("Fréchet distance")
     panels[-1].legend(title="dashed: adds noise", fontsize="small")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

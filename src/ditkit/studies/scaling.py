@@ -25,7 +25,7 @@ from scipy.stats import pearsonr, spearmanr
 
 from ditkit.backbones import DiTConfig, UNetConfig
 from ditkit.costs import recipe_cost
-from ditkit.plots import logarithmic
+from ditkit.plots import logarithmic, save_figure
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe
 from ditkit.studies.cells import Cell, Point, Results
@@ -209,4 +209,4 @@ def _save(figure: Figure, axes: Axes, path: Path, columns: int = 1) -> None:
     logarithmic(axes, "y")
     axes.margins(0.08)
     axes.legend(ncols=columns)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

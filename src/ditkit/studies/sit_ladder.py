@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ditkit.backbones import DiTConfig
+from ditkit.plots import save_figure
 from ditkit.recipes import recipe
 from ditkit.sampling.config import DiffusionName
 from ditkit.studies.cells import Cell, Point, Results
@@ -185,4 +186,4 @@ def _draw(rows: list[Row], path: Path) -> None:
     papers.set_ylabel("paper's FID", color="tab:red")
     papers.set_ylim(0, 1.1 * max(paper for *_, paper in steps))
     figure.legend(loc="outside upper center", ncols=3)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

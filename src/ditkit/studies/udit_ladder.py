@@ -25,6 +25,7 @@ from ditkit.backbones import DiTConfig, UDiT, UDiTConfig
 from ditkit.costs import recipe_cost
 from ditkit.data import in_order
 from ditkit.pipeline import Pipeline
+from ditkit.plots import save_figure
 from ditkit.randomness import RowNoise
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe
@@ -199,7 +200,7 @@ def _draw_ladder(finished: Results, path: Path) -> None:
     papers.set_xlabel("paper's FID", color="tab:red")
     axes.grid(alpha=0.3, axis="x")
     figure.legend(loc="outside lower center", ncols=2)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def _draw_spectra(finished: Results, path: Path) -> None:
@@ -217,4 +218,4 @@ def _draw_spectra(finished: Results, path: Path) -> None:
     panels[0].set_ylabel("share of power")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

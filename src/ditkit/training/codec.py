@@ -31,7 +31,7 @@ from ditkit.device import autocast
 from ditkit.errors import InputError
 from ditkit.evaluation import FeatureNetwork, frechet_distance, gather
 from ditkit.files import owned
-from ditkit.pictures import grid
+from ditkit.pictures import grid, save_picture
 from ditkit.plots import loss_curve
 from ditkit.progress import progress_bar
 from ditkit.randomness import generator
@@ -291,7 +291,7 @@ def measure(
         [(ours.double() - theirs.double()).square().mean(dim=(1, 2, 3)) for ours, theirs in pairs]
     )
     rows = [part for pair in zip(images.split(COLUMNS), again.split(COLUMNS), strict=True) for part in pair]
-    grid(torch.cat(rows[: 2 * ROWS]), COLUMNS).save(picture)
+    save_picture(grid(torch.cat(rows[: 2 * ROWS]), COLUMNS), picture)
     report: dict[str, Any] = {
         "images": len(images),
         "split": split,

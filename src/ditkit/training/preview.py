@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ditkit.pictures import contact_sheet, grid
+from ditkit.pictures import contact_sheet, grid, save_picture
 from ditkit.pipeline import Pipeline
 from ditkit.scoring.samples import captioned
 
@@ -23,4 +23,4 @@ def save_preview(pipeline: Pipeline, path: Path) -> None:
         cond = {"label": [row % classes for row in range(rows) for _ in range(columns)]} if classes else {}
     images = pipeline.generate(cond, seeds=range(rows * columns), progress=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    (contact_sheet(images) if clips else grid(images, COLUMNS)).save(path)
+    save_picture(contact_sheet(images) if clips else grid(images, COLUMNS), path)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ditkit.config import Section
 from ditkit.errors import InputError
 from ditkit.evaluation.networks.features import Features
+from ditkit.records import write_whole
 
 FEATURES = 64
 WIDTHS = (64, 64, 128)  # of the convolutions before the last; 740 kB with it
@@ -88,7 +89,7 @@ def save_classifier(path: str | Path, classifier: Classifier) -> None:
     """Write weights and card as one safetensors file and set `classifier.hash` to its SHA-256."""
     content = serialise(classifier)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(content)
+    write_whole(Path(path), content)
     classifier.hash = hashlib.sha256(content).hexdigest()
 
 
