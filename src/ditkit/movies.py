@@ -149,6 +149,8 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
             yield image
     except UnidentifiedImageError:  # its own message names the path
         raise ValueError("not an image") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error).partition(",")[0]) from None
     except (OSError, EOFError, SyntaxError) as error:  # so Pillow's plugins say that a file is damaged
         raise ValueError(getattr(error, "strerror", None) or str(error)) from None
 

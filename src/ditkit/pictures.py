@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +14,10 @@ CHANNELS = 8  # of images that have other than 1 or 3, at most so many are shown
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 
 
-def save_picture(picture: Image.Image, path: Path, **options: Any) -> None:
-    """The picture as a file, written whole; `options` as Pillow takes them."""
-    with written_whole(path) as place:
-        picture.save(place, **options)
+def save_picture(picture: Image.Image, path: Path, *, synced: bool = True) -> None:
+    """The picture as a file, written whole; `synced` as there."""
+    with written_whole(path, synced=synced) as place:
+        picture.save(place)
 
 
 def enlargement(side: int, target: int = 64) -> int:

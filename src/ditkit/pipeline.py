@@ -412,11 +412,13 @@ class Pipeline:
         guided = any(scale != 1 for scale in chosen.level_guidance or (chosen.guidance,))
         return evaluations * (1 + guided) * self.recipe.backbone.tokens(layout.shape[1:])
 
-    def compile(self, choice: Compile = "on", tokens: int = 0) -> None:
+    def compile(self, choice: Compile = "on", tokens: int = 0) -> bool:
         """Compile the network's blocks: the first image waits for it, many images are faster. With auto only where that
-        works and pays for so many tokens. InputError where it is to be on and cannot be."""
-        if compiles(choice, self.network, self.device, tokens, "--compile"):
+        works and pays for so many tokens. Whether they are compiled; InputError where it is to be on and cannot be."""
+        chosen = compiles(choice, self.network, self.device, tokens, "--compile")
+        if chosen:
             compile_blocks(self.network)
+        return chosen
 
     def save(
         self, folder: str | Path, dtype: torch.dtype = torch.float32, reports: Sequence[Mapping] = ()

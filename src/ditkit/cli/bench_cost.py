@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ditkit.backbones import BACKBONES, BackboneConfig, DiTConfig
 from ditkit.benchmark import CHANNELS, CLASSES, CPU, SIDE, TINY, check_memory_known, measure_step, step_of
-from ditkit.cli.measured import check_folder_of, machine, threads, write
+from ditkit.cli.measured import check_record, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
 from ditkit.costs.count import count_cost
@@ -43,13 +43,15 @@ class CostCommand(Section):
     """Images of a step."""
     out: Path | None = None
     """Write the record, every time measured included, to this JSON file."""
+    replace: bool = False
+    """Write over a file that is there."""
     small: bool = False
     """A tiny network, to try the command in seconds; its errors say nothing."""
 
 
 def run(argv: list[str]) -> None:
     command = parse(CostCommand, argv, "bench --cost")
-    check_folder_of(command.out)
+    check_record(command.out, command.replace)
     check_memory_known()
     networks = {"tiny": TINY} if command.small else NETWORKS
     precisions: tuple[Precision, ...] = ("fp32", "bf16") if has_fast_bf16(CPU) else ("fp32",)

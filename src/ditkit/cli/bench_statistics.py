@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ditkit.cli.measured import check_folder_of, machine, threads, write
+from ditkit.cli.measured import check_record, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
 from ditkit.evaluation import (
@@ -41,6 +41,8 @@ class StatisticsCommand(Section):
     """Threads of torch; what torch chooses when not given."""
     out: Path | None = None
     """Write the record to this JSON file."""
+    replace: bool = False
+    """Write over a file that is there."""
 
 
 class Given:
@@ -64,7 +66,7 @@ class Given:
 
 def run(argv: list[str]) -> None:
     command = parse(StatisticsCommand, argv, "bench --statistics")
-    check_folder_of(command.out)
+    check_record(command.out, command.replace)
     with threads(command.threads):
         seconds = _measure(command.n)
         record = {"machine": machine(), "software": software(), "n": command.n, "seconds": seconds}

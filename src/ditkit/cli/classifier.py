@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ditkit.cli.options import check_new
 from ditkit.cli.parsing import data_section, parse
 from ditkit.cli.verbs import to_type, typed
 from ditkit.config import Section
@@ -15,7 +16,7 @@ from ditkit.errors import InputError
 from ditkit.evaluation import fit_classifier, save_classifier
 from ditkit.scoring.samples import frame_by_frame
 
-USAGE = """usage: ditkit classifier DATA --out FILE [--data.field value ...] [--epochs N] [--seed N]
+USAGE = """usage: ditkit classifier DATA --out FILE [--replace] [--data.field value ...] [--epochs N] [--seed N]
 
 Train the small classifier whose features every score of this data set is measured in, on the training
 split; its accuracy on the held-out split and its hash are printed. Freeze it: scores under different
@@ -31,6 +32,8 @@ class ClassifierCommand(Section):
     data: DataConfig
     out: Path | None = None
     """The safetensors file to write; DATA.safetensors when not given."""
+    replace: bool = False
+    """Write over a file that is there."""
     epochs: Annotated[int, Field(ge=1)] | None = None
     """Passes over the data; chosen from its size when not given."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -44,6 +47,8 @@ def run(argv: list[str]) -> None:
     name, *flags = argv
     default = ClassifierCommand(data=data_section(name, flag=None))
     command = parse(ClassifierCommand, flags, f"classifier {name}", default=default)
+    out = command.out or Path(f"{command.data.kind}.safetensors")
+    check_new(out, command.replace)
     images, labels = _load(command.data, "train")
     if labels is None:
         raise InputError(f"{name} has no classes: a classifier needs labels (one sub-folder per class)")
@@ -63,7 +68,6 @@ def run(argv: list[str]) -> None:
         seed=command.seed,
         epochs=command.epochs,
     )
-    out = command.out or Path(f"{command.data.kind}.safetensors")
     save_classifier(out, classifier)
     card = classifier.card
     print(

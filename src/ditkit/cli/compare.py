@@ -1,7 +1,6 @@
 """`ditkit compare RUN RUN ...`: models side by side, under one protocol, with error bars."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -14,10 +13,12 @@ from ditkit.cli.options import SolverOptions, check_writable
 from ditkit.cli.parsing import parse
 from ditkit.device import pick_device
 from ditkit.errors import InputError
+from ditkit.files import LOCK, owned
 from ditkit.pictures import side_by_side
 from ditkit.pipeline import Pipeline, Sampling, load
 from ditkit.plots import Series, trade_offs
-from ditkit.scoring import rulers, software
+from ditkit.records import write_json, write_whole
+from ditkit.scoring import Ruler, rulers, software
 from ditkit.scoring.comparison import Cell, Row, compare_cell, rows_of
 from ditkit.scoring.tables import distance_name
 
@@ -62,10 +63,25 @@ def run(argv: list[str]) -> None:
     _check_alike(models)
     reference = find_reference(command.reference, next(iter(models.values())), None)
     data = next(iter(models.values())).recipe.data
-    measure = rulers(command.features, reference, pick_device(command.device), data)
-    names = data.open().names
-    titles = dict(zip(models, _short(list(models)), strict=True))
+    with owned(command.out):
+        measure = rulers(command.features, reference, pick_device(command.device), data)
+        names = data.open().names
+        cells = _cells(command, models, measure, names, scales, solvers)
+        _write(command, cells, measure, names)
+    files = (path for path in sorted(command.out.iterdir()) if path.is_file() and path.name != LOCK)
+    print("\n" + "\n".join(map(str, files)))
 
+
+def _cells(
+    command: CompareCommand,
+    models: Mapping[str, Pipeline],
+    measure: Sequence[Ruler],
+    names: Sequence[str],
+    scales: Sequence[float],
+    solvers: Sequence[Sampling],
+) -> list[Cell]:
+    """Every model by every solver at every guidance scale, sampled and scored."""
+    titles = dict(zip(models, _short(list(models)), strict=True))
     cells: list[Cell] = []
     for name, pipeline in models.items():
         own = pipeline.recipe.sample.guidance
@@ -81,7 +97,13 @@ def run(argv: list[str]) -> None:
                     n=command.n, first_seed=command.seed, how={**command.how, **solver},
                 )
             )  # fmt: skip
+    return cells
 
+
+def _write(
+    command: CompareCommand, cells: Sequence[Cell], measure: Sequence[Ruler], names: Sequence[str]
+) -> None:
+    """Tables, record, curves and pictures."""
     tables, record = [], []
     for place, ruler in enumerate(measure):
         rows = rows_of(cells, measure, place, command.resamples)
@@ -92,12 +114,9 @@ def run(argv: list[str]) -> None:
             trade_offs(_series(rows), command.out / f"curves{suffix}.png")
     text = "\n\n".join(tables)
     print(f"\n{text}")
-    (command.out / "compare.md").write_text(text + "\n")
-    (command.out / "compare.json").write_text(
-        json.dumps({"software": software(), "rows": record}, indent=1) + "\n"
-    )
+    write_whole(command.out / "compare.md", f"{text}\n".encode())
+    write_json(command.out / "compare.json", {"software": software(), "rows": record})
     _picture(cells, names, command.out / "samples.png")
-    print("\n" + "\n".join(str(path) for path in sorted(command.out.iterdir()) if path.is_file()))
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -1,6 +1,5 @@
 """`ditkit convert MODEL --out DIR`: any model as a snapshot, an official file or a folder of diffusers'."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +14,7 @@ from ditkit.errors import InputError
 from ditkit.hub import is_id, publish
 from ditkit.interop import Kind, write_diffusers, write_official
 from ditkit.pipeline import Pipeline, load
+from ditkit.records import read_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -30,11 +30,13 @@ class ConvertCommand(Section):
     run: Annotated[str, tyro.conf.Positional]
     """A run's folder, a snapshot, an official .pt or .safetensors file, or a folder of diffusers'."""
     out: Path
-    """The folder to write."""
+    """The folder to write; a new or an empty one."""
+    replace: bool = False
+    """Write over what is in the folder."""
     to: Literal["snapshot", "official", "diffusers"] = "snapshot"
     """official: a .pt file for the released DiT, SiT or U-DiT code; diffusers: a DiTTransformer2DModel folder."""
     push: str | None = None
-    """Also publish the snapshot as OWNER/NAME on the Hugging Face Hub; the scores of RUN/eval go into its card."""
+    """Also publish the snapshot as OWNER/NAME on the Hugging Face Hub; the scores of RUN's last eval go into its card."""
     private: bool = False
     """Publish for yourself only."""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -48,11 +50,20 @@ class ConvertCommand(Section):
 def run(argv: list[str]) -> None:
     command = parse(ConvertCommand, argv, "convert")
     check_writable(command.out)
+    if not command.replace and command.out.is_dir() and any(f.name[0] != "." for f in command.out.iterdir()):
+        raise InputError(
+            f"--out {command.out}: the folder is not empty; give another, or --replace to write over what is there"
+        )
     if command.push is not None and (command.to != "snapshot" or not is_id(command.push)):
         raise InputError(f"--push {command.push}: publishes a snapshot as OWNER/NAME; leave out --to")
     pipeline = load(command.run, "cpu", kind=command.kind, heads=command.heads)
     file, then = _write(command, pipeline)
     print(f"{file.parent}: {file.name}, {file.stat().st_size:,} bytes\n{then}")
+
+
+def newest_report(run: Path) -> list[Path]:
+    """The last that `ditkit eval` wrote into a run's folder; none where there is none."""
+    return sorted(run.glob("eval*/report.json"), key=lambda file: file.stat().st_mtime_ns)[-1:]
 
 
 def _write(command: ConvertCommand, pipeline: Pipeline) -> tuple[Path, str]:
@@ -64,8 +75,7 @@ def _write(command: ConvertCommand, pipeline: Pipeline) -> tuple[Path, str]:
     if command.to == "diffusers":
         file = write_diffusers(command.out, pipeline.recipe, pipeline.backbone, dtype)
         return file, f'next: diffusers.DiTTransformer2DModel.from_pretrained("{command.out}")'
-    report = Path(command.run) / "eval" / "report.json"
-    reports = [json.loads(report.read_text())] if report.exists() else []
+    reports = [read_json(report) for report in newest_report(Path(command.run))]
     folder = pipeline.save(command.out, dtype, reports)
     if command.push:
         return folder / "model.safetensors", publish(folder, command.push, command.private)

@@ -17,6 +17,7 @@ from ditkit.data.latents import Index, write_cache
 from ditkit.data.latents.cache import INDEX, Dtype, data_facts
 from ditkit.device import pick_device
 from ditkit.errors import InputError
+from ditkit.files import owned
 from ditkit.recipes import RECIPES
 from ditkit.training.captions import TEXT, embed_captions
 from ditkit.training.data import recorded, settled
@@ -82,11 +83,12 @@ def run(argv: list[str]) -> None:
         captions=source.captions is not None,
     )
     start = time.perf_counter()
-    encoded = write_cache(out, source, data, codec.moments, plan)
-    seconds = time.perf_counter() - start
-    if command.recipe.text and source.captions:
-        texts = embed_captions(command.recipe, source, out / TEXT, pick_device(command.device))
-        print(f"{texts.folder}: {len(texts):,} captions, by {command.recipe.text.id}")
+    with owned(out):
+        encoded = write_cache(out, source, data, codec.moments, plan)
+        seconds = time.perf_counter() - start
+        if command.recipe.text and source.captions:
+            texts = embed_captions(command.recipe, source, out / TEXT, pick_device(command.device))
+            print(f"{texts.folder}: {len(texts):,} captions, by {command.recipe.text.id}")
     index = read_section(Index, out / INDEX)
     mean, std = index.mean or (), index.std or ()
     own = EncodeCommand.model_fields.keys() - RecipeFlags.model_fields.keys()

@@ -8,12 +8,12 @@ import tyro
 from pydantic import Field
 from torch import Tensor
 
-from ditkit.cli.options import SamplingOptions, check_writable
+from ditkit.cli.options import SamplingOptions, check_new, own_folder
 from ditkit.cli.parsing import data_section, parse
 from ditkit.data import DATA, DataSection, Folder
 from ditkit.device import pick_device
 from ditkit.errors import InputError
-from ditkit.pictures import grid, pairs
+from ditkit.pictures import grid, pairs, save_picture
 from ditkit.pipeline import Pipeline, load
 from ditkit.records import write_json
 from ditkit.scoring import (
@@ -33,6 +33,7 @@ from ditkit.scoring.rulers import class_names
 from ditkit.scoring.samples import Balance, image_folder, keeping
 
 SHOWN = 100  # images of samples.png
+REPORT = "report.json"
 
 
 class EvalCommand(SamplingOptions):
@@ -43,7 +44,8 @@ class EvalCommand(SamplingOptions):
     """
 
     what: Annotated[str, tyro.conf.Positional]
-    """A run, a snapshot, a folder of images (one sub-folder per class, or none) or an .npz file with arr_0."""
+    """A run, a snapshot, a folder of images (one sub-folder per class, or none), one that `ditkit sample` wrote with --png or
+    --npz, or an .npz file with arr_0."""
     n: Annotated[int, Field(ge=2)] = 2000
     """Images to sample from a run; the papers' FID-50K takes 50000."""
     labels: Balance = "balanced"
@@ -58,7 +60,10 @@ class EvalCommand(SamplingOptions):
     """Crop the images of folders to squares of this size, as ADM does; needed when they are not squares of
     one size."""
     out: Path | None = None
-    """Folder for report.json and samples.png; WHAT/eval for a run, otherwise ./eval."""
+    """Folder for report.json and samples.png; WHAT/eval for a run, otherwise ./eval, or where another report is there
+    eval-2, eval-3, ..."""
+    replace: bool = False
+    """Write over a report that is there."""
 
 
 def run(argv: list[str]) -> None:
@@ -66,7 +71,7 @@ def run(argv: list[str]) -> None:
     path = Path(command.what)
     from_files = path.suffix == ".npz" or (path.is_dir() and not (path / "recipe.json").exists())
     out = command.out or (path / "eval" if path.is_dir() and not from_files else Path("eval"))
-    check_writable(out)
+    check_new(out / REPORT, command.replace or command.out is None)
     pipeline = None if from_files else load(command.what, command.device)
     reference = find_reference(command.reference, pipeline, command.size)
     samples = _samples(command, path, pipeline, reference)
@@ -84,17 +89,20 @@ def run(argv: list[str]) -> None:
     print(table(rows))
     card = card_line(report)
     print(f"\n{card}")
-    out.mkdir(parents=True, exist_ok=True)
     record = report.model_dump(mode="json") | {"card": card}
     if floor is not None:
         record["held_out"] = rows[1][1].model_dump(mode="json", exclude={"protocol"})
-    write_json(out / "report.json", record)
+    if command.out is None and not command.replace:
+        out = own_folder(out, REPORT, record)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / REPORT, record)
     first = torch.cat(shown)
-    grid(first, 10).save(out / "samples.png")
-    print(f"{out / 'report.json'}\n{out / 'samples.png'}")
+    save_picture(grid(first, 10), out / "samples.png")
+    print(f"{out / REPORT}\n{out / 'samples.png'}")
+    (out / "nearest.png").unlink(missing_ok=True)  # of a report that is written over
     if not isinstance(reference, Path):
         copied = nearest_images(found[0], measured_with[0], reference)
-        pairs(first[: len(copied)], copied, 10).save(out / "nearest.png")
+        save_picture(pairs(first[: len(copied)], copied, 10), out / "nearest.png")
         print(f"{out / 'nearest.png'}: below each sample the image of the reference that is nearest to it")
 
 

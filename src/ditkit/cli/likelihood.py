@@ -7,7 +7,7 @@ import torch
 import tyro
 from pydantic import Field
 
-from ditkit.cli.options import check_writable
+from ditkit.cli.options import check_new, own_folder
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
 from ditkit.data import Split
@@ -19,6 +19,7 @@ from ditkit.records import write_json
 from ditkit.scoring.likelihood import STEPS, Likelihoods, Method, likelihoods
 
 SHOWN = 8  # likeliest and unlikeliest images
+RECORD = "likelihood.json"
 
 
 class LikelihoodCommand(Section):
@@ -49,14 +50,17 @@ class LikelihoodCommand(Section):
     device: DeviceName = "auto"
     """Where to compute."""
     out: Path | None = None
-    """Folder for likelihood.json and the pictures; WHAT/likelihood for a run, otherwise ./likelihood."""
+    """Folder for likelihood.json and the pictures; WHAT/likelihood for a run, otherwise ./likelihood, or where another is
+    there likelihood-2, likelihood-3, ..."""
+    replace: bool = False
+    """Write over a likelihood.json that is there."""
 
 
 def run(argv: list[str]) -> None:
     command = parse(LikelihoodCommand, argv, "likelihood")
     path = Path(command.what)
     out = command.out or (path / "likelihood" if path.is_dir() else Path("likelihood"))
-    check_writable(out)
+    check_new(out / RECORD, command.replace or command.out is None)
     pipeline = load(command.what, command.device)
     method: Method = command.method or ("bound" if pipeline.transport.path == "ddpm" else "flow")
     evaluations = (command.steps or STEPS[method]) * (
@@ -88,8 +92,10 @@ def run(argv: list[str]) -> None:
             for split, each in found.items()
         },
     }
+    if command.out is None and not command.replace:
+        out = own_folder(out, RECORD, record)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "likelihood.json", record)
+    write_json(out / RECORD, record)
     for split, each in found.items():
         print(
             f"{split:5s}  {each.bits.mean():.3f} ± {_error(each):.3f} bits per dimension, {len(each.bits)} images"
@@ -98,7 +104,7 @@ def run(argv: list[str]) -> None:
         {split: each.bits.tolist() for split, each in found.items()}, "bits per dimension", out / "bits.png"
     )
     _extremes(found, out / "images.png")
-    print("\n".join(str(out / name) for name in ("likelihood.json", "bits.png", "images.png")))
+    print("\n".join(str(out / name) for name in (RECORD, "bits.png", "images.png")))
 
 
 def _error(found: Likelihoods) -> float:

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 
 from ditkit.benchmark import CPU
+from ditkit.cli.options import check_new
 from ditkit.config import Section
 from ditkit.device import check_compiler
 from ditkit.errors import InputError
@@ -27,6 +28,8 @@ class MeasuredCommand(Section):
     """Threads of torch; what torch chooses when not given."""
     out: Path | None = None
     """Write the record, every time measured included, to this JSON file."""
+    replace: bool = False
+    """Write over a file that is there."""
 
     def check(self) -> None:
         """InputError, before the long work, for what can be known to fail after it."""
@@ -34,13 +37,16 @@ class MeasuredCommand(Section):
             check_compiler(
                 CPU, "--no-compile", tried=False
             )  # or the first call would no longer start the compiler
-        check_folder_of(self.out)
+        check_record(self.out, self.replace)
 
 
-def check_folder_of(file: Path | None) -> None:
-    """InputError, before the long work, when there is no folder to write `file` in."""
-    if file is not None and not file.parent.is_dir():
+def check_record(file: Path | None, replace: bool) -> None:
+    """InputError, before the long work, when there is no folder to write `file` in, or as of `check_new`."""
+    if file is None:
+        return
+    if not file.parent.is_dir():
         raise InputError(f"--out {file}: the folder {file.parent} does not exist")
+    check_new(file, replace)
 
 
 def write(record: dict, file: Path | None) -> None:

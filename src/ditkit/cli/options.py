@@ -1,8 +1,11 @@
 """Flags that several verbs share."""
 
+import json
 import os
+from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -11,6 +14,7 @@ from ditkit.device import Compile, DeviceName, Precision
 from ditkit.errors import InputError
 from ditkit.pipeline import Pipeline, Sampling
 from ditkit.recipe import Recipe
+from ditkit.records import finite, read_json
 from ditkit.sampling.config import Interval, SolverChoices, ThresholdName
 
 
@@ -19,6 +23,37 @@ def check_writable(folder: Path) -> None:
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"--out {folder}: {existing} is not a folder that can be written to; give another")
+
+
+def check_new(file: Path, replace: bool) -> None:
+    """InputError, before the long work, where an output cannot be written, or is there already and not to be replaced."""
+    check_writable(file.parent)
+    if file.is_dir():
+        raise InputError(f"--out {file}: it is a folder; name a file")
+    if file.exists() and not replace:
+        raise InputError(
+            f"--out {file}: it is there already; give another --out, or --replace to write over it"
+        )
+
+
+def numbered_folders(folder: Path) -> Iterator[Path]:
+    """FOLDER, FOLDER-2, FOLDER-3, ...: for what is not to replace what is there."""
+    yield folder
+    for number in count(2):
+        yield folder.with_name(f"{folder.name}-{number}")
+
+
+def own_folder(folder: Path, name: str, record: Mapping[str, Any]) -> Path:
+    """The first of FOLDER, FOLDER-2, ... that holds no record of that name, or the same one."""
+    same = json.loads(json.dumps(finite(record)))
+
+    def free(some: Path) -> bool:
+        try:
+            return not (some / name).exists() or read_json(some / name) == same
+        except InputError:  # damaged
+            return False
+
+    return next(some for some in numbered_folders(folder) if free(some))
 
 
 def next_sample(recipe: Recipe, where: Path) -> str:
@@ -88,9 +123,9 @@ class SolverOptions(SolverChoices):
             "progress": True,
         }
 
-    def compile_for(self, pipeline: Pipeline, images: int, how: Sampling | None = None) -> None:
-        """Compile the network, as chosen, to sample so many images."""
-        pipeline.compile(self.compile, images * pipeline.tokens(**(self.how if how is None else how)))
+    def compile_for(self, pipeline: Pipeline, images: int, how: Sampling | None = None) -> bool:
+        """Compile the network, as chosen, to sample so many images; whether it is."""
+        return pipeline.compile(self.compile, images * pipeline.tokens(**(self.how if how is None else how)))
 
 
 class SamplingOptions(SolverOptions):

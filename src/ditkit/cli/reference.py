@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from ditkit.cli.evaluate import find_reference
-from ditkit.cli.options import check_writable
+from ditkit.cli.options import check_new
 from ditkit.cli.parsing import parse
 from ditkit.cli.verbs import to_type
 from ditkit.config import Section
@@ -24,6 +24,8 @@ class ReferenceCommand(Section):
     """A data set's name (its training split), or a folder of images."""
     out: Path
     """The .npz file to write."""
+    replace: bool = False
+    """Write over a file that is there."""
     features: str = "classifier"
     """The network, as in `ditkit eval`."""
     size: int | None = None
@@ -36,7 +38,7 @@ def run(argv: list[str]) -> None:
     command = parse(ReferenceCommand, argv, "reference")
     if command.out.suffix != ".npz":
         raise InputError(f"--out {command.out}: give a file that ends in .npz")
-    check_writable(command.out.parent)
+    check_new(command.out, command.replace)
     reference = find_reference(command.data, None, command.size, flag=None)
     if isinstance(reference, Path):
         raise InputError(

@@ -2,35 +2,47 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 import tyro
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from ditkit.cli.options import SamplingOptions, check_writable
+from ditkit.cli.options import SamplingOptions, check_writable, numbered_folders
 from ditkit.cli.parsing import parse
-from ditkit.codecs.identity import from_bounds, to_uint8
+from ditkit.cli.samples import Clips, draw_sheet, keep_all, make_missing
 from ditkit.conditions import numbered
-from ditkit.data import ArrayFiles, Arrays, prepare
-from ditkit.data.array_values import in_layout
+from ditkit.data import Arrays, prepare
 from ditkit.data.video import read_movie
 from ditkit.errors import InputError
-from ditkit.movies import save_movie
-from ditkit.pictures import CHANNELS, contact_sheet, grid, visible
+from ditkit.files import owned, tensors_hash
+from ditkit.pictures import CHANNELS
 from ditkit.pipeline import Pipeline, Sampling, load
-from ditkit.rollout import roll_out
 from ditkit.scoring import sampling_facts
+from ditkit.scoring.comparison import weights_of
+from ditkit.scoring.sample_folder import (
+    CLIPS,
+    GRID,
+    IMAGES,
+    NPZ,
+    SHEET,
+    SampleFolder,
+    claim_samples,
+    other_samples,
+    settings_of,
+)
+
+MOST_IMAGES, MOST_CLIPS = 1000, 100  # in grid.png, and in sheet.png
 
 
 class SampleCommand(SamplingOptions):
-    """Make images: a grid, and on request single PNGs or an .npz file in ADM's format.
+    """Make images: a grid of the first ones, at most 1,000, and on request single PNGs or an .npz file in ADM's format.
 
-    Of a model of clips a sheet of frames, a row for each clip, and every clip as a file of its own.
+    Of a model of clips a sheet of frames, a row for each of the first 100, and every clip as a file of its own. Stopped, the
+    same command goes on.
     """
 
     run: Annotated[str, tyro.conf.Positional]
@@ -40,9 +52,11 @@ class SampleCommand(SamplingOptions):
     prompt: tuple[str, ...] = ()
     """Texts to sample, over and over, for a model that is told a text."""
     n: Annotated[int, Field(ge=1)] | None = None
-    """Number of images; 8 of each class, or prompt, when not given (of clips 2)."""
+    """Number of images; 8 of each class, or prompt, when not given (of clips 2), and at most as many as the picture shows."""
     out: Path | None = None
-    """Folder for what is written; samples/NAME when not given."""
+    """Folder for what is written; samples/NAME when not given, or where that holds other samples samples/NAME-2, -3, ..."""
+    replace: bool = False
+    """Remove samples of other settings from the folder first."""
     size: str | None = None
     """Height and width in pixels, 48x96, or 48 for squares; the recipe's when not given. Multiples of the patch."""
     frames: Annotated[int, Field(ge=1)] | None = None
@@ -64,7 +78,7 @@ class SampleCommand(SamplingOptions):
     levels: str | None = None
     """Of a model of several resolutions: which images, 0 of the highest, or all, side by side."""
     png: bool = False
-    """Also every image as its own PNG file, named by number and class; as the grid shows it."""
+    """Also every image as its own PNG file in the folder's images/, named by number and class; as the grid shows it."""
     npz: bool = False
     """Also samples.npz: arr_0 and the labels; uint8 (N, H, W, C), what ADM's evaluator reads, or of data arrays with a
     range float32 in that range, its axes as the data's."""
@@ -73,6 +87,57 @@ class SampleCommand(SamplingOptions):
 def run(argv: list[str]) -> None:
     command = parse(SampleCommand, argv, "sample")
     pipeline = load(command.run, command.device)
+    classes = _checked(command, pipeline)
+    clips = bool(pipeline.recipe.data.shape[:-2])
+    rows = len(command.prompt) or len(classes)
+    told = [classes[row % len(classes)] for row in range(rows)]  # of each row of the sheet
+    most = MOST_CLIPS if clips else MOST_IMAGES
+    count = command.n or min((2 if clips else 8) * rows, most)
+    labels = torch.tensor(told)[torch.arange(count) % rows]
+    cond: dict[str, Any] = {"label": labels} if pipeline.classes else {}
+    if command.prompt:
+        cond["text"] = [command.prompt[k % rows] for k in range(count)]
+    how = command.how | {"size": size_of(command.size), "frames": command.frames, "levels": command.levels}
+    if clips:
+        how["start"] = beginning(command, pipeline, how)
+    else:
+        check_no_clips(command)
+        how["numbers"] = pipeline.recipe.data.bounds is not None
+    _refuse_early(command, pipeline, cond, how)
+    check_writable(command.out or Path("samples"))
+    compiled = command.compile_for(pipeline, count, how)
+    settings = settings_for(command, pipeline, how, count, told if pipeline.classes else [], compiled)
+    out = command.out or free_folder(Path("samples") / pipeline.recipe.name, settings, command.replace)
+    shown = min(count, most // rows * rows or most)  # as many of each row
+
+    def single(k: int) -> str:
+        if clips:
+            return f"{CLIPS}/{k:06d}.{command.movie}"
+        return f"{IMAGES}/{k:06d}{f'-class{labels[k]}' if pipeline.classes else ''}.png"
+
+    folder = SampleFolder(
+        folder=out,
+        count=count,
+        batch=command.batch,
+        sheet=SHEET if clips else GRID,
+        shown=shown,
+        single=single if clips or command.png else None,
+        npz=command.npz,
+    )
+    windows = {"length": command.length, "keep": command.keep, "loop": command.loop}
+    of_clips = Clips(command.fps, windows) if clips else None
+    with owned(out):
+        claim_samples(out, settings, command.replace)
+        made = make_missing(pipeline, folder, cond, command.seed, how, of_clips)
+        draw_sheet(pipeline, folder, labels, rows, told=bool(cond), prompts=bool(command.prompt))
+        keep_all(pipeline, folder, cond.get("label"))
+        folder.finish()
+    _report(command, pipeline, folder, made)
+
+
+def _checked(command: SampleCommand, pipeline: Pipeline) -> tuple[int, ...]:
+    """The classes asked for, all of them where none are, (0,) where there are none. InputError for labels or prompts that
+    the model does not take, or lacks."""
     if command.labels and not pipeline.classes:
         raise InputError("--labels: this model was trained without classes; leave it out")
     if command.prompt and not pipeline.recipe.text:
@@ -85,53 +150,74 @@ def run(argv: list[str]) -> None:
         asked = tuple(int(label) for label in numbered(command.labels, pipeline.recipe.data.names or ()))
     except InputError as error:
         raise InputError(f"--labels: {error}") from None
-    classes = asked or tuple(range(pipeline.classes)) or (0,)
-    rows = len(command.prompt) or len(classes)
-    count = command.n or (2 if pipeline.recipe.data.shape[:-2] else 8) * rows
-    labels = torch.tensor([classes[k % rows % len(classes)] for k in range(count)])
-    out = command.out or Path("samples") / pipeline.recipe.name
-    check_writable(out)
-    cond: dict[str, Any] = {"label": labels} if pipeline.classes else {}
-    if command.prompt:
-        cond["text"] = [command.prompt[k % rows] for k in range(count)]
-    how = command.how | {"size": size_of(command.size), "frames": command.frames, "levels": command.levels}
-    command.compile_for(pipeline, count, how)
-    seeds = range(command.seed, command.seed + count)
-    if pipeline.recipe.data.shape[:-2]:
-        write_clips(command, pipeline, cond, seeds, how, rows, out)
-        return
-    check_no_clips(command)
-    data = pipeline.recipe.data
-    images = pipeline.generate(cond, seeds=seeds, numbers=data.bounds is not None, **how)
-    stored = images.permute(0, 2, 3, 1).numpy()  # NHWC
-    if isinstance(data, ArrayFiles) and data.range:
-        stored = in_layout(images.numpy(), data.layout)
-        images = to_uint8(from_bounds(images, data.range))
-    out.mkdir(parents=True, exist_ok=True)
-    by_row = torch.argsort(torch.arange(count) % rows if command.prompt else labels, stable=True)
-    columns = -(-count // rows) if cond else 8
-    picture = grid(images[by_row], min(columns, 32))
-    picture.save(out / "grid.png")
-    written = [out / "grid.png"]
-    if command.png:
-        for k, (image, label) in enumerate(zip(visible(images), labels.tolist(), strict=True)):
-            suffix = f"-class{label}" if pipeline.classes else ""
-            Image.fromarray(_pixels(image)).save(out / f"{k:06d}{suffix}.png")
-        written.append(out / "000000*.png")
-    if command.npz:
-        _save_npz(out / "samples.npz", stored, cond.get("label"))
-        written.append(out / "samples.npz")
-    said(pipeline, command, f"{count} images", written)
-    for note in shown(images.shape[1], data.bounds):
-        print(note)
+    return asked or tuple(range(pipeline.classes)) or (0,)
 
 
-def said(pipeline: Pipeline, command: SampleCommand, what: str, written: Sequence[Path]) -> None:
-    """How it was sampled, and the files."""
+def _refuse_early(command: SampleCommand, pipeline: Pipeline, cond: Mapping[str, Any], how: Sampling) -> None:
+    """InputError, before anything is written, for what cannot be sampled."""
+    first = {name: values[:1] for name, values in cond.items()}
+    start = how.get("start")
+    begun: Sampling = {} if start is None else {"start": start[:, :, -command.keep :]}  # as a window begins
+    pipeline.stream(first, seeds=[command.seed], **(how | begun))
+
+
+def settings_for(
+    command: SampleCommand,
+    pipeline: Pipeline,
+    how: Sampling,
+    count: int,
+    labels: Sequence[int],
+    compiled: bool,
+) -> dict[str, Any]:
+    """Everything that decides the images, for the record in their folder."""
+    facts = sampling_facts(pipeline, how)
+    start = how.get("start")
+    of_clips = {
+        "start": None if start is None else tensors_hash({"start": start}),
+        **{name: getattr(command, name) for name in ("length", "keep", "loop", "fps", "movie")},
+    }
+    return {
+        "n": count,
+        **facts,
+        "weights": facts["weights"]["sha256"],
+        "weak_weights": weights_of(command.weak),
+        "lower_weights": weights_of(command.lower),
+        "codec": pipeline.recipe.codec.model_dump(mode="json"),
+        "first_seed": command.seed,
+        "batch": command.batch,
+        "labels": list(labels),
+        "prompts": list(command.prompt),
+        **{name: how.get(name) for name in ("size", "frames", "levels")},
+        **(of_clips if pipeline.recipe.data.shape[:-2] else {}),
+        "compiled": compiled,
+        **{name: version(name) for name in ("ditkit", "torch")},
+    }
+
+
+def free_folder(folder: Path, settings: Mapping[str, Any], replace: bool) -> Path:
+    """`folder` where it holds no samples of other settings, or they are to be replaced; otherwise the first of
+    `folder`-2, -3, ... of which that is true."""
+    if replace and settings_of(folder) is not None:
+        return folder
+    return next(some for some in numbered_folders(folder) if other_samples(some, settings) is None)
+
+
+def _report(command: SampleCommand, pipeline: Pipeline, folder: SampleFolder, made: Sequence[int]) -> None:
+    """How it was sampled, the files, and what one needs to know of them."""
     facts = sampling_facts(pipeline, command.how)
     guidance = facts.get("level_guidance") or facts["guidance"]
-    print(f"{what}, {facts['sampler']}, {facts['nfe']} evaluations, guidance {guidance}")
-    print("\n".join(str(path) for path in written))
+    data, out, clips = pipeline.recipe.data, folder.folder, folder.sheet == SHEET
+    frames = f" of {made[-3]} frames" if clips and made else ""
+    what = f"{folder.made} {'clips' if clips else 'images'}{frames}"
+    there = "" if made else " (all there already)"
+    print(f"{what}{there}, {facts['sampler']}, {facts['nfe']} evaluations, guidance {guidance}")
+    files = [folder.sheet, folder.single and str(Path(folder.single(0)).parent), NPZ if folder.npz else None]
+    print("\n".join(str(out / name) for name in files if name))
+    if folder.shown < folder.count:
+        rest = f"; --png or --npz makes and keeps all {folder.count:,}" if folder.made < folder.count else ""
+        print(f"{folder.sheet} shows the first {folder.shown:,}{rest}")
+    if not clips:
+        print("".join(f"{note}\n" for note in shown(data.channels, data.bounds)), end="")
 
 
 def shown(channels: int, bounds: tuple[float, float] | None) -> Iterator[str]:
@@ -161,36 +247,15 @@ def check_no_clips(command: SampleCommand) -> None:
             raise InputError(f"--{flag}: this model makes images, not clips; leave it out")
 
 
-def write_clips(
-    command: SampleCommand,
-    pipeline: Pipeline,
-    cond: Mapping[str, Any],
-    seeds: Sequence[int],
-    how: Sampling,
-    rows: int,
-    out: Path,
-) -> None:
-    """Sample clips and write them; those of a row of the sheet's, class or prompt, stand together."""
+def beginning(command: SampleCommand, pipeline: Pipeline, how: Sampling) -> Tensor | None:
+    """The frames that clips begin with, uint8 (1, C, F, H, W), where some are given."""
     if command.image and command.extend:
         raise InputError("--image and --extend: clips begin with one of them; leave the other out")
-    start = None
-    if first := command.image or command.extend:
-        size = how.get("size") or pipeline.recipe.data.shape[-2:]
-        start = first_frames(first, size, pipeline.recipe.data.channels)
-    length, keep, loop = command.length, command.keep, command.loop
-    clips = roll_out(
-        pipeline, cond, seeds=seeds, length=length, keep=keep, loop=loop, **(how | {"start": start})
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    by_row = torch.argsort(torch.arange(len(clips)) % rows, stable=True)
-    contact_sheet(clips[by_row]).save(out / "sheet.png")
-    for k, clip in enumerate(clips):
-        save_movie(clip, out / f"{k:06d}.{command.movie}", command.fps)
-    written = [out / "sheet.png", out / f"000000*.{command.movie}"]
-    if command.npz:
-        _save_npz(out / "samples.npz", clips.permute(0, 2, 3, 4, 1).numpy(), cond.get("label"))  # NFHWC
-        written.append(out / "samples.npz")
-    said(pipeline, command, f"{len(clips)} clips of {clips.shape[2]} frames", written)
+    first = command.image or command.extend
+    if first is None:
+        return None
+    size = how.get("size") or pipeline.recipe.data.shape[-2:]
+    return first_frames(first, size, pipeline.recipe.data.channels)
 
 
 def first_frames(path: Path, size: tuple[int, ...], channels: int) -> Tensor:
@@ -206,16 +271,3 @@ def first_frames(path: Path, size: tuple[int, ...], channels: int) -> Tensor:
         )
     images = Arrays(clip.transpose(0, 1), None, ())
     return torch.stack([prepare(images[k][0], size[0], channels) for k in range(len(images))], dim=1)[None]
-
-
-def _save_npz(path: Path, pixels: np.ndarray, labels: Tensor | None) -> None:
-    """As ADM's evaluator reads images."""
-    if labels is None:
-        np.savez(path, arr_0=pixels)
-    else:
-        np.savez(path, arr_0=pixels, labels=labels.numpy())
-
-
-def _pixels(image: torch.Tensor) -> np.ndarray:
-    pixels = image.permute(1, 2, 0).numpy()
-    return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels

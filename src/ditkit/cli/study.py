@@ -11,6 +11,8 @@ from ditkit.cli.parsing import parse
 from ditkit.config import Section
 from ditkit.device import Compile, DeviceName, check_compiler, no_compiler, pick_device
 from ditkit.errors import InputError
+from ditkit.files import LOCK, owned
+from ditkit.records import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +65,16 @@ def run(argv: list[str]) -> None:
         compiled = command.compile != "off" and reason is None
         run_cells(alike(wanted, compiled), out / "cells", runs, device)
     results = read_cells(cells, out / "cells")
+    if not results:
+        raise InputError(
+            f"{out / 'cells'}: no cell of the study {command.name} is there; name the folder that holds them by --out, or run "
+            f"it: ditkit study {command.name}"
+        )
     finished = sum(record["finished"] for record in results.values())
-    text = study.report(results, out)
-    if finished < len(cells):
-        text = f"PARTIAL: {finished} of {len(cells)} cells are finished.\n\n{text}"
-    (out / "table.md").write_text(text + "\n")
+    with owned(out):
+        text = study.report(results, out)
+        if finished < len(cells):
+            text = f"PARTIAL: {finished} of {len(cells)} cells are finished.\n\n{text}"
+        write_whole(out / "table.md", f"{text}\n".encode())
     print(text)
-    print("\n".join(str(path) for path in sorted(out.iterdir()) if path.is_file()))
+    print("\n".join(str(path) for path in sorted(out.iterdir()) if path.is_file() and path.name != LOCK))

@@ -201,11 +201,13 @@ class Vae:
 
     def save(self, folder: Path) -> None:
         """Copy an autoencoder that is a local folder, so that a snapshot can travel; one of the Hub is fetched."""
-        if Path(self.config.id).is_dir():
-            unfinished = folder.with_name(f".{folder.name}.tmp")
+        unfinished = folder.with_name(f".{folder.name}.tmp")
+        local = Path(self.config.id).is_dir()
+        if local:
             self.autoencoder.save_pretrained(unfinished)
-            if folder.exists():
-                shutil.rmtree(folder)
+        if folder.exists():  # of the snapshot that is written over
+            shutil.rmtree(folder)
+        if local:
             unfinished.rename(folder)
 
     def layout(self, *size: int) -> Layout:

@@ -20,10 +20,11 @@ from ditkit.evaluation.npz import (
     npz_images,
     npz_labels,
     read_statistics,
+    save_images,
     save_statistics,
 )
 from ditkit.evaluation.report import Report, Scores, scores_of
-from ditkit.evaluation.statistics import Statistics, gather, gather_all
+from ditkit.evaluation.statistics import Statistics, check_network, gather, gather_all
 
 __all__ = [
     "FEATURES",
@@ -41,6 +42,7 @@ __all__ = [
     "Statistics",
     "authenticity",
     "bundled_classifier",
+    "check_network",
     "cmmd",
     "fit_classifier",
     "frechet_distance",
@@ -59,6 +61,7 @@ __all__ = [
     "precision_recall",
     "read_statistics",
     "save_classifier",
+    "save_images",
     "save_statistics",
     "scores_of",
     "standard_error",

@@ -6,9 +6,10 @@ not stated); and plain files of a mean and a covariance. The arrays that ADM has
 sigma, mu_s, sigma_s (divisor N - 1), arr_0 (uint8, NHWC). Nothing pickled is read or written.
 """
 
+import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,19 @@ OWN = ("network", "network_hash", "resize", "digest", "count", "rows", "index", 
 SCORES = ("split", "split_count", "split_probability", "split_negentropy")
 LABELS = ("labels", "arr_1")
 READINGS = ("confusion", "read")  # names of arrays
+TEXTS = ("network", "network_hash", "resize", "digest")
+FORMS = {  # of ditkit's own arrays: what each is, the kinds of its numbers and its dimensions
+    **dict.fromkeys(TEXTS, ("a text", "U", 0)),
+    **dict.fromkeys(("count", "keep"), ("a whole number", "iu", 0)),
+    "rows": ("features (R, D)", "f", 2),
+    "index": ("whole numbers (R,)", "i", 1),
+    "split": ("whole numbers (S,)", "i", 1),
+    "split_count": ("whole numbers (S,)", "i", 1),
+    "split_probability": ("numbers (S, K)", "f", 2),
+    "split_negentropy": ("numbers (S,)", "f", 1),
+    "confusion": ("whole numbers (K, K)", "i", 2),
+    "read": ("whole numbers (K,)", "i", 1),
+}
 
 
 def save_statistics(path: str | Path, statistics: Statistics) -> None:
@@ -61,6 +75,27 @@ def save_statistics(path: str | Path, statistics: Statistics) -> None:
     # Given a name, numpy would add .npz to one without.
     with written_whole(Path(path)) as place, place.open("wb") as file:
         np.savez(file, **arrays)
+
+
+def save_images(
+    path: Path, blocks: Iterable[np.ndarray], count: int, labels: np.ndarray | None = None
+) -> None:
+    """Write `count` images that come in blocks (B, ...) as arr_0, and labels (N,) where there are any, as ADM's evaluator
+    reads them; one block is in memory at a time. The file is written whole."""
+    with written_whole(path) as place, zipfile.ZipFile(place, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            begun = False
+            for block in blocks:
+                if not begun:
+                    header = np.lib.format.header_data_from_array_1_0(np.empty(0, block.dtype))
+                    np.lib.format.write_array_header_1_0(
+                        member, header | {"shape": (count, *block.shape[1:])}
+                    )
+                    begun = True
+                member.write(np.ascontiguousarray(block).data)
+        if labels is not None:
+            with archive.open("labels.npy", "w") as member:
+                np.lib.format.write_array(member, labels)
 
 
 def read_statistics(path: str | Path, network: FeatureNetwork, *, keep: int = KEEP) -> Statistics:
@@ -99,6 +134,7 @@ def load_statistics(path: str | Path) -> Statistics:
     """The statistics of a file that `save_statistics` wrote; InputError when it is not one."""
     arrays, _ = _arrays(path)
     _require(path, arrays, *OWN)
+    _check_own(path, arrays)
     count = int(arrays["count"])
     moments = _counted(_gaussian(path, arrays, *GAUSSIAN), count)
     tensors = {name: torch.from_numpy(arrays[name]) for name in (*SCORES, *READINGS) if name in arrays}
@@ -109,10 +145,7 @@ def load_statistics(path: str | Path) -> Statistics:
             "make the file anew"
         )
     return Statistics(
-        network=str(arrays["network"]),
-        network_hash=str(arrays["network_hash"]),
-        resize=str(arrays["resize"]),
-        digest=str(arrays["digest"]),
+        **{name: str(arrays[name]) for name in TEXTS},
         moments=moments,
         spatial=_counted(_gaussian(path, arrays, *SPATIAL), count) if "mu_s" in arrays else None,
         rows=rows,
@@ -169,7 +202,8 @@ def _opened(path: str | Path) -> Iterator[np.lib.npyio.NpzFile]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give an .npz file of statistics or images") from None
     # TypeError is numpy's .npy file, which is an array and no context.
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, MemoryError, LookupError, TypeError, ValueError, RuntimeError, SyntaxError,
+            struct.error, zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
         raise InputError(
             f"{path}: not a readable .npz file ({' '.join(str(error).split())}); make or fetch it anew"
         ) from None
@@ -187,10 +221,36 @@ def _require(path: str | Path, arrays: dict[str, np.ndarray], *names: str) -> No
         raise InputError(f"{path}: no array {', '.join(missing)}; make or fetch the file anew")
 
 
+def _check_own(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
+    """InputError unless the arrays of a file that ditkit wrote are of the kinds and shapes that it writes."""
+    for name, (what, kinds, dimensions) in FORMS.items():
+        if name not in arrays:
+            continue
+        array = arrays[name]
+        if array.dtype.kind not in kinds or array.ndim != dimensions:
+            raise InputError(f"{path}: {name} is {array.dtype} {array.shape}, not {what}; make the file anew")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InputError(f"{path}: {name} is not finite; make the file anew")
+    splits, classes = [arrays[name].shape[0] for name in SCORES if name in arrays], _sides(arrays)
+    ascending = (np.diff(arrays["index"]) > 0).all() and (arrays["index"] >= 0).all()
+    if len(set(splits)) > 1 or len(set(classes)) > 1 or not ascending or arrays["count"] in (0, 1):
+        raise InputError(f"{path}: its arrays do not belong together; make the file anew")
+
+
+def _sides(arrays: dict[str, np.ndarray]) -> list[int]:
+    """The number of classes, as each array that has them says it."""
+    return [side for name in READINGS if name in arrays for side in arrays[name].shape]
+
+
 def _gaussian(path: str | Path, arrays: dict[str, np.ndarray], mu: str, sigma: str) -> Gaussian:
     """Mean and covariance by these names, float64, checked."""
     _require(path, arrays, mu, sigma)
     mean, covariance = arrays[mu], arrays[sigma]
+    for name in mu, sigma:
+        if arrays[name].dtype.kind not in "fiu":
+            raise InputError(
+                f"{path}: {name} is {arrays[name].dtype}, not numbers; make or fetch the file anew"
+            )
     if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
         raise InputError(
             f"{path}: {mu} {mean.shape} and {sigma} {covariance.shape} are no mean (D,) and covariance (D, D)"

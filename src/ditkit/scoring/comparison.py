@@ -8,12 +8,10 @@ and one more model costs only its own cells. Error bars are over the draw of the
 import json
 import logging
 import math
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +20,12 @@ from ditkit.evaluation import (
     Report,
     Scores,
     Statistics,
+    check_network,
     frechet_resamples,
     load_statistics,
+    npz_images,
     precision_recall,
+    save_images,
     save_statistics,
     standard_error,
 )
@@ -93,7 +94,7 @@ def compare_cell(
     """The cell in `folder`, sampled and scored now unless what is there was made alike."""
     guided: Sampling = {**how, "guidance": guidance}
     samples = sampled(pipeline, n, first_seed=first_seed, **guided)
-    others = {"weak": _weights(how.get("weak")), "lower": _weights(how.get("lower"))}
+    others = {"weak": weights_of(how.get("weak")), "lower": weights_of(how.get("lower"))}
     wanted = json.loads(
         json.dumps({**samples.protocol, "n": n, "rulers": [_identity(r) for r in rulers], "others": others})
     )
@@ -110,7 +111,8 @@ def compare_cell(
         report = report_of(samples, rulers, statistics, names)
         for k, found in enumerate(statistics):
             save_statistics(folder / f"{k}.npz", found)
-        np.savez(folder / "images.npz", arr_0=torch.cat(kept).permute(0, 2, 3, 1).numpy())
+        pictures = torch.cat(kept).permute(0, 2, 3, 1).numpy()
+        save_images(folder / "images.npz", [pictures], len(pictures))
         write_json(folder / "report.json", report.model_dump(mode="json"))
         write_json(folder / "wanted.json", wanted)  # last: it is whole now
         cell = _read_cell(model, pipeline, guidance, rulers, folder)
@@ -123,7 +125,7 @@ def _kept_cell(
     """What is kept of a cell; None, which is logged, where a file of it is damaged."""
     try:
         return _read_cell(model, pipeline, guidance, rulers, folder)
-    except (InputError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except InputError as error:
         log.warning(f"{folder}: the cell is damaged ({first_line(error)}); it is sampled and scored again")
         return None
 
@@ -131,15 +133,20 @@ def _kept_cell(
 def _read_cell(
     model: str, pipeline: Pipeline, guidance: float, rulers: Sequence[Ruler], folder: Path
 ) -> Cell:
-    with np.load(folder / "images.npz") as file:
-        images = torch.from_numpy(file["arr_0"]).permute(0, 3, 1, 2)
-    return Cell(
-        model,
-        guidance,
-        Report.model_validate(read_json(folder / "report.json")),
-        [load_statistics(folder / f"{k}.npz") for k in range(len(rulers))],
-        _by_class(images, pipeline.classes),
-    )
+    """The cell in a folder. InputError where a file of it is damaged, or is another's."""
+    images = torch.cat([some for some, _ in npz_images(folder / "images.npz")])
+    report = Report.checked(read_json(folder / "report.json"), str(folder / "report.json"))
+    statistics = [load_statistics(folder / f"{k}.npz") for k in range(len(rulers))]
+    for found, scores, ruler in zip(statistics, report.scores, rulers, strict=False):
+        network = ruler.network
+        check_network(found, network.name, network.hash, network.resize, "this comparison")
+        if (found.digest, found.count) != (report.images_hash, report.images) or (
+            scores.features_hash != network.hash
+        ):
+            raise InputError(f"{folder}: report.json and the statistics are not of the same images")
+    if len(report.scores) != len(rulers):
+        raise InputError(f"{folder}: report.json has other networks")
+    return Cell(model, guidance, report, statistics, _by_class(images, pipeline.classes))
 
 
 def rows_of(cells: Sequence[Cell], rulers: Sequence[Ruler], place: int, resamples: int) -> list[Row]:
@@ -193,7 +200,7 @@ def _identity(ruler: Ruler) -> list[str]:
     return [found.network, found.network_hash, found.resize, found.digest]
 
 
-def _weights(model: str | Pipeline | None) -> str | None:
+def weights_of(model: str | Pipeline | None) -> str | None:
     """The hash of another model's weights that samples depend on."""
     return None if model is None else (load(model) if isinstance(model, str) else model).weights_hash
 

@@ -3,7 +3,7 @@
 Generated as they are scored, or read from a folder or an ADM .npz; never all in memory.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from ditkit.errors import InputError
 from ditkit.evaluation import npz_images, npz_labels
 from ditkit.pipeline import Pipeline, Sampling
 from ditkit.randomness import generator
+from ditkit.scoring.sample_folder import IMAGES, NPZ, settings_of
 
 GREY = ("1", "L", "I;16")  # Pillow's modes
 
@@ -102,24 +103,28 @@ def sampled(
             balanced_labels(count, pipeline.classes) if balanced else random_labels(seeds, pipeline.classes)
         )
     chosen = cond.get("label")
-    asked: list[int] = []
-    how["evaluated"] = asked.append
+    evaluations = 0
+
+    def count_evaluations(images: int) -> None:
+        nonlocal evaluations
+        evaluations += images
+
+    how["evaluated"] = count_evaluations
     if not pipeline.classes:
         cond.pop("label", None)  # known, and not told
     stream = pipeline.stream(cond, seeds=seeds, **how)
     facts = {**sampling_facts(pipeline, how), "first_seed": first_seed, "labels": told}
     adaptive = facts["nfe"] == "adaptive"
 
-    def labelled() -> Iterator[tuple[Tensor, Tensor | None]]:
+    def watched() -> Iterator[Tensor]:
         done = 0
         for images in stream:
-            part = slice(done, done + len(images))
             done += len(images)
             if adaptive:
-                facts["nfe"] = round(sum(asked) / done, 1)
-            yield images, None if chosen is None else chosen[part]
+                facts["nfe"] = round(evaluations / done, 1)
+            yield images
 
-    return Samples(labelled(), chosen, facts, cond.get("text"))
+    return Samples(labelled(watched(), chosen), chosen, facts, cond.get("text"))
 
 
 def captioned(data: DataSection, count: int, part: Part = "held-out") -> tuple[dict[str, Any], str]:
@@ -190,7 +195,8 @@ def held_out(data: DataSection, count: int) -> Samples | None:
 
 
 def files(path: Path, size: int | None = None, channels: Literal[1, 3] | None = None) -> Samples:
-    """The images of a folder (one sub-folder per class, or none) or of an ADM .npz (arr_0, and labels).
+    """The images of a folder (one sub-folder per class, or none), of an ADM .npz (arr_0, and labels), or those that `ditkit
+    sample` wrote into a folder.
 
     `size` and `channels` of a folder's images as in `image_folder`. InputError when they cannot be read.
     """
@@ -198,9 +204,41 @@ def files(path: Path, size: int | None = None, channels: Literal[1, 3] | None = 
         return Samples(npz_images(path), npz_labels(path), {"files": str(path)})
     if not path.is_dir():
         raise InputError(f"{path}: no such folder of images or .npz file")
+    if (made := settings_of(path)) is not None:
+        return _made_samples(path, made, size, channels)
     data = image_folder(path, size, channels)
     preparation = f"ADM's crop to {size}" if size else "none"
     return Samples(in_order(data), data.open().labels, {"files": str(path), "preparation": preparation})
+
+
+def _made_samples(
+    path: Path, made: Mapping[str, Any], size: int | None, channels: Literal[1, 3] | None
+) -> Samples:
+    """The images of a folder of samples with these settings: its single images, or else its samples.npz."""
+    protocol = {"files": str(path), "samples": made}
+    if not (path / IMAGES).is_dir():
+        if (path / NPZ).is_file():
+            return replace(files(path / NPZ), protocol=protocol)
+        raise InputError(
+            f"{path}: it holds no single images and no {NPZ}; give its `ditkit sample` command again, with --npz"
+        )
+    data = image_folder(path / IMAGES, size, channels)
+    source, told = data.open(), made.get("labels")
+    if len(source) != made.get("n"):
+        raise InputError(
+            f"{path / IMAGES}: {len(source):,} images that can be read, {made.get('n'):,} were asked for; give its `ditkit "
+            "sample` command again, it goes on, or move other images away"
+        )
+    labels = torch.tensor(told)[torch.arange(len(source)) % len(told)] if told else None
+    return Samples(labelled((images for images, _ in in_order(data)), labels), labels, protocol)
+
+
+def labelled(batches: Iterable[Tensor], labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Batches of images with those of the labels (N,) that are theirs."""
+    done = 0
+    for images in batches:
+        yield images, None if labels is None else labels[done : done + len(images)]
+        done += len(images)
 
 
 def image_folder(path: Path, size: int | None = None, channels: Literal[1, 3] | None = None) -> Folder:
@@ -209,15 +247,17 @@ def image_folder(path: Path, size: int | None = None, channels: Literal[1, 3] | 
 
     InputError when they are not of one size, or are no images.
     """
-    names = scan(path).files
+    names = scan(path).files  # what is broken or too large among them is left out and named when the folder is opened
     sides: dict[tuple[int, int], str] = {}
-    grey = True
+    grey, most = True, Folder().max_pixels
     for name in names:
         try:
             with own_limit(), Image.open(path / name) as image:
+                if image.width * image.height > most:  # so it is left out
+                    continue
                 sides.setdefault(image.size, name)
                 grey = grey and image.mode in GREY
-        except Exception:  # broken, however: left out and named when the folder is opened
+        except Exception:  # broken, however
             continue
     (first, *others) = sides or {(1, 1): ""}
     if not size and (others or first[0] != first[1]):

@@ -6,7 +6,6 @@ the same command. Several processes on the same folder share the cells: each cla
 needs another's network waits for it, and makes it where only its record is left.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,9 +15,10 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import Field
 
+from ditkit.errors import InputError
 from ditkit.pipeline import Pipeline, Sampling, load
 from ditkit.recipe import Recipe
-from ditkit.records import write_json
+from ditkit.records import read_json, write_json
 from ditkit.sampling.config import SamplingConfig
 from ditkit.scoring import Ruler, evaluate, rulers, sampled, software
 from ditkit.training import train
@@ -113,17 +113,27 @@ def read_cells(cells: Mapping[str, Cell], results: Path) -> Results:
     for name, cell in cells.items():
         file = results / f"{name}.json"
         if file.exists():
-            record = json.loads(file.read_text(encoding="utf-8"))
+            record = _read(file)
             scored = all(point.key in record["scores"] for point in cell.points)
             record["finished"] = scored and (cell.measure is None or "measured" in record)
             found[name] = record
     return found
 
 
+def _read(file: Path) -> dict[str, Any]:
+    """A cell's record. InputError where it is damaged."""
+    record = read_json(file)
+    if not isinstance(record.get("scores"), dict):
+        raise InputError(
+            f"{file}: it is no record of a cell; move it away, and the study scores the cell again"
+        )
+    return record
+
+
 def _run_cell(
     name: str, cell: Cell, file: Path, run: Path, device: torch.device, known: dict[str, list[Ruler]]
 ) -> None:
-    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"scores": {}}
+    record = _read(file) if file.exists() else {"scores": {}}
     missing = [point for point in cell.points if point.key not in record["scores"]]
     unmeasured = cell.measure is not None and "measured" not in record
     last = cell.recipe.train.images
