@@ -292,9 +292,9 @@ def test_the_imagenet_recipes_run_on_a_folder(tmp_path, capsys):
             assert status == 0
         stored = Recipe.read(out / "recipe.json")
         assert (stored.data.classes, stored.data.flip) == (3, True)
-        status, *_ = ditkit(capsys, "sample", out, "--n", "3", "--png", "--out", tmp_path / "s")
+        status, *_ = ditkit(capsys, "sample", out, "--n", "3", "--png", "--out", out / "samples")
         assert status == 0
-        assert Image.open(tmp_path / "s" / "000002-class2.png").size == (32, 32)
+        assert Image.open(tmp_path / name / "samples" / "images" / "000002-class2.png").size == (32, 32)
 
 
 def test_sample_writes_grid_pngs_and_npz(run, tmp_path, capsys):
@@ -310,8 +310,8 @@ def test_sample_writes_grid_pngs_and_npz(run, tmp_path, capsys):
         assert file["arr_0"].dtype == np.uint8
         assert file["labels"].tolist() == [3, 7, 3, 7, 3, 7]
         first = file["arr_0"][0, :, :, 0]
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "000000-class3.png")), first)
-    assert len(list(tmp_path.glob("0*.png"))) == 6
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "images" / "000000-class3.png")), first)
+    assert len(list((tmp_path / "images").iterdir())) == 6
     assert Image.open(tmp_path / "grid.png").size[0] > 100
     direct = load(run, CPU).generate(
         {"label": [3]}, seeds=[5], steps=2, sampler="euler", guidance=2, interval=(0.2, 0.8)
@@ -326,7 +326,7 @@ def test_eval_of_a_run_a_folder_and_an_npz_agree(run, tmp_path, capsys):
     assert "held-out real images" in out
     ditkit(capsys, "sample", run, "--n", "100", "--steps", "2", "--png", "--npz", "--out", tmp_path / "s")
     ditkit(capsys, "eval", tmp_path / "s" / "samples.npz", "--reference", "digits", "--out", tmp_path / "b")
-    for file in list((tmp_path / "s").glob("0*.png")):
+    for file in list((tmp_path / "s" / "images").iterdir()):
         folder = tmp_path / "f" / file.stem[-1]
         folder.mkdir(parents=True, exist_ok=True)
         file.rename(folder / file.name)

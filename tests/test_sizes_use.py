@@ -344,18 +344,29 @@ def test_sampling_clips_by_command(tmp_path, capsys, pipe):
     said = run("sample", tmp_path / "model", "--n", 4, "--npz", "--out", out, "--length", 8, capsys=capsys)
     assert "4 clips of 8 frames" in said
     assert np.load(out / "samples.npz")["arr_0"].shape == (4, 8, 16, 16, 1)
-    assert len(list(out.glob("*.gif"))) == 4
-    clip, fps = read_movie(out / "000002.gif", 1)
+    assert len(list((out / "clips").iterdir())) == 4
+    clip, fps = read_movie(out / "clips" / "000002.gif", 1)
     assert fps == pytest.approx(8, rel=0.05)
     assert clip.permute(1, 2, 3, 0).equal(torch.from_numpy(np.load(out / "samples.npz")["arr_0"][2]))
     on = tmp_path / "on"
-    arguments = ["--n", 1, "--extend", out / "000002.gif", "--keep", 2, "--movie", "webp", "--out", on]
+    arguments = [
+        "--n",
+        1,
+        "--extend",
+        out / "clips" / "000002.gif",
+        "--keep",
+        2,
+        "--movie",
+        "webp",
+        "--out",
+        on,
+    ]
     run("sample", tmp_path / "model", *arguments, capsys=capsys)
-    longer, _ = read_movie(on / "000000.webp", 1)
+    longer, _ = read_movie(on / "clips" / "000000.webp", 1)
     assert longer.shape[1] == 11
     assert longer[:, :8].equal(clip)
     Image.fromarray(clip[0, 0].numpy()).save(tmp_path / "first.png")
-    picture = ["--n", 1, "--image", tmp_path / "first.png", "--npz", "--out", on]
+    picture = ["--n", 1, "--image", tmp_path / "first.png", "--npz", "--out", on, "--replace"]
     run("sample", tmp_path / "model", *picture, capsys=capsys)
     assert (np.load(on / "samples.npz")["arr_0"][0, 0, ..., 0] == clip[0, 0].numpy()).all()
 
