@@ -64,17 +64,17 @@ AS_DIT := --name digits-dit --transport.path ddpm --transport.predict noise --tr
 	--sample.guidance 1.5
 TINY := --name fashion --backbone.width 96 --backbone.depth 4 --backbone.heads 3
 assets: $(VENV)/package
-	$(BIN)/ditkit classifier digits --out src/ditkit/assets/classifiers/digits.safetensors
-	$(BIN)/ditkit classifier fashion-mnist --out src/ditkit/assets/classifiers/fashion-mnist.safetensors
+	$(BIN)/ditkit classifier digits --replace --out src/ditkit/assets/classifiers/digits.safetensors
+	$(BIN)/ditkit classifier fashion-mnist --replace --out src/ditkit/assets/classifiers/fashion-mnist.safetensors
 	for side in 16 32; do \
-		$(BIN)/ditkit classifier fashion-mnist --data.size $$side \
+		$(BIN)/ditkit classifier fashion-mnist --data.size $$side --replace \
 			--out src/ditkit/assets/classifiers/fashion-mnist-$$side.safetensors || exit 1; \
 	done
 	$(BIN)/ditkit train digits --out runs/digits
 	$(BIN)/ditkit train digits $(AS_DIT) --out runs/digits-dit
 	$(BIN)/ditkit train fashion-sit $(TINY) --out runs/fashion
 	for name in digits digits-dit fashion; do \
-		$(BIN)/ditkit convert runs/$$name --dtype bf16 --out src/ditkit/assets/snapshots/$$name || exit 1; \
+		$(BIN)/ditkit convert runs/$$name --dtype bf16 --replace --out src/ditkit/assets/snapshots/$$name || exit 1; \
 	done
 
 clean:

@@ -78,7 +78,7 @@ def test_a_published_model_has_a_card_with_its_protocol(run, api):
 
 def test_convert_publishes_with_the_scores_of_the_run(run, tmp_path, api, capsys):
     out = tmp_path / "copy"
-    assert main(["eval", str(run), "--n", "20", "--steps", "1", "--out", str(run / "eval")]) == 0
+    assert main(["eval", str(run), "--n", "20", "--steps", "1", "--out", str(run / "eval"), "--replace"]) == 0
     assert main(["convert", str(run), "--out", str(out), "--push", "me/digits", "--private"]) == 0
     assert api.calls == [("me/digits", True)]
     assert "20 samples (seeds 0 to 19" in (out / "README.md").read_text()

@@ -198,6 +198,13 @@ def test_a_killed_encode_goes_on_and_the_result_is_identical(latent, encoded, tm
     assert contents(out) == contents(encoded)
 
 
+def test_a_second_process_that_encodes_into_a_folder_is_one_line(latent, tmp_path, capsys):
+    with files.owned(tmp_path / "out"):
+        assert main([*flags(latent), "--out", str(tmp_path / "out")]) == 2
+    assert "another process is writing into this folder" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+
+
 def test_a_full_disk_is_told_and_leaves_no_half_file(latent, tmp_path, monkeypatch, capsys):
     def full(tensors, file, metadata):
         file.write_bytes(b"half")

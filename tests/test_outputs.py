@@ -93,10 +93,15 @@ def test_samples_of_other_settings_are_not_mixed_and_not_lost(tmp_path, capsys, 
     assert ditkit(capsys, *other, "--out", "samples/digits", "--replace")[0] == 0
     assert len(list((tmp_path / "samples" / "digits" / "images").iterdir())) == 3
     (tmp_path / "mine" / "images").mkdir(parents=True)
+    (tmp_path / "yours").mkdir()
     (tmp_path / "mine" / "images" / "holiday.png").write_bytes(b"mine")
     line = refused(capsys, *DIGITS, "--out", "mine", "--replace")
     assert "images is there already, and no samples.json" in line
     assert contents(tmp_path / "mine") == {"images/holiday.png": b"mine"}
+    for content in (b"{}", b"[]", b"{"):
+        write_whole(tmp_path / "yours" / "samples.json", content)
+        assert "samples.json" in refused(capsys, *DIGITS, "--out", "yours", "--replace")
+        assert contents(tmp_path / "yours") == {"samples.json": content}
 
 
 def test_what_was_interrupted_goes_on_bit_for_bit(tmp_path, capsys, monkeypatch):

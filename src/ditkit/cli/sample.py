@@ -32,7 +32,6 @@ from ditkit.scoring.sample_folder import (
     SampleFolder,
     claim_samples,
     other_samples,
-    settings_of,
 )
 
 MOST_IMAGES, MOST_CLIPS = 1000, 100  # in grid.png, and in sheet.png
@@ -90,10 +89,10 @@ def run(argv: list[str]) -> None:
     classes = _checked(command, pipeline)
     clips = bool(pipeline.recipe.data.shape[:-2])
     rows = len(command.prompt) or len(classes)
-    told = [classes[row % len(classes)] for row in range(rows)]  # of each row of the sheet
+    row_labels = [classes[row % len(classes)] for row in range(rows)]  # of the picture
     most = MOST_CLIPS if clips else MOST_IMAGES
     count = command.n or min((2 if clips else 8) * rows, most)
-    labels = torch.tensor(told)[torch.arange(count) % rows]
+    labels = torch.tensor(row_labels)[torch.arange(count) % rows]
     cond: dict[str, Any] = {"label": labels} if pipeline.classes else {}
     if command.prompt:
         cond["text"] = [command.prompt[k % rows] for k in range(count)]
@@ -106,7 +105,7 @@ def run(argv: list[str]) -> None:
     _refuse_early(command, pipeline, cond, how)
     check_writable(command.out or Path("samples"))
     compiled = command.compile_for(pipeline, count, how)
-    settings = settings_for(command, pipeline, how, count, told if pipeline.classes else [], compiled)
+    settings = settings_for(command, pipeline, how, count, row_labels if pipeline.classes else [], compiled)
     out = command.out or free_folder(Path("samples") / pipeline.recipe.name, settings, command.replace)
     shown = min(count, most // rows * rows or most)  # as many of each row
 
@@ -129,7 +128,7 @@ def run(argv: list[str]) -> None:
     with owned(out):
         claim_samples(out, settings, command.replace)
         made = make_missing(pipeline, folder, cond, command.seed, how, of_clips)
-        draw_sheet(pipeline, folder, labels, rows, told=bool(cond), prompts=bool(command.prompt))
+        draw_sheet(pipeline, folder, labels, rows, rows_differ=bool(cond), prompts=bool(command.prompt))
         keep_all(pipeline, folder, cond.get("label"))
         folder.finish()
     _report(command, pipeline, folder, made)
@@ -195,11 +194,10 @@ def settings_for(
 
 
 def free_folder(folder: Path, settings: Mapping[str, Any], replace: bool) -> Path:
-    """`folder` where it holds no samples of other settings, or they are to be replaced; otherwise the first of
-    `folder`-2, -3, ... of which that is true."""
-    if replace and settings_of(folder) is not None:
-        return folder
-    return next(some for some in numbered_folders(folder) if other_samples(some, settings) is None)
+    """`folder` where samples in it are to be replaced; otherwise the first of `folder`, `folder`-2, ... that holds none of
+    other settings."""
+    free = (some for some in numbered_folders(folder) if other_samples(some, settings) is None)
+    return folder if replace else next(free)
 
 
 def _report(command: SampleCommand, pipeline: Pipeline, folder: SampleFolder, made: Sequence[int]) -> None:

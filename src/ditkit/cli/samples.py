@@ -50,13 +50,13 @@ def make_missing(
         return ()
     if there := sum(map(len, folder.batches())) - len(places):
         log.info(f"{folder.folder}: {there:,} are there already, {len(places):,} are missing")
-    told = {name: torch.as_tensor(cond["label"])[places] for name in ("label",) if name in cond}
-    told |= {name: [cond["text"][k] for k in places] for name in ("text",) if name in cond}
+    asked_for = {name: torch.as_tensor(cond["label"])[places] for name in ("label",) if name in cond}
+    asked_for |= {name: [cond["text"][k] for k in places] for name in ("text",) if name in cond}
     seeds = [first_seed + k for k in places]
     if clips:
-        stream = _clips(clips, pipeline, told, seeds, how, missing)
+        stream = _clips(clips, pipeline, asked_for, seeds, how, missing)
     else:
-        stream = _images(pipeline, told, seeds, how, missing)
+        stream = _images(pipeline, asked_for, seeds, how, missing)
 
     def save(sample: Tensor, path: Path) -> None:
         if clips:
@@ -99,9 +99,9 @@ def _clips(
         for part in parts:
             of = slice(begun, begun + len(part))
             begun += len(part)
-            told = {name: values[of] for name, values in cond.items()}
+            asked_for = {name: values[of] for name, values in cond.items()}
             asked: Any = how | {"progress": not several, **clips.windows}
-            yield part, roll_out(pipeline, told, seeds=seeds[of], **asked)
+            yield part, roll_out(pipeline, asked_for, seeds=seeds[of], **asked)
             bar.update(len(part))
 
 
@@ -120,10 +120,10 @@ def pictures(pipeline: Pipeline, samples: Tensor) -> Tensor:
 
 
 def draw_sheet(
-    pipeline: Pipeline, folder: SampleFolder, labels: Tensor, rows: int, *, told: bool, prompts: bool
+    pipeline: Pipeline, folder: SampleFolder, labels: Tensor, rows: int, *, rows_differ: bool, prompts: bool
 ) -> None:
     """The picture of the first samples, where there is none: those of a row, class or prompt, stand together. Sample k is of
-    row k % rows; `told` says whether rows differ, `prompts` whether by their prompts."""
+    row k % rows; `rows_differ` says whether they do, `prompts` whether by their prompts."""
     samples = folder.first()
     if samples is None:
         return
@@ -132,7 +132,7 @@ def draw_sheet(
         picture = contact_sheet(samples[torch.argsort(row, stable=True)])
     else:
         order = torch.argsort(row if prompts else labels[:count], stable=True)
-        columns = -(-count // rows) if told else 8
+        columns = -(-count // rows) if rows_differ else 8
         picture = grid(pictures(pipeline, samples)[order], min(columns, MOST_COLUMNS))
     save_picture(picture, folder.folder / folder.sheet)
 

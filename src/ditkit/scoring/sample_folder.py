@@ -33,8 +33,10 @@ OUTPUTS = (GRID, SHEET, NPZ, IMAGES, CLIPS, UNFINISHED)
 
 
 def settings_of(folder: Path) -> dict[str, Any] | None:
-    """What the samples in a folder were made with; None where the folder holds no such record."""
-    return read_json(folder / RECORD) if (folder / RECORD).is_file() else None
+    """What the samples in a folder were made with; None where the folder holds no such record, or somebody else's file of
+    that name. InputError where it is damaged."""
+    found = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    return found if {"n", "weights", "ditkit"} <= found.keys() else None
 
 
 def other_samples(folder: Path, settings: Mapping[str, Any]) -> str | None:
@@ -45,6 +47,8 @@ def other_samples(folder: Path, settings: Mapping[str, Any]) -> str | None:
         before = settings_of(folder)
     except InputError as error:
         return str(error)
+    if before is None and (folder / RECORD).exists():
+        return f"its {RECORD} is not of `ditkit sample`"
     if before is None:
         return f"{there[0]} is there already, and no {RECORD} that says how it was made" if there else None
     now = json.loads(json.dumps(finite(settings)))
@@ -59,7 +63,7 @@ def claim_samples(folder: Path, settings: Mapping[str, Any], replace: bool) -> N
     """Make a folder, which nobody else writes into meanwhile, that of samples of these settings; with `replace` other
     samples in it are removed. InputError where there are some otherwise, or files of which nothing says what they are."""
     if why := other_samples(folder, settings):
-        if not (folder / RECORD).is_file():
+        if not _is_ours(folder):
             raise InputError(f"--out {folder}: {why}; move it away, or give another --out")
         if not replace:
             raise InputError(f"--out {folder}: {why}; give another --out, or --replace to remove them")
@@ -69,6 +73,13 @@ def claim_samples(folder: Path, settings: Mapping[str, Any], replace: bool) -> N
             else:
                 (folder / name).unlink(missing_ok=True)
     write_json(folder / RECORD, settings)
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        return settings_of(folder) is not None
+    except InputError:
+        return False
 
 
 def _shown(value: Any) -> str:

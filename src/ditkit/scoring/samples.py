@@ -223,13 +223,15 @@ def _made_samples(
             f"{path}: it holds no single images and no {NPZ}; give its `ditkit sample` command again, with --npz"
         )
     data = image_folder(path / IMAGES, size, channels)
-    source, told = data.open(), made.get("labels")
+    source, row_labels = data.open(), made.get("labels")
     if len(source) != made.get("n"):
         raise InputError(
             f"{path / IMAGES}: {len(source):,} images that can be read, {made.get('n'):,} were asked for; give its `ditkit "
             "sample` command again, it goes on, or move other images away"
         )
-    labels = torch.tensor(told)[torch.arange(len(source)) % len(told)] if told else None
+    labels = None
+    if row_labels:
+        labels = torch.tensor(row_labels)[torch.arange(len(source)) % len(row_labels)]
     return Samples(labelled((images for images, _ in in_order(data)), labels), labels, protocol)
 
 
@@ -247,7 +249,9 @@ def image_folder(path: Path, size: int | None = None, channels: Literal[1, 3] | 
 
     InputError when they are not of one size, or are no images.
     """
-    names = scan(path).files  # what is broken or too large among them is left out and named when the folder is opened
+    names = scan(
+        path
+    ).files  # what is broken or too large among them is left out and named when the folder is opened
     sides: dict[tuple[int, int], str] = {}
     grey, most = True, Folder().max_pixels
     for name in names:
