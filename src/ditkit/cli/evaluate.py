@@ -33,7 +33,7 @@ from ditkit.scoring.rulers import class_names
 from ditkit.scoring.samples import Balance, image_folder, keeping
 
 SHOWN = 100  # images of samples.png
-REPORT = "report.json"
+REPORT, SAMPLES, NEAREST = "report.json", "samples.png", "nearest.png"
 
 
 class EvalCommand(SamplingOptions):
@@ -71,7 +71,8 @@ def run(argv: list[str]) -> None:
     path = Path(command.what)
     from_files = path.suffix == ".npz" or (path.is_dir() and not (path / "recipe.json").exists())
     out = command.out or (path / "eval" if path.is_dir() and not from_files else Path("eval"))
-    check_new(out / REPORT, command.replace or command.out is None)
+    for name in (REPORT, SAMPLES, NEAREST):
+        check_new(out / name, command.replace or command.out is None)
     pipeline = None if from_files else load(command.what, command.device)
     reference = find_reference(command.reference, pipeline, command.size)
     samples = _samples(command, path, pipeline, reference)
@@ -97,13 +98,13 @@ def run(argv: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / REPORT, record)
     first = torch.cat(shown)
-    save_picture(grid(first, 10), out / "samples.png")
-    print(f"{out / REPORT}\n{out / 'samples.png'}")
-    (out / "nearest.png").unlink(missing_ok=True)  # of a report that is written over
+    save_picture(grid(first, 10), out / SAMPLES)
+    print(f"{out / REPORT}\n{out / SAMPLES}")
+    (out / NEAREST).unlink(missing_ok=True)  # of a report that is written over
     if not isinstance(reference, Path):
         copied = nearest_images(found[0], measured_with[0], reference)
-        save_picture(pairs(first[: len(copied)], copied, 10), out / "nearest.png")
-        print(f"{out / 'nearest.png'}: below each sample the image of the reference that is nearest to it")
+        save_picture(pairs(first[: len(copied)], copied, 10), out / NEAREST)
+        print(f"{out / NEAREST}: below each sample the image of the reference that is nearest to it")
 
 
 def find_reference(

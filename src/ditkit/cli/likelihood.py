@@ -19,7 +19,7 @@ from ditkit.records import write_json
 from ditkit.scoring.likelihood import STEPS, Likelihoods, Method, likelihoods
 
 SHOWN = 8  # likeliest and unlikeliest images
-RECORD = "likelihood.json"
+RECORD, BITS, IMAGES = "likelihood.json", "bits.png", "images.png"
 
 
 class LikelihoodCommand(Section):
@@ -60,7 +60,8 @@ def run(argv: list[str]) -> None:
     command = parse(LikelihoodCommand, argv, "likelihood")
     path = Path(command.what)
     out = command.out or (path / "likelihood" if path.is_dir() else Path("likelihood"))
-    check_new(out / RECORD, command.replace or command.out is None)
+    for name in (RECORD, BITS, IMAGES):
+        check_new(out / name, command.replace or command.out is None)
     pipeline = load(command.what, command.device)
     method: Method = command.method or ("bound" if pipeline.transport.path == "ddpm" else "flow")
     evaluations = (command.steps or STEPS[method]) * (
@@ -100,11 +101,9 @@ def run(argv: list[str]) -> None:
         print(
             f"{split:5s}  {each.bits.mean():.3f} ± {_error(each):.3f} bits per dimension, {len(each.bits)} images"
         )
-    histograms(
-        {split: each.bits.tolist() for split, each in found.items()}, "bits per dimension", out / "bits.png"
-    )
-    _extremes(found, out / "images.png")
-    print("\n".join(str(out / name) for name in (RECORD, "bits.png", "images.png")))
+    histograms({split: each.bits.tolist() for split, each in found.items()}, "bits per dimension", out / BITS)
+    _extremes(found, out / IMAGES)
+    print("\n".join(str(out / name) for name in (RECORD, BITS, IMAGES)))
 
 
 def _error(found: Likelihoods) -> float:
