@@ -64,7 +64,7 @@ def save_torch(path: Path, values: Any) -> None:
     with written_whole(path) as unfinished, unfinished.open("wb") as file:
         writer = _Writer(file)
         try:
-            torch.save(values, writer)
+            torch.save(values, writer)  # type: ignore[arg-type]  # it needs no more of a file
         except RuntimeError as error:  # what torch makes of an OSError
             raise writer.failure or error from error
 

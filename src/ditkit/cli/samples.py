@@ -42,16 +42,19 @@ def make_missing(
     how: Sampling,
     clips: Clips | None,
 ) -> tuple[int, ...]:
-    """Sample and write what is missing in the folder, sample k with the k-th of the conditions and the seed first_seed + k;
-    the shape of one, () where none is missing."""
+    """Sample and write what is missing in the folder, sample k with the k-th label, of a tensor, and prompt, and with the seed
+    first_seed + k; the shape of one, () where none is missing."""
     missing = folder.missing()
     places = [k for part in missing for k in part]
     if not places:
         return ()
     if there := sum(map(len, folder.batches())) - len(places):
         log.info(f"{folder.folder}: {there:,} are there already, {len(places):,} are missing")
-    asked_for = {name: torch.as_tensor(cond["label"])[places] for name in ("label",) if name in cond}
-    asked_for |= {name: [cond["text"][k] for k in places] for name in ("text",) if name in cond}
+    asked_for: dict[str, Any] = {}
+    if "label" in cond:
+        asked_for["label"] = cond["label"][places]
+    if "text" in cond:
+        asked_for["text"] = [cond["text"][k] for k in places]
     seeds = [first_seed + k for k in places]
     if clips:
         stream = _clips(clips, pipeline, asked_for, seeds, how, missing)
