@@ -213,7 +213,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(latent, tmp_path, monkeypat
     monkeypatch.setattr(files, "save_file", full)
     assert main([*flags(latent), "--out", str(tmp_path / "out")]) == 2
     assert "make room on the disk and give the same command" in capsys.readouterr().err
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["unfinished.json"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [".lock", "unfinished.json"]
 
 
 def test_captions_and_images_without_classes(tmp_path, vae):

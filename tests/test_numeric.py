@@ -545,7 +545,7 @@ def test_sample_writes_numbers_convert_keeps_them(two, tmp_path, capsys):
     with np.load(tmp_path / "s" / "samples.npz") as file:
         fields, labels = file["arr_0"], file["labels"]
     assert (fields.dtype, fields.shape, labels.tolist()) == (np.float32, (6, 2, 8, 12), [0, 1, 2, 0, 1, 2])
-    with Image.open(tmp_path / "s" / "000000-class0.png") as image:
+    with Image.open(tmp_path / "s" / "images" / "000000-class0.png") as image:
         assert image.size == (25, 8)
         left = np.asarray(image)[:, :12]
     assert np.array_equal(left, to_uint8(from_bounds(torch.from_numpy(fields[0, 0]), (-40, 80))).numpy())
