@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from faults import kills
+from faults import bits, disks, kills
 from faults.tally import Tally
 from faults.verbs import VERBS
 
@@ -25,4 +25,16 @@ def _signals(made: Path, share: float, seed: int) -> Iterator[Tally]:
         yield kills.stop(name, made, _of(20, share), seed)
 
 
-CLASSES: dict[str, Class] = {"kills": _kills, "signals": _signals}
+def _disks(made: Path, share: float, seed: int) -> Iterator[Tally]:
+    for name in VERBS:
+        yield disks.fail(name, made, _of(100 if name == "train" else 20, share), seed)
+    for name in VERBS:
+        yield disks.fill(name, made, _of(10, share), seed)
+
+
+def _bits(made: Path, share: float, seed: int) -> Iterator[Tally]:
+    for name in bits.READERS:
+        yield bits.damage(name, made, _of(120, share), seed)
+
+
+CLASSES: dict[str, Class] = {"kills": _kills, "signals": _signals, "disks": _disks, "bits": _bits}

@@ -17,7 +17,7 @@ def kill(name: str, made: Path, count: int, seed: int) -> Tally:
     tally = Tally(f"kills: {name}")
     draw = random.Random(f"{seed} {name}")
     expected = undisturbed(name, made)
-    events, seconds = _measure(name, made)
+    events, seconds = measure(name, made)
     for number in range(count):
         out = fresh(made)
         number_of_event = draw.randint(1, events)
@@ -39,7 +39,7 @@ def stop(name: str, made: Path, count: int, seed: int) -> Tally:
     tally = Tally(f"signals: {name}")
     draw = random.Random(f"{seed} {name} stop")
     expected = undisturbed(name, made)
-    _, seconds = _measure(name, made)
+    _, seconds = measure(name, made)
     for case_number in range(count):
         out = fresh(made)
         number = draw.choice((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
@@ -58,7 +58,7 @@ def stop(name: str, made: Path, count: int, seed: int) -> Tally:
     return tally
 
 
-def _measure(name: str, made: Path) -> tuple[int, float]:
+def measure(name: str, made: Path) -> tuple[int, float]:
     """How many things an undisturbed run does to files, and its seconds."""
     out = fresh(made)
     watched = Watched(out, 0, lambda *_: None)
