@@ -15,6 +15,9 @@ from ditkit.errors import InputError
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "bf16", "fp32"]
 
+WITHOUT_FLOAT64 = ("mps",)
+"""Kinds of devices that have none: what is computed in it stays on the CPU, and is moved as float32."""
+
 
 def _switch(value: Any) -> Any:
     """What files of version 0.1 have is true or false."""
@@ -64,6 +67,11 @@ def has_fast_bf16(device: torch.device) -> bool:
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     return False
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The most precise floating-point numbers that a device has."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:

@@ -26,15 +26,15 @@ def as_uint8(images: Tensor) -> Tensor:
 
 
 def to_bounds(values: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """[-1, 1] to float32 from `bounds[0]` to `bounds[1]`, clamped."""
+    """[-1, 1] to float32 from `bounds[0]` to `bounds[1]`, clamped; on the CPU."""
     low, high = bounds
-    return (low + (values.double().clamp(-1, 1) + 1) * ((high - low) / 2)).float()
+    return (low + (values.cpu().double().clamp(-1, 1) + 1) * ((high - low) / 2)).float()
 
 
 def from_bounds(values: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """What `to_bounds` made, in [-1, 1]."""
+    """What `to_bounds` made, in [-1, 1]; on the CPU."""
     low, high = bounds
-    return ((values.double() - low) * (2 / (high - low)) - 1).float()
+    return ((values.cpu().double() - low) * (2 / (high - low)) - 1).float()
 
 
 class IdentityConfig(CodecSection):

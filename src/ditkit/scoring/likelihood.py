@@ -90,6 +90,6 @@ def likelihoods(
                 with torch.no_grad():
                     found = variational_bound(denoise, x0, grid, cond, noise=noise)
             images.append(pixels)
-            bits.append(found.detach().double().cpu())
+            bits.append(found.detach().cpu().double())
             bar.update(len(pixels))
     return Likelihoods(torch.cat(images), torch.cat(bits))

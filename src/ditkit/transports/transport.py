@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ditkit.config import Section
+from ditkit.device import widest
 from ditkit.errors import InputError
 from ditkit.layout import Frames, Layout, Pyramid
 from ditkit.transports.interpolants import DDPM_STEPS, DISCRETE, PATHS, Coeffs, shifted
@@ -281,7 +282,7 @@ class Transport(Section):
         )
         kl = gaussian_kl(step.mean(x0, x_t), step.log_small.clamp(min=-50), mean_hat, log_var_hat)
         nll = discretised_nll(x0, mean_hat, log_var_hat)
-        first = layout.expand(t).to(x0.device) < 1.5 / DDPM_STEPS
+        first = (layout.expand(t) < 1.5 / DDPM_STEPS).to(x0.device)
         return layout.mean(torch.where(first, nll, kl)) / math.log(2)
 
     def log_variance_floor(self) -> float:
@@ -333,4 +334,5 @@ def _expanded(values: Values, layout: Layout, x: Tensor) -> Values:
 
 def _as_input(t: Tensor, x: Tensor) -> Tensor:
     """Times on the network's device; float64 where the device has it, so that t · 1000 stays exact."""
-    return t.to(x.device, torch.float32 if x.device.type == "mps" else t.dtype)
+    dtype = widest(x.device) if t.dtype == torch.float64 else t.dtype
+    return t.to(x.device, dtype)

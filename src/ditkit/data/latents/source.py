@@ -15,8 +15,8 @@ LOGVAR = (-30.0, 20.0)  # diffusers' limits
 
 def channel_means(moments: Tensor) -> tuple[Tensor, Tensor]:
     """Of each channel of latents with these moments (B, 2 channels, h, w), the mean over images, places and draws,
-    and that of the square: float64 (channels,)."""
-    mean, logvar = moments.double().chunk(2, dim=1)
+    and that of the square: float64 (channels,), on the CPU."""
+    mean, logvar = moments.cpu().double().chunk(2, dim=1)
     square = mean.square() + logvar.clamp(*LOGVAR).exp()
     return mean.mean(dim=(0, 2, 3)), square.mean(dim=(0, 2, 3))
 
