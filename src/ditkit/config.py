@@ -22,9 +22,10 @@ def read_section(cls: "type[Checked]", path: Path) -> Checked:
 
 
 class Section(BaseModel):
-    """One part's settings. Unknown fields are errors; a section never changes after it is made."""
+    """One part's settings. Unknown fields are errors, and so are numbers that are not finite; a section never changes after
+    it is made."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     @classmethod
     def upgraded(cls, values: dict[str, Any]) -> dict[str, Any]:

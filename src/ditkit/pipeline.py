@@ -36,7 +36,7 @@ from ditkit.conditions import (
     unknown,
 )
 from ditkit.device import Compile, DeviceName, Precision, autocast, pick_device
-from ditkit.errors import InputError
+from ditkit.errors import InputError, NotFinite
 from ditkit.files import first_line, save_tensors, tensors_hash
 from ditkit.hub import model_card, publish
 from ditkit.interop import Kind
@@ -50,6 +50,9 @@ from ditkit.snapshots import read_model
 from ditkit.transports import Denoiser, Transport
 
 PIXELS = (0.0, 255.0)  # the range of 8-bit data
+LARGEST = (
+    1e8  # of a sampled state's numbers: images are about 1, what even an untrained network makes stays below
+)
 
 
 class Sampling(TypedDict, total=False):
@@ -121,11 +124,18 @@ class Pipeline:
     """Where the weights come from: images seen, minutes, file."""
     texts: Read | None = None
     """Prompts to their embeddings; the recipe's encoder, loaded when first needed, where none is given."""
+    path: str = ""
+    """What it was loaded from."""
     _fused: tuple[list, Backbone] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def transport(self) -> Transport:
         return self.recipe.transport
+
+    @property
+    def name(self) -> str:
+        """What messages call it: where it was loaded from, or its recipe."""
+        return self.path or self.recipe.name
 
     @property
     def classes(self) -> int:
@@ -172,6 +182,7 @@ class Pipeline:
         Raises:
             InputError: unknown sampler, steps or label out of range, guidance of an unconditional model, labels
                 or prompts that are missing or that the model is not told, a size that it does not take.
+            NotFinite, which is an InputError: images that come out as no finite numbers.
         """
         return torch.cat(list(self.stream(cond, seeds=seeds, **how)))
 
@@ -278,9 +289,22 @@ class Pipeline:
                         state = chosen.run(asked, x, grid, part_cond, noise=noise)
                     if given is not None:  # in whose place a sampler leaves what it likes
                         state = given.into(state, kept, layout)
+                    self._check_finite(state, seeds[part], scales or (chosen.guidance,))
                     yield state
 
         return made()
+
+    def _check_finite(self, state: Tensor, seeds: Sequence[int], scales: Sequence[float]) -> None:
+        """NotFinite, naming the model and the seed, for states (B, *S) that have come out as no image."""
+        sizes = state.abs().flatten(1).amax(1)  # nan where one of the numbers is
+        if (sizes <= LARGEST).all():
+            return
+        seed = seeds[(sizes <= LARGEST).tolist().index(False)]
+        guided = f"a lower --guidance than {max(scales):g}, " if max(scales) > 1 else ""
+        raise NotFinite(
+            f"{self.name}: what was sampled from seed {seed} is not finite or beyond any image; give {guided}more --steps, "
+            "another --sampler or --precision fp32, or take an earlier checkpoint"
+        )
 
     def _decoder(self, levels: str | None, numbers: bool) -> Callable[[Tensor], Tensor]:
         """States to images of these levels, uint8 or numbers. InputError for levels that the model does not have."""
@@ -495,6 +519,5 @@ def load(
         reason = str(error).splitlines()[1].strip()
         raise InputError(f"{path}: the weights do not fit recipe.json ({reason})") from None
     net = net.to(where).eval().requires_grad_(False)
-    return Pipeline(
-        found.recipe, net, found.recipe.build_codec(where), where, {"origin": str(path), **found.record}
-    )
+    record = {"origin": str(path), **found.record}
+    return Pipeline(found.recipe, net, found.recipe.build_codec(where), where, record, path=str(path))

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ditkit.checkpoint import load_newest
-from ditkit.errors import InputError
+from ditkit.errors import InputError, NotFinite
 from ditkit.files import tensors_hash
 from ditkit.hub import fetch, is_id
 from ditkit.interop import Imported, Kind, read_foreign
@@ -28,13 +28,24 @@ def own_folder(path: Path) -> Path | None:
 
 def read_model(path: Path, kind: Kind | None = None, heads: int | None = None) -> Imported:
     """What is at `path`; its arguments and errors are those of `ditkit.load`."""
+    found = _found(path, kind, heads)
+    lost = next((name for name, value in found.weights.items() if not value.isfinite().all()), None)
+    if lost is not None:
+        raise NotFinite(
+            f"{path}: its weights are not all finite numbers ({lost}); take an earlier checkpoint, or fetch or convert it again"
+        )
+    return found
+
+
+def _found(path: Path, kind: Kind | None, heads: int | None) -> Imported:
+    """The same, whatever its weights are."""
     folder = own_folder(path)
     if folder is None:
         foreign = read_foreign(path, kind, heads)
         if foreign is not None:
             return foreign
         if is_id(str(path)) and not path.exists():
-            return read_model(fetch(str(path)), kind, heads)
+            return _found(fetch(str(path)), kind, heads)
         bundled = ", ".join(sorted(entry.name for entry in SNAPSHOTS.glob("*"))) or "none"
         raise InputError(
             f"{path}: no run or snapshot there (no recipe.json), nor a network of diffusers'; snapshots "

@@ -1,5 +1,6 @@
 """`ditkit compare RUN RUN ...`: models side by side, under one protocol, with error bars."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -174,8 +175,8 @@ def _scales(text: str) -> list[float]:
         scales = [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise InputError(f"--guidance {text!r}: give scales such as 1,1.5,2,4") from None
-    if any(scale < 0 for scale in scales):
-        raise InputError(f"--guidance {text}: scales must not be negative")
+    if not all(0 <= scale < math.inf for scale in scales):
+        raise InputError(f"--guidance {text}: scales must be finite and not negative")
     return sorted(set(scales))
 
 

@@ -142,7 +142,9 @@ def fold(framed: str) -> str:
         "",
         text,
     )
-    text = re.sub(r"Error parsing (\S+): 1 validation error for \w+ ([a-z_.]+) (?=Input)", r"--\1.\2: ", text)
+    text = re.sub(
+        r"Error parsing (\S+): 1 validation error for \w+ ([a-z_.]+?)(?:\.\d+)* (?=Input)", r"--\1.\2: ", text
+    )
     text = re.sub(r"--[A-Z]\w*\.", "--", text)  # a verb's own flags have no section
     text = re.sub(r"Error parsing \S+: 1 validation error for \w+ |1 validation error for \w+ ", "", text)
     text = re.sub(r"--[\w.]+", lambda flag: flag[0].replace("_", "-"), text)  # fields as their flags

@@ -47,7 +47,7 @@ class SolverChoices(Section):
     """Of dopri5, relative and absolute: 1e-4 when not given."""
     diffusion: DiffusionName | None = None
     """Noise that an SDE adds and removes on its way (`ditkit list diffusions`): sigma when not given."""
-    diffusion_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    diffusion_norm: Annotated[float, Field(gt=0)] | None = None
     """Factor of that noise: 1 when not given."""
     last_step: Literal["mean", "tweedie", "euler", "none"] | None = None
     """An SDE's step to the data: without noise (mean), the estimate of it (tweedie), the ODE's (euler), or

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ditkit.data import Split, in_order
-from ditkit.errors import InputError
+from ditkit.errors import InputError, NotFinite
 from ditkit.pipeline import Pipeline
 from ditkit.progress import progress_bar
 from ditkit.randomness import RowNoise
@@ -48,7 +48,8 @@ def likelihoods(
         steps: of the grid, even in log SNR for flow: 100, for bound 1,000, when not given.
         seed: image k takes its noise from seed + k.
 
-    InputError behind an autoencoder, where bits per dimension mean nothing, and for data without that split.
+    InputError behind an autoencoder, where bits per dimension mean nothing, and for data without that split; NotFinite
+    where they are not finite.
     """
     if pipeline.recipe.codec.kind != "identity":
         raise InputError(
@@ -91,5 +92,11 @@ def likelihoods(
                     found = variational_bound(denoise, x0, grid, cond, noise=noise)
             images.append(pixels)
             bits.append(found.detach().cpu().double())
+            if (lost := (~bits[-1].isfinite()).nonzero()).numel():
+                place = sum(map(len, images)) - len(pixels) + int(lost[0])
+                raise NotFinite(
+                    f"{pipeline.name}: the bits per dimension of image {place} of {split} are not finite; give more --steps, "
+                    "or take an earlier checkpoint"
+                )
             bar.update(len(pixels))
     return Likelihoods(torch.cat(images), torch.cat(bits))

@@ -6,6 +6,7 @@ run that is stopped and resumed equals one that was not, bit for bit on the same
 
 import logging
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ditkit.backbones import compile_blocks, compiles
 from ditkit.checkpoint import load_newest, optimizer_tensors, restore_optimizer, save_checkpoint
 from ditkit.data import Plan, Source, batches, plan_for
 from ditkit.data.latents import Latents
-from ditkit.errors import InputError
+from ditkit.errors import InputError, NotFinite
 from ditkit.files import owned
 from ditkit.pipeline import Pipeline
 from ditkit.plots import loss_curve
@@ -197,19 +198,25 @@ def _train(
                 requests.answer(f"{out}: {seen:,} of {config.images:,} images are saved in {checkpoint}")
     return checkpoint
 
-    return checkpoint
-
 
 def measure(average: Pipeline, monitor: Monitor, out: Path, before: int, seen: int) -> None:
     """A preview, the validation loss and scores, where they are due."""
     config = average.recipe.train
     alone = average.recipe.transport.cascade is None  # otherwise another model makes the lower levels
     if alone and config.preview_images and due(config.preview_images, before, seen, config.images):
-        save_preview(average, out / "previews" / f"{seen:012d}.png")
+        _unless_lost(out, seen, save_preview, average, out / "previews" / f"{seen:012d}.png")
     if config.validate_images and due(config.validate_images, before, seen, config.images):
         monitor.validate(seen)
     if config.score_images and due(config.score_images, before, seen, config.images):
-        monitor.score(seen)
+        _unless_lost(out, seen, monitor.score, seen)
+
+
+def _unless_lost(out: Path, seen: int, look: Callable[..., None], *arguments: object) -> None:
+    """Look at samples, which must not end the run: an average of few steps may not make images yet."""
+    try:
+        look(*arguments)
+    except NotFinite as error:
+        log.warning(f"{out}: after {seen:,} images: {error}; training goes on")
 
 
 def _train_stages(
