@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from test_codecs import saved
 
 from ditkit import files
 from ditkit.cli import main
+from ditkit.codecs import Vae
 from ditkit.data import DATA, Batch, batches
 from ditkit.data.latents import Cache, cache, layouts, open_latents
 from ditkit.errors import InputError
@@ -321,6 +323,67 @@ def test_damaged_caches(latent, tmp_path):
     assert "index.json" in refusal(latent, folder)
     (tmp_path / "empty").mkdir()
     assert "holds no latents" in refusal(latent, tmp_path / "empty")
+
+
+def altered(shard, change, checksum=True):
+    """The shard with other numbers, under its old checksum or, as version 0.1 wrote it, without one."""
+    with safe_open(shard, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(shard)
+    change(tensors)
+    if not checksum:
+        metadata["means"] = json.dumps({**json.loads(metadata["means"]), "sha256": None})
+    save_file(tensors, shard, metadata)
+
+
+def one_bit(tensors):
+    tensors["moments"].view(torch.int32)[3, 0, 0, 0] ^= 1
+
+
+def no_number(tensors):
+    tensors["moments_flip"].fill_(float("nan"))
+
+
+def another_label(tensors):
+    tensors["labels"][7] = 9 - tensors["labels"][7]
+
+
+@pytest.mark.parametrize(
+    ("change", "checksum", "told"),
+    [
+        (one_bit, True, "is damaged: it does not match its checksum"),
+        (another_label, True, "is damaged: it does not match its checksum"),
+        (no_number, True, "is damaged: it does not match its checksum"),
+        (no_number, False, "the latents of image 503 are not finite"),
+    ],
+)
+def test_a_damaged_shard_is_refused_when_it_is_read_and_made_again(
+    latent, encoded, tmp_path, change, checksum, told
+):
+    folder = shutil.copytree(encoded, tmp_path / "cache")
+    shard, before = folder / "latents-00001.safetensors", contents(encoded)
+    altered(shard, change, checksum)
+    found = open_latents(folder)
+    found.moments([0, 499, 1000], [False] * 3)
+    with pytest.raises(InputError, match=f"latents-00001.safetensors:? {told}.*encode"):
+        found.moments([503], [True])
+    for workers in (0, 1):
+        chosen = from_cache(latent, folder).replace(train={"workers": workers})
+        with pytest.raises(InputError, match=r"latents-00001.safetensors.*encode"):
+            train(chosen, tmp_path / f"run-{workers}", device=CPU, progress=False)
+    encode(latent, folder)
+    assert contents(folder) == before
+
+
+def test_moments_that_are_not_finite_are_not_written(latent, tmp_path, monkeypatch, capsys):
+    moments = Vae.moments
+    monkeypatch.setattr(Vae, "moments", lambda self, images: moments(self, images).fill_(float("inf")))
+    assert main([*flags(latent), "--out", str(tmp_path / "cache")]) == 2
+    assert (
+        f"autoencoder {latent.codec.id} makes numbers of image 0 that are not finite"
+        in capsys.readouterr().err
+    )
+    assert [file.name for file in (tmp_path / "cache").iterdir()] == ["unfinished.json"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +13,14 @@ from safetensors.torch import load_file
 import ditkit.checkpoint
 from ditkit.backbones import BACKBONES
 from ditkit.checkpoint import checkpoints, load_newest
-from ditkit.errors import InputError
+from ditkit.errors import InputError, NotFinite
 from ditkit.recipe import Recipe, TrainConfig
 from ditkit.recipes import RECIPES, recipe
 from ditkit.training import train
 from ditkit.training.ema import Ema
 from ditkit.training.log import Log, read_log
 from ditkit.training.loop import learning_rate
+from ditkit.training.skipped import Skipped
 from ditkit.training.step import backward, draws
 
 
@@ -255,6 +257,52 @@ def test_non_finite_steps_are_skipped_and_counted(small, tmp_path, monkeypatch):
     monkeypatch.setattr("ditkit.training.loop.backward", always)
     with pytest.raises(InputError, match=r"--train\.lr"):
         quiet(small.replace(train={"batch": 4}), tmp_path / "hopeless")
+
+
+def poison(monkeypatch, chosen):
+    """Gradients that are not finite in the steps chosen, 0, 1, ..."""
+    steps = iter(range(10**6))
+
+    def poisoned(*arguments):
+        terms = backward(*arguments)
+        if next(steps) in chosen:
+            next(iter(arguments[1].parameters())).grad.fill_(math.nan)
+        return terms
+
+    monkeypatch.setattr("ditkit.training.loop.backward", poisoned)
+
+
+def test_a_run_most_of_whose_steps_were_skipped_ends_with_an_error(small, tmp_path, monkeypatch):
+    """Too short for many in a row; and it is not taken for finished when it is started again."""
+    poison(monkeypatch, range(1, 100))
+    for _ in range(2):
+        with pytest.raises(NotFinite, match=r"in [59] of the last (5|10) steps.*--train\.lr"):
+            quiet(small, tmp_path / "run")
+        assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["000000000160"]
+
+
+def test_a_run_says_how_many_steps_were_skipped(small, tmp_path, monkeypatch, caplog):
+    poison(monkeypatch, (2, 5, 6))
+    quiet(small.replace(train={"images": 256}), tmp_path / "run")
+    assert "3 steps were skipped because the gradient was not finite" in caplog.text
+
+
+def test_half_of_the_last_steps_end_a_run():
+    """In a row or not."""
+    finite, lost = torch.tensor(1.0), torch.tensor(math.inf)
+    for step in (0, 1):  # 49 in a row, or spread: it goes on
+        skipped = Skipped()
+        for _ in range(49):
+            assert not skipped.taken(lost)
+            assert all(skipped.taken(finite) for _ in range(step))
+        assert skipped.count == 49
+        with pytest.raises(NotFinite, match="in 50 of the last"):
+            skipped.taken(lost)
+    rare = Skipped()
+    for n in range(1000):
+        rare.taken(finite if n % 3 else lost)
+    rare.end(Path("run"))
+    assert rare.count == 334
 
 
 def test_init_takes_what_fits_and_names_the_rest(run, small, tmp_path, caplog):

@@ -26,7 +26,7 @@ from ditkit.codecs.base import CodecSection
 from ditkit.codecs.identity import to_signed, to_uint8
 from ditkit.data.latents.source import LOGVAR
 from ditkit.device import Precision, autocast
-from ditkit.errors import InputError
+from ditkit.errors import InputError, NotFinite
 from ditkit.files import first_line
 from ditkit.layout import Layout, layout_of
 
@@ -142,7 +142,7 @@ class Vae:
     @cached_property
     def autoencoder(self):
         """diffusers' autoencoder, frozen. InputError: no extra, no such model, another shape of latents or
-        number of image channels."""
+        number of image channels, weights that are not finite."""
         config = self.config
         try:
             from diffusers import AutoencoderKL, AutoModel
@@ -170,6 +170,10 @@ class Vae:
             raise InputError(
                 f"--codec.id {config.id} is for images of {model.config.in_channels} channel, these have "
                 f"{self.image_channels}; set --data.channels {model.config.in_channels}"
+            )
+        if not all(value.isfinite().all() for value in model.state_dict().values()):
+            raise NotFinite(
+                f"--codec.id {config.id}: its weights are not all finite numbers; fetch or train it again"
             )
         if config.tiling:
             if model.tile_latent_min_size % 4:  # tiles overlap by a quarter

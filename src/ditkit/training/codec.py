@@ -43,6 +43,7 @@ from ditkit.training.data import recorded, settled
 from ditkit.training.log import Log, read_log
 from ditkit.training.loop import due, learning_rate
 from ditkit.training.run import check_run, claim_run
+from ditkit.training.skipped import Skipped
 from ditkit.training.step import make_optimizer, update
 
 log = logging.getLogger(__name__)
@@ -153,11 +154,11 @@ def _fit(
     """Train to the end; the log, and the images seen."""
     config, data = recipe.train, recipe.data
     optimizer = make_optimizer(model, config)
-    seen, seconds = 0, 0.0
+    seen, seconds, skipped = 0, 0.0, Skipped()
     newest = load_newest(out / "checkpoints", ("model", "optimizer"))
     if newest is not None:
         state, tensors = newest
-        seen, seconds = state["images"], state["seconds"]
+        seen, seconds, skipped = state["images"], state["seconds"], Skipped(state.get("skipped", 0))
         model.load_state_dict(tensors["model"])
         restore_optimizer(optimizer, model, tensors["optimizer"])
         log.info(f"{out}: going on after {seen:,} of {config.images:,} images")
@@ -180,20 +181,17 @@ def _fit(
             terms["loss"].backward()
             norm = update(model, optimizer, config.clip)
             before, seen = seen, seen + len(batch.index)
-            if norm.isfinite():
+            if skipped.taken(norm):
                 lines.add({name: value.detach() for name, value in terms.items()} | {"grad_norm": norm})
             bar.update(len(batch.index))
             if due(config.log_images, before, seen, config.images):
-                row = lines.write(seen, lr=optimizer.param_groups[0]["lr"])
-                if math.isnan(row["loss"]):
-                    raise InputError(
-                        f"no gradient was finite for {config.log_images} images; lower --train.lr, or use "
-                        "--train.precision fp32"
-                    )
+                row = lines.write(seen, lr=optimizer.param_groups[0]["lr"], skipped=skipped.count)
                 bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+            if seen >= config.images:
+                skipped.end(out)
             if requests.any or due(config.checkpoint_images, before, seen, config.images):
                 parts = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer, model)}
-                state = {"seconds": lines.seconds, "log": lines.begun}
+                state = {"seconds": lines.seconds, "skipped": skipped.count, "log": lines.begun}
                 checkpoint = save_checkpoint(out / "checkpoints", seen, parts, state, config.keep)
                 loss_curve(read_log(out / "log.jsonl"), out / "loss.png", out.name)
                 requests.answer(f"{out}: {seen:,} of {config.images:,} images are saved in {checkpoint}")

@@ -33,11 +33,10 @@ from ditkit.training.log import Log, read_log
 from ditkit.training.monitor import Monitor
 from ditkit.training.preview import save_preview
 from ditkit.training.run import RECIPE, check_run, claim_run, was_compiled
+from ditkit.training.skipped import Skipped
 from ditkit.training.step import backward, make_optimizer, update
 
 log = logging.getLogger(__name__)
-
-MOST_SKIPPED = 50  # non-finite steps in a row after which going on makes no sense
 
 
 def train(
@@ -123,10 +122,10 @@ def _train(
     net = net.to(device).train()
     ema = Ema(net, config.ema_half_life_images, config.ema_rampup)
     optimizer = make_optimizer(net, config)
-    seen, seconds, skipped = 0, 0.0, 0
+    seen, seconds, skipped = 0, 0.0, Skipped()
     if newest is not None:
         state, tensors = newest
-        seen, seconds, skipped = state["images"], state["seconds"], state["skipped"]
+        seen, seconds, skipped = state["images"], state["seconds"], Skipped(state["skipped"])
         net.load_state_dict(tensors["model"])
         ema.net.load_state_dict(tensors["ema"])
         restore_optimizer(optimizer, net, tensors["optimizer"])
@@ -138,7 +137,6 @@ def _train(
     monitor = Monitor(average, out, seen, source)
     lines = Log(out / "log.jsonl", seen, seconds, newest[0].get("log") if newest else None)
     checkpoint = out / "checkpoints" / f"{seen:012d}"
-    in_a_row = 0
 
     def save() -> None:
         nonlocal checkpoint
@@ -149,7 +147,7 @@ def _train(
             "ema": ema.net.state_dict(),
             "optimizer": optimizer_tensors(optimizer, net),
         }
-        state = {"seconds": lines.seconds, "skipped": skipped, "compiled": compiled, "log": lines.begun}
+        state = {"seconds": lines.seconds, "skipped": skipped.count, "compiled": compiled, "log": lines.begun}
         checkpoint = save_checkpoint(out / "checkpoints", seen, parts, state, config.keep)
         loss_curve(read_log(out / "log.jsonl"), out / "loss.png", recipe.name)
 
@@ -172,22 +170,16 @@ def _train(
             terms = backward(recipe, net, encoding, batch, device, texts)
             norm = update(net, optimizer, config.clip)
             before, seen = seen, seen + len(batch.index)
-            if norm.isfinite():
+            if skipped.taken(norm):
                 ema.update(len(batch.index), seen)
                 lines.add(terms | {"grad_norm": norm})
-                in_a_row = 0
-            else:  # one bad batch must not end a long run; many must
-                skipped, in_a_row = skipped + 1, in_a_row + 1
-                if in_a_row >= MOST_SKIPPED:
-                    raise InputError(
-                        f"the gradient was not finite {MOST_SKIPPED} steps in a row; lower --train.lr, set "
-                        "--train.clip 1, or use --train.precision fp32"
-                    )
             bar.update(len(batch.index))
 
             if due(config.log_images, before, seen, config.images):
-                row = lines.write(seen, lr=optimizer.param_groups[0]["lr"], skipped=skipped)
+                row = lines.write(seen, lr=optimizer.param_groups[0]["lr"], skipped=skipped.count)
                 bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+            if seen >= config.images:  # before the last checkpoint: a run that is lost is not finished
+                skipped.end(out)
             if requests.any or due(config.checkpoint_images, before, seen, config.images):
                 save()
             if requests.stop is None:

@@ -7,7 +7,8 @@
 
 A shard is written beside its place and renamed into it, so what is there is whole and an encoding that was
 killed goes on with the next one. Until the last, index.json is called unfinished.json. Nothing in the files
-depends on when or in how many sittings they were made.
+depends on when or in how many sittings they were made. Each shard has a checksum of its tensors, by which what was
+damaged later is found when encoding goes on, and when training first reads it.
 """
 
 import json
@@ -23,12 +24,16 @@ from torch import Tensor
 from ditkit.config import Section, read_section
 from ditkit.data.latents.source import Latents, ShardFiles, channel_means, shapes
 from ditkit.data.sources import DataSection, Source, stack, upgraded
-from ditkit.errors import InputError
-from ditkit.files import LOCK, save_tensors
+from ditkit.errors import InputError, NotFinite
+from ditkit.files import LOCK, save_tensors, tensors_hash
 from ditkit.progress import progress_bar
 from ditkit.records import write_whole
 
 INDEX, PLAN, CAPTIONS = "index.json", "unfinished.json", "captions.json"
+FACTS, CHECKSUM = (
+    "means",
+    "sha256",
+)  # of a shard's metadata; one entry, as safetensors writes several in any order
 # Fields of a data section that do not decide what is encoded: latents are of squares, of which none are left out.
 NOT_PIXELS = {"flip", "check", "classes", "aspect", "without", "names", "changed", "cache", "content"}
 
@@ -101,13 +106,13 @@ def write_cache(
     many were encoded now.
 
     `moments` maps uint8 (B, C, H, W) to (B, 2 channels, height, width). InputError when the folder holds the
-    cache of another plan or something else, or cannot be written.
+    cache of another plan or something else, or cannot be written; NotFinite where the encoder's numbers are not.
     """
     _claim(out, plan)
     encoded = 0
     with progress_bar(plan.count, "encoding", "img") as bar:
         for name, places in plan.files:
-            if not is_whole(out / name, plan, len(places)):
+            if not is_sound(out / name, plan, len(places)):
                 _save(out / name, _shard(source, data, moments, plan, places, batch, bar.update))
                 encoded += len(places)
             else:
@@ -122,7 +127,7 @@ def write_cache(
 
 
 def is_whole(file: Path, plan: Index, count: int) -> bool:
-    """Whether a shard is there and holds these many images, as planned."""
+    """Whether a shard is there and holds these many images, as planned, by its header."""
     expected: dict[str, tuple[int, ...]] = {name: (count, *plan.shape) for name in plan.tensors}
     if plan.names:
         expected["labels"] = (count,)
@@ -130,6 +135,30 @@ def is_whole(file: Path, plan: Index, count: int) -> bool:
         return shapes(file) == expected
     except InputError:
         return False
+
+
+def is_sound(file: Path, plan: Index, count: int) -> bool:
+    """Whether a shard is there, whole, unchanged since it was written, and all its numbers are finite."""
+    if not is_whole(file, plan, count):
+        return False
+    try:
+        tensors, checksum = read_shard(file)
+    except InputError:
+        return False
+    return checksum in (None, tensors_hash(tensors)) and all(
+        value.isfinite().all() for value in tensors.values()
+    )
+
+
+def read_shard(file: Path) -> tuple[dict[str, Tensor], str | None]:
+    """A shard's tensors and the checksum that was written with them; None in one of version 0.1. InputError when it cannot
+    be read."""
+    try:
+        with safe_open(file, "pt") as reader:
+            checksum = json.loads((reader.metadata() or {}).get(FACTS, "{}")).get(CHECKSUM)
+            return {name: reader.get_tensor(name) for name in reader.keys()}, checksum  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, AttributeError) as error:
+        raise InputError(f"{file} is missing or damaged ({error}); encode it again") from None
 
 
 def _claim(out: Path, plan: Index) -> None:
@@ -173,6 +202,12 @@ def _shard(
             parts[name].append(moments(some).to("cpu", dtype))
         done(len(images))
     tensors = {name: torch.cat(rows).contiguous() for name, rows in parts.items()}
+    for rows in tensors.values():
+        if lost := (~rows.flatten(1).isfinite().all(1)).nonzero().flatten().tolist():
+            raise NotFinite(
+                f"the autoencoder {plan.codec['id']} makes numbers of image {places[lost[0]]} that are not finite in "
+                f"{plan.dtype}; check it, or give --codec.precision fp32 and --dtype float32"
+            )
     if source.labels is not None:
         tensors["labels"] = source.labels[list(places)]
     return tensors
@@ -189,12 +224,18 @@ def _ahead(read: Callable[[range], Tensor], parts: Sequence[range]) -> Iterator[
 
 
 def _save(file: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a shard, with its channels' means of the latents and of their squares, and put it in its place."""
+    """Write a shard, with its channels' means of the latents and of their squares and its checksum, and put it in its
+    place."""
     rows = torch.cat([rows for name, rows in tensors.items() if name != "labels"])
     mean, square = channel_means(rows)
-    means = {"mean": mean.tolist(), "square": square.tolist(), "rows": len(rows)}
+    facts = {
+        "mean": mean.tolist(),
+        "square": square.tolist(),
+        "rows": len(rows),
+        CHECKSUM: tensors_hash(tensors),
+    }
     try:
-        save_tensors(file, tensors, {"means": json.dumps(means)})
+        save_tensors(file, tensors, {FACTS: json.dumps(facts)})
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{file}: cannot be written ({error}); make room on the disk and give the same command, it goes on"
@@ -206,7 +247,7 @@ def _statistics(files: Sequence[Path]) -> tuple[tuple[float, ...], tuple[float, 
     rows, values = [], []
     for file in files:
         with safe_open(file, "pt") as reader:
-            means = json.loads(reader.metadata()["means"])
+            means = json.loads(reader.metadata()[FACTS])
         rows.append(means["rows"])
         values.append([means["mean"], means["square"]])
     weights = torch.tensor(rows, dtype=torch.float64) / sum(rows)
@@ -225,7 +266,7 @@ def _read_captions(file: Path) -> list[str]:
 
 
 class Cache(Latents):
-    """A finished cache; its files are mapped into memory and read row by row."""
+    """A finished cache; its files are mapped into memory, checked when they are first read, and read row by row."""
 
     def __init__(self, folder: Path):
         """InputError when a file is missing or damaged."""
@@ -243,10 +284,23 @@ class Cache(Latents):
         if self.index.captions:
             self.captions = _read_captions(folder / CAPTIONS)
         self._files = ShardFiles()
+        self._checked: set[int] = set()
 
     def __len__(self) -> int:
         return self.index.count
 
+    def file(self, place: int) -> Path:
+        return self._paths[place // self.index.shard]
+
     def row(self, place: int, mirrored: bool) -> Tensor:
+        """InputError for a shard that is not as it was written."""
         shard, row = divmod(place, self.index.shard)
+        if shard not in self._checked:
+            tensors, checksum = read_shard(self._paths[shard])
+            if checksum not in (None, tensors_hash(tensors)):
+                raise InputError(
+                    f"{self._paths[shard]} is damaged: it does not match its checksum; give the `ditkit encode` command again, "
+                    "it makes it again"
+                )
+            self._checked.add(shard)
         return self._files.rows(self._paths[shard], self.index.tensors[mirrored], slice(row, row + 1))[0]

@@ -77,6 +77,9 @@ class Edm2(Latents):
     def __len__(self) -> int:
         return len(self._files)
 
+    def file(self, place: int) -> Path:
+        return self._files[place]
+
     def row(self, place: int, mirrored: bool) -> Tensor:
         mean, std = read_npy(self._files[place]).float().chunk(2)
         return torch.cat([mean, 2 * std.clamp(min=math.exp(LOGVAR[0] / 2)).log()])
@@ -112,6 +115,9 @@ class FastDit(Latents):
     def __len__(self) -> int:
         return len(self._files)
 
+    def file(self, place: int) -> Path:
+        return self._files[place]
+
     def row(self, place: int, mirrored: bool) -> Tensor:
         return without_spread(self._latent(place) / FAST_DIT_SCALE)
 
@@ -141,6 +147,9 @@ class LightningDit(Latents):
 
     def __len__(self) -> int:
         return self._ends[-1]
+
+    def file(self, place: int) -> Path:
+        return self._paths[bisect(self._ends, place)]
 
     def row(self, place: int, mirrored: bool) -> Tensor:
         number = bisect(self._ends, place)

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ditkit.errors import InputError
+from ditkit.errors import InputError, NotFinite
 
 LOGVAR = (-30.0, 20.0)  # diffusers' limits
 
@@ -69,7 +69,19 @@ class Latents(ABC):
     def row(self, place: int, mirrored: bool) -> Tensor:
         """Mean and logvar of one image, or of the image mirrored: (2 channels, height, width)."""
 
+    @abstractmethod
+    def file(self, place: int) -> Path:
+        """Where the moments of one image are."""
+
     def moments(self, places: Sequence[int], mirrored: Sequence[bool]) -> Tensor:
-        """Mean and logvar of these images: float32 (B, 2 channels, height, width)."""
+        """Mean and logvar of these images: float32 (B, 2 channels, height, width). NotFinite, naming the file, where
+        they are no finite numbers."""
         rows = [self.row(place, flip) for place, flip in zip(places, mirrored, strict=True)]
-        return torch.stack(rows).float()
+        moments = torch.stack(rows).float()
+        if not moments.isfinite().all():
+            finite = moments.flatten(1).isfinite().all(1).tolist()
+            place = places[finite.index(False)]
+            raise NotFinite(
+                f"{self.file(place)}: the latents of image {place} are not finite; encode or extract them again"
+            )
+        return moments
