@@ -7,17 +7,41 @@ empty = unknown(net, cond, in_place_of_unknown(recipe.text, read))
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ditkit.backbones import Backbone, Cond
-from ditkit.errors import InputError
+from ditkit.checks import is_list, whole_number, whole_numbers
+from ditkit.errors import InputError, no_such
 from ditkit.text import Text, TextConfig
 
 Read = Callable[[Sequence[str]], Text]
 
 Asked = Mapping[str, Sequence[int] | Sequence[str] | Tensor]
 """Labels, "label", and prompts, "text", for each image."""
+
+
+CONDITIONS = ("label", "text")
+
+
+def check_asked(asked: object) -> None:
+    """InputError unless these are conditions by their names."""
+    if not isinstance(asked, Mapping):
+        raise InputError(f"cond: {asked!r:.80} names nothing; give a dict such as {{'label': [3, 7]}}")
+    for key in asked:
+        if key not in CONDITIONS:
+            raise no_such("cond", key, CONDITIONS)
+
+
+def asked_seeds(seeds: object) -> list[int]:
+    """The seeds; InputError unless there are some, all whole numbers from 0 to 2^64 - 1."""
+    found = whole_numbers(seeds, "seeds")
+    if not found:
+        raise InputError("no seeds: give one per image")
+    if wrong := [seed for seed in found if not 0 <= seed < 2**64]:
+        raise InputError(f"seeds: {wrong[0]} is not from 0 to 2^64 - 1")
+    return found
 
 
 def asked_labels(asked: Asked, classes: int, count: int, names: Sequence[str] = ()) -> Tensor | None:
@@ -29,7 +53,7 @@ def asked_labels(asked: Asked, classes: int, count: int, names: Sequence[str] = 
         return None
     if "label" not in asked:
         raise InputError(f"this model has {classes} classes: say which, one label per seed")
-    labels = torch.as_tensor(numbered(asked["label"], names))
+    labels = torch.tensor(numbered(asked["label"], names), dtype=torch.int64)
     if len(labels) != count:
         raise InputError(f"{len(labels)} labels for {count} seeds; give one label per seed")
     wrong = [int(label) for label in labels if not 0 <= label < classes]
@@ -38,11 +62,11 @@ def asked_labels(asked: Asked, classes: int, count: int, names: Sequence[str] = 
     return labels
 
 
-def numbered(labels: Tensor | Sequence[int] | Sequence[str], names: Sequence[str]) -> Tensor | list[int]:
+def numbered(labels: Tensor | Sequence[int] | Sequence[str], names: Sequence[str]) -> list[int]:
     """Labels as numbers: a text is the name of a class, or where none has that name its number. InputError for one that
     is neither, naming the classes that there are."""
-    if isinstance(labels, Tensor):
-        return labels
+    if not is_list(labels) or isinstance(labels, Tensor | np.ndarray):
+        return whole_numbers(labels, "label")
     known = {name: label for label, name in enumerate(names)}
     found = []
     for label in labels:
@@ -55,7 +79,7 @@ def numbered(labels: Tensor | Sequence[int] | Sequence[str], names: Sequence[str
                     + (f"there are {shown}" if names else "this model's classes have no names, only numbers")
                 )
             label = known[text] if text in known else int(text)
-        found.append(int(label))
+        found.append(whole_number(label, "label"))
     return found
 
 
@@ -68,10 +92,14 @@ def asked_prompts(asked: Asked, told: bool, count: int) -> list[str] | None:
         return None
     if "text" not in asked:
         raise InputError('this model is told a text: give --prompt (a "text" per seed in Python)')
+    if not is_list(asked["text"]):
+        raise InputError(f"text: {asked['text']!r:.80} is no list; give a list of one prompt per seed")
     prompts = list(asked["text"])
-    if len(prompts) != count or not all(isinstance(prompt, str) for prompt in prompts):
+    if wrong := [prompt for prompt in prompts if not isinstance(prompt, str)]:
+        raise InputError(f"text: {wrong[0]!r:.80} is no prompt; give texts")
+    if len(prompts) != count:
         raise InputError(f"{len(prompts)} prompts for {count} seeds; give a list of one prompt per seed")
-    return prompts
+    return prompts  # type: ignore[return-value]  # all are texts
 
 
 def conditions(

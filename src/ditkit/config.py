@@ -1,11 +1,12 @@
 """The base of every configuration section: frozen, strict, JSON in and out."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ditkit.errors import InputError
+from ditkit.errors import InputError, no_such
 from ditkit.records import read_json, write_json
 
 Checked = TypeVar("Checked", bound="Section")
@@ -19,6 +20,18 @@ def write_section(section: "Section", path: Path) -> None:
 def read_section(cls: "type[Checked]", path: Path) -> Checked:
     """The section in a JSON file; InputError when it is missing or holds something else."""
     return cls.checked(cls.upgraded(read_json(path)), str(path))
+
+
+def refusal(error: ValidationError, what: str, known: Iterable[str] = ()) -> InputError:
+    """The first problem that pydantic found, in one line that begins with `what` and names the field; `known` are the
+    fields that there are."""
+    problem = error.errors(include_url=False)[0]
+    if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
+        return no_such(what, problem["loc"][0], known)
+    place = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    value = f" (not {problem['input']!r})" if isinstance(problem["input"], str | int | float) else ""
+    return InputError(": ".join(part for part in (what, place, message) if part) + value)
 
 
 class Section(BaseModel):
@@ -38,8 +51,4 @@ class Section(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in problem["loc"])
-            message = problem["msg"].removeprefix("Value error, ")
-            value = f" (not {problem['input']!r})" if isinstance(problem["input"], str | int | float) else ""
-            raise InputError(": ".join(part for part in (what, place, message) if part) + value) from None
+            raise refusal(error, what, cls.model_fields) from None

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import BeforeValidator
@@ -28,14 +28,20 @@ Compile = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 """Whether blocks are compiled; auto: where it works and there is enough to compute (`backbones.compiling`)."""
 
 
-def pick_device(name: DeviceName = "auto") -> torch.device:
-    """The device asked for, or the fastest one present; InputError when it is not there."""
+def pick_device(name: DeviceName | torch.device = "auto") -> torch.device:
+    """The device asked for, or the fastest one present; InputError when there is no such device, or not here."""
+    if not isinstance(name, str | torch.device):
+        raise InputError(
+            f"device: {name!r} is none; give auto or one of: {', '.join(get_args(DeviceName)[1:])}"
+        )
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(device for device, there in present.items() if there))
-    if not present[name]:
+    kind = name.type if isinstance(name, torch.device) else name
+    if not present.get(kind, isinstance(name, torch.device)):
+        why = "not available on this machine" if kind in present else "unknown"
         others = ", ".join(device for device, there in present.items() if there)
-        raise InputError(f"--device {name}: not available on this machine; use auto or one of: {others}")
+        raise InputError(f"--device {name}: {why}; use auto or one of: {others}")
     return torch.device(name)
 
 

@@ -12,18 +12,29 @@ Official DiT, SiT and U-DiT files and diffusers' folders are read too (`ditkit.i
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypedDict
+from typing import Annotated, get_args
 
 import torch
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
+from pydantic_core.core_schema import no_info_plain_validator_function
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
-from typing_extensions import Unpack
+from typing_extensions import TypedDict, Unpack
 
 from ditkit.backbones import Backbone, compile_blocks, compiles
+from ditkit.checks import whole_number
 from ditkit.codecs import Codec, PyramidCodec
 from ditkit.codecs.identity import to_bounds
 from ditkit.conditions import (
@@ -31,12 +42,15 @@ from ditkit.conditions import (
     Read,
     asked_labels,
     asked_prompts,
+    asked_seeds,
+    check_asked,
     conditions,
     in_place_of_unknown,
     unknown,
 )
+from ditkit.config import refusal
 from ditkit.device import Compile, DeviceName, Precision, autocast, pick_device
-from ditkit.errors import InputError, NotFinite
+from ditkit.errors import InputError, NotFinite, no_such
 from ditkit.files import first_line, save_tensors, tensors_hash
 from ditkit.hub import model_card, publish
 from ditkit.interop import Kind
@@ -55,6 +69,19 @@ LARGEST = (
 )
 
 
+def _model(value: object) -> object:
+    """A model, or where it is."""
+    if value is None or isinstance(value, Pipeline | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise ValueError(f"give a run or a snapshot, not a {type(value).__name__}")
+
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+@with_config(ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
 class Sampling(TypedDict, total=False):
     """How to sample; what is not given is as in the recipe."""
 
@@ -70,10 +97,10 @@ class Sampling(TypedDict, total=False):
     """Of a pyramid: a guidance scale for each level, highest first, instead of `guidance`."""
     threshold: str | None
     """Bound the estimate of clean pixels (`SamplingConfig.threshold`)."""
-    size: tuple[int, int] | None
+    size: tuple[Positive, Positive] | None
     """Height and width in pixels, where the network takes others than those it was trained on; the data's when not
     given."""
-    frames: int | None
+    frames: Positive | None
     """Of a model of clips: how many; the data's when not given."""
     start: Tensor | None
     """Of a model of clips trained so (`transport.given_frames`): the first frames, kept as they are, uint8
@@ -85,11 +112,15 @@ class Sampling(TypedDict, total=False):
     numbers: bool
     """Numbers, float32 in the range of the data (of pixels 0 to 255), not rounded, instead of uint8: False when not
     given."""
-    lower: "Pipeline | str | None"
+    lower: Annotated[
+        "Pipeline | str | None", GetPydanticSchema(lambda *_: no_info_plain_validator_function(_model))
+    ]
     """For a model of a cascade (`transport.cascade`): the one that makes its lower levels, or its run or snapshot."""
-    lower_noise: float
+    lower_noise: Annotated[float, Field(ge=0, le=1)]
     """Time of the noise that is put on what it makes: 0 (none) when not given."""
-    weak: str | None
+    weak: Annotated[
+        str | None, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
+    ]
     """A worse run or snapshot of the same kind to guide away from (autoguidance), instead of from "no class"."""
     grid: str | None
     """This and what follows as in `ditkit.sampling.config.SolverChoices`."""
@@ -100,7 +131,7 @@ class Sampling(TypedDict, total=False):
     diffusion_norm: float | None
     last_step: str | None
     last_step_size: float | None
-    batch: int
+    batch: Positive
     """Images sampled at once: 64 when not given."""
     precision: Precision
     """"fp32" when not given; bf16 can be faster, and images then depend a little on the batch."""
@@ -110,6 +141,22 @@ class Sampling(TypedDict, total=False):
     """A prompt to guide away from, instead of from "no text"."""
     evaluated: Callable[[int], None] | None
     """Called at each evaluation with the number of images it is for: what an adaptive solver takes."""
+
+
+@cache
+def _sampling() -> TypeAdapter[Sampling]:
+    return TypeAdapter(Sampling)
+
+
+def checked(how: Sampling) -> Sampling:
+    """The same with every value of its type. InputError naming one that there is not, with the nearest, or that cannot be."""
+    for name in how:
+        if name not in Sampling.__annotations__:
+            raise no_such("how to sample", name, Sampling.__annotations__)
+    try:
+        return _sampling().validate_python(how)
+    except ValidationError as error:
+        raise refusal(error, "") from None
 
 
 @dataclass
@@ -170,7 +217,7 @@ class Pipeline:
         self,
         cond: Asked | None = None,
         *,
-        seeds: Sequence[int],
+        seeds: Sequence[int] | Tensor,
         **how: Unpack[Sampling],
     ) -> Tensor:
         """Images uint8 (N, C, H, W), or clips (N, C, F, H, W), one per seed, with `numbers` float32 in the data's own range.
@@ -190,11 +237,12 @@ class Pipeline:
         self,
         cond: Asked | None = None,
         *,
-        seeds: Sequence[int],
+        seeds: Sequence[int] | Tensor,
         **how: Unpack[Sampling],
     ) -> Iterator[Tensor]:
         """The images of `generate` a batch at a time, (B, C, H, W), each made when it is asked for.
         What is wrong with the arguments is said at once."""
+        how = checked(how)
         decode = self._decoder(how.get("levels"), how.get("numbers", False))
         states = self._states(cond, seeds=seeds, **how)
         return (decode(state).cpu() for state in states)
@@ -203,18 +251,18 @@ class Pipeline:
         self,
         cond: Asked | None = None,
         *,
-        seeds: Sequence[int],
+        seeds: Sequence[int] | Tensor,
         **how: Unpack[Sampling],
     ) -> Iterator[Tensor]:
         """What `stream` decodes."""
+        check_asked(cond := cond or {})
+        seeds = asked_seeds(seeds)
         chosen, guidance = self.recipe.sample.override(how), how.get("guidance")
         batch, precision = how.get("batch", 64), how.get("precision", "fp32")
-        if not len(seeds):
-            raise InputError("no seeds: give one per image")
         layout = self._layout(how.get("size"), how.get("frames"))
         grid = chosen.times(self.transport, layout)
-        labels = asked_labels(cond or {}, self.classes, len(seeds), self.recipe.data.names or ())
-        prompts = asked_prompts(cond or {}, self.recipe.text is not None, len(seeds))
+        labels = asked_labels(cond, self.classes, len(seeds), self.recipe.data.names or ())
+        prompts = asked_prompts(cond, self.recipe.text is not None, len(seeds))
         weak, negative = how.get("weak"), how.get("negative")
         told = self.classes or self.recipe.text
         if not told and guidance not in (None, 1) and not weak:
@@ -260,7 +308,7 @@ class Pipeline:
         given = self._given_frames(how.get("start"), how.get("end"), layout, len(seeds))
         if lower is not None:
             parts = [False] + [True] * (layout.parts - 1)
-            make = partial(self._made_by, lower, cond or {}, seeds, precision)
+            make = partial(self._made_by, lower, cond, seeds, precision)
             given = Given(parts, make, how.get("lower_noise", 0.0))
         nfe, evaluated = chosen.nfe(grid, self.transport), how.get("evaluated")
         if given is not None and nfe is None:  # solved image by image, each with what is given for it
@@ -358,6 +406,11 @@ class Pipeline:
         for frames, last in ((start, False), (end, True)):
             if frames is None:
                 continue
+            if frames.ndim not in (4, 5) or frames.shape[1] != self.recipe.data.channels:
+                raise InputError(
+                    f"{'end' if last else 'start'}: frames of shape {tuple(frames.shape)}; give (N or 1, C, H, W) or (N or 1, "
+                    f"C, F, H, W) with C = {self.recipe.data.channels}"
+                )
             clip = frames[:, :, None] if frames.ndim == 4 else frames
             state = self.codec.encode(clip.to(self.device))
             own = state.shape[2]
@@ -430,6 +483,7 @@ class Pipeline:
     def tokens(self, **how: Unpack[Sampling]) -> int:
         """That the network works on to sample an image, all evaluations together, guided ones twice. A solver that
         chooses its own steps is taken to need a hundred. InputError as of `generate`."""
+        how = checked(how)
         chosen = self.recipe.sample.override(how)
         layout = self._layout(how.get("size"), how.get("frames"))
         evaluations = chosen.nfe(chosen.times(self.transport, layout), self.transport) or 100
@@ -510,7 +564,13 @@ def load(
 
     Raises InputError: nothing there, a damaged file, or weights that do not fit the recipe.
     """
-    where = device if isinstance(device, torch.device) else pick_device(device)
+    where = pick_device(device)
+    if not isinstance(path, str | Path):
+        raise InputError(f"path: {path!r:.80} is none; give a run, a snapshot, a file or the id of a model")
+    if kind is not None and kind not in get_args(Kind):
+        raise no_such("kind", kind, get_args(Kind))
+    if heads is not None:
+        whole_number(heads, "heads", least=1)
     found = read_model(Path(path), kind, heads)
     net = found.recipe.build_backbone()
     try:

@@ -1,5 +1,6 @@
 """Whole networks by name: those of one resolution (plain.py), and with levels of others around them."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -12,7 +13,8 @@ from ditkit.backbones.mdm import MDM, MDMConfig
 from ditkit.backbones.plain import PLAIN, PlainConfig
 from ditkit.backbones.udit import UDiT, UDiTConfig
 from ditkit.backbones.unet import UNet, UNetConfig
-from ditkit.errors import InputError
+from ditkit.checks import whole_number
+from ditkit.errors import InputError, no_such
 from ditkit.layout import packing
 
 BackboneConfig = Annotated[PlainConfig | MatryoshkaConfig, Field(discriminator="kind")]
@@ -47,19 +49,20 @@ def backbone(
     Raises:
         InputError: unknown name, field or value out of range.
     """
-    config = configured(name, **overrides)
+    config = configured(name, known=("classes", "channels", "learned_variance", "text_dim"), **overrides)
+    for what, value, least in (("classes", classes, 0), ("channels", channels, 1), ("text_dim", text_dim, 0)):
+        whole_number(value, what, least)
     packed = channels * sum(packing(config.ratios, config.frame_ratios))
     return build(config, packed, classes, 2 * packed if learned_variance else packed, text_dim)
 
 
-def configured(name: str, **overrides) -> PlainConfig | MatryoshkaConfig:
-    """The configuration of that name with other fields. InputError as of `backbone`."""
+def configured(name: str, known: Sequence[str] = (), **overrides) -> PlainConfig | MatryoshkaConfig:
+    """The configuration of that name with other fields; `known` are further names that a wrong one may be near to.
+    InputError as of `backbone`."""
     config = check_name(name)
-    unknown = set(overrides) - set(type(config).model_fields)
-    if unknown:
-        raise InputError(
-            f"{name} has no field {sorted(unknown)}; it has: {', '.join(type(config).model_fields)}"
-        )
+    for field in overrides:
+        if field not in type(config).model_fields:
+            raise no_such(name, field, [*type(config).model_fields, *known])
     return type(config).checked(config.model_dump() | overrides, name)
 
 

@@ -16,6 +16,7 @@ from ditkit.pictures import side_by_side
 from ditkit.pipeline import load
 from ditkit.plots import histograms
 from ditkit.records import write_json
+from ditkit.sampling.config import Steps
 from ditkit.scoring.likelihood import STEPS, Likelihoods, Method, likelihoods
 
 SHOWN = 8  # likeliest and unlikeliest images
@@ -37,7 +38,7 @@ class LikelihoodCommand(Section):
     method: Method | None = None
     """flow: the density of the probability-flow ODE; bound: the variational bound, DDPM's own number. When not
     given, bound for the ddpm path and flow for others."""
-    steps: Annotated[int, Field(ge=1)] | None = None
+    steps: Steps | None = None
     """Steps of the grid: flow takes 100, each two evaluations with their gradients, bound all 1000, when not
     given."""
     seed: Annotated[int, Field(ge=0)] = 0

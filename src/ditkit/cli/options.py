@@ -15,7 +15,7 @@ from ditkit.errors import InputError
 from ditkit.pipeline import Pipeline, Sampling
 from ditkit.recipe import Recipe
 from ditkit.records import finite, read_json
-from ditkit.sampling.config import Interval, SolverChoices, ThresholdName
+from ditkit.sampling.config import Interval, SolverChoices, Steps, ThresholdName
 
 
 def check_writable(folder: Path) -> None:
@@ -72,7 +72,7 @@ class SolverOptions(SolverChoices):
 
     sampler: str | None = None
     """Solver; `ditkit list samplers` says which is for what."""
-    steps: Annotated[int, Field(ge=1)] | None = None
+    steps: Steps | None = None
     """Steps of the solver; the evaluations of the network (NFE) are printed."""
     interval: Interval | None = None
     """Times between which guidance is on: 0 is data, 1 is noise."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from ditkit.backbones import BACKBONES, backbone, check_name, configured
+from ditkit.checks import whole_number
 from ditkit.costs.count import Cost, count_cost
 from ditkit.errors import InputError
 from ditkit.recipe import Recipe
@@ -64,10 +65,14 @@ def cost(
             divide.
     """
     known = published(name)
-    size = known.size if size is None else size
-    length = () if frames is None else (frames,)
+    size = whole_number(known.size if size is None else size, "size")
+    length = () if frames is None else (whole_number(frames, "frames"),)
     _check_fits(
-        f"{name}, {known},", configured(name, **overrides).patch_sizes, size, length, known.downsampling
+        f"{name}, {known},",
+        configured(name, known=("size", "frames", "fused"), **overrides).patch_sizes,
+        size,
+        length,
+        known.downsampling,
     )
     with torch.device("meta"):
         net = backbone(

@@ -32,6 +32,10 @@ ThresholdName = Literal["clip", "dynamic", "dynamic_if"]
 Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
 
 
+Steps = Annotated[int, Field(ge=1, le=10_000)]
+"""Of a grid; papers take a thousand at most."""
+
+
 class SolverChoices(Section):
     """What only some samplers let one choose; not given, it is as the sampler has it."""
 
@@ -61,7 +65,7 @@ class SamplingConfig(SolverChoices):
 
     sampler: SamplerName = "ab2"
     """`ditkit list samplers` says which is for what."""
-    steps: Annotated[int, Field(ge=1)] = 10
+    steps: Steps = 10
     """Steps of the grid; heun asks the network twice in each (in the last once where it predicts the data)."""
     guidance: Annotated[float, Field(ge=0)] = 1.0
     """Classifier-free guidance scale; 1 is off."""

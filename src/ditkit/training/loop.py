@@ -16,6 +16,7 @@ from ditkit.backbones import compile_blocks, compiles
 from ditkit.checkpoint import load_newest, optimizer_tensors, restore_optimizer, save_checkpoint
 from ditkit.data import Plan, Source, batches, plan_for
 from ditkit.data.latents import Latents
+from ditkit.device import DeviceName, pick_device
 from ditkit.errors import InputError, NotFinite
 from ditkit.files import owned
 from ditkit.pipeline import Pipeline
@@ -41,9 +42,9 @@ log = logging.getLogger(__name__)
 
 def train(
     recipe: Recipe,
-    out: Path,
+    out: str | Path,
     *,
-    device: torch.device,
+    device: DeviceName | torch.device,
     init: str | Path | None = None,
     init_inner: str | Path | None = None,
     progress: bool = True,
@@ -63,6 +64,12 @@ def train(
             intact checkpoint, a full disk, or a loss that stays non-finite.
         Stopped: a signal.
     """
+    device = pick_device(device)
+    if not isinstance(recipe, Recipe):
+        raise InputError(f"recipe: {recipe!r:.80} is none; take one of ditkit.recipes, or Recipe.read(FILE)")
+    if not isinstance(out, str | Path):
+        raise InputError(f"out: {out!r:.80} is no folder")
+    out = Path(out)
     with ExitStack() as until_end:
         return _train(recipe, out, device, init, init_inner, progress, until_end)
 

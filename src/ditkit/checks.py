@@ -1,0 +1,39 @@
+"""Arguments of the Python API that no section checks: whole numbers, alone and in lists."""
+
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from ditkit.errors import InputError
+
+
+def whole_numbers(values: object, what: str) -> list[int]:
+    """Each of a list, a range, or a tensor or array of one dimension, as an int. InputError, naming `what` and the first
+    that is none, for anything else."""
+    if not is_list(values):
+        raise InputError(f"{what}: {values!r:.80} is no list; give a list or a tensor of whole numbers")
+    if isinstance(values, Tensor | np.ndarray):
+        if values.ndim != 1:
+            raise InputError(f"{what}: of shape {tuple(values.shape)}; give one dimension")
+        values = values.tolist()
+    return [whole_number(value, what) for value in values]  # type: ignore[attr-defined]
+
+
+def whole_number(value: object, what: str, least: int | None = None) -> int:
+    """The value as an int; InputError for one that is no whole number, however near, or less than `least`."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        found = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"{what}: {value!r:.80} is no whole number") from None
+    if least is not None and found < least:
+        raise InputError(f"{what}: {found} is less than {least}")
+    return found
+
+
+def is_list(values: object) -> bool:
+    """Whether they stand in an order, one after another."""
+    return isinstance(values, Tensor | np.ndarray | Sequence) and not isinstance(values, str | bytes)

@@ -1,0 +1,203 @@
+"""Wrong calls of the Python API: one line that names the argument, as of the command line; nothing is ignored."""
+
+import inspect
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU
+
+import ditkit
+from ditkit.errors import InputError
+from ditkit.pipeline import Sampling, load
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return load("digits", CPU)
+
+
+def refused(call, told):
+    """One line of InputError that says all of it."""
+    with pytest.raises(InputError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in [told] if isinstance(told, str) else told:
+        assert word in message
+
+
+CUBE = torch.zeros(2, 2, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "told"),
+    [
+        ([1.5], ["seeds", "1.5"]),
+        ([1.0], ["seeds", "1.0"]),
+        ([0, "1"], ["seeds", "'1'"]),
+        ([None], "seeds"),
+        ([True], "seeds"),
+        ([-1], ["seeds", "-1"]),
+        ([2**64], "seeds"),
+        (3, ["seeds", "list"]),
+        ("12", "seeds"),
+        (None, "seeds"),
+        ({1}, "seeds"),
+        ([], "no seeds"),
+        (range(0), "no seeds"),
+        (torch.tensor([0.5]), ["seeds", "0.5"]),
+        (torch.tensor([True]), "seeds"),
+        (torch.tensor(3), ["seeds", "one dimension"]),
+        (CUBE, ["seeds", "(2, 2)"]),
+        (np.array([1.0]), "seeds"),
+    ],
+)
+def test_seeds(pipe, seeds, told):
+    refused(lambda: pipe.generate({"label": [1]}, seeds=seeds), told)
+
+
+@pytest.mark.parametrize(
+    ("cond", "told"),
+    [
+        ({"lable": [1]}, ["cond", "lable", "did you mean label?"]),
+        ({"label": [1], "prompt": ["a"]}, ["cond", "prompt"]),
+        ([1], ["cond", "dict"]),
+        ("label", "cond"),
+        ({"label": 1}, ["label", "list"]),
+        ({"label": "1"}, ["label", "list"]),
+        ({"label": [1.5]}, ["label", "1.5"]),
+        ({"label": [None]}, "label"),
+        ({"label": ["seven"]}, "seven"),
+        ({"label": [[1]]}, "label"),
+        ({"label": torch.tensor([1.0])}, ["label", "1.0"]),
+        ({"label": CUBE}, ["label", "(2, 2)"]),
+        ({"label": [10]}, ["label", "0 to 9"]),
+        ({"label": [1], "text": ["a red heart"]}, "text"),
+    ],
+)
+def test_conditions(pipe, cond, told):
+    refused(lambda: pipe.generate(cond, seeds=[0]), told)
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({"guidence": 3.0}, ["guidence", "did you mean guidance?"]),
+        ({"zzz": 1}, ["zzz", "sampler"]),
+        ({"precision": "fp8"}, ["precision", "fp8", "bf16"]),
+        ({"guidance": float("inf")}, ["guidance", "finite"]),
+        ({"guidance": float("nan")}, ["guidance", "finite"]),
+        ({"guidance": -1}, ["guidance", "-1"]),
+        ({"guidance": "much"}, "guidance"),
+        ({"guidance": [1.0, 2.0]}, "guidance"),
+        ({"batch": 0}, "batch"),
+        ({"batch": 1.5}, "batch"),
+        ({"batch": None}, "batch"),
+        ({"size": (-8, 8)}, ["size", "-8"]),
+        ({"size": (0, 8)}, "size"),
+        ({"size": 8}, "size"),
+        ({"size": (8, 8, 8)}, "size"),
+        ({"frames": -1}, "frames"),
+        ({"frames": 4}, "frames"),
+        ({"steps": 10**6}, ["steps", "10000"]),
+        ({"steps": 0}, "steps"),
+        ({"steps": 2.5}, "steps"),
+        ({"sampler": "leapfrog"}, ["sampler", "leapfrog"]),
+        ({"sampler": 3}, "sampler"),
+        ({"interval": (0.8, 0.2)}, "interval"),
+        ({"interval": 0.5}, "interval"),
+        ({"threshold": "soft"}, "threshold"),
+        ({"levels": 0}, "levels"),
+        ({"lower": 3}, ["lower", "snapshot"]),
+        ({"lower_noise": 2.0}, "lower_noise"),
+        ({"weak": 3}, "weak"),
+        ({"weak": "nowhere-to-be-found"}, "nowhere-to-be-found"),
+        ({"negative": ["face"]}, "negative"),
+        ({"start": [[0]]}, "start"),
+        ({"progress": "loud"}, "progress"),
+        ({"numbers": 7}, "numbers"),
+        ({"evaluated": 3}, "evaluated"),
+    ],
+)
+def test_how_to_sample(pipe, how, told):
+    """Before anything is sampled, whoever asks."""
+    refused(lambda: pipe.generate({"label": [1]}, seeds=[0], **how), told)
+    refused(lambda: pipe.stream({"label": [1]}, seeds=[0], **how), told)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: ditkit.load("digits", "gpu"), ["device", "gpu", "cpu"]),
+        (lambda: ditkit.load("digits", 0), "device"),
+        (lambda: ditkit.load("digits", None), "device"),
+        (lambda: ditkit.load(None), "path"),
+        (lambda: ditkit.load("digits", CPU, kind="UViT"), ["kind", "UViT", "SiT"]),
+        (lambda: ditkit.load("digits", CPU, heads=0), "heads"),
+        (lambda: ditkit.load("digits", CPU, heads=1.5), "heads"),
+        (lambda: ditkit.backbone("DiT-S/3"), "DiT-S/3"),
+        (lambda: ditkit.backbone("DiT-S/2", clases=10), ["clases", "did you mean classes?"]),
+        (lambda: ditkit.backbone("DiT-S/2", widht=64), ["widht", "did you mean width?"]),
+        (lambda: ditkit.backbone("DiT-S/2", classes=-1), "classes"),
+        (lambda: ditkit.backbone("DiT-S/2", classes=1.5), "classes"),
+        (lambda: ditkit.backbone("DiT-S/2", channels=0), "channels"),
+        (lambda: ditkit.backbone("DiT-S/2", mlp_ratio=float("inf")), ["mlp_ratio", "finite"]),
+        (lambda: ditkit.transport("linear", predct="noise"), ["predct", "did you mean predict?"]),
+        (lambda: ditkit.transport("linear", predict="nose"), ["predict", "nose"]),
+        (lambda: ditkit.transport("straight"), "straight"),
+        (lambda: ditkit.cost("DiT-S/2", size=2.5), ["size", "2.5"]),
+        (lambda: ditkit.cost("DiT-S/2", sise=256), ["sise", "did you mean size?"]),
+        (lambda: ditkit.cost("DiT-S/2", frames=1.5), "frames"),
+        (lambda: ditkit.train("fashion-sit", "run", device=CPU), "recipe"),
+    ],
+)
+def test_what_begins_with_ditkit(call, told):
+    refused(call, told)
+
+
+def test_unknown_devices_and_recipes_of_a_training(small, tmp_path):
+    refused(lambda: ditkit.train(small, tmp_path / "run", device="gpu"), ["device", "gpu"])
+    refused(lambda: ditkit.train(small, 3, device=CPU), "out")
+    assert not list(tmp_path.iterdir())
+
+
+WHOLE = (
+    range(2),
+    (0, 1),
+    torch.tensor([0, 1]),
+    torch.tensor([0, 1], dtype=torch.uint8),
+    np.array([0, 1]),
+    list(np.array([0, 1])),
+    list(torch.tensor([0, 1])),
+)
+
+
+@pytest.mark.parametrize("whole", WHOLE, ids=lambda value: re.sub(r"\W+", "-", repr(value)))
+def test_whole_numbers_of_any_kind_are_seeds_and_labels(pipe, whole):
+    how = {"sampler": "euler", "steps": 1, "guidance": 1}
+    expected = pipe.generate({"label": [0, 1]}, seeds=[0, 1], **how)
+    assert torch.equal(pipe.generate({"label": whole}, seeds=whole, **how), expected)
+
+
+def test_what_is_right_is_taken(pipe):
+    """Lists for pairs, numpy's numbers, paths of models, None for what is the recipe's."""
+    label = {"label": [1]}
+    how = {
+        "sampler": "euler",
+        "steps": np.int64(2),
+        "interval": [0.2, 0.8],
+        "guidance": np.float64(2),
+        "size": None,
+    }
+    assert pipe.generate(label, seeds=[0], **how).shape == (1, 1, 8, 8)
+    every = {name: None for name in Sampling.__annotations__ if name not in ("numbers", "batch", "precision")}
+    every |= {"lower_noise": 0.0, "progress": False, "steps": 1, "sampler": "euler"}
+    assert pipe.generate(label, seeds=[0], **every).shape == (1, 1, 8, 8)
+
+
+def test_every_argument_of_sampling_is_checked():
+    """`generate` has no other than those."""
+    named = inspect.signature(ditkit.Pipeline.generate).parameters
+    assert set(named) == {"self", "cond", "seeds", "how"}
