@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ditkit.codecs import CODECS, IdentityConfig, VaeConfig
 from ditkit.codecs.identity import to_signed, to_uint8
-from ditkit.errors import InputError
+from ditkit.errors import InputError, NotFinite
 
 BYTES = torch.arange(256, dtype=torch.uint8)
 
@@ -243,6 +244,17 @@ def test_another_latent(folder, fields):
     remedy = "has 4 latent channels at 1/8; set --codec.channels 4 --codec.downsampling 8"
     with pytest.raises(InputError, match=remedy):
         VaeConfig(id=folder, **fields).build(3).encode(images(3))
+
+
+def test_weights_that_are_not_finite(tmp_path):
+    """Which would make every image black."""
+    folder = saved(tmp_path / "vae", blocks=1)
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    next(iter(tensors.values())).fill_(float("nan"))
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(NotFinite, match=f"{folder}: its weights are not all finite"):
+        VaeConfig(id=folder).build(3).encode(images(3))
 
 
 def test_missing_folder(tmp_path):
