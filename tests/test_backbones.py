@@ -566,7 +566,7 @@ def test_sinusoid_of_any_shape():
     ("name", "fields", "message"),
     [
         ("DiT-M/2", {}, "unknown backbone 'DiT-M/2'; choose one of: .*DiT-S/2"),
-        ("DiT", {"layers": 3}, r"DiT has no field \['layers'\]; it has: .*depth"),
+        ("DiT", {"layers": 3}, r"DiT: unknown 'layers'; "),
         (
             "DiT",
             {"width": 384, "heads": 5},

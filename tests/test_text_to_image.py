@@ -179,7 +179,7 @@ def test_prompts_and_seeds_are_as_many(run):
     for cond, message in (
         ({}, "this model is told a text"),
         ({"text": ["a cat"]}, "1 prompts for 2 seeds"),
-        ({"text": [b"a cat", b"a dog"]}, "2 prompts for 2 seeds; give a list"),
+        ({"text": [b"a cat", b"a dog"]}, "text: .*a cat.* is no prompt"),
         ({"text": ["a", "b"], "label": [0, 0]}, "leave the labels out"),
     ):
         with pytest.raises(InputError, match=message):
