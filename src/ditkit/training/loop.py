@@ -159,7 +159,7 @@ def _train(
         loss_curve(read_log(out / "log.jsonl"), out / "loss.png", recipe.name)
 
     if seen:
-        monitor.catch_up(seen)
+        _unless_lost(out, seen, monitor.catch_up, seen)
     stream = batches(
         source,
         recipe.data,
