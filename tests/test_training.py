@@ -19,7 +19,7 @@ from ditkit.recipes import RECIPES, recipe
 from ditkit.training import train
 from ditkit.training.ema import Ema
 from ditkit.training.log import Log, read_log
-from ditkit.training.loop import learning_rate
+from ditkit.training.schedule import learning_rate
 from ditkit.training.skipped import Skipped
 from ditkit.training.step import backward, draws
 

@@ -1,8 +1,17 @@
 """Progress bars: lively on a terminal, a line now and then in a log file."""
 
 import sys
+from weakref import WeakSet
 
 from tqdm import tqdm
+
+_bars: WeakSet[tqdm] = WeakSet()
+
+
+def close_bars() -> None:
+    """End every bar that is still open, so that what is printed next stands on a line of its own."""
+    for bar in list(_bars):
+        bar.close()
 
 
 def progress_bar(
@@ -13,7 +22,7 @@ def progress_bar(
     With `delay`, in seconds, work that is over sooner shows none.
     """
     lively = sys.stderr.isatty()
-    return tqdm(
+    bar = tqdm(
         total=total,
         initial=initial,
         desc=what,
@@ -24,3 +33,5 @@ def progress_bar(
         disable=not shown,
         delay=delay,
     )
+    _bars.add(bar)
+    return bar

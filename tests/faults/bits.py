@@ -73,7 +73,7 @@ def statistics(made: Path) -> Path:
     kept = made / "statistics"
     if not kept.exists():
         kept.mkdir()
-        ended = run(["reference", "--data", "digits", "--out", kept / "digits.npz", "--device", "cpu"])
+        ended = run(["reference", "digits", "--out", kept / "digits.npz", "--device", "cpu"])
         assert ended.status == 0, ended.err
     return kept
 
@@ -90,7 +90,7 @@ def _all(out: Path) -> dict[str, str]:
 
 
 def _report(out: Path) -> dict[str, str]:
-    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    report = json.loads((out / "eval" / "report.json").read_text(encoding="utf-8"))
     return {"frechet": repr([scores.get("frechet") for scores in report["scores"]])}
 
 
@@ -144,7 +144,7 @@ READERS = {
         statistics,
         lambda made, copy: [
             *("eval", "digits", "--n", 32, *QUICK, "--reference", copy / "digits.npz"),
-            *("--out", copy.parent / "report.json", "--device", "cpu"),
+            *("--out", copy.parent / "eval", "--device", "cpu"),
         ],
         _report,
     ),

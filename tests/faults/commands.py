@@ -2,6 +2,7 @@
 instead of four. What may happen to it (a signal, a full disk, other limits) is set up in the child."""
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from ditkit.cli import main
 
@@ -78,10 +79,7 @@ def _be_child(work: Callable[[], int], inside: Callable[[], None] | None, out: i
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(out, 1)
         os.dup2(err, 2)
-        sys.stdin, sys.stdout, sys.stderr = (
-            open(number, mode, encoding="utf-8", closefd=False)
-            for number, mode in ((0, "r"), (1, "w"), (2, "w"))
-        )
+        sys.stdin, sys.stdout, sys.stderr = (_stream(number) for number in range(3))
         if inside is not None:
             inside()
         status = work()
@@ -93,6 +91,12 @@ def _be_child(work: Callable[[], int], inside: Callable[[], None] | None, out: i
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(status)
+
+
+def _stream(number: int) -> TextIO:
+    binary = io.FileIO(number, "w" if number else "r", closefd=False)
+    buffered = io.BufferedWriter(binary) if number else io.BufferedReader(binary)
+    return io.TextIOWrapper(buffered, encoding="utf-8")
 
 
 def _wait(child: int, limit: float, after: tuple[float, int] | None) -> int | None:

@@ -162,7 +162,7 @@ def _compare(made: Path, out: Path) -> list[object]:
 
 
 def _convert(made: Path, out: Path) -> list[object]:
-    return ["convert", made / "run", "--out", out / "snapshot"]
+    return ["convert", made / "run", "--out", out / "snapshot", "--replace"]
 
 
 VERBS = {

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _run(arguments)
             sys.stdout.flush()  # here, so that what goes wrong with it is caught here
         except InputError as error:
-            print(f"ditkit: {printable(typed(explained(str(error), arguments[0])))}", file=sys.stderr)
+            _say(typed(explained(str(error), arguments[0])))
             return 2
         except BrokenPipeError:  # `ditkit list | head`: the reader has gone, which is no error
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains once more as it ends
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError as error:
             if (line := refusal(error)) is None:
                 raise
-            print(f"ditkit: {printable(line)}", file=sys.stderr)
+            _say(line)
             return 2
         except BaseException as error:
             # Some libraries turn an interrupt while they are imported into errors of their own.
@@ -56,9 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             if number is None:
                 raise
             said = str(error) if isinstance(error, Stopped) else ""
-            print(f"ditkit: {typed(said) or name(number) + STOPPED}", file=sys.stderr)
+            _say(typed(said) or name(number) + STOPPED)
             return status(number)
     return 0
+
+
+def _say(line: str) -> None:
+    """The last word, on a line of its own."""
+    if progress := sys.modules.get("ditkit.progress"):
+        progress.close_bars()
+    print(f"ditkit: {printable(line)}", file=sys.stderr)
 
 
 def _quieten() -> None:

@@ -11,8 +11,10 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -127,12 +129,8 @@ def decode_all(files: Files, first: int = 0, step: int = 1) -> None:
 
 def decode_on_all_cores(files: Files) -> None:
     """Open and load each image, in as many processes as there are cores."""
-    context = process_context()
-    processes = [context.Process(target=decode_all, args=(files, first, cores())) for first in range(cores())]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
+    with ProcessPoolExecutor(cores(), process_context()) as pool:
+        list(pool.map(decode_all, repeat(files), range(cores()), repeat(cores())))
 
 
 def read(config: Folder) -> None:

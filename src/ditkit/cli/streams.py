@@ -55,7 +55,7 @@ def tolerant() -> Iterator[None]:
     before = sys.stdin, sys.stdout, sys.stderr
     with ExitStack() as opened:
 
-        def nothing(mode: str) -> TextIO:
+        def nothing(mode: str) -> Any:
             return opened.enter_context(open(os.devnull, mode, encoding="utf-8"))
 
         sys.stdin = sys.stdin or nothing("r")

@@ -41,8 +41,8 @@ from ditkit.scoring.rulers import CLASSIFIER, network
 from ditkit.signals import Requests
 from ditkit.training.data import recorded, settled
 from ditkit.training.log import Log, read_log
-from ditkit.training.loop import due, learning_rate
 from ditkit.training.run import check_run, claim_run
+from ditkit.training.schedule import due, learning_rate
 from ditkit.training.skipped import Skipped
 from ditkit.training.step import make_optimizer, update
 

@@ -5,8 +5,6 @@ run that is stopped and resumed equals one that was not, bit for bit on the same
 """
 
 import logging
-import math
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,12 +15,12 @@ from ditkit.checkpoint import load_newest, optimizer_tensors, restore_optimizer,
 from ditkit.data import Plan, Source, batches, plan_for
 from ditkit.data.latents import Latents
 from ditkit.device import DeviceName, pick_device
-from ditkit.errors import InputError, NotFinite
+from ditkit.errors import InputError
 from ditkit.files import owned
 from ditkit.pipeline import Pipeline
 from ditkit.plots import loss_curve
 from ditkit.progress import progress_bar
-from ditkit.recipe import Recipe, Training
+from ditkit.recipe import Recipe
 from ditkit.signals import Requests
 from ditkit.text import TextCache
 from ditkit.training.captions import read_captions
@@ -32,8 +30,8 @@ from ditkit.training.initial import load_initial, load_inner
 from ditkit.training.latents import open_for
 from ditkit.training.log import Log, read_log
 from ditkit.training.monitor import Monitor
-from ditkit.training.preview import save_preview
 from ditkit.training.run import RECIPE, check_run, claim_run, was_compiled
+from ditkit.training.schedule import due, learning_rate
 from ditkit.training.skipped import Skipped
 from ditkit.training.step import backward, make_optimizer, update
 
@@ -159,7 +157,7 @@ def _train(
         loss_curve(read_log(out / "log.jsonl"), out / "loss.png", recipe.name)
 
     if seen:
-        _unless_lost(out, seen, monitor.catch_up, seen)
+        monitor.catch_up(seen)
     stream = batches(
         source,
         recipe.data,
@@ -191,31 +189,11 @@ def _train(
                 save()
             if requests.stop is None:
                 with requests.interruptible():
-                    measure(average, monitor, out, before, seen)
+                    monitor.measure(before, seen)
             if requests.any:
                 save()
                 requests.answer(f"{out}: {seen:,} of {config.images:,} images are saved in {checkpoint}")
     return checkpoint
-
-
-def measure(average: Pipeline, monitor: Monitor, out: Path, before: int, seen: int) -> None:
-    """A preview, the validation loss and scores, where they are due."""
-    config = average.recipe.train
-    alone = average.recipe.transport.cascade is None  # otherwise another model makes the lower levels
-    if alone and config.preview_images and due(config.preview_images, before, seen, config.images):
-        _unless_lost(out, seen, save_preview, average, out / "previews" / f"{seen:012d}.png")
-    if config.validate_images and due(config.validate_images, before, seen, config.images):
-        monitor.validate(seen)
-    if config.score_images and due(config.score_images, before, seen, config.images):
-        _unless_lost(out, seen, monitor.score, seen)
-
-
-def _unless_lost(out: Path, seen: int, look: Callable[..., None], *arguments: object) -> None:
-    """Look at samples, which must not end the run: an average of few steps may not make images yet."""
-    try:
-        look(*arguments)
-    except NotFinite as error:
-        log.warning(f"{out}: after {seen:,} images: {error}; training goes on")
 
 
 def _train_stages(
@@ -232,18 +210,3 @@ def _train_stages(
         inside = folder
     assert inside is not None  # there are stages
     return inside
-
-
-def learning_rate(config: Training, seen: int) -> float:
-    """The rate for the step after `seen` images: linear warm-up, then the schedule."""
-    rate = config.lr
-    if seen < config.warmup_images:
-        rate *= (seen + config.batch) / (config.warmup_images + config.batch)
-    if config.schedule == "cosine":
-        rate *= (1 + math.cos(math.pi * min(1.0, seen / config.images))) / 2
-    return rate
-
-
-def due(every: int, before: int, seen: int, last: int) -> bool:
-    """Whether the step from `before` to `seen` images crossed a multiple of `every`, or was the last."""
-    return seen // every > before // every or seen >= last

@@ -8,7 +8,7 @@ validation.jsonl and scores.jsonl get a line each time, validation.png and score
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,16 +23,19 @@ from ditkit.data.latents import Latents
 from ditkit.data.sources import stack
 from ditkit.data.video import Mixed
 from ditkit.device import autocast
-from ditkit.errors import InputError
+from ditkit.errors import InputError, NotFinite
 from ditkit.pipeline import Pipeline
 from ditkit.plots import level_curves, score_curves
 from ditkit.randomness import Purpose, generator
 from ditkit.records import append_line
 from ditkit.scoring import Ruler, evaluate, rulers, sampled
 from ditkit.training.log import keep_until, read_log
+from ditkit.training.preview import save_preview
+from ditkit.training.schedule import due
 
 log = logging.getLogger(__name__)
 
+VALIDATION, SCORES = "validation.jsonl", "scores.jsonl"
 IMAGES, LEVELS = 200, 10  # of the validation loss: 2,000 evaluations
 
 
@@ -49,7 +52,7 @@ class Monitor:
         config = pipeline.recipe.train
         self._held_out = _validation_images(pipeline, training) if config.validate_images else []
         self._rulers: list[Ruler] = []
-        for lines in (out / "validation.jsonl", out / "scores.jsonl"):
+        for lines in (out / VALIDATION, out / SCORES):
             if lines.exists():
                 keep_until(lines, seen)
         if config.score_images and pipeline.transport.cascade is not None:
@@ -63,25 +66,50 @@ class Monitor:
             except InputError as error:
                 raise InputError(str(error).replace("--features", "--train.score-features")) from None
 
-    def catch_up(self, seen: int) -> None:
-        """Measure what was due when the run stopped after `seen` images, if that was not finished."""
-        config = self._pipeline.recipe.train
-        if config.validate_images and self._missed("validation.jsonl", config.validate_images, seen):
-            self.validate(seen)
-        if config.score_images and self._missed("scores.jsonl", config.score_images, seen):
-            self.score(seen)
+    def measure(self, before: int, seen: int) -> None:
+        """What is due after the step from `before` to `seen` images: a preview, the validation loss, scores."""
+        last = self._pipeline.recipe.train.images
+        for look, every, _ in self._kinds():
+            if every and due(every, before, seen, last):
+                self._look(look, seen)
 
-    def _missed(self, name: str, every: int, seen: int) -> bool:
-        """Whether a file of lines, or a folder of previews, lacks what was due last."""
-        if (self._out / name).is_dir():
-            done = [
-                int(picture.stem) for picture in (self._out / name).glob("*.png") if picture.stem.isdecimal()
-            ]
-        else:
-            done = [row["images"] for row in read_log(self._out / name)]
-        last = max(done, default=0)
-        finished = seen >= self._pipeline.recipe.train.images
-        return seen // every > last // every or (finished and last < seen)
+    def catch_up(self, seen: int) -> None:
+        """What was due when the run stopped after `seen` images, if that was not finished."""
+        last = self._pipeline.recipe.train.images
+        for look, every, done in self._kinds():
+            if every and due(every, max(done, default=0), seen, last) and seen not in done:
+                self._look(look, seen)
+
+    def _kinds(self) -> list[tuple[Callable[[int], None], int, list[int]]]:
+        """What looks at the run, after how many images each, and after which it did."""
+        config = self._pipeline.recipe.train
+        alone = self._pipeline.transport.cascade is None  # otherwise another model makes the lower levels
+        previews = [int(file.stem) for file in self._previews.glob("*.png") if file.stem.isdecimal()]
+        lines = ([row["images"] for row in read_log(self._out / name)] for name in (VALIDATION, SCORES))
+        return [
+            (self.preview, config.preview_images * alone, previews),
+            (self.validate, config.validate_images, next(lines)),
+            (self.score, config.score_images, next(lines)),
+        ]
+
+    def _look(self, look: Callable[[int], None], seen: int) -> None:
+        """Nothing that is only looked at ends a run: an average of few steps may not make images yet, a disk be full."""
+        try:
+            look(seen)
+        except NotFinite as error:
+            log.warning(f"{self._out}: after {seen:,} images: {error}; training goes on")
+        except OSError as error:
+            log.warning(
+                f"{error.filename or self._out}: could not be written ({error.strerror}); training goes on"
+            )
+
+    @property
+    def _previews(self) -> Path:
+        return self._out / "previews"
+
+    def preview(self, seen: int) -> None:
+        """Draw the samples of previews/."""
+        save_preview(self._pipeline, self._previews / f"{seen:012d}.png")
 
     def validate(self, seen: int) -> None:
         """Add a line to validation.jsonl: the loss at LEVELS times, from data to noise."""
@@ -94,9 +122,9 @@ class Monitor:
             share = len(group.images) / total
             losses = [loss + share * part for loss, part in zip(losses, own, strict=True)]
         row = {"images": seen, "loss": sum(losses) / len(losses), "t": t, "levels": losses}
-        append_line(self._out / "validation.jsonl", row)
+        append_line(self._out / VALIDATION, row)
         level_curves(
-            read_log(self._out / "validation.jsonl"), self._out / "validation.png", self._pipeline.recipe.name
+            read_log(self._out / VALIDATION), self._out / "validation.png", self._pipeline.recipe.name
         )
 
     def score(self, seen: int) -> None:
@@ -116,10 +144,8 @@ class Monitor:
             "nfe": report.protocol["nfe"],
             "guidance": report.protocol["guidance"],
         }
-        append_line(self._out / "scores.jsonl", row)
-        score_curves(
-            read_log(self._out / "scores.jsonl"), self._out / "scores.png", self._pipeline.recipe.name
-        )
+        append_line(self._out / SCORES, row)
+        score_curves(read_log(self._out / SCORES), self._out / "scores.png", self._pipeline.recipe.name)
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ from ditkit.config import Section, write_section
 from ditkit.data import Source
 from ditkit.data.latents import Latents
 from ditkit.errors import InputError
-from ditkit.files import LOCK
 from ditkit.records import read_json
 from ditkit.training.data import check_data, write_lines
 from ditkit.training.log import read_log
@@ -65,8 +64,14 @@ def check_run(settings: Settings, out: Path, source: Source | Latents, name: str
                 "another --out"
             )
         check_data(before.data, settings.data, source, out)
-    elif out.exists() and any(path.name != LOCK for path in out.iterdir()):
+    elif out.exists() and any(_is_content(path) for path in out.iterdir()):
         raise InputError(f"{out} is not empty and holds no {name}; give another --out")
+
+
+def _is_content(path: Path) -> bool:
+    """Whether something in a folder is not what a run that was stopped while it began left there: a lock, an unfinished
+    file, an empty folder."""
+    return path.name[0] != "." and not (path.is_dir() and not any(path.iterdir()))
 
 
 def claim_run(
