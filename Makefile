@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-isa test-slow lint assets clean
+.PHONY: demo test test-isa faults test-slow lint assets clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train on real digits, sample, score, draw (a few minutes on a laptop)"
 	@echo "make test       the test suite, offline, a few minutes"
 	@echo "make test-isa   the numerical tests as other processors compute them, in another order"
+	@echo "make faults     thousands of faults: kills, full disks, damaged files, wrong inputs (half an hour)"
 	@echo "make test-slow  the tests that take longer"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make assets     make the bundled classifiers and snapshots again (about half an hour)"
@@ -50,6 +51,10 @@ test-isa: $(VENV)/dev
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(ISA)
 	ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(ISA) -n auto
 	ONEDNN_MAX_CPU_ISA=AVX512_CORE OMP_NUM_THREADS=1 $(ISA) -n auto
+
+# Kills, full disks, damaged files and wrong inputs, with a fixed seed; docs/reliability.md says what is promised.
+faults: $(VENV)/dev
+	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m faults --out ../docs/reports/faults.json
 
 test-slow: $(VENV)/dev
 	$(BIN)/python -m pytest -q -m slow

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from faults.commands import Watched, run
 from faults.contents import contents, difference
 from faults.tally import Tally
-from faults.verbs import QUICK, TRAIN, command, fresh
+from faults.verbs import QUICK, TRAIN, a_codec, a_run, command, fresh
 
 WARNINGS = (
     "damaged",
@@ -56,7 +56,7 @@ def midway(made: Path) -> Path:
 def snapshot(made: Path) -> Path:
     kept = made / "snapshot"
     if not kept.exists():
-        assert run(["convert", made / "run", "--out", kept]).status == 0
+        assert run(["convert", a_run(made), "--out", kept]).status == 0
     return kept
 
 
@@ -122,7 +122,7 @@ READERS = {
                 "--codec",
                 "vae",
                 "--codec.id",
-                made / "codec",
+                a_codec(made),
                 "--backbone.patch",
                 1,
             ),
@@ -157,7 +157,8 @@ def damage(name: str, made: Path, count: int, seed: int) -> Tally:
     draw = random.Random(f"{seed} {name} bits")
     reader = READERS[name]
     source = reader.source(made)
-    expected = _read(reader, made, source, None, draw)[1]
+    whole, expected = _read(reader, made, source, None, draw)
+    assert whole.status == 0, whole.err
     files = sorted(
         file for file in source.rglob("*") if file.is_file() and file.suffix not in (".png", ".lock")
     )

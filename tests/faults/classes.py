@@ -1,40 +1,46 @@
 """The classes of faults, and how many cases each has."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from faults import bits, disks, kills
 from faults.tally import Tally
 from faults.verbs import VERBS
 
-Class = Callable[[Path, float, int], Iterator[Tally]]
-"""Called with the folder of what is made once, the share of the cases, and the seed."""
+Cases = Callable[[Path, int, int], Tally]
+"""Called with the folder of what is made once, the number of cases, and the seed."""
 
 
-def _of(count: int, share: float) -> int:
-    return max(1, round(count * share))
-
-
-def _kills(made: Path, share: float, seed: int) -> Iterator[Tally]:
+def _classes() -> dict[str, tuple[int, Cases]]:
+    found: dict[str, tuple[int, Cases]] = {}
     for name in VERBS:
-        yield kills.kill(name, made, _of(200 if name == "train" else 20, share), seed)
-
-
-def _signals(made: Path, share: float, seed: int) -> Iterator[Tally]:
+        found[f"kills: {name}"] = (200 if name == "train" else 20, partial(kills.kill, name))
     for name in ("train", "train-codec"):
-        yield kills.stop(name, made, _of(20, share), seed)
-
-
-def _disks(made: Path, share: float, seed: int) -> Iterator[Tally]:
+        found[f"signals: {name}"] = (20, partial(kills.stop, name))
     for name in VERBS:
-        yield disks.fail(name, made, _of(100 if name == "train" else 20, share), seed)
+        found[f"disks: {name}"] = (100 if name == "train" else 20, partial(disks.fail, name))
     for name in VERBS:
-        yield disks.fill(name, made, _of(10, share), seed)
-
-
-def _bits(made: Path, share: float, seed: int) -> Iterator[Tally]:
+        found[f"full disk: {name}"] = (10, partial(disks.fill, name))
     for name in bits.READERS:
-        yield bits.damage(name, made, _of(120, share), seed)
+        found[f"bits: {name}"] = (120, partial(bits.damage, name))
+    return found
 
 
-CLASSES: dict[str, Class] = {"kills": _kills, "signals": _signals, "disks": _disks, "bits": _bits}
+CLASSES = _classes()
+"""Number of cases and what runs them, by name."""
+FEW = (
+    "kills: train",
+    "kills: sample",
+    "signals: train",
+    "disks: train",
+    "full disk: train",
+    "bits: run",
+    "bits: snapshot",
+)
+"""The classes of the short campaign."""
+
+
+def chosen(names: list[str]) -> list[str]:
+    """The classes whose names begin so; all when none is given."""
+    return [name for name in CLASSES if not names or any(name.startswith(begin) for begin in names)]

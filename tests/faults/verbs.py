@@ -98,7 +98,7 @@ def _encode(made: Path, out: Path) -> list[object]:
 
 
 def _latent(made: Path) -> list[object]:
-    return ["--codec", "vae", "--codec.id", made / "codec", "--backbone.patch", 1]
+    return ["--codec", "vae", "--codec.id", a_codec(made), "--backbone.patch", 1]
 
 
 def _train_codec(made: Path, out: Path) -> list[object]:
@@ -151,7 +151,8 @@ def _eval(made: Path, out: Path) -> list[object]:
         32,
         *QUICK,
         "--out",
-        out / "report.json",
+        out / "eval",
+        "--replace",
         "--device",
         "cpu",
     ]
@@ -162,7 +163,7 @@ def _compare(made: Path, out: Path) -> list[object]:
 
 
 def _convert(made: Path, out: Path) -> list[object]:
-    return ["convert", made / "run", "--out", out / "snapshot", "--replace"]
+    return ["convert", a_run(made), "--out", out / "snapshot", "--replace"]
 
 
 VERBS = {
@@ -189,20 +190,32 @@ def _write_blank(figure: Figure, file: Any, **_: Any) -> None:
     Image.new("L", (4, 4)).save(file, "PNG")
 
 
-def make_once(folder: Path) -> None:
-    """What the verbs need: images, an autoencoder, a run."""
+def make_images(folder: Path) -> None:
+    """A folder of small images in classes."""
     import_all()
     digits = load_digits()
     for number in range(120):
         file = folder / "images" / str(digits.target[number]) / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((digits.images[number] * 15.9).astype(np.uint8)).save(file)
-    for argv in (
-        ["train", "digits", *TRAIN, "--out", folder / "run"],
-        ["train-codec", "digits", *CODEC, "--out", folder / "codec"],
-    ):
-        ended = run(argv)
-        assert ended.status == 0, ended.err
+
+
+@cache
+def a_run(made: Path) -> Path:
+    """A finished training."""
+    return _made(made / "a-run", ["train", "digits", *TRAIN])
+
+
+@cache
+def a_codec(made: Path) -> Path:
+    """A trained autoencoder."""
+    return _made(made / "a-codec", ["train-codec", "digits", *CODEC])
+
+
+def _made(folder: Path, argv: list[object]) -> Path:
+    ended = run([*argv, "--out", folder])
+    assert ended.status == 0, ended.err
+    return folder
 
 
 def command(name: str, made: Path, out: Path) -> list[object]:
