@@ -12,6 +12,8 @@ import torch
 from ditkit.checkpoint import load_newest, save_checkpoint
 from ditkit.errors import InputError
 from ditkit.files import owned, save_tensors
+from ditkit.recipe import Recipe
+from ditkit.recipes import recipe
 from ditkit.records import append_line, read_json, read_lines, write_json
 from ditkit.training import train
 from ditkit.training.log import read_log
@@ -201,3 +203,19 @@ def test_two_trainings_in_one_folder_are_one_and_a_line(small, tmp_path):
     train(small.replace(train={"images": 64}), tmp_path / "run", device=CPU, progress=False)
     with owned(tmp_path / "run"):  # it was let go
         pass
+
+
+def test_a_recipe_that_was_changed_is_said_and_taken(tmp_path, caplog):
+    recipe("digits").write(tmp_path / "recipe.json")
+    assert Recipe.read(tmp_path / "recipe.json") == recipe("digits")
+    assert not caplog.messages
+    values = json.loads((tmp_path / "recipe.json").read_text(encoding="utf-8"))
+    values["sample"]["guidance"] = 2.0
+    (tmp_path / "recipe.json").write_text(json.dumps(values), encoding="utf-8")
+    assert Recipe.read(tmp_path / "recipe.json").sample.guidance == 2
+    assert "recipe.json was changed after it was written" in caplog.text
+    caplog.clear()
+    del values["checksum"]
+    (tmp_path / "recipe.json").write_text(json.dumps(values), encoding="utf-8")
+    Recipe.read(tmp_path / "recipe.json")
+    assert not caplog.messages

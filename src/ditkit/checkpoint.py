@@ -7,11 +7,9 @@ state.json carries the hash of every file and of itself, so a checkpoint cut sho
 it used. Tensors are keyed by parameter name, which survives any change of their order.
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,9 @@ from torch import Tensor, nn
 
 from ditkit.errors import InputError
 from ditkit.files import file_hash, save_tensors, sync_folder
-from ditkit.records import finite, read_json, write_json
+from ditkit.records import CHECKSUM, checksum, finite, read_json, write_json
 
-STATE, CHECKSUM = "state.json", "checksum"
+STATE = "state.json"
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +70,6 @@ def _prune(folder: Path, keep: int) -> None:
             shutil.rmtree(old)
         except OSError as error:
             log.warning(f"{old}: this old checkpoint cannot be removed ({error.strerror}); remove it by hand")
-
-
-def checksum(values: Mapping[str, Any]) -> str:
-    """SHA-256 of a state, its checksum left out."""
-    rest = {name: value for name, value in values.items() if name != CHECKSUM}
-    return sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """The base of every configuration section: frozen, strict, JSON in and out."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -7,19 +8,29 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ditkit.errors import InputError, no_such
-from ditkit.records import read_json, write_json
+from ditkit.records import CHECKSUM, checksum, finite, read_json, write_json
+
+log = logging.getLogger(__name__)
 
 Checked = TypeVar("Checked", bound="Section")
 
 
 def write_section(section: "Section", path: Path) -> None:
-    """The section as a JSON file."""
-    write_json(path, section.model_dump(mode="json"))
+    """The section as a JSON file, with its checksum."""
+    values = finite(section.model_dump(mode="json"))
+    write_json(path, {**values, CHECKSUM: checksum(values)})
 
 
 def read_section(cls: "type[Checked]", path: Path) -> Checked:
-    """The section in a JSON file; InputError when it is missing or holds something else."""
-    return cls.checked(cls.upgraded(read_json(path)), str(path))
+    """The section in a JSON file; InputError when it is missing or holds something else. Where it was changed since it was
+    written that is logged: somebody meant it, or the disk is failing."""
+    values = read_json(path)
+    if values.pop(CHECKSUM, written := checksum(values)) != written:
+        log.warning(
+            f"{path} was changed after it was written, and is taken as it is now; without its line {CHECKSUM!r} this is "
+            "not said"
+        )
+    return cls.checked(cls.upgraded(values), str(path))
 
 
 def refusal(error: ValidationError, what: str, known: Iterable[str] = ()) -> InputError:

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,15 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path}: cannot be read (it holds no JSON object)")
     return values
+
+
+CHECKSUM = "checksum"
+
+
+def checksum(values: Mapping[str, Any]) -> str:
+    """SHA-256 of a record, its checksum left out."""
+    rest = {name: value for name, value in values.items() if name != CHECKSUM}
+    return sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:

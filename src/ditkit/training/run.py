@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ditkit.config import Section, write_section
+from ditkit.config import Section, read_section, write_section
 from ditkit.data import Source
 from ditkit.data.latents import Latents
 from ditkit.errors import InputError
@@ -53,7 +53,7 @@ def check_run(settings: Settings, out: Path, source: Source | Latents, name: str
     if file.exists():
         if not read_log(out / "log.jsonl") and not any((out / "checkpoints").glob("*")):
             return
-        before: Any = type(settings).checked(settings.upgraded(read_json(file)), str(file))
+        before: Any = read_section(type(settings), file)
         difference = _first_difference(before, settings)
         if difference and difference[0] == "data.classes":
             check_data(before.data, settings.data, source, out)  # which says more
