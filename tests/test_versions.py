@@ -73,7 +73,9 @@ def test_a_run_goes_on(old):
 
 
 def test_a_snapshot_samples_as_it_did(old):
-    images = ditkit.load(old / "snapshot", "cpu").generate({"label": range(4)}, seeds=range(4), progress=False)
+    images = ditkit.load(old / "snapshot", "cpu").generate(
+        {"label": range(4)}, seeds=range(4), progress=False
+    )
     expected = torch.from_numpy(np.load(old / "expected" / "samples.npz")["arr_0"])
     assert (images.permute(0, 2, 3, 1).int() - expected.int()).abs().max() <= 1
 
