@@ -4,7 +4,6 @@ have neither."""
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from unittest import mock
@@ -47,10 +46,9 @@ def _save(folder: Path, size: int, *, hashed: bool, synced: bool) -> float:
         "ema": weights,
         "optimizer": {"a": weights["weight"], "b": weights["weight"].clone()},
     }
-    nothing: Callable[[object], None] = lambda _: None
     with (
         mock.patch.object(checkpoint, "file_hash", checkpoint.file_hash if hashed else lambda _: ""),
-        mock.patch.object(os, "fsync", os.fsync if synced else nothing),
+        mock.patch.object(os, "fsync", os.fsync if synced else id),
     ):
         begin = time.perf_counter()
         checkpoint.save_checkpoint(folder, 1, parts, {}, 1)
