@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import CPU, SMALL
 
-from ditkit.backbones import backbone, compiles
+from ditkit.backbones import DiTConfig, backbone, build, compile_blocks, compiles
 from ditkit.backbones.compiling import ENOUGH
 from ditkit.checkpoint import checkpoints
 from ditkit.cli import main
@@ -251,3 +252,21 @@ def test_compiled_likelihoods_are_the_same(small, tmp_path):
         record = json.loads((out / "likelihood.json").read_text())
         bits.append(record["bits_per_dimension"]["test"]["mean"])
     assert bits[0] == pytest.approx(bits[1], rel=1e-4)
+
+
+def test_auto_goes_on_where_the_compiler_fails_on_a_block(monkeypatch):
+    import torch._inductor.compile_fx as inductor
+
+    def fail(*_, **__):
+        raise RuntimeError("no code for this")
+
+    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)  # and back to what it is afterwards
+    monkeypatch.setattr(inductor, "compile_fx", fail)
+    monkeypatch.setattr("ditkit.backbones.compiling.no_compiler", lambda device: None)
+    net = build(DiTConfig(width=24, depth=2, heads=2), 1, 10, 1).eval()
+    x, t, cond = torch.randn(2, 1, 8, 8), torch.rand(2), {"label": torch.tensor([1, 2])}
+    expected = net(x, t, cond)
+    assert compiles("auto", net, CPU, 1e30, "--compile")
+    compile_blocks(net)
+    torch.testing.assert_close(net(x, t, cond), expected)
+    torch._dynamo.reset()

@@ -62,6 +62,8 @@ def compiles(
     if chosen and (problem := no_compiler(device)) is not None:
         chosen, why = False, problem
     log.info(f"{flag} auto: {'on' if chosen else 'off'}, {why}")
+    if chosen:  # a block that the compiler fails on runs as it is: auto stops nothing
+        torch._dynamo.config.suppress_errors = True
     return chosen
 
 
