@@ -9,6 +9,7 @@ from commands import BENCHES, SECTIONS, understood
 
 import ditkit
 from ditkit.backbones import BACKBONES
+from ditkit.cli import main
 from ditkit.cli.classifier import ClassifierCommand
 from ditkit.cli.encode import EncodeCommand
 from ditkit.cli.info import NamedCommand, RecipeCommand
@@ -166,3 +167,12 @@ def test_every_flag_that_a_message_names_is_there():
                         unknown.append(f"{path.name}: --{name}")
     assert not unknown
     assert found > 200
+
+
+def test_every_flag_that_there_is_not_is_named_with_the_nearest(capsys):
+    assert main(["train", "digits", "--train.lrr", "3", "--hidth", "7", "--zzz"]) == 2
+    told = capsys.readouterr().err
+    assert (
+        "unknown flags --train.lrr (did you mean --train.lr?), --hidth (did you mean --backbone.width?), --zzz;"
+        in told
+    )

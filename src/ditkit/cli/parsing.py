@@ -9,6 +9,7 @@ import io
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, get_args
@@ -50,6 +51,8 @@ def parse(target: type[Section], argv: list[str], prog: str, default: Any = None
     except SystemExit as end:
         if not end.code:
             raise
+        if unknown := unknown_flags(argv, known):
+            raise InputError(f"{prog}: {unknown}; ditkit {prog} --help lists all") from None
         raise InputError(own_flags(fold(captured.getvalue()), known, argv)) from None
 
 
@@ -91,6 +94,21 @@ def plain(argv: Sequence[str], known: Mapping[str, FieldInfo]) -> list[str]:
             bare = not after or after.startswith("--") or (positional and after not in choices)
             found[-1:] = [f"--{flag}", "off"] if negated else [word, "on"] if bare else [word]
     return found
+
+
+def unknown_flags(argv: Sequence[str], known: Collection[str]) -> str:
+    """The flags that the verb does not have, each with the nearest that it has, in words; "" when it has all."""
+    found = []
+    for word in argv:
+        name = word.removeprefix("--").partition("=")[0].replace("_", "-")
+        if not word.startswith("--") or {name, re.sub(r"(^|\.)no-", r"\1", name, count=1)} & {*known, "help"}:
+            continue
+        inside = {flag.rpartition(".")[2]: flag for flag in known}
+        near = get_close_matches(name, known, 1) or get_close_matches(name.rpartition(".")[2], inside, 1)
+        found.append(f"--{name}" + (f" (did you mean --{inside.get(near[0], near[0])}?)" if near else ""))
+    if not found:
+        return ""
+    return f"unknown flag{'s' if len(found) > 1 else ''} {', '.join(found)}"
 
 
 def own_flags(text: str, known: Collection[str], argv: Sequence[str]) -> str:
