@@ -13,6 +13,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import ditkit.cli
+from ditkit.recipes import recipe
+from ditkit.studies import scaling
+from ditkit.studies.cells import Cell, Point
 from faults.commands import run
 from faults.contents import contents
 
@@ -166,6 +169,29 @@ def _convert(made: Path, out: Path) -> list[object]:
     return ["convert", a_run(made), "--out", out / "snapshot", "--replace"]
 
 
+def _study(made: Path, out: Path) -> list[object]:
+    return [
+        "study",
+        "scaling",
+        "--out",
+        out / "study",
+        "--runs",
+        out / "runs",
+        "--device",
+        "cpu",
+        "--compile",
+        "off",
+    ]
+
+
+def _cells() -> dict[str, Cell]:
+    """A study of two small trainings in place of the ten large ones."""
+    train = {"images": 64, "batch": 32, "preview_images": 0, "validate_images": 0, "checkpoint_images": 32}
+    small = recipe("digits").replace(backbone={"width": 16, "depth": 1, "heads": 2}, train=train)
+    points = tuple(Point(images=images, sampler="ab2", steps=2, n=20) for images in (32, 64))
+    return {"a": Cell(small, points), "b": Cell(small.replace(train={"seed": 1}), points[1:])}
+
+
 VERBS = {
     "train": Verb(_train),
     "train on images": Verb(_train_images),
@@ -175,6 +201,7 @@ VERBS = {
     "eval": Verb(_eval),
     "compare": Verb(_compare),
     "convert": Verb(_convert),
+    "study": Verb(_study),
 }
 
 
@@ -182,6 +209,8 @@ def import_all() -> None:
     """What the verbs import when they run: children that are forked later have it. Curves are not drawn, which would take
     most of the time and is matplotlib's; their files are written."""
     Figure.savefig = _write_blank
+    scaling.cells = _cells
+    scaling.report = lambda results, out: "\n".join(sorted(results))
     for name in (*LAZY, *(f"ditkit.cli.{module}" for module, _ in ditkit.cli.VERBS.values())):
         importlib.import_module(name)
 
