@@ -4,12 +4,27 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from faults import bits, disks, kills
+from faults import bits, disks, inputs, kills, malice
 from faults.tally import Tally
 from faults.verbs import VERBS
 
 Cases = Callable[[Path, int, int], Tally]
 """Called with the folder of what is made once, the number of cases, and the seed."""
+
+
+INPUTS: dict[str, tuple[int, Cases]] = {
+    "inputs: images": (1000, inputs.images),
+    "inputs: videos": (200, inputs.videos),
+    "inputs: arrays": (200, inputs.arrays),
+    "inputs: official files": (200, inputs.official),
+    "inputs: snapshots": (200, inputs.snapshots),
+    "inputs: shards": (200, inputs.tars),
+    "inputs: recipes": (500, inputs.recipes),
+    "inputs: commands": (500, inputs.commands),
+    "malice: code in files": (280, malice.pickles),
+    "malice: archives": (50, malice.archives),
+    "malice: declared sizes": (300, malice.sizes),
+}
 
 
 def _classes() -> dict[str, tuple[int, Cases]]:
@@ -24,7 +39,7 @@ def _classes() -> dict[str, tuple[int, Cases]]:
         found[f"full disk: {name}"] = (10, partial(disks.fill, name))
     for name in bits.READERS:
         found[f"bits: {name}"] = (120, partial(bits.damage, name))
-    return found
+    return found | INPUTS
 
 
 CLASSES = _classes()

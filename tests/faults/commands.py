@@ -83,6 +83,8 @@ def _be_child(work: Callable[[], int], inside: Callable[[], None] | None, out: i
         if inside is not None:
             inside()
         status = work()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:  # as Python ends a program
         with contextlib.suppress(OSError, ValueError):
             traceback.print_exc()
@@ -96,7 +98,9 @@ def _be_child(work: Callable[[], int], inside: Callable[[], None] | None, out: i
 def _stream(number: int) -> TextIO:
     binary = io.FileIO(number, "w" if number else "r", closefd=False)
     buffered = io.BufferedWriter(binary) if number else io.BufferedReader(binary)
-    return io.TextIOWrapper(buffered, encoding="utf-8")
+    return io.TextIOWrapper(
+        buffered, encoding="utf-8", errors="backslashreplace" if number == 2 else "strict"
+    )
 
 
 def _wait(child: int, limit: float, after: tuple[float, int] | None) -> int | None:
