@@ -29,6 +29,7 @@ from ditkit.data import (
     to_array,
     to_mode,
 )
+from ditkit.data.sources import upgraded
 from ditkit.errors import InputError
 
 
@@ -374,6 +375,9 @@ def test_hub_errors_name_the_remedy(parquet):
         Hub(id=str(parquet), classes=3).open()
     with pytest.raises(InputError, match=r"--data\.id"):
         Hub().open()
+    (parquet / f"{parquet.name}.py").write_text("raise SystemExit\n")
+    with pytest.raises(InputError, match=r"scripts are no longer supported.*--data\.id DIR"):
+        Hub(id=str(parquet)).open()
 
 
 # captions
@@ -681,6 +685,11 @@ def test_sections_survive_json_and_know_their_name(name):
     assert TypeAdapter(DataConfig).validate_python(json.loads(section.model_dump_json())) == section
     described = type(section).model_fields
     assert all(described[field].description for field in described if field != "kind")
+
+
+def test_a_kind_that_is_no_name_is_left_to_the_check():
+    for kind in ({}, [], None, 3):
+        assert upgraded({"kind": kind}) == {"kind": kind}
 
 
 def test_wrong_settings_are_refused():

@@ -306,10 +306,12 @@ def test_weights_of_another_network_are_refused(change, complaint, tmp_path):
     assert_one_line(refusal, "other.pth")
 
 
-@pytest.mark.parametrize("name", ["garbage.pth", "garbage.safetensors", "list.pth", "absent.pth"])
+@pytest.mark.parametrize(
+    "name", ["garbage.pth", "garbage.safetensors", "garbage-of-opcodes.pth", "list.pth", "absent.pth"]
+)
 def test_what_is_no_file_of_weights_is_refused(name, tmp_path):
     if name.startswith("garbage"):
-        (tmp_path / name).write_bytes(b"not weights")
+        (tmp_path / name).write_bytes(b"\x80\x02h\x07." if "opcodes" in name else b"not weights")
     elif name == "list.pth":
         torch.save([1], tmp_path / name)
     with pytest.raises(InputError) as refusal:

@@ -561,6 +561,13 @@ def test_truncated_files(tmp_path, suffix, share):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("number", [b"r\x00\x00\x00\x80", b"p2000000000\n"])
+def test_a_pickle_that_numbers_more_than_it_has_takes_no_memory(tmp_path, number):
+    """An unpickler makes a table of so many places."""
+    (tmp_path / "DiT.pt").write_bytes(b"\x80\x02N" + number + b".")
+    one_line("numbers more values than it has", tmp_path / "DiT.pt")
+
+
 def test_a_bare_pickle_and_text_are_refused(tmp_path):
     for content in (pickle.dumps(Evil(tmp_path / "ran")), b"hello", b""):
         (tmp_path / "DiT.pt").write_bytes(content)

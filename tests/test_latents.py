@@ -527,6 +527,53 @@ def test_damage_in_other_projects_layouts(latent, tmp_path):
         open_for(few, codec, tmp_path / "d")
 
 
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (2**40, "no class|classes are numbered"),
+        (-1, "numbered from 0"),
+        ("cat", "no class"),
+        ([1], "no class|cannot be read"),
+    ],
+)
+def test_labels_of_other_projects_that_are_no_classes(tmp_path, label, message):
+    edm2(tmp_path)
+    known = json.loads((tmp_path / "dataset.json").read_text())["labels"]
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": [[name, label] for name, _ in known]}))
+    with pytest.raises(InputError, match=message):
+        open_latents(tmp_path)
+
+
+def test_shapes_of_other_projects_that_are_no_latents(tmp_path):
+    """What is said to be larger than the memory, and what has other dimensions, is refused by name."""
+    for name, write in (("a", edm2), ("b", fast_dit), ("c", lightning)):
+        write(tmp_path / name)
+    first = tmp_path / "a" / "00000" / "img-mean-std-00000000.npy"
+    for shape in ((3,), (3, 4, 4), (2, 4, 0), ()):
+        np.save(first, np.zeros(shape, np.float32))
+        with pytest.raises(InputError, match=r"00000000\.npy: .* no mean and std"):
+            open_latents(tmp_path / "a")
+    with first.open("wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f4", "fortran_order": False, "shape": (2, 2**60)}
+        )
+    with pytest.raises(InputError, match=r"00000000\.npy is missing or no \.npy file of numbers"):
+        open_latents(tmp_path / "a")
+    np.save(tmp_path / "b" / "imagenet256_features" / "0.npy", np.zeros((4, 4), np.float32))
+    with pytest.raises(InputError, match=r"0\.npy: \(4, 4\) is no latent"):
+        open_latents(tmp_path / "b")
+    shard = tmp_path / "c" / "latents_rank00_shard000.safetensors"
+    save_file({"latents": torch.zeros(2, 3), "labels": torch.zeros(2)}, shard)
+    with pytest.raises(InputError, match=r"\(2, 3\) is no latents"):
+        open_latents(tmp_path / "c")
+    save_file({"latents": torch.zeros(2, 3, 4, 4), "labels": torch.tensor([1, 2**40])}, shard)
+    with pytest.raises(InputError, match="classes are numbered from 0 to at most"):
+        open_latents(tmp_path / "c")
+    save_file({"latents": torch.zeros(2, 3, 4, 4), "labels": torch.zeros(3)}, shard)
+    with pytest.raises(InputError, match="are not those of 2 latents"):
+        open_latents(tmp_path / "c")
+
+
 def test_a_sample_is_moments_without_spread():
     moments = layouts.without_spread(MEAN[0])
     assert moments.shape == (6, 4, 4)

@@ -239,6 +239,9 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
             ) as caught:
                 opened(path, check=False).rows(range(20))
             assert "\n" not in str(caught.value)
+    path = tmp_path / "open.npy"
+    path.write_bytes(paths["a.npy"].read_bytes().replace(b")", b" ", 1))
+    denied(r"open\.npy cannot be read", path)
     denied("which arrays", None)
     denied(r"gone\.npy is not there", tmp_path / "gone.npy")
     denied(

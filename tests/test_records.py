@@ -14,7 +14,7 @@ from ditkit.errors import InputError
 from ditkit.files import owned, save_tensors
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe
-from ditkit.records import append_line, read_json, read_lines, write_json
+from ditkit.records import append_line, parse_json, read_json, read_lines, write_json
 from ditkit.training import train
 from ditkit.training.log import read_log
 
@@ -219,3 +219,11 @@ def test_a_recipe_that_was_changed_is_said_and_taken(tmp_path, caplog):
     (tmp_path / "recipe.json").write_text(json.dumps(values), encoding="utf-8")
     Recipe.read(tmp_path / "recipe.json")
     assert not caplog.messages
+
+
+def test_json_that_is_nested_too_deep_is_a_value_error():
+    with pytest.raises(ValueError, match="nested too deep"):
+        parse_json(b"[" * 100_000 + b"]" * 100_000)
+    with pytest.raises(ValueError, match="utf-8"):
+        parse_json(b'"\xff"')
+    assert parse_json('{"a": [1]}') == {"a": [1]}

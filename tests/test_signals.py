@@ -1,5 +1,6 @@
 """Signals and streams: a training that is asked to stop saves first; output that nobody takes ends nothing."""
 
+import errno
 import io
 import itertools
 import multiprocessing
@@ -15,7 +16,8 @@ from PIL import Image
 
 from ditkit.checkpoint import checkpoints, load_newest
 from ditkit.cli import main
-from ditkit.cli.streams import printable, tolerant
+from ditkit.cli.refusals import refusal
+from ditkit.cli.streams import one_line, printable, tolerant
 from ditkit.data import Folder, batches
 from ditkit.errors import InputError
 from ditkit.recipes import recipe
@@ -214,7 +216,7 @@ def test_what_a_terminal_cannot_show_is_left_out(monkeypatch):
     monkeypatch.setattr(sys, "stdout", terminal)
     with tolerant():
         print("8 × 8, \udcff")
-    assert terminal.buffer.getvalue() == b"8 ? 8, ?\n"
+    assert terminal.buffer.getvalue() == b"8 ? 8, \\udcff\n"
 
 
 def test_a_training_whose_messages_nobody_reads_goes_on(tmp_path, monkeypatch):
@@ -234,3 +236,39 @@ def test_names_of_files_are_printed_harmlessly(capsys, tmp_path):
     assert "\\x1b[31mred\\x07\\r" in shown
     assert not {"\x1b", "\x07", "\r"} & set(shown)
     assert printable("Größe 猫\n") == "Größe 猫\n"
+
+
+def test_results_are_printed_harmlessly(capsys, tmp_path):
+    with tolerant():
+        print("\x1b[31mred\x07")
+    assert capsys.readouterr().out == "\\x1b[31mred\\x07\n"
+    out = tmp_path / "\x1b[31mred"
+    assert main(["convert", "digits", "--out", str(out)]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    assert (out / "recipe.json").is_file()
+
+
+def test_the_last_word_is_one_line_of_bounded_length(capsys):
+    assert main(["sample", "digits", "--nothing", "x" * 100_000]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert len(line) < 5000
+    assert line.startswith("ditkit: ")
+    assert line.endswith("(see ditkit sample --help)")
+    assert one_line("two\nlines") == "two\\nlines"
+    assert one_line("abcdef", longest=4) == "ab [...] ef"
+    assert one_line("abcd", longest=4) == "abcd"
+
+
+def test_too_little_memory_is_one_line():
+    cpu = RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 40 bytes"
+    )
+    for error in (MemoryError(), cpu, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")):
+        assert "not enough memory" in refusal(error)
+    assert refusal(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    assert refusal(ValueError("out of memory")) is None
+    tidying = RuntimeError("cannot join thread before it is started")
+    assert refusal(tidying) is None
+    tidying.__context__ = RuntimeError("can't start new thread")
+    assert "not enough memory" in refusal(tidying)
+    assert "not enough memory" in refusal(OSError(errno.ENOMEM, "Cannot allocate memory"))

@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ditkit.errors import InputError, no_such
 from ditkit.records import CHECKSUM, checksum, finite, read_json, write_json
@@ -13,6 +13,7 @@ from ditkit.records import CHECKSUM, checksum, finite, read_json, write_json
 log = logging.getLogger(__name__)
 
 Checked = TypeVar("Checked", bound="Section")
+LARGEST = 2**53  # up to which JSON means the same everywhere
 
 
 def write_section(section: "Section", path: Path) -> None:
@@ -50,6 +51,18 @@ class Section(BaseModel):
     it is made."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _whole_numbers_fit(self) -> Self:
+        """Larger ones are mistakes, and do not fit into what computes with them."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, int) and abs(number) > LARGEST:
+                    raise ValueError(
+                        f"{name} is larger than {LARGEST}, the largest whole number that is understood"
+                    )
+        return self
 
     @classmethod
     def upgraded(cls, values: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,10 @@ import hashlib
 import logging
 import os
 import re
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +23,11 @@ from ditkit.errors import InputError
 from ditkit.records import written_whole
 
 LOCK = ".lock"  # in a folder that one process writes into
+DAMAGED_ARRAYS = (
+    OSError, EOFError, MemoryError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, SyntaxError,
+    struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What numpy raises as it reads an .npy or .npz file that is damaged, or says that it is larger than the memory."""
 
 log = logging.getLogger(__name__)
 

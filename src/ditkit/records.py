@@ -52,11 +52,19 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_whole(path, (json.dumps(finite(values), indent=1, allow_nan=False) + "\n").encode())
 
 
+def parse_json(content: str | bytes) -> Any:
+    """What JSON says; ValueError when it is damaged, not UTF-8 or nested too deep."""
+    try:
+        return json.loads(content.decode("utf-8") if isinstance(content, bytes) else content)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; InputError when it is missing or holds something else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        values = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot be read ({reason})") from None
     if not isinstance(values, dict):
@@ -115,8 +123,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except ValueError:
         return None
     return row if isinstance(row, dict) else None
 

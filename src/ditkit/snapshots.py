@@ -4,7 +4,6 @@ A snapshot is a folder with model.safetensors (the moving average) and recipe.js
 package. A run's folder has recipe.json and checkpoints.
 """
 
-import json
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from ditkit.files import tensors_hash
 from ditkit.hub import fetch, is_id
 from ditkit.interop import Imported, Kind, read_foreign
 from ditkit.recipe import Recipe
+from ditkit.records import parse_json
 
 SNAPSHOTS = Path(str(files("ditkit"))) / "assets" / "snapshots"
 
@@ -72,11 +72,11 @@ def _read_weights(file: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(file, "pt") as reader:
             metadata = reader.metadata() or {}
-            record = json.loads(metadata.get("record", "{}"))
+            record = parse_json(metadata.get("record", "{}"))
             tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
     except PermissionError as error:
         raise InputError(f"{file} cannot be read ({error.strerror})") from None
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{file} is damaged ({error})") from None
     if metadata.get("sha256", known := tensors_hash(tensors)) != known:
         raise InputError(f"{file} is damaged: its tensors do not match their hash; convert or fetch it again")

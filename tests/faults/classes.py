@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from faults import bits, disks, inputs, kills, malice
+from faults import bits, disks, environment, inputs, kills, malice
 from faults.tally import Tally
 from faults.verbs import VERBS
 
@@ -24,6 +24,14 @@ INPUTS: dict[str, tuple[int, Cases]] = {
     "malice: code in files": (280, malice.pickles),
     "malice: archives": (50, malice.archives),
     "malice: declared sizes": (300, malice.sizes),
+    "environment: processes": (40, environment.settings),
+    "environment: narrow": (90, environment.narrow),
+    "environment: memory": (60, environment.memory),
+    "environment: open files": (60, environment.open_files),
+    "environment: clock": (40, environment.clock),
+    "environment: workers": (30, environment.workers),
+    "environment: two writers": (35, environment.writers),
+    "environment: names": (100, environment.names),
 }
 
 

@@ -28,7 +28,7 @@ from ditkit.data.video import VideoFolder
 from ditkit.snapshots import SNAPSHOTS
 from faults.commands import Ended
 from faults.judging import fault, judge, limited, limited_call
-from faults.mutations import mutated, mutated_json, mutated_words
+from faults.mutations import Sound, mutated, mutated_json, mutated_words
 from faults.tally import Tally
 from faults.verbs import QUICK, TINY, a_run
 
@@ -295,9 +295,15 @@ def singles(
     count: int,
     seed: int,
     prepare: Callable[[Random, Path, int], list[object]],
+    sound: int = 3,
 ) -> Tally:
-    """`count` commands, each of one mutated input that `prepare` writes into an empty folder; it gives the words."""
+    """`count` commands, each of one mutated input that `prepare` writes into an empty folder; it gives the words. Before them
+    some of sound inputs, which must be used."""
     tally = Tally(name)
+    for number in range(sound):
+        folder = clean(made)
+        ended = limited(prepare(Sound(f"{seed} {name} {number}"), folder, number), folder)
+        assert ended.status == 0, ended.err
     for number in range(count):
         folder = clean(made)
         argv = prepare(Random(f"{seed} {name} {number}"), folder, number)
@@ -465,7 +471,7 @@ def tars(made: Path, count: int, seed: int) -> Tally:
         data = folder / "shards"
         data.mkdir()
         (data / "0.tar").write_bytes(mutated(draw, shard(draw)))
-        (data / "1.tar").write_bytes(shard(Random(0)))
+        (data / "1.tar").write_bytes(shard(Sound(0)))
         columns = draw.choice(([], ["--data.label-column", "label"], ["--data.caption-column", "caption"]))
         config = [
             "--data",
@@ -562,4 +568,4 @@ def commands(made: Path, count: int, seed: int) -> Tally:
             words = ["2" if re.fullmatch(r"9+|1_000|65535", word) else word for word in words]
         return [word for word in words if "--help" in words or word not in ("demo", "bench")]
 
-    return singles("inputs: commands", made, count, seed, prepare)
+    return singles("inputs: commands", made, count, seed, prepare, sound=0)

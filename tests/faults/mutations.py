@@ -12,6 +12,11 @@ SIZES = (0, 1, 2, 3, 255, 65_535, 65_536, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
 ESCAPE = "\x1b[31mred\x1b]0;title\x07"
 TEXT = b"<!doctype html><title>404 Not Found</title>\n"
 
+
+class Sound(Random):
+    """Draws with which nothing is changed: what is right must be used."""
+
+
 # bytes
 
 
@@ -91,6 +96,8 @@ BYTES: tuple[Callable[[Random, bytearray], None], ...] = (
 
 def mutated(draw: Random, data: bytes) -> bytes:
     """The bytes with one to three changes."""
+    if isinstance(draw, Sound):
+        return data
     changed = bytearray(data)
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         if changed:
@@ -156,6 +163,8 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
 
 def mutated_json(draw: Random, value: dict[str, Any]) -> bytes:
     """A JSON file of the object with one to three values replaced, removed or added, or written differently."""
+    if isinstance(draw, Sound):
+        return json.dumps(value).encode()
     value = deepcopy(value)
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         if not (places := _places(value)):

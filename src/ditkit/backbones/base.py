@@ -22,7 +22,8 @@ from ditkit.nn.text import TextReader, Words
 Cond = dict[str, Tensor]
 
 
-Count = Annotated[int, Field(ge=1, le=10_000)]
+MOST, WIDEST = 10_000, 1_000_000
+Count = Annotated[int, Field(ge=1, le=MOST)]
 """Of blocks, heads, multiples: numbers above it are mistakes, and building what they say would take hours."""
 
 

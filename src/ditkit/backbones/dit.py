@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ditkit.backbones.base import BackboneSection, Cond, Count, Plain, Port, Said
+from ditkit.backbones.base import WIDEST, BackboneSection, Cond, Count, Plain, Port, Said
 from ditkit.errors import InputError
 from ditkit.nn.attention import Arrangement, Over
 from ditkit.nn.blocks import CONDITIONINGS, in_sequence
@@ -29,7 +29,7 @@ class DiTConfig(BackboneSection):
     """A DiT of any size; the paper's sizes have names (`ditkit list backbones`)."""
 
     kind: Literal["DiT"] = "DiT"
-    width: Annotated[int, Field(ge=4, multiple_of=4)] = 384
+    width: Annotated[int, Field(ge=4, le=WIDEST, multiple_of=4)] = 384
     """Channels of a token; divisible by 4 (positions) and by the heads."""
     depth: Count = 12
     """Number of blocks."""

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ditkit.backbones.base import BackboneSection, Cond, Count, Plain, Port, Said
+from ditkit.backbones.base import MOST, WIDEST, BackboneSection, Cond, Count, Plain, Port, Said
 from ditkit.errors import InputError
 from ditkit.nn.embeddings import LabelEmbedding
 from ditkit.nn.mdm import GROUPS, Level, Sentence, Step
@@ -22,8 +22,8 @@ SCALE = (
     "scale"  # the one micro-condition of the released networks: how large the original image was, in pixels
 )
 
-Width = Annotated[int, Field(ge=GROUPS, multiple_of=GROUPS)]
-Layers = Annotated[int, Field(ge=0)]
+Width = Annotated[int, Field(ge=GROUPS, le=WIDEST, multiple_of=GROUPS)]
+Layers = Annotated[int, Field(ge=0, le=MOST)]
 
 
 class MDMConfig(BackboneSection):
@@ -40,7 +40,7 @@ class MDMConfig(BackboneSection):
     """Image size in pixels up to which the network is told the original's; without it, it is not told."""
     heads: Count = 8
     """Attention heads, as many in every layer."""
-    told: Annotated[int, Field(ge=8, multiple_of=8)] = 256
+    told: Annotated[int, Field(ge=8, le=WIDEST, multiple_of=8)] = 256
     """Channels of what time, label, text and scale become; the released networks have four times their first width."""
     text_width: Count = 256
     """Channels of the words, whatever the text encoder's are."""

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ditkit.backbones.base import Backbone, BackboneSection, Count, Plain, Port, Said
+from ditkit.backbones.base import WIDEST, Backbone, BackboneSection, Count, Plain, Port, Said
 from ditkit.errors import InputError
 from ditkit.nn.blocks import Mlp, Modulation, modulated_norm
 from ditkit.nn.convolutions import Shuffle, Unshuffle, embedding_conv, on_planes, xavier_conv, zero_conv
@@ -32,7 +32,7 @@ class UDiTConfig(BackboneSection):
     """A U-DiT of any size; the paper's sizes have names (`ditkit list backbones`)."""
 
     kind: Literal["U-DiT"] = "U-DiT"
-    width: Annotated[int, Field(ge=4, multiple_of=4)] = 48
+    width: Annotated[int, Field(ge=4, le=WIDEST, multiple_of=4)] = 48
     """Channels at full resolution, twice as many after each halving; divisible by the heads."""
     depth: tuple[Count, Count, Count, Count, Count] = (2, 3, 4, 3, 2)
     """Blocks of each stage as the paper counts them: one is attention, MLP, attention, MLP."""

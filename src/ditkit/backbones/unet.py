@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from ditkit.backbones.base import BackboneSection, Count, Plain, Port, Said
+from ditkit.backbones.base import WIDEST, BackboneSection, Count, Plain, Port, Said
 from ditkit.errors import InputError
 from ditkit.nn.convolutions import GROUPS, Downsample, ResidualBlock, Upsample, zero_conv
 from ditkit.nn.embeddings import LabelEmbedding, TimeEmbedding
@@ -24,7 +24,7 @@ class UNetConfig(BackboneSection):
     """A convolutional U-Net with skip connections and no attention."""
 
     kind: Literal["UNet"] = "UNet"
-    width: Annotated[int, Field(ge=GROUPS, multiple_of=GROUPS)] = 64
+    width: Annotated[int, Field(ge=GROUPS, le=WIDEST, multiple_of=GROUPS)] = 64
     """Channels at full resolution."""
     multipliers: Multipliers = (1, 2, 2)
     """Channels of each level, in widths; every level has half the resolution of the one before."""

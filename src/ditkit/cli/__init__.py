@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from ditkit.cli.refusals import refusal
-from ditkit.cli.streams import PrintableFormatter, printable, tolerant
+from ditkit.cli.streams import PrintableFormatter, one_line, tolerant
 from ditkit.cli.verbs import VERBS, explained, program, to_type, typed
 from ditkit.errors import InputError
 from ditkit.signals import STOPS, Stopped, handled, name, status
@@ -44,12 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # `ditkit list | head`: the reader has gone, which is no error
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains once more as it ends
             return 0
-        except OSError as error:
-            if (line := refusal(error)) is None:
-                raise
-            _say(line)
-            return 2
         except BaseException as error:
+            if (line := refusal(error)) is not None:
+                _say(line)
+                return 2
             # Some libraries turn an interrupt while they are imported into errors of their own.
             number = getattr(error, "number", signal.SIGINT) if isinstance(error, KeyboardInterrupt) else None
             number = number or (stopped[-1] if stopped else None)
@@ -65,7 +63,7 @@ def _say(line: str) -> None:
     """The last word, on a line of its own."""
     if progress := sys.modules.get("ditkit.progress"):
         progress.close_bars()
-    print(f"ditkit: {printable(line)}", file=sys.stderr)
+    print(f"ditkit: {one_line(line)}", file=sys.stderr)
 
 
 def _quieten() -> None:

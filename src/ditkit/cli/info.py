@@ -12,7 +12,6 @@ from pydantic import Field
 
 from ditkit.backbones import BACKBONES, DiTConfig, UDiTConfig
 from ditkit.cli.parsing import parse, switch_kinds
-from ditkit.cli.streams import printable
 from ditkit.cli.verbs import typed
 from ditkit.config import Section
 from ditkit.costs import cost, published, recipe_cost
@@ -156,9 +155,7 @@ def _recipe(command: RecipeCommand) -> Iterator[str]:
     values = "" if bounds is None else f", numbers from {bounds[0]:g} to {bounds[1]:g}"
     yield f"  {images}{height} x {width}, {recipe.data.channels} channels, {recipe.data.classes} classes{values}"
     if recipe.data.names:
-        shown = printable(", ".join(recipe.data.names[:12])) + (
-            ", ..." if len(recipe.data.names) > 12 else ""
-        )
+        shown = ", ".join(recipe.data.names[:12]) + (", ..." if len(recipe.data.names) > 12 else "")
         yield f"  classes     {shown}"
     if recipe.data.content:
         yield f"  files       hash {recipe.data.content[:12]} of their names and bytes"

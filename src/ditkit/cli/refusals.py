@@ -1,4 +1,4 @@
-"""What the machine refuses, as opposed to defects: which errors of the system these are, and what helps."""
+"""What the machine refuses, as opposed to defects: which errors these are, and what helps."""
 
 import errno
 import os
@@ -21,12 +21,28 @@ REMEDIES = {
     errno.EIO: "look at the disk",
     errno.ESTALE: "look at the disk",
     errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENFILE: "close other programs",
+    errno.EAGAIN: "allow more processes (ulimit -u)",
 }
+NO_MEMORY = (  # of torch, on a CPU and elsewhere, of oneDNN, of safetensors, and of what starts threads
+    "can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "can't start new thread",
+    "could not create a primitive", "integer multiplication overflow", "storage size calculation overflowed",
+)  # fmt: skip
+SMALLER = "give smaller batches (--batch, --train.micro-batch) or smaller images"
 
 
-def refusal(error: OSError) -> str | None:
-    """The file, the reason and the remedy in one line; None for an error that is a defect."""
-    if error.errno not in REMEDIES:
+def refusal(error: BaseException) -> str | None:
+    """The file or the memory, the reason and the remedy in one line; None for an error that is a defect."""
+    if _of_memory(error) or _of_memory(error.__context__):  # the latter where tidying up failed, too
+        return f"there is not enough memory for this; {SMALLER}"
+    if not isinstance(error, OSError) or error.errno not in REMEDIES:
         return None
     reason, what = os.strerror(error.errno), error.filename2 or error.filename or "writing"
     return f"{what}: {reason[0].lower()}{reason[1:]}; {REMEDIES[error.errno]}"
+
+
+def _of_memory(error: BaseException | None) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    told = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
+    return told or isinstance(error, MemoryError)

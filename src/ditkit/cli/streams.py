@@ -14,11 +14,33 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
+def one_line(text: str, longest: int = 4000) -> str:
+    """The text as `printable` has it, without line breaks, and where it is longer than so many characters, which a name
+    or a word that was typed can be, without its middle."""
+    line = printable(text).replace("\n", "\\n")
+    half = longest // 2
+    return line if len(line) <= longest else f"{line[:half]} [...] {line[-half:]}"
+
+
 class PrintableFormatter(logging.Formatter):
     """Log lines as `printable` has them."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
+
+
+class Harmless:
+    """A stream for results, which are written as `printable` has them."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(printable(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Lossy:
@@ -50,7 +72,7 @@ class Lossy:
 
 @contextmanager
 def tolerant() -> Iterator[None]:
-    """Results on stdout with "?" for characters that it cannot show, and messages on a `Lossy` stderr; a closed stream
+    """Results on a `Harmless` stdout with "?" for characters that it cannot show, and messages on a `Lossy` stderr; a closed stream
     is the null device."""
     before = sys.stdin, sys.stdout, sys.stderr
     with ExitStack() as opened:
@@ -62,6 +84,7 @@ def tolerant() -> Iterator[None]:
         sys.stdout = sys.stdout or nothing("w")
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")
+        sys.stdout = Harmless(sys.stdout)  # type: ignore[assignment]
         sys.stderr = Lossy(sys.stderr or nothing("w"))  # type: ignore[assignment]
         try:
             yield

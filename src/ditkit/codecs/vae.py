@@ -11,7 +11,6 @@ built without its file. Training one on images of one's own: ditkit.training.cod
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from functools import cached_property
@@ -29,6 +28,7 @@ from ditkit.device import Precision, autocast
 from ditkit.errors import InputError, NotFinite
 from ditkit.files import first_line
 from ditkit.layout import Layout, layout_of
+from ditkit.records import parse_json
 
 STABLE_DIFFUSION = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse")
 
@@ -107,7 +107,7 @@ class VaeConfig(CodecSection):
         shape, shift, scale = LatentShape(4, 8, 0), None, None
         folder = Path(self.id).absolute()
         try:
-            found = json.loads((folder / "config.json").read_text())
+            found = parse_json((folder / "config.json").read_bytes())
             shape = latent_shape(found)
             shift, scale = own_factors({"scaling_factor": 0.18215} | found)
         except (OSError, ValueError, KeyError, TypeError):  # elsewhere or damaged, which loading it will tell

@@ -8,7 +8,6 @@ when it is first needed, in the process that needs it: what travels to a loader'
 """
 
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from ditkit.data.listing import natural
 from ditkit.errors import InputError
-from ditkit.files import first_line
+from ditkit.files import DAMAGED_ARRAYS, first_line
 
 WHOLE = ""  # the name of the one array of an .npy file
 
@@ -93,9 +92,7 @@ def _readable(file: Path) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise InputError(f"{file} is not there") from None
-    except (
-        OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, SafetensorError,
-    ) as error:  # fmt: skip
+    except (*DAMAGED_ARRAYS, SafetensorError) as error:
         raise InputError(f"{file} cannot be read ({first_line(error)}); write it again") from None
 
 

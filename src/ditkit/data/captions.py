@@ -9,7 +9,6 @@ where it is wrong as a whole. Captions of tables are in hub.py, of shards in sha
 
 import csv
 import io
-import json
 import logging
 import os
 import unicodedata
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 
 from ditkit.errors import InputError
 from ditkit.files import first_line
+from ditkit.records import parse_json
 
 BESIDE = "txt"  # as the name of a column: not a column but the text file of each image
 SHOWN = 5  # places that a line of the log names
@@ -198,7 +198,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if line.strip():
             try:
-                values = json.loads(line.decode("utf-8-sig"))
+                values = parse_json(line.decode("utf-8-sig"))
             except UnicodeDecodeError:
                 yield Row(f"line {number}", {}, "not UTF-8")
                 continue

@@ -130,7 +130,7 @@ class Hub(EncodedSection):
                     f"{self.id} has no held-out part: no split {part!r}; --data.test-split NAME names another"
                 ) from error
             raise InputError(f"{self.id}: {reason}; see --data.split and --data.subset") from error
-        except OSError as error:  # also what "not found" and "no connection" are kinds of
+        except (OSError, RuntimeError) as error:  # also what "not found" and "no connection" are kinds of
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"{self.id} cannot be fetched ({reason}); --data.id DIR reads a local folder of parquet files"

@@ -22,8 +22,9 @@ import numpy as np
 from ditkit.data.decoding import DIGEST, Facts, Rule, examine
 from ditkit.device import cores
 from ditkit.errors import InputError
+from ditkit.files import DAMAGED_ARRAYS
 from ditkit.progress import progress_bar
-from ditkit.records import write_whole, written_whole
+from ditkit.records import parse_json, write_whole, written_whole
 from ditkit.signals import leave_to_parent
 
 
@@ -156,7 +157,7 @@ def finished_part(folder: Path, part: range, length: int, channels: int) -> Foun
     """What was found of a part before an interruption; None where it was not finished, or its pixels are damaged."""
     shard = part[0] // length
     try:
-        rows = json.loads((folder / _rows_name(shard)).read_text(encoding="utf-8"))
+        rows = parse_json((folder / _rows_name(shard)).read_bytes())
         found = {}
         pixels, begin = mapped(folder / shard_name(shard)), 0
         for number, digest, reason, width, height, dark, shape, crc in rows:
@@ -177,7 +178,7 @@ def mapped(file: Path) -> np.ndarray:
     try:
         empty = file.stat().st_size <= 128  # only a header, which cannot be mapped
         return np.load(file, mmap_mode=None if empty else "r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except DAMAGED_ARRAYS as error:
         raise InputError(
             f"{file} is missing or damaged ({error}); delete the folder {file.parent}, it is made again"
         ) from None

@@ -8,7 +8,6 @@ place in the file when asked for. So order and resumption are those of every oth
 Differs: Python's own tarfile, because the package `webdataset` streams; it shuffles within a buffer.
 """
 
-import json
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from ditkit.data.listing import report_passed_over
 from ditkit.data.sources import Split, numbered_classes
 from ditkit.errors import InputError
 from ditkit.movies import image_suffixes
+from ditkit.records import parse_json
 
 CLASS = "cls"
 DIGITS = 12  # of a class's number that are read
@@ -106,7 +106,7 @@ def read_field(sample: Sample, column: str) -> Any:
     if "json" not in sample.beside:
         return None
     try:
-        return json.loads(sample.beside["json"].read()).get(column)
+        return parse_json(sample.beside["json"].read()).get(column)
     except (ValueError, AttributeError):
         raise InputError(f"{sample.title}: its .json is not a JSON object in UTF-8; repair it") from None
 

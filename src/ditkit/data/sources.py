@@ -27,7 +27,11 @@ MOST_CLASSES = 1_000_000
 """A class's number above it is taken for a mistake: each class has an embedding."""
 Size = Annotated[
     int,
-    Field(ge=1, description="Side of the square images, in pixels; of native ones the root of their area."),
+    Field(
+        ge=1,
+        le=100_000,
+        description="Side of the square images, in pixels; of native ones the root of their area.",
+    ),
 ]
 Channels = Annotated[Literal[1, 3], Field(description="1 for grey images, 3 for colour.")]
 Result = TypeVar("Result")
@@ -198,7 +202,8 @@ _VERSION_0_1: dict[str, dict[str, Any]] = {
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """The values of a data section in a file of any version, as this version means them."""
-    return _VERSION_0_1.get(values.get("kind", ""), {}) | values
+    kind = values.get("kind")
+    return (_VERSION_0_1.get(kind, {}) if isinstance(kind, str) else {}) | values
 
 
 def stack(

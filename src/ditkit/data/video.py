@@ -37,7 +37,7 @@ from ditkit.errors import InputError
 from ditkit.files import first_line
 from ditkit.movies import ANIMATIONS, VIDEOS, Movie, frames, image_suffixes, open_movie
 
-Length = Annotated[int, Field(ge=1, description="Frames of a clip.")]
+Length = Annotated[int, Field(ge=1, le=100_000, description="Frames of a clip.")]
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,7 @@ not stated); and plain files of a mean and a covariance. The arrays that ADM has
 sigma, mu_s, sigma_s (divisor N - 1), arr_0 (uint8, NHWC). Nothing pickled is read or written.
 """
 
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +22,7 @@ from ditkit.evaluation.frechet import Gaussian, Moments
 from ditkit.evaluation.inception_score import ScoreSums
 from ditkit.evaluation.networks.features import FeatureNetwork
 from ditkit.evaluation.statistics import KEEP, Statistics, check_network, gather
-from ditkit.files import file_hash
+from ditkit.files import DAMAGED_ARRAYS, file_hash
 from ditkit.progress import progress_bar
 from ditkit.records import written_whole
 
@@ -202,8 +200,7 @@ def _opened(path: str | Path) -> Iterator[np.lib.npyio.NpzFile]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give an .npz file of statistics or images") from None
     # TypeError is numpy's .npy file, which is an array and no context.
-    except (OSError, EOFError, MemoryError, LookupError, TypeError, ValueError, RuntimeError, SyntaxError,
-            struct.error, zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
+    except DAMAGED_ARRAYS as error:
         raise InputError(
             f"{path}: not a readable .npz file ({' '.join(str(error).split())}); make or fetch it anew"
         ) from None

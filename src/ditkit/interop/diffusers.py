@@ -7,7 +7,6 @@ time embedding are 10000^(-i/127), i = 0 .. 127, where the released DiT has 1000
 makes of it, so that both give the same output; `kind="DiT"` reads the released clock instead.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,7 +31,7 @@ from ditkit.interop.imported import (
 from ditkit.interop.official import Kind, official_kind
 from ditkit.interop.tensors import read_tensors
 from ditkit.recipe import Recipe
-from ditkit.records import write_json
+from ditkit.records import parse_json, write_json
 from ditkit.transports import Transport
 
 log = logging.getLogger(__name__)
@@ -204,7 +203,7 @@ def read_diffusers(folder: Path, transformer: Path, kind: Kind | None = None) ->
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: cannot be read as JSON ({error})") from None
     return values if isinstance(values, dict) else {}

@@ -11,6 +11,7 @@ import logging
 import math
 import mmap
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections.abc import Callable
@@ -114,6 +115,12 @@ def _read_legacy(stream: BinaryIO) -> tuple[Any, list[str]]:
 
 def _unpickle(stream: Any, storage: Storage | None = None) -> tuple[Any, list[str]]:
     """One pickle of the stream, and the names of what became placeholders."""
+    begin = stream.tell()
+    for opcode, number, place in pickletools.genops(stream):
+        # The unpickler makes a table as long as the highest number, which is at most how many there were.
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and number > place:
+            raise ValueError(f"it numbers more values than it has: {number:,}")
+    stream.seek(begin)
     reader = _Reader(stream, storage)
     return reader.load(), sorted(reader.placeholders)
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ditkit.errors import InputError
+from ditkit.files import DAMAGED_ARRAYS
 from ditkit.records import finite, read_json, write_json, written_whole
 
 RECORD = "samples.json"
@@ -183,6 +184,6 @@ def _rows(file: Path, count: int) -> np.ndarray | None:
     """A batch's samples, mapped; None where they are not there or damaged."""
     try:
         rows = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except DAMAGED_ARRAYS:
         return None
     return rows if rows.ndim and len(rows) == count else None

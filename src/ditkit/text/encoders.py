@@ -11,7 +11,6 @@ that what is computed with them does not depend on what else is in the batch. Ho
 the backbones; embeddings on disk: cache.py.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from ditkit.config import Section
 from ditkit.errors import InputError
+from ditkit.records import parse_json
 from ditkit.text.files import find_folder, identity, width
 
 CLIP, T5 = ("clip", "clip_text_model"), ("t5", "mt5", "umt5")
@@ -50,9 +50,9 @@ class TextConfig(Section):
     """A name of `ditkit list text-encoders`, a Hugging Face id, or a local folder in transformers' format."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
-    length: Annotated[int, Field(ge=2)] = 77
+    length: Annotated[int, Field(ge=2, le=1_000_000)] = 77
     """Tokens of a prompt, its end included; longer ones are cut."""
-    dim: Annotated[int, Field(ge=1)] = 384
+    dim: Annotated[int, Field(ge=1, le=1_000_000)] = 384
     """Channels of its tokens; checked against the encoder."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Of the weights: bf16 takes half the memory."""
@@ -157,7 +157,7 @@ def open_model(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, Pool | None]
     except ImportError:
         raise InputError("text encoders need transformers: pip install 'ditkit[text]'") from None
     try:
-        kind = json.loads((folder / "config.json").read_text())["model_type"]
+        kind = parse_json((folder / "config.json").read_bytes())["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{folder}: no readable config.json of transformers") from None
     model_class: Any
@@ -217,14 +217,14 @@ def sentence_pooling(folder: Path) -> Pool:
     way, normalised = "mean", True
     try:
         if pooling.is_file():
-            found = json.loads(pooling.read_text())
+            found = parse_json(pooling.read_bytes())
             old = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
             chosen = [
                 old.get(name, name) for name, on in found.items() if on is True and "pooling_mode_" in name
             ]
             way = found.get("pooling_mode") or ", ".join(chosen)
         if modules.is_file():
-            steps = [module["type"].rpartition(".")[2] for module in json.loads(modules.read_text())]
+            steps = [module["type"].rpartition(".")[2] for module in parse_json(modules.read_bytes())]
             normalised = steps == ["Transformer", "Pooling", "Normalize"]
             if not normalised and steps != ["Transformer", "Pooling"]:
                 way = " then ".join(steps)

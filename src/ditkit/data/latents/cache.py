@@ -27,7 +27,7 @@ from ditkit.data.sources import DataSection, Source, stack, upgraded
 from ditkit.errors import InputError, NotFinite
 from ditkit.files import LOCK, save_tensors, tensors_hash
 from ditkit.progress import progress_bar
-from ditkit.records import write_whole
+from ditkit.records import parse_json, write_whole
 
 INDEX, PLAN, CAPTIONS = "index.json", "unfinished.json", "captions.json"
 FACTS, CHECKSUM = (
@@ -155,7 +155,7 @@ def read_shard(file: Path) -> tuple[dict[str, Tensor], str | None]:
     be read."""
     try:
         with safe_open(file, "pt") as reader:
-            checksum = json.loads((reader.metadata() or {}).get(FACTS, "{}")).get(CHECKSUM)
+            checksum = parse_json((reader.metadata() or {}).get(FACTS, "{}")).get(CHECKSUM)
             return {name: reader.get_tensor(name) for name in reader.keys()}, checksum  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, AttributeError) as error:
         raise InputError(f"{file} is missing or damaged ({error}); encode it again") from None
@@ -249,7 +249,7 @@ def _statistics(files: Sequence[Path]) -> tuple[tuple[float, ...], tuple[float, 
     rows, values = [], []
     for file in files:
         with safe_open(file, "pt") as reader:
-            means = json.loads(reader.metadata()[FACTS])
+            means = parse_json(reader.metadata()[FACTS])
         rows.append(means["rows"])
         values.append([means["mean"], means["square"]])
     weights = torch.tensor(rows, dtype=torch.float64) / sum(rows)
@@ -260,7 +260,7 @@ def _statistics(files: Sequence[Path]) -> tuple[tuple[float, ...], tuple[float, 
 
 def _read_captions(file: Path) -> list[str]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(
             f"{file} is missing or damaged ({error}); give the `ditkit encode` command again, it makes it again"

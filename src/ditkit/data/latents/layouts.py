@@ -10,9 +10,9 @@ None says which autoencoder or images it was made from. A sample stands for mome
 archives, and LightningDiT's latents_stats.pt, are not read.
 """
 
-import json
 import math
 from bisect import bisect
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from ditkit.data.latents.source import LOGVAR, Latents, ShardFiles, shapes
-from ditkit.data.sources import each
+from ditkit.data.sources import each, numbered_classes
 from ditkit.errors import InputError
+from ditkit.files import DAMAGED_ARRAYS, first_line
+from ditkit.records import parse_json
 
 FAST_DIT_SCALE = 0.18215  # what its extraction multiplies samples by
 
@@ -31,9 +33,9 @@ def read_npy(file: Path) -> Tensor:
     """The numbers of one .npy file, never anything pickled; InputError when it is missing or damaged."""
     try:
         return torch.from_numpy(np.load(file, allow_pickle=False))
-    except (OSError, ValueError, EOFError, TypeError) as error:
+    except DAMAGED_ARRAYS as error:
         raise InputError(
-            f"{file} is missing or no .npy file of numbers ({error}); extract it again"
+            f"{file} is missing or no .npy file of numbers ({first_line(error)}); extract it again"
         ) from None
 
 
@@ -42,9 +44,20 @@ def without_spread(latent: Tensor) -> Tensor:
     return torch.cat([latent.float(), torch.full_like(latent, LOGVAR[0], dtype=torch.float32)])
 
 
-def class_names(labels: Tensor) -> tuple[str, ...]:
-    """Numbers for names, as none are written down."""
-    return tuple(str(label) for label in range(int(labels.max()) + 1))
+def class_names(labels: Tensor, where: str) -> tuple[str, ...]:
+    """Numbers for names, as none are written down. InputError when one is negative or too large for a class."""
+    if int(labels.min()) < 0:
+        raise InputError(
+            f"{where}: class {int(labels.min())}, but classes are numbered from 0; correct the label"
+        )
+    return numbered_classes(int(labels.max()) + 1, where)
+
+
+def check_shape(shape: Sequence[int], dimensions: int, what: str, file: Path) -> tuple[int, ...]:
+    """The shape; InputError unless it has so many dimensions, none of them empty."""
+    if len(shape) != dimensions or not all(shape):
+        raise InputError(f"{file}: {tuple(shape)} is no {what}; extract it again")
+    return tuple(shape)
 
 
 class Edm2(Latents):
@@ -61,7 +74,7 @@ class Edm2(Latents):
         self._files = sorted(folder.rglob("*.npy"))
         names = [file.relative_to(folder).as_posix() for file in self._files]
         try:
-            known = dict(json.loads((folder / "dataset.json").read_text())["labels"] or ())
+            known = dict(parse_json((folder / "dataset.json").read_bytes())["labels"] or ())
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{folder / 'dataset.json'}: cannot be read ({error!r}); extract again"
@@ -70,9 +83,15 @@ class Edm2(Latents):
             raise InputError(f"{folder}: no .npy files beside dataset.json; unpack the archive")
         if missing := [name for name in names if known and name not in known]:
             raise InputError(f"{folder / 'dataset.json'} has no label for {missing[0]}; extract again")
-        self.labels = torch.tensor([known[name] for name in names]) if known else None
-        self.names = class_names(self.labels) if self.labels is not None else ()
-        self.shape = tuple(read_npy(self._files[0]).shape)
+        labels = [known[name] for name in names] if known else []
+        if wrong := [label for label in labels if not isinstance(label, int) or abs(label) >= 2**31]:
+            raise InputError(f"{folder / 'dataset.json'}: {wrong[0]!r:.40} is no class; extract again")
+        self.labels = torch.tensor(labels) if known else None
+        self.names = class_names(self.labels, str(folder)) if self.labels is not None else ()
+        first = self._files[0]
+        self.shape = check_shape(read_npy(first).shape, 3, "mean and std (2 channels, h, w)", first)
+        if self.shape[0] % 2:
+            raise InputError(f"{first}: {self.shape[0]} channels are no mean and std; extract it again")
 
     def __len__(self) -> int:
         return len(self._files)
@@ -108,8 +127,9 @@ class FastDit(Latents):
             lambda place: read_npy(paths[place]).long().flatten(), range(len(paths)), "reading labels"
         )
         self.labels = torch.cat(read)
-        self.names = class_names(self.labels)
-        channels, *size = self._latent(0).shape
+        self.names = class_names(self.labels, str(folder))
+        first = self._files[0]
+        _, channels, *size = check_shape(read_npy(first).shape, 4, "latent (1, channels, h, w)", first)
         self.shape = (2 * channels, *size)
 
     def __len__(self) -> int:
@@ -137,11 +157,19 @@ class LightningDit(Latents):
         for path, tensors in zip(self._paths, found, strict=True):
             if not {"latents", "labels"} <= tensors.keys():
                 raise InputError(f"{path}: holds {', '.join(tensors)}, not latents and labels; extract again")
+            count = check_shape(tensors["latents"], 4, "latents (N, channels, h, w)", path)[0]
+            if (
+                tensors["labels"] != (count,)
+                or tensors.get("latents_flip", tensors["latents"]) != tensors["latents"]
+            ):
+                raise InputError(
+                    f"{path}: its labels or mirrored latents are not those of {count} latents; extract again"
+                )
         self.flips = all("latents_flip" in tensors for tensors in found)
         self._ends = list(accumulate(tensors["latents"][0] for tensors in found))
         self._files = ShardFiles()
         self.labels = torch.cat([ShardFiles().rows(path, "labels").long() for path in self._paths])
-        self.names = class_names(self.labels)
+        self.names = class_names(self.labels, str(folder))
         _, channels, *size = found[0]["latents"]
         self.shape = (2 * channels, *size)
 

@@ -9,7 +9,6 @@ Hub is run. Images are prepared here in torch: transformers' own processors want
 Sources: Stein et al. 2023 and dgm-eval; Radford et al. 2021; Parmar et al. 2022; Hessel et al. 2021.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from ditkit.evaluation.networks.features import Features
 from ditkit.evaluation.networks.frozen import Frozen
 from ditkit.evaluation.networks.resize import RESIZES
 from ditkit.files import fetch_folder, file_hash
+from ditkit.records import parse_json
 
 DINOV2 = "facebook/dinov2-large"
 CLIP = "openai/clip-vit-large-patch14"
@@ -139,8 +139,8 @@ def _folder(source: str | Path, kind: str) -> Path:
         remedy = f"give a local folder in transformers' format: --features {kind}=FOLDER"
         folder = fetch_folder(str(source), FILES, remedy)
     try:
-        found = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError) as error:
+        found = parse_json((folder / "config.json").read_bytes()).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{folder}: no readable config.json of a {kind} model of transformers") from error
     if found != kind:
         raise InputError(f"{folder}: a model of type {found!r} where {kind!r} is asked for")
