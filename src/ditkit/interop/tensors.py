@@ -118,7 +118,7 @@ def _unpickle(stream: Any, storage: Storage | None = None) -> tuple[Any, list[st
     begin = stream.tell()
     for opcode, number, place in pickletools.genops(stream):
         # The unpickler makes a table as long as the highest number, which is at most how many there were.
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and number > place:
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(number or 0) > int(place or 0):
             raise ValueError(f"it numbers more values than it has: {number:,}")
     stream.seek(begin)
     reader = _Reader(stream, storage)
