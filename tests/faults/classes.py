@@ -60,6 +60,14 @@ FEW = (
     "full disk: train",
     "bits: run",
     "bits: snapshot",
+    "inputs: images",
+    "inputs: official files",
+    "inputs: recipes",
+    "inputs: commands",
+    "malice: code in files",
+    "malice: declared sizes",
+    "environment: names",
+    "environment: two writers",
 )
 """The classes of the short campaign."""
 
