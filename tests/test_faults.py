@@ -12,7 +12,7 @@ import pytest
 def test_a_few_faults_of_each_class_lose_nothing():
     tests = Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, "-m", "faults", "--share", "0.01"],
+        [sys.executable, "-m", "faults", "--few"],
         cwd=tests,
         capture_output=True,
         text=True,
