@@ -390,13 +390,8 @@ def official(made: Path, count: int, seed: int) -> Tally:
         source = store / draw.choice(("zip.pt", "nested.pt", "old.pt", "old.pt", "plain.safetensors"))
         file = folder / f"DiT{source.suffix}"
         file.write_bytes(_where_it_matters(draw, source.read_bytes()))
-        how = ["--kind", "DiT", "--heads", 4]
-        return draw.choice(
-            [
-                ["convert", file, *how, "--out", folder / "out"],
-                ["info", file],
-            ]
-        )
+        convert = ["convert", file, "--kind", "DiT", "--heads", 4, "--out", folder / "out"]
+        return ["info", file] if number % 4 == 3 else convert  # info cannot be told the heads
 
     return singles("inputs: official files", made, count, seed, prepare)
 
@@ -450,6 +445,7 @@ def shard(draw: Random, count: int = 8) -> bytes:
     form = draw.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
     with tarfile.open(fileobj=file, mode="w", format=form) as tar:
         for number in range(count):
+            folder = "long/" * 30 if draw.random() < 0.1 else ""
             parts = {
                 "png": picture(number, "png"),
                 "cls": str(number % 3).encode(),
@@ -457,9 +453,7 @@ def shard(draw: Random, count: int = 8) -> bytes:
                 "json": json.dumps({"label": number % 3, "caption": f"the {number}"}).encode(),
             }
             for ending, content in parts.items():
-                member = tarfile.TarInfo(
-                    f"{'long/' * 30 if draw.random() < 0.1 else ''}{number:05d}.{ending}"
-                )
+                member = tarfile.TarInfo(f"{folder}{number:05d}.{ending}")
                 content = mutated(draw, content) if draw.random() < 0.05 else content
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
