@@ -52,7 +52,7 @@ def parse(target: type[Section], argv: list[str], prog: str, default: Any = None
         if not end.code:
             raise
         if unknown := unknown_flags(argv, known):
-            raise InputError(f"{prog}: {unknown}; ditkit {prog} --help lists all") from None
+            raise InputError(f"{unknown} (see ditkit {prog} --help)") from None
         raise InputError(own_flags(fold(captured.getvalue()), known, argv)) from None
 
 
