@@ -260,13 +260,13 @@ def test_auto_goes_on_where_the_compiler_fails_on_a_block(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no code for this")
 
-    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)  # and back to what it is afterwards
     monkeypatch.setattr(inductor, "compile_fx", fail)
     monkeypatch.setattr("ditkit.backbones.compiling.no_compiler", lambda device: None)
     net = build(DiTConfig(width=24, depth=2, heads=2), 1, 10, 1).eval()
     x, t, cond = torch.randn(2, 1, 8, 8), torch.rand(2), {"label": torch.tensor([1, 2])}
     expected = net(x, t, cond)
-    assert compiles("auto", net, CPU, 1e30, "--compile")
-    compile_blocks(net)
-    torch.testing.assert_close(net(x, t, cond), expected)
+    with torch._dynamo.config.patch(suppress_errors=False):  # and back to what it is afterwards
+        assert compiles("auto", net, CPU, 1e30, "--compile")
+        compile_blocks(net)
+        torch.testing.assert_close(net(x, t, cond), expected)
     torch._dynamo.reset()

@@ -77,7 +77,7 @@ def test_a_preview_that_is_not_finite_does_not_end_a_run(small, tmp_path, monkey
     def lost(*_):
         raise NotFinite("what was sampled is not finite")
 
-    monkeypatch.setattr("ditkit.training.loop.save_preview", lost)
+    monkeypatch.setattr("ditkit.training.monitor.save_preview", lost)
     assert train(
         small.replace(train={"images": 64, "preview_images": 32}),
         tmp_path / "run",

@@ -199,7 +199,7 @@ def test_colour_images_of_ones_own_to_a_latent_run(tmp_path, capsys):
     assert (
         main(["sample", str(tmp_path / "travels" / "model"), "--n", "2", *elsewhere]) == 0
     )  # takes its own along
-    assert main(["sample", run, "--n", "2", *elsewhere]) == 2
+    assert main(["sample", run, "--n", "2", *elsewhere[:-1], str(tmp_path / "others")]) == 2
     assert f"--codec.id {codec}: cannot load this autoencoder" in capsys.readouterr().err
 
 

@@ -443,7 +443,7 @@ def test_learned_variance_needs_ddpm(path):
     [
         ("cubic", {}, "transport: path: .*'linear', 'gvp', 'vp', 'ddpm' or 'cosine'"),
         ("linear", {"predict": "x0"}, "transport: predict: .*'velocity'"),
-        ("linear", {"prediction": "v"}, "transport: prediction: Extra"),
+        ("linear", {"prediction": "v"}, "transport: unknown 'prediction'; did you mean predict"),
     ],
 )
 def test_unknown_words(path, fields, message):

@@ -25,7 +25,7 @@ from ditkit.config import Section, read_section
 from ditkit.data.latents.source import Latents, ShardFiles, channel_means, shapes
 from ditkit.data.sources import DataSection, Source, stack, upgraded
 from ditkit.errors import InputError, NotFinite
-from ditkit.files import LOCK, save_tensors, tensors_hash
+from ditkit.files import save_tensors, tensors_hash
 from ditkit.progress import progress_bar
 from ditkit.records import parse_json, write_whole
 
@@ -177,7 +177,7 @@ def _claim(out: Path, plan: Index) -> None:
                         "same command to go on, or another --out"
                     )
             return
-    if out.exists() and any(path.name != LOCK for path in out.iterdir()):
+    if out.exists() and any(path.name[0] != "." for path in out.iterdir()):
         raise InputError(f"--out {out} is not empty and holds no latents; give another folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
