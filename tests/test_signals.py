@@ -18,7 +18,7 @@ from ditkit.checkpoint import checkpoints, load_newest
 from ditkit.cli import main
 from ditkit.cli.refusals import refusal
 from ditkit.cli.streams import one_line, printable, tolerant
-from ditkit.data import Folder, batches
+from ditkit.data import Folder, batches, workers_named
 from ditkit.errors import InputError
 from ditkit.recipes import recipe
 from ditkit.signals import SAVES, STOPS, Requests, Stopped, handled, status
@@ -183,11 +183,16 @@ def test_a_worker_that_is_killed_is_one_line(tmp_path):
     data = Folder(path=tmp_path, size=8, channels=1, cache="off", held_out=0)
     stream = batches(data.open(), data, seed=0, start=0, stop=640, batch=1, workers=1)
     next(stream)
-    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    def go_on():
+        with workers_named():
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+            list(stream)
+
     with pytest.raises(
         InputError, match=r"^a process that reads images ended, [^\n]*--train.workers 0[^\n]*$"
     ):
-        list(stream)
+        go_on()
 
 
 def ditkit_with(streams, arguments="list samplers"):

@@ -16,7 +16,7 @@ from ditkit.data.emoji import EmojiData
 from ditkit.data.encoded import Encoded, EncodedSection
 from ditkit.data.folder import Folder
 from ditkit.data.hub import Hub
-from ditkit.data.loader import Batch, Stream, batches, in_order, load_all, load_size, spread
+from ditkit.data.loader import Batch, Stream, batches, in_order, load_all, load_size, spread, workers_named
 from ditkit.data.moving import MovingDigits
 from ditkit.data.numeric import ArrayFiles
 from ditkit.data.shards import Webdataset
@@ -95,4 +95,5 @@ __all__ = [
     "to_array",
     "to_mode",
     "upgraded",
+    "workers_named",
 ]

@@ -6,6 +6,7 @@ several sizes the order, and which of them make a batch, is a plan's (buckets.py
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.sharedctypes import RawValue
 from typing import Any, NamedTuple
@@ -73,20 +74,29 @@ def batches(
         generator=torch.Generator(),  # the loader seeds its workers from it, not from torch's global state
     )
     try:
-        yield from loader
+        with workers_named():
+            yield from loader
     except InputError as error:  # from a worker it arrives wrapped in that process's traceback
         raise InputError(
             str(error).strip().splitlines()[-1].removeprefix("ditkit.errors.InputError: ")
         ) from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    finally:
+        ending.value = True
+
+
+@contextmanager
+def workers_named() -> Iterator[None]:
+    """A worker that was killed is an InputError in here. torch raises its own wherever the main thread is just then, in a
+    step of training as well as in the loader."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError) as error:  # the latter where it died while handing over a batch
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise InputError(
             "a process that reads images ended, perhaps killed for memory; the same command goes on from the last "
             "checkpoint; --train.workers 0 reads in the training's own process"
         ) from error
-    finally:
-        ending.value = True
 
 
 def _leave_signals(ending: Any, number: int) -> None:

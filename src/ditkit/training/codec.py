@@ -25,7 +25,7 @@ from ditkit.codecs import Vae, VaeConfig
 from ditkit.codecs.identity import as_uint8, to_signed
 from ditkit.codecs.vae import draw
 from ditkit.config import Section
-from ditkit.data import Batch, DataConfig, Source, Split, batches, in_order
+from ditkit.data import Batch, DataConfig, Source, Split, batches, in_order, workers_named
 from ditkit.data.latents.source import LOGVAR, channel_means
 from ditkit.device import autocast
 from ditkit.errors import InputError
@@ -132,7 +132,7 @@ def train_codec(
     model = build(recipe).to(device).train()
     ruler = _ruler(features, data, device)  # before the long work: says what is wrong with it
     check_run(recipe, out, source, SETTINGS)
-    with owned(out), Requests().noted() as requests:
+    with workers_named(), owned(out), Requests().noted() as requests:
         claim_run(recipe, out, source, SETTINGS)
         lines, seen = _fit(recipe, source, out, model, requests, device, progress)
     codec = save_codec(model.eval(), recipe, out, device)

@@ -12,7 +12,7 @@ import torch
 
 from ditkit.backbones import compile_blocks, compiles
 from ditkit.checkpoint import load_newest, optimizer_tensors, restore_optimizer, save_checkpoint
-from ditkit.data import Plan, Source, batches, plan_for
+from ditkit.data import Plan, Source, batches, plan_for, workers_named
 from ditkit.data.latents import Latents
 from ditkit.device import DeviceName, pick_device
 from ditkit.errors import InputError
@@ -68,7 +68,7 @@ def train(
     if not isinstance(out, str | Path):
         raise InputError(f"out: {out!r:.80} is no folder")
     out = Path(out)
-    with ExitStack() as until_end:
+    with workers_named(), ExitStack() as until_end:
         return _train(recipe, out, device, init, init_inner, progress, until_end)
 
 
