@@ -171,8 +171,8 @@ def test_every_flag_that_a_message_names_is_there():
 
 def test_every_flag_that_there_is_not_is_named_with_the_nearest(capsys):
     assert main(["train", "digits", "--train.lrr", "3", "--hidth", "7", "--zzz"]) == 2
-    told = capsys.readouterr().err
+    error = capsys.readouterr().err
     assert (
         "unknown flags --train.lrr (did you mean --train.lr?), --hidth (did you mean --backbone.width?), --zzz (see"
-        in told
+        in error
     )

@@ -349,7 +349,7 @@ def another_label(tensors):
 
 
 @pytest.mark.parametrize(
-    ("change", "checksum", "told"),
+    ("change", "checksum", "message"),
     [
         (one_bit, True, "is damaged: it does not match its checksum"),
         (another_label, True, "is damaged: it does not match its checksum"),
@@ -358,14 +358,14 @@ def another_label(tensors):
     ],
 )
 def test_a_damaged_shard_is_refused_when_it_is_read_and_made_again(
-    latent, encoded, tmp_path, change, checksum, told
+    latent, encoded, tmp_path, change, checksum, message
 ):
     folder = shutil.copytree(encoded, tmp_path / "cache")
     shard, before = folder / "latents-00001.safetensors", contents(encoded)
     altered(shard, change, checksum)
     found = open_latents(folder)
     found.moments([0, 499, 1000], [False] * 3)
-    with pytest.raises(InputError, match=f"latents-00001.safetensors:? {told}.*encode"):
+    with pytest.raises(InputError, match=f"latents-00001.safetensors:? {message}.*encode"):
         found.moments([503], [True])
     for workers in (0, 1):
         chosen = from_cache(latent, folder).replace(train={"workers": workers})
@@ -545,7 +545,7 @@ def test_labels_of_other_projects_that_are_no_classes(tmp_path, label, message):
 
 
 def test_shapes_of_other_projects_that_are_no_latents(tmp_path):
-    """What is said to be larger than the memory, and what has other dimensions, is refused by name."""
+    """What claims to be larger than the memory, and what has other dimensions, is refused by name."""
     for name, write in (("a", edm2), ("b", fast_dit), ("c", lightning)):
         write(tmp_path / name)
     first = tmp_path / "a" / "00000" / "img-mean-std-00000000.npy"

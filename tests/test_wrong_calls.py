@@ -18,13 +18,13 @@ def pipe():
     return load("digits", CPU)
 
 
-def refused(call, told):
+def refused(call, words):
     """One line of InputError that says all of it."""
     with pytest.raises(InputError) as caught:
         call()
     message = str(caught.value)
     assert "\n" not in message
-    for word in [told] if isinstance(told, str) else told:
+    for word in [words] if isinstance(words, str) else words:
         assert word in message
 
 
@@ -32,7 +32,7 @@ CUBE = torch.zeros(2, 2, dtype=torch.int64)
 
 
 @pytest.mark.parametrize(
-    ("seeds", "told"),
+    ("seeds", "message"),
     [
         ([1.5], ["seeds", "1.5"]),
         ([1.0], ["seeds", "1.0"]),
@@ -54,12 +54,12 @@ CUBE = torch.zeros(2, 2, dtype=torch.int64)
         (np.array([1.0]), "seeds"),
     ],
 )
-def test_seeds(pipe, seeds, told):
-    refused(lambda: pipe.generate({"label": [1]}, seeds=seeds), told)
+def test_seeds(pipe, seeds, message):
+    refused(lambda: pipe.generate({"label": [1]}, seeds=seeds), message)
 
 
 @pytest.mark.parametrize(
-    ("cond", "told"),
+    ("cond", "message"),
     [
         ({"lable": [1]}, ["cond", "lable", "did you mean label?"]),
         ({"label": [1], "prompt": ["a"]}, ["cond", "prompt"]),
@@ -77,12 +77,12 @@ def test_seeds(pipe, seeds, told):
         ({"label": [1], "text": ["a red heart"]}, "text"),
     ],
 )
-def test_conditions(pipe, cond, told):
-    refused(lambda: pipe.generate(cond, seeds=[0]), told)
+def test_conditions(pipe, cond, message):
+    refused(lambda: pipe.generate(cond, seeds=[0]), message)
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("how", "message"),
     [
         ({"guidence": 3.0}, ["guidence", "did you mean guidance?"]),
         ({"zzz": 1}, ["zzz", "sampler"]),
@@ -121,14 +121,14 @@ def test_conditions(pipe, cond, told):
         ({"evaluated": 3}, "evaluated"),
     ],
 )
-def test_how_to_sample(pipe, how, told):
+def test_how_to_sample(pipe, how, message):
     """Before anything is sampled, whoever asks."""
-    refused(lambda: pipe.generate({"label": [1]}, seeds=[0], **how), told)
-    refused(lambda: pipe.stream({"label": [1]}, seeds=[0], **how), told)
+    refused(lambda: pipe.generate({"label": [1]}, seeds=[0], **how), message)
+    refused(lambda: pipe.stream({"label": [1]}, seeds=[0], **how), message)
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "message"),
     [
         (lambda: ditkit.load("digits", "gpu"), ["device", "gpu", "cpu"]),
         (lambda: ditkit.load("digits", 0), "device"),
@@ -153,8 +153,8 @@ def test_how_to_sample(pipe, how, told):
         (lambda: ditkit.train("fashion-sit", "run", device=CPU), "recipe"),
     ],
 )
-def test_what_begins_with_ditkit(call, told):
-    refused(call, told)
+def test_what_begins_with_ditkit(call, message):
+    refused(call, message)
 
 
 def test_unknown_devices_and_recipes_of_a_training(small, tmp_path):

@@ -23,13 +23,13 @@ def write_section(section: "Section", path: Path) -> None:
 
 
 def read_section(cls: "type[Checked]", path: Path) -> Checked:
-    """The section in a JSON file; InputError when it is missing or holds something else. Where it was changed since it was
-    written that is logged: somebody meant it, or the disk is failing."""
+    """The section in a JSON file; InputError when it is missing or holds something else. A file that was
+    changed since it was written is logged: somebody meant it, or the disk is failing."""
     values = read_json(path)
     if values.pop(CHECKSUM, written := checksum(values)) != written:
         log.warning(
-            f"{path} was changed after it was written, and is taken as it is now; without its line {CHECKSUM!r} this is "
-            "not said"
+            f"{path} was changed after it was written; its present values are used. Remove its line {CHECKSUM!r} to silence "
+            "this warning"
         )
     return cls.checked(cls.upgraded(values), str(path))
 

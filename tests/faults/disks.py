@@ -46,7 +46,7 @@ def fail(name: str, made: Path, count: int, seed: int) -> Tally:
 
 def _wrong(first: Ended, ended: Ended, found: dict[str, str], expected: dict[str, str]) -> str:
     """What is wrong after a command that met a fault and the same given again; lines of a log and previews, which a run
-    does not need, may be missing where that was said."""
+    does not need, may be missing after a warning."""
     if first.status != 0 and not first.refused:
         return f"status {first.status}: {first.err[-300:]}"
     if ended.status != 0:

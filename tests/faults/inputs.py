@@ -391,7 +391,7 @@ def official(made: Path, count: int, seed: int) -> Tally:
         file = folder / f"DiT{source.suffix}"
         file.write_bytes(_where_it_matters(draw, source.read_bytes()))
         convert = ["convert", file, "--kind", "DiT", "--heads", 4, "--out", folder / "out"]
-        return ["info", file] if number % 4 == 3 else convert  # info cannot be told the heads
+        return ["info", file] if number % 4 == 3 else convert  # info takes no number of heads
 
     return singles("inputs: official files", made, count, seed, prepare)
 

@@ -49,7 +49,7 @@ def fault(ended: Ended) -> str:
 
 
 def judge(case: Case, ended: Ended, wrong: str = "") -> None:
-    """Judge one command: survived where it ended well, refused where it said so, lost otherwise."""
+    """Judge one command: survived where it ended well, refused where it ended with one line, lost otherwise."""
     case.saw(ended)
     found = fault(ended) or wrong
     if found:

@@ -9,7 +9,7 @@ from faults.commands import Ended
 
 @dataclass
 class Tally:
-    """Cases tried. What survived gave the undisturbed result, what was refused said so in one line and lost nothing."""
+    """Cases tried. What survived gave the undisturbed result, what was refused ended with one line and lost nothing."""
 
     name: str
     tried: int = 0
@@ -27,7 +27,7 @@ class Tally:
 
     @contextmanager
     def case(self, what: str) -> Iterator["Case"]:
-        """One case, judged when it is over: lost unless it was said to have survived or been refused."""
+        """One case, judged when it is over: lost unless `judge` found that it survived or was refused."""
         case = Case()
         yield case
         self.tried += 1

@@ -39,35 +39,35 @@ def main(argv: Sequence[str] | None = None) -> int:
             _run(arguments)
             sys.stdout.flush()  # here, so that what goes wrong with it is caught here
         except InputError as error:
-            _say(typed(explained(str(error), arguments[0])))
+            _print_last(typed(explained(str(error), arguments[0])))
             return 2
         except BrokenPipeError:  # `ditkit list | head`: the reader has gone, which is no error
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains once more as it ends
             return 0
         except BaseException as error:
             if (line := refusal(error)) is not None:
-                _say(line)
+                _print_last(line)
                 return 2
             # Some libraries turn an interrupt while they are imported into errors of their own.
             number = getattr(error, "number", signal.SIGINT) if isinstance(error, KeyboardInterrupt) else None
             number = number or (stopped[-1] if stopped else None)
             if number is None:
                 raise
-            said = str(error) if isinstance(error, Stopped) else ""
-            _say(typed(said) or name(number) + STOPPED)
+            message = str(error) if isinstance(error, Stopped) else ""
+            _print_last(typed(message) or name(number) + STOPPED)
             return status(number)
     return 0
 
 
-def _say(line: str) -> None:
-    """The last word, on a line of its own."""
+def _print_last(line: str) -> None:
+    """Print the last message, on a line of its own."""
     if progress := sys.modules.get("ditkit.progress"):
         progress.close_bars()
     print(f"ditkit: {one_line(line)}", file=sys.stderr)
 
 
 def _quieten() -> None:
-    """Messages on stderr as they are; none of what other libraries tell of their work."""
+    """Messages on stderr as they are; none of other libraries' reports on their work."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

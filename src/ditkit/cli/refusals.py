@@ -44,5 +44,6 @@ def refusal(error: BaseException) -> str | None:
 def _of_memory(error: BaseException | None) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    told = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
-    return told or isinstance(error, MemoryError)
+    if isinstance(error, RuntimeError):
+        return any(words in str(error).lower() for words in NO_MEMORY)
+    return isinstance(error, MemoryError)
