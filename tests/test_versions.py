@@ -17,41 +17,15 @@ from ditkit.cli import main
 from ditkit.training.log import read_log
 
 OLD = Path(__file__).parent / "fixtures" / "version-0.1"
-TINY = [
-    "--backbone.width",
-    "8",
-    "--backbone.depth",
-    "1",
-    "--backbone.heads",
-    "2",
-    "--backbone.mlp-ratio",
-    "1",
-    "--train.batch",
-    "16",
-    "--train.log-images",
-    "32",
-    "--train.preview-images",
-    "0",
-    "--train.no-compile",
-    "--train.checkpoint-images",
-    "32",
-    "--train.validate-images",
-    "32",
-    "--device",
-    "cpu",
-]
-DIGITS = [
-    "--train.lr",
-    "0.002",
-    "--transport.time-law",
-    "uniform",
-    "--sample.sampler",
-    "heun",
-    "--sample.steps",
-    "25",
-    "--sample.guidance",
-    "1.5",
-]
+TINY = (
+    "--backbone.width 8 --backbone.depth 1 --backbone.heads 2 --backbone.mlp-ratio 1 --train.batch "
+    "16 --train.log-images 32 --train.preview-images 0 --train.no-compile --train.checkpoint-images "
+    "32 --train.validate-images 32 --device cpu"
+).split()
+DIGITS = (
+    "--train.lr 0.002 --transport.time-law uniform --sample.sampler heun --sample.steps 25 "
+    "--sample.guidance 1.5"
+).split()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What a folder of results holds, without what differs between two undisturbed runs: times."""
 
 import json
-from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -32,14 +31,13 @@ def digest(file: Path) -> str:
     return sha256(data).hexdigest()
 
 
-def contents(folder: Path, ignore: Iterable[str] = ()) -> dict[str, str]:
+def contents(folder: Path) -> dict[str, str]:
     """Hash by path in the folder, locks and curves left out."""
-    left_out = DRAWN | set(ignore)
     return {
         str(file.relative_to(folder)): digest(file)
         for file in sorted(folder.rglob("*"))
         if file.is_file()
-        and file.name not in left_out
+        and file.name not in DRAWN
         and not file.name.endswith(".lock")
         and file.name[0] != "."
     }

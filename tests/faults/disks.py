@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from faults.commands import Ended, Watched, run
-from faults.contents import difference
-from faults.kills import measure
-from faults.tally import Tally
-from faults.verbs import command, fresh, results, undisturbed
+from faults.kills import given_again, measure
+from faults.tally import Case, Tally
+from faults.verbs import command, fresh, undisturbed
 
 ERRORS = {"full": errno.ENOSPC, "read-only": errno.EROFS, "broken": errno.EIO, "forbidden": errno.EACCES}
 
@@ -39,24 +38,18 @@ def fail(name: str, made: Path, count: int, seed: int) -> Tally:
         kind = draw.choice(sorted(ERRORS))
         with tally.case(f"seed {seed}, case {number}, {kind} at event {at} of {events}") as case:
             first = case.saw(run(command(name, made, out), inside=Watched(out, at, _failing(ERRORS[kind]))))
-            ended = case.saw(run(command(name, made, out)))
-            case.judge(_wrong(first, ended, results(name, out), expected))
+            _judge(case, first, name, made, out, expected)
     return tally
 
 
-def _wrong(first: Ended, ended: Ended, found: dict[str, str], expected: dict[str, str]) -> str:
-    """What is wrong after a command that met a fault and the same given again; lines of a log and previews, which a run
-    does not need, may be missing after a warning."""
+def _judge(case: Case, first: Ended, name: str, made: Path, out: Path, expected: dict[str, str]) -> None:
+    """Judge a command that met a fault, by the same given again. Lines of a log, which a run does not need, may be missing
+    after a warning."""
+    optional = ".jsonl" if "could not be written" in first.err else None
+    wrong = given_again(case, name, made, out, expected, optional)
     if first.status != 0 and not first.refused:
-        return f"status {first.status}: {first.err[-300:]}"
-    if ended.status != 0:
-        return f"status {ended.status}: {ended.err[-300:]}"
-    if "could not be written" in first.err:
-        found, expected = (
-            {name: value for name, value in each.items() if not name.endswith(".jsonl")}
-            for each in (found, expected)
-        )
-    return difference(found, expected)
+        wrong = f"status {first.status}: {first.err[-300:]}"
+    case.judge(wrong)
 
 
 def fill(name: str, made: Path, count: int, seed: int) -> Tally:
@@ -75,8 +68,7 @@ def fill(name: str, made: Path, count: int, seed: int) -> Tally:
             with tally.case(f"seed {seed}, case {number}, {size} kB of {needed}") as case:
                 first = case.saw(run(command(name, made, out)))
                 grow()
-                ended = case.saw(run(command(name, made, out)))
-                case.judge(_wrong(first, ended, results(name, out), expected))
+                _judge(case, first, name, made, out, expected)
     return tally
 
 

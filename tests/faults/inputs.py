@@ -56,6 +56,11 @@ def short_training(folder: Path) -> list[object]:
     return [*TINY, "--train.images", 32, "--train.preview-images", 0, "--out", folder / "run"]
 
 
+def source_flags(kind: str, data: Path) -> list[object]:
+    """Flags of a source of grey images of 8 pixels."""
+    return ["--data", kind, "--data.path", data, "--data.size", 8, "--data.channels", 1]
+
+
 # --- folders of images and of videos ---
 
 PICTURES: dict[str, tuple[str, dict[str, Any]]] = {  # ending -> mode and how it is written
@@ -240,41 +245,9 @@ def videos(made: Path, count: int, seed: int) -> Tally:
         (data / f"{number}.{kind}").write_bytes(mutated(draw, movie(draw.randrange(1000), kind)))
 
     def argv(data: Path, folder: Path) -> list[object]:
-        config = [
-            "--data",
-            "video",
-            "--data.path",
-            data,
-            "--data.size",
-            8,
-            "--data.channels",
-            1,
-            "--data.frames",
-            2,
-        ]
-        rest = [
-            "--train.images",
-            32,
-            "--train.preview-images",
-            0,
-            "--data.held-out",
-            0,
-            "--out",
-            folder / "run",
-        ]
-        return [
-            "train",
-            "moving-digits",
-            *TINY,
-            "--backbone.patch",
-            2,
-            "--backbone.tubelet",
-            1,
-            "--backbone.depth",
-            2,
-            *config,
-            *rest,
-        ]
+        network = "--backbone.patch 2 --backbone.tubelet 1 --backbone.depth 2".split()
+        clips = [*source_flags("video", data), "--data.frames", 2, "--data.held-out", 0]
+        return ["train", "moving-digits", *short_training(folder), *network, *clips]
 
     def listed(data: Path) -> tuple[list[str], list[str]]:
         source = VideoFolder(path=data, size=8, channels=1, frames=2).open()
@@ -331,16 +304,7 @@ def arrays(made: Path, count: int, seed: int) -> Tally:
 
     def prepare(draw: Random, folder: Path, number: int) -> list[object]:
         kind = draw.choice(
-            [
-                "samples",
-                "packed",
-                "statistics",
-                "statistics",
-                "data.npz",
-                "small",
-                "data.npy",
-                "data.safetensors",
-            ]
+            "samples packed statistics statistics data.npz small data.npy data.safetensors".split()
         )
         name = kind if "." in kind else f"{kind}.npz"
         file = folder / name
@@ -468,27 +432,14 @@ def tars(made: Path, count: int, seed: int) -> Tally:
         (data / "1.tar").write_bytes(shard(Sound(0)))
         columns = draw.choice(([], ["--data.label-column", "label"], ["--data.caption-column", "caption"]))
         config = [
-            "--data",
-            "webdataset",
-            "--data.path",
-            data,
-            "--data.size",
-            8,
-            "--data.channels",
-            1,
+            *source_flags("webdataset", data),
             *columns,
-        ]
-        rest = [
-            "--train.images",
-            32,
-            "--train.preview-images",
-            0,
+            "--data.cache",
+            folder / "cache",
             "--data.held-out",
             0,
-            "--out",
-            folder / "run",
         ]
-        return ["train", "digits", *TINY, *config, "--data.cache", folder / "cache", *rest]
+        return ["train", "digits", *short_training(folder), *config]
 
     return singles("inputs: shards", made, count, seed, prepare)
 

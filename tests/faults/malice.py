@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from ditkit.snapshots import SNAPSHOTS
 from faults.commands import run
-from faults.inputs import ASSETS, CPU, clean, digits, picture, shard, short_training
+from faults.inputs import ASSETS, CPU, clean, digits, picture, shard, short_training, source_flags
 from faults.judging import judge, limited
 from faults.mutations import ESCAPE, Sound
 from faults.tally import Tally
@@ -406,19 +406,7 @@ def archives(made: Path, count: int, seed: int) -> Tally:
                 _lead_out(draw, tar, folder)
         (data / "1.tar").write_bytes(shard(Sound(0)))
         before = _everything(folder.parent)
-        argv = [
-            "train",
-            "digits",
-            "--data",
-            "webdataset",
-            "--data.path",
-            data,
-            "--data.size",
-            8,
-            "--data.channels",
-            1,
-        ]
-        argv += ["--data.cache", folder / "cache"]
+        argv = ["train", "digits", *source_flags("webdataset", data), "--data.cache", folder / "cache"]
         with tally.case(f"seed {seed}, case {number}") as case:
             ended = limited([*argv, *short_training(folder)], folder)
             own = (str(folder / "run"), str(folder / "cache"))

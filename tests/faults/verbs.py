@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,50 +21,20 @@ from faults.contents import contents
 
 QUICK = ["--sampler", "ab2", "--steps", 2]
 
-LAZY = [
-    "diffusers.models.autoencoders.autoencoder_kl",
-    "ditkit.codecs.vae",
-    "ditkit.evaluation.networks.classifier",
-    "ditkit.pipeline",
-    "ditkit.scoring",
-    "ditkit.training",
-    "ditkit.training.codec",
-    "matplotlib.backends.backend_agg",
-    "matplotlib.pyplot",
-    "torch._dynamo",
-]
+LAZY = (
+    "diffusers.models.autoencoders.autoencoder_kl ditkit.codecs.vae "
+    "ditkit.evaluation.networks.classifier ditkit.pipeline ditkit.scoring ditkit.training "
+    "ditkit.training.codec matplotlib.backends.backend_agg matplotlib.pyplot torch._dynamo"
+).split()
 
-TINY = [
-    "--backbone.width",
-    "16",
-    "--backbone.depth",
-    "1",
-    "--backbone.heads",
-    "2",
-    "--train.batch",
-    "32",
-    "--train.log-images",
-    "64",
-    "--train.preview-images",
-    "160",
-    "--train.compile",
-    "off",
-    "--device",
-    "cpu",
-]
+TINY = (
+    "--backbone.width 16 --backbone.depth 1 --backbone.heads 2 --train.batch 32 --train.log-images "
+    "64 --train.preview-images 160 --train.compile off --device cpu"
+).split()
 TRAIN = [
     *TINY,
     *["--train.images", "320", "--train.checkpoint-images", "64", "--train.validate-images", "160"],
 ]
-
-
-class Verb(NamedTuple):
-    """A command that writes into a folder."""
-
-    argv: Callable[[Path, Path], list[object]]
-    """The words, given the folder of what is made once and the folder of results."""
-    ignore: tuple[str, ...] = ()
-    """Names of files that differ between undisturbed runs, or are not results."""
 
 
 def _train(made: Path, out: Path) -> list[object]:
@@ -72,27 +42,16 @@ def _train(made: Path, out: Path) -> list[object]:
 
 
 def _train_images(made: Path, out: Path) -> list[object]:
-    images = [
-        "--data",
-        made / "images",
-        "--data.size",
-        8,
-        "--data.channels",
-        1,
-        "--data.cache",
-        out / "cache",
-    ]
     return [
-        "train",
-        "digits",
-        *TINY,
-        "--train.images",
-        64,
-        "--train.checkpoint-images",
-        64,
-        *images,
-        "--out",
-        out / "run",
+        *("train", "digits", *TINY, *"--train.images 64 --train.checkpoint-images 64".split()),
+        *(
+            "--data",
+            made / "images",
+            *"--data.size 8 --data.channels 1".split(),
+            "--data.cache",
+            out / "cache",
+        ),
+        *("--out", out / "run"),
     ]
 
 
@@ -108,57 +67,18 @@ def _train_codec(made: Path, out: Path) -> list[object]:
     return ["train-codec", "digits", *CODEC, "--out", out / "codec"]
 
 
-CODEC = [
-    "--codec.widths",
-    "8",
-    "8",
-    "--train.images",
-    "256",
-    "--train.batch",
-    "32",
-    "--train.checkpoint-images",
-    "64",
-    "--train.log-images",
-    "64",
-    "--n",
-    "64",
-    "--device",
-    "cpu",
-]
+CODEC = (
+    "--codec.widths 8 8 --train.images 256 --train.batch 32 --train.checkpoint-images 64 "
+    "--train.log-images 64 --n 64 --device cpu"
+).split()
 
 
 def _sample(made: Path, out: Path) -> list[object]:
-    return [
-        "sample",
-        "digits",
-        "--n",
-        24,
-        "--batch",
-        4,
-        *QUICK,
-        "--png",
-        "--out",
-        out / "samples",
-        "--device",
-        "cpu",
-    ]
+    return [*"sample digits --n 24 --batch 4 --png --device cpu".split(), *QUICK, "--out", out / "samples"]
 
 
 def _eval(made: Path, out: Path) -> list[object]:
-    return [
-        "eval",
-        "digits",
-        "--n",
-        64,
-        "--batch",
-        32,
-        *QUICK,
-        "--out",
-        out / "eval",
-        "--replace",
-        "--device",
-        "cpu",
-    ]
+    return [*"eval digits --n 64 --batch 32 --replace --device cpu".split(), *QUICK, "--out", out / "eval"]
 
 
 def _compare(made: Path, out: Path) -> list[object]:
@@ -171,16 +91,8 @@ def _convert(made: Path, out: Path) -> list[object]:
 
 def _study(made: Path, out: Path) -> list[object]:
     return [
-        "study",
-        "scaling",
-        "--out",
-        out / "study",
-        "--runs",
-        out / "runs",
-        "--device",
-        "cpu",
-        "--compile",
-        "off",
+        *"study scaling --device cpu --compile off".split(),
+        *("--out", out / "study", "--runs", out / "runs"),
     ]
 
 
@@ -192,16 +104,16 @@ def _cells() -> dict[str, Cell]:
     return {"a": Cell(small, points), "b": Cell(small.replace(train={"seed": 1}), points[1:])}
 
 
-VERBS = {
-    "train": Verb(_train),
-    "train on images": Verb(_train_images),
-    "encode": Verb(_encode),
-    "train-codec": Verb(_train_codec),
-    "sample": Verb(_sample),
-    "eval": Verb(_eval),
-    "compare": Verb(_compare),
-    "convert": Verb(_convert),
-    "study": Verb(_study),
+VERBS: dict[str, Callable[[Path, Path], list[object]]] = {
+    "train": _train,
+    "train on images": _train_images,
+    "encode": _encode,
+    "train-codec": _train_codec,
+    "sample": _sample,
+    "eval": _eval,
+    "compare": _compare,
+    "convert": _convert,
+    "study": _study,
 }
 
 
@@ -248,11 +160,11 @@ def _made(folder: Path, argv: list[object]) -> Path:
 
 
 def command(name: str, made: Path, out: Path) -> list[object]:
-    return VERBS[name].argv(made, out)
+    return VERBS[name](made, out)
 
 
 def results(name: str, out: Path) -> dict[str, str]:
-    return contents(out, VERBS[name].ignore)
+    return contents(out)
 
 
 @cache
