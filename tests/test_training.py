@@ -16,7 +16,7 @@ from ditkit.checkpoint import checkpoints, load_newest
 from ditkit.errors import InputError, NotFinite
 from ditkit.recipe import Recipe, TrainConfig
 from ditkit.recipes import RECIPES, recipe
-from ditkit.training import train
+from ditkit.training import monitor, train
 from ditkit.training.ema import Ema
 from ditkit.training.log import Log, read_log
 from ditkit.training.schedule import learning_rate
@@ -388,3 +388,13 @@ def test_paper_recipes_have_the_papers_settings():
     assert (dit.transport.path, dit.transport.predict, dit.transport.variance) == ("ddpm", "noise", "learned")
     assert (sit.transport.path, sit.transport.predict) == ("linear", "velocity")
     assert sit.backbone == BACKBONES["SiT-XL/2"]
+
+
+def test_nothing_is_read_between_what_is_due(small, tmp_path, monkeypatch):
+    """A step reads no log and lists no folder: runs have millions of steps."""
+    reads = []
+    read_log = monitor.read_log
+    monkeypatch.setattr(monitor, "read_log", lambda path: reads.append(path.name) or read_log(path))
+    never = {"preview_images": 0, "validate_images": 0, "score_images": 0}
+    train(small.replace(train=never), tmp_path / "run", device=CPU, progress=False)
+    assert reads == []

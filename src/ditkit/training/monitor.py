@@ -68,29 +68,31 @@ class Monitor:
 
     def measure(self, before: int, seen: int) -> None:
         """What is due after the step from `before` to `seen` images: a preview, the validation loss, scores."""
-        last = self._pipeline.recipe.train.images
-        for look, every, _ in self._kinds():
-            if every and due(every, before, seen, last):
+        for every, look in self._looks:
+            if every and due(every, before, seen, self._pipeline.recipe.train.images):
                 self._look(look, seen)
 
     def catch_up(self, seen: int) -> None:
         """What was due when the run stopped after `seen` images, if that was not finished."""
+        previews = [int(file.stem) for file in self._previews.glob("*.png") if file.stem.isdecimal()]
+        validated, scored = (
+            [row["images"] for row in read_log(self._out / name)] for name in (VALIDATION, SCORES)
+        )
         last = self._pipeline.recipe.train.images
-        for look, every, done in self._kinds():
+        for (every, look), done in zip(self._looks, (previews, validated, scored), strict=True):
             if every and due(every, max(done, default=0), seen, last) and seen not in done:
                 self._look(look, seen)
 
-    def _kinds(self) -> list[tuple[Callable[[int], None], int, list[int]]]:
-        """What looks at the run, after how many images each, and after which it did."""
+    @property
+    def _looks(self) -> tuple[tuple[int, Callable[[int], None]], ...]:
+        """After how many images each way of looking at the run is due, 0 for never."""
         config = self._pipeline.recipe.train
         alone = self._pipeline.transport.cascade is None  # otherwise another model makes the lower levels
-        previews = [int(file.stem) for file in self._previews.glob("*.png") if file.stem.isdecimal()]
-        lines = ([row["images"] for row in read_log(self._out / name)] for name in (VALIDATION, SCORES))
-        return [
-            (self.preview, config.preview_images * alone, previews),
-            (self.validate, config.validate_images, next(lines)),
-            (self.score, config.score_images, next(lines)),
-        ]
+        return (
+            (config.preview_images * alone, self.preview),
+            (config.validate_images, self.validate),
+            (config.score_images, self.score),
+        )
 
     def _look(self, look: Callable[[int], None], seen: int) -> None:
         """Nothing that is only looked at ends a run: an average of few steps may not make images yet, a disk be full."""
