@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -18,10 +19,10 @@ from ditkit.checkpoint import checkpoints, load_newest
 from ditkit.cli import main
 from ditkit.cli.refusals import refusal
 from ditkit.cli.streams import one_line, printable, tolerant
-from ditkit.data import Folder, batches, workers_named
+from ditkit.data import Folder, batches, loader, workers_named
 from ditkit.errors import InputError
 from ditkit.recipes import recipe
-from ditkit.signals import SAVES, STOPS, Requests, Stopped, handled, status
+from ditkit.signals import SAVES, STOPS, Requests, Stopped, handled, leave_to_parent, status
 from ditkit.training import loop, train
 from ditkit.training.log import read_log
 
@@ -161,8 +162,16 @@ def test_an_interrupt_that_a_library_turns_into_its_own_error(monkeypatch, capsy
     assert "C extension" not in capsys.readouterr().err
 
 
-def test_workers_leave_signals_to_their_parent(tmp_path):
+def leave_signals_late(ending, number):
+    time.sleep(number)  # the second worker still starts when the first has read a batch
+    leave_to_parent(ending)
+
+
+@pytest.mark.parametrize("when", ["at work", "still starting"])
+def test_workers_leave_signals_to_their_parent(tmp_path, monkeypatch, when):
     """All processes of a training get the signal, as a cluster sends it; it saves, and nothing is left behind."""
+    if when == "still starting":
+        monkeypatch.setattr(loader, "_leave_signals", leave_signals_late)
     for name in "ab":
         Image.new("L", (8, 8), 99).save(tmp_path / f"{name}.png")
     data = Folder(path=tmp_path, size=8, channels=1, cache="off", held_out=0)

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 SAVES = getattr(signal, "SIGUSR1", None)
+HANDLED = STOPS if SAVES is None else (*STOPS, SAVES)
 
 
 class Stopped(KeyboardInterrupt):
@@ -49,6 +50,19 @@ def stop_at_once(number: int, frame: FrameType | None = None) -> None:
     raise Stopped(number)
 
 
+@contextmanager
+def starting_workers() -> Iterator[None]:
+    """Start processes that call `leave_to_parent` in here: a signal that reaches one before that call waits for it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_to_parent(ending: Any = None) -> None:
     """In a process that works for another: who stops is decided there, also where a signal is sent to all of a group.
 
@@ -60,10 +74,11 @@ def leave_to_parent(ending: Any = None) -> None:
         if ending.value:
             os._exit(0)
 
-    for number in (*STOPS, SAVES):
-        if number is not None:
-            signal.signal(number, signal.SIG_IGN)
+    for number in HANDLED:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL if ending is None else end)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
 
 
 class Requests:

@@ -23,7 +23,7 @@ from ditkit.device import cores
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
 from ditkit.randomness import generator
-from ditkit.signals import leave_to_parent
+from ditkit.signals import leave_to_parent, starting_workers
 
 
 class Batch(NamedTuple):
@@ -75,7 +75,9 @@ def batches(
     )
     try:
         with workers_named():
-            yield from loader
+            with starting_workers():
+                started = iter(loader)
+            yield from started
     except InputError as error:  # from a worker it arrives wrapped in that process's traceback
         raise InputError(
             str(error).strip().splitlines()[-1].removeprefix("ditkit.errors.InputError: ")

@@ -25,7 +25,7 @@ from ditkit.errors import InputError
 from ditkit.files import DAMAGED_ARRAYS
 from ditkit.progress import progress_bar
 from ditkit.records import parse_json, write_whole, written_whole
-from ditkit.signals import leave_to_parent
+from ditkit.signals import leave_to_parent, starting_workers
 
 
 class Store(Protocol):
@@ -81,7 +81,9 @@ def look_at(
             return
         pool = ProcessPoolExecutor(processes, process_context(), _begin, (job, os.getpid()))
         try:
-            for future in as_completed([pool.submit(_look_at_mine, part) for part in parts]):
+            with starting_workers():
+                futures = [pool.submit(_look_at_mine, part) for part in parts]
+            for future in as_completed(futures):
                 found = future.result()
                 yield found
                 bar.update(len(found))
