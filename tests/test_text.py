@@ -13,7 +13,7 @@ import torch
 from needs import needs_minilm
 from safetensors.torch import load_file, save_file
 
-from ditkit.errors import InputError
+from ditkit.errors import InputError, NotFinite
 from ditkit.text import TEXT_ENCODERS, Text, TextCache, TextConfig, TextEncoder, embed, load_text_encoder
 from ditkit.text.files import PACKAGE, find_folder, identity, width
 
@@ -356,6 +356,22 @@ def test_the_width_is_read_from_the_configuration(t5, clip, tmp_path):
 # the cache
 
 
+def test_a_tokenizer_or_weights_that_are_not_the_networks_are_refused(t5, tmp_path):
+    other = shutil.copytree(t5, tmp_path / "other")
+    words = json.loads((other / "tokenizer.json").read_text())
+    words["model"]["vocab"]["heart"] = 25  # of 20
+    (other / "tokenizer.json").write_text(json.dumps(words))
+    encoder = load_text_encoder(str(other), length=8)
+    with pytest.raises(InputError, match=r"its tokenizer gives token 25, its network knows 20; fetch both"):
+        encoder.encode(["a red heart"])
+    lost = shutil.copytree(t5, tmp_path / "lost")
+    weights = load_file(lost / "model.safetensors")
+    weights["shared.weight"][0, 0] = float("nan")
+    save_file(weights, lost / "model.safetensors", {"format": "pt"})
+    with pytest.raises(NotFinite, match="weights are not all finite numbers"):
+        load_text_encoder(str(lost), length=8)
+
+
 CAPTIONS = ["a red heart", "train station", "a red heart", "a heart that is red of gold"]
 
 
@@ -431,6 +447,24 @@ def stop_at(name):
         save_file(tensors, file, metadata)
 
     return save
+
+
+def test_numbers_that_were_changed_on_disk_are_refused(t5, tmp_path):
+    """A flipped bit in tokens, in pooled vectors or in where captions begin gives no other embedding in silence."""
+    folder = tmp_path / "cache"
+    whole = embed(CAPTIONS, TextConfig(id=str(t5), dim=24, length=8), folder)
+    file = folder / "text-00000.safetensors"
+    kept = load_file(file)
+    for name in ("tokens", "pooled", "starts"):
+        changed = {key: value.clone() for key, value in kept.items()}
+        changed[name][1] += 1
+        save_file(changed, file, whole._shards[0]._file.metadata())
+        with pytest.raises(InputError, match=rf"{file} is damaged.*; delete the folder {folder}") as caught:
+            TextCache(folder)(CAPTIONS)
+        assert "\n" not in str(caught.value)
+    changed = {key: value for key, value in kept.items() if key != "sums"}  # as version 0.1 wrote it
+    save_file(changed, file, whole._shards[0]._file.metadata())
+    assert same(TextCache(folder)(CAPTIONS), whole(CAPTIONS))
 
 
 def test_a_cache_of_something_else_is_refused_by_name(t5, clip, tmp_path):

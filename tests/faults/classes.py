@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from faults import bits, disks, environment, inputs, kills, malice
+from faults import bits, bombs, disks, environment, foreign, inputs, kills, malice
 from faults.tally import Tally
 from faults.verbs import VERBS
 
@@ -21,9 +21,14 @@ INPUTS: dict[str, tuple[int, Cases]] = {
     "inputs: shards": (200, inputs.tars),
     "inputs: recipes": (500, inputs.recipes),
     "inputs: commands": (500, inputs.commands),
+    "inputs: diffusers": (200, foreign.diffusers),
+    "inputs: captions": (150, foreign.captions),
+    "inputs: text encoders": (200, foreign.encoders),
+    "inputs: feature networks": (100, foreign.features),
     "malice: code in files": (280, malice.pickles),
     "malice: archives": (50, malice.archives),
     "malice: declared sizes": (300, malice.sizes),
+    "malice: compressed bombs": (80, bombs.bombs),
     "environment: processes": (40, environment.settings),
     "environment: narrow": (90, environment.narrow),
     "environment: memory": (60, environment.memory),

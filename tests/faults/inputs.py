@@ -353,14 +353,14 @@ def official(made: Path, count: int, seed: int) -> Tally:
     def prepare(draw: Random, folder: Path, number: int) -> list[object]:
         source = store / draw.choice(("zip.pt", "nested.pt", "old.pt", "old.pt", "plain.safetensors"))
         file = folder / f"DiT{source.suffix}"
-        file.write_bytes(_where_it_matters(draw, source.read_bytes()))
+        file.write_bytes(where_it_matters(draw, source.read_bytes()))
         convert = ["convert", file, "--kind", "DiT", "--heads", 4, "--out", folder / "out"]
         return ["info", file] if number % 4 == 3 else convert  # info takes no number of heads
 
     return singles("inputs: official files", made, count, seed, prepare)
 
 
-def _where_it_matters(draw: Random, content: bytes) -> bytes:
+def where_it_matters(draw: Random, content: bytes) -> bytes:
     """Mutated; half of the times in the first or the last 20,000 bytes, where the structure is, not the numbers."""
     if draw.random() < 0.3:
         return mutated(draw, content)
@@ -381,7 +381,7 @@ def snapshots(made: Path, count: int, seed: int) -> Tally:
         file = snapshot / "model.safetensors"
         if draw.random() < 0.5:  # without a hash that tells
             save_file(bare, file)
-        file.write_bytes(_where_it_matters(draw, file.read_bytes()))
+        file.write_bytes(where_it_matters(draw, file.read_bytes()))
         short = [
             "--train.images",
             32,

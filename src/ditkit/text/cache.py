@@ -2,19 +2,22 @@
 
     text.json                encoder, count, the captions themselves
     text-00000.safetensors   of 10,000 captions: tokens (T, D) of all one after another, without padding; starts
-                             (N + 1,), where each begins; pooled (N, D); whose they are
+                             (N + 1,), where each begins; pooled (N, D); sums (N,), a checksum of each; whose they are
 
 Tokens are kept in the encoder's own precision, so reading gives what encoding gave, bit for bit. Equal captions
 are kept once, and the empty one always. Files are written beside their places and renamed into them, the index last:
-what is there is whole, and what was stopped goes on after the last whole file.
+what is there is whole, and what was stopped goes on after the last whole file. Each caption's numbers are checked
+against their sum when they are read; files of version 0.1 may have none.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
+from zlib import crc32
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +32,7 @@ from ditkit.text.encoders import DTYPES, Text, TextConfig, TextEncoder
 from ditkit.text.files import find_folder, identity
 
 INDEX = "text.json"
+KINDS = {torch.float32: "F32", torch.bfloat16: "BF16"}  # in safetensors' words
 SHARD = 10_000  # captions per file
 
 
@@ -125,8 +129,19 @@ def _tensors(encoder: TextEncoder, captions: Sequence[str], batch: int) -> dict[
         tokens.append(text.tokens[text.mask].to(DTYPES[encoder.config.dtype]).cpu())
         pooled.append(text.pooled.cpu())
         lengths += text.mask.sum(1).tolist()
-    starts = torch.tensor(lengths).cumsum(0)
-    return {"tokens": torch.cat(tokens), "starts": starts, "pooled": torch.cat(pooled)}
+    ends = torch.tensor(lengths).cumsum(0).tolist()
+    parts = {"tokens": torch.cat(tokens), "pooled": torch.cat(pooled)}
+    rows = zip(pairwise(ends), parts["pooled"], strict=True)
+    sums = [_sum(parts["tokens"][start:end], row) for (start, end), row in rows]
+    return parts | {"starts": torch.tensor(ends), "sums": torch.tensor(sums)}
+
+
+def _sum(tokens: Tensor, pooled: Tensor) -> int:
+    """CRC-32 of a caption's numbers."""
+    found = 0
+    for part in (tokens, pooled):
+        found = crc32(part.contiguous().view(torch.uint8).numpy().data, found)
+    return found
 
 
 class TextCache:
@@ -159,11 +174,9 @@ class TextCache:
         pooled = torch.zeros((len(captions), self.dim))
         for place, caption in enumerate(captions):
             number, row = divmod(self._row(caption), self.index.shard)
-            shard = self._shards[number]
-            start, end = shard.starts[row], shard.starts[row + 1]
-            tokens[place, : end - start] = shard.tokens[start:end].float()
-            mask[place, : end - start] = True
-            pooled[place] = shard.pooled[row]
+            found, pooled[place] = self._shards[number].read(row)
+            tokens[place, : len(found)] = found.float()
+            mask[place, : len(found)] = True
         return Text(tokens, mask, pooled)
 
     def check(self, config: TextConfig, captions: Iterable[str]) -> None:
@@ -202,23 +215,50 @@ class _Shard:
 
     def __init__(self, file: Path, index: TextIndex, captions: Sequence[str]):
         """InputError when it is damaged or another's."""
+        self._path = file
         try:
             self._file = safe_open(file, framework="pt")
-            self.starts = self._file.get_tensor("starts").tolist()
-            shapes = [tuple(self._file.get_slice(name).get_shape()) for name in ("tokens", "pooled")]
+            names = {*self._file.keys()}
+            starts = self._file.get_tensor("starts")
+            self._sums = self._file.get_tensor("sums").tolist() if "sums" in names else None
+            forms = [self._form(name) for name in ("tokens", "pooled")]
         except (OSError, SafetensorError) as error:
             raise InputError(f"{file} is damaged ({error}); delete the folder") from None
-        count = len(captions)
-        fits = (len(self.starts), *shapes) == (count + 1, (self.starts[-1], index.dim), (count, index.dim))
+        count, kind = len(captions), DTYPES[index.encoder.dtype]
+        fits = (starts.dtype, starts.shape) == (torch.int64, (count + 1,)) and forms == [
+            (KINDS[kind], (int(starts[-1]), index.dim)),
+            (KINDS[torch.float32], (count, index.dim)),
+        ]
         if not fits or self._file.metadata() != index.owner(captions):
             raise InputError(
                 f"{file.parent}: {file.name} and {INDEX} do not belong together; delete the folder"
             )
+        lengths = starts.diff()
+        if starts[0] != 0 or lengths.min() < 0 or lengths.max() > index.encoder.length:
+            raise self._damaged()
+        self._starts = starts.tolist()
+
+    def _form(self, name: str) -> tuple[str, tuple[int, ...]]:
+        part = self._file.get_slice(name)
+        return part.get_dtype(), tuple(part.get_shape())
+
+    def read(self, row: int) -> tuple[Tensor, Tensor]:
+        """A caption's tokens (n, D) and pooled (D,); InputError where they are not what was written."""
+        tokens, pooled = self._tokens[self._starts[row] : self._starts[row + 1]], self._pooled[row]
+        if self._sums is not None and _sum(tokens, pooled) != self._sums[row]:
+            raise self._damaged()
+        return tokens, pooled
+
+    def _damaged(self) -> InputError:
+        return InputError(
+            f"{self._path} is damaged: its numbers are not what was written; delete the folder {self._path.parent}, it "
+            "is made again"
+        )
 
     @cached_property
-    def tokens(self) -> Tensor:
+    def _tokens(self) -> Tensor:
         return self._file.get_tensor("tokens")  # a view of the file; nothing is read yet
 
     @cached_property
-    def pooled(self) -> Tensor:
+    def _pooled(self) -> Tensor:
         return self._file.get_tensor("pooled")

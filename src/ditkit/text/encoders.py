@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ditkit.config import Section
-from ditkit.errors import InputError
+from ditkit.errors import InputError, NotFinite
 from ditkit.records import parse_json
 from ditkit.text.files import find_folder, identity, width
 
@@ -99,7 +99,7 @@ class TextEncoder:
         """Tokens (B, M, D), mask (B, M) and pooled (B, D) of B prompts, `batch` at a time, on the encoder's device.
 
         What is longer than M tokens is cut with a warning; the empty prompt is a prompt. InputError when one is
-        not text (bytes of another encoding than UTF-8).
+        not text (bytes of another encoding than UTF-8), or the tokenizer is not the network's.
         """
         ids = self._tokenize(prompts)
         tokens = torch.zeros((len(prompts), self.length, self.dim), device=self.device)
@@ -108,6 +108,7 @@ class TextEncoder:
         for start in range(0, len(prompts), batch):
             rows = slice(start, start + batch)
             padded = self._tokenizer.pad({"input_ids": ids[rows]}, return_tensors="pt").to(self.device)
+            check_tokens(padded.input_ids, self._model, self.config.id)
             width = padded.input_ids.shape[1]  # of the longest among them
             there = mask[rows, :width] = padded.attention_mask.bool()
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
@@ -150,7 +151,7 @@ def load_text_encoder(
 def open_model(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, Pool | None]:
     """(frozen network, tokenizer, how its tokens are pooled; None: it does so itself) of a folder.
 
-    InputError: the extra is not installed, no text encoder, no tokenizer, or weights are missing.
+    InputError: the extra is not installed, no text encoder, no tokenizer, or weights are missing or not finite.
     """
     try:
         import transformers
@@ -187,7 +188,18 @@ def open_model(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, Pool | None]
     )
     if missing:
         raise InputError(f"{folder}: {len(missing)} weights are missing, {missing[0]} among them")
+    if lost := next((name for name, value in model.state_dict().items() if not value.isfinite().all()), None):
+        raise NotFinite(f"{folder}: its weights are not all finite numbers ({lost}); fetch them again")
     return model.requires_grad_(False), tokenizer, pool  # in eval mode already
+
+
+def check_tokens(ids: Tensor, model: Any, where: str) -> None:
+    """InputError for numbers of tokens that the network has no embedding of: the tokenizer is another's."""
+    known = model.get_input_embeddings().num_embeddings
+    if ids.numel() and int(ids.max()) >= known:
+        raise InputError(
+            f"{where}: its tokenizer gives token {int(ids.max())}, its network knows {known}; fetch both from one place"
+        )
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from ditkit.evaluation.networks.frozen import Frozen
 from ditkit.evaluation.networks.resize import RESIZES
 from ditkit.files import fetch_folder, file_hash
 from ditkit.records import parse_json
+from ditkit.text.encoders import check_tokens
 
 DINOV2 = "facebook/dinov2-large"
 CLIP = "openai/clip-vit-large-patch14"
@@ -88,7 +89,8 @@ class Clip(Frozen):
 
     @torch.no_grad()
     def text(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings (N, D) of unit length, float32 on the CPU; what exceeds 77 tokens is cut off.
+        """Embeddings (N, D) of unit length, float32 on the CPU; what exceeds 77 tokens is cut off. InputError where the
+        tokenizer is not the network's.
 
         The CLIP score of an image is the cosine of its pooled features with its prompt's row.
         """
@@ -96,6 +98,7 @@ class Clip(Frozen):
         words = self.tokenizer(
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
+        check_tokens(words.input_ids, self.model.text_model, self.name)
         # Attention is causal and the end token is read, so the padding after it needs no mask.
         device = self.model.logit_scale.device
         with torch.autocast(device.type, enabled=False):
