@@ -23,9 +23,9 @@ import ditkit
 from ditkit.cli import main
 from ditkit.errors import InputError
 from ditkit.interop.official import read_official
-from ditkit.interop.tensors import Placeholder, read_tensors
 from ditkit.nn.embeddings import sincos_positions
 from ditkit.sampling import SAMPLERS
+from ditkit.tensors import Placeholder, read_state, read_tensors
 
 
 class Evil:
@@ -647,6 +647,33 @@ def test_tensors_stay_inside_their_bytes(tmp_path, changes):
 
     with pytest.raises(InputError, match="damaged"):
         read_tensors(rewritten(tmp_path / "a.pt", tmp_path / "b.pt", change))
+
+
+@pytest.mark.parametrize("name", ["data.pkl", "byteorder", "version", "data/0"])
+def test_compressed_members_are_refused_before_they_are_unpacked(tmp_path, name):
+    """torch compresses nothing: a pickle of a few bytes could be of hours."""
+    torch.save({"x": torch.ones(7)}, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as old, zipfile.ZipFile(tmp_path / "b.pt", "w") as new:
+        for entry in old.infolist():
+            data, how = old.read(entry), zipfile.ZIP_STORED
+            if entry.filename.endswith(f"/{name}"):
+                data, how = data + bytes(1 << 24), zipfile.ZIP_DEFLATED
+            new.writestr(entry.filename, data, how)
+    with pytest.raises(InputError, match=rf"/{name} is compressed"):
+        read_tensors(tmp_path / "b.pt")
+
+
+def test_a_state_is_named_tensors_and_nothing_else(tmp_path):
+    file = tmp_path / "a.pt"
+    for content in (
+        [torch.ones(2)],
+        {1: torch.ones(2)},
+        {"x": torch.ones(2), "y": Namespace(x=1)},
+        torch.ones(2),
+    ):
+        torch.save(content, file)
+        with pytest.raises(InputError, match="holds other things than named tensors"):
+            read_state(file)
 
 
 @pytest.mark.parametrize("length", [1, 6, 8, -1, 2**40])

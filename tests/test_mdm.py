@@ -20,10 +20,10 @@ from ditkit.config import read_section, write_section
 from ditkit.costs.count import count_cost
 from ditkit.errors import InputError
 from ditkit.interop.mdm import mdm_names, mdm_to_official, mdm_to_ours, read_mdm
-from ditkit.interop.tensors import read_tensors
 from ditkit.layout import pack, unpack
 from ditkit.nn.embeddings import sinusoid
 from ditkit.nn.mdm import NumberEmbedding
+from ditkit.tensors import read_tensors
 
 FILE = Path("vis_model.pth")
 INNER = {"widths": (32, 64), "depth": (1, 1), "attention": (0, 1), "scale": 8}

@@ -13,7 +13,6 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-import torch
 from PIL import Image
 
 from faults.foreign import captioned, told

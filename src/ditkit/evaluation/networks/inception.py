@@ -14,9 +14,8 @@ Heusel et al. 2017; openai/guided-diffusion `evaluator.py`; mseitzer/pytorch-fid
 import urllib.error
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from ditkit.evaluation.networks.features import Features
 from ditkit.evaluation.networks.frozen import Frozen
 from ditkit.evaluation.networks.resize import RESIZES
 from ditkit.files import file_hash
+from ditkit.tensors import read_state
 
 URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
@@ -280,27 +280,20 @@ def _original() -> tuple[Path, str]:
     return path, digest
 
 
-def _read_weights(path: Path) -> dict[str, Any]:
+def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)  # tensors only: no code is run
-    except Exception as error:  # a damaged pickle raises nearly every kind there is
-        raise InputError(
-            f"{path}: not a readable file of weights ({type(error).__name__}); give the .pth of {URL} or the "
-            "same as .safetensors"
-        ) from error
+        return read_state(path)
+    except InputError as error:
+        raise InputError(f"{error}; give the .pth of {URL} or the same as .safetensors") from None
 
 
-def _difference(state: Any, expected: dict[str, Tensor]) -> str | None:
+def _difference(state: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:
     """The first way in which a file's weights are not the expected ones, or None."""
-    if not isinstance(state, dict):
-        return f"it holds a {type(state).__name__} instead of named tensors"
     for name, value in expected.items():
         if name.endswith("num_batches_tracked"):
             continue
         given = state.get(name)
-        if not isinstance(given, Tensor):
+        if given is None:
             return f"{name} is missing"
         if given.shape != value.shape:
             return f"{name} is {tuple(given.shape)} instead of {tuple(value.shape)}"

@@ -4,7 +4,7 @@ A torch file is a pickle that says which tensors to rebuild from which bytes; an
 whatever the pickle names. This one rebuilds tensors and dictionaries only. Everything else it names, a
 training script's argparse.Namespace or an attacker's os.system, becomes an inert `Placeholder`, and a
 log message says so. Read are torch's zip files (the tensors stay on disk until used), its format before
-1.6, and safetensors. What the tensors mean is told elsewhere.
+1.6, and safetensors. What the tensors mean is decided elsewhere.
 """
 
 import logging
@@ -61,9 +61,22 @@ def read_tensors(path: Path) -> Any:
     return content
 
 
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The named tensors of such a file. InputError as above, and where it holds anything else."""
+    state = read_tensors(path)
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise InputError(f"{path}: holds other things than named tensors; refused")
+    return state
+
+
 def _read_zip(stream: BinaryIO) -> tuple[Any, list[str]]:
     with zipfile.ZipFile(stream) as archive:
         (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+        if packed := [entry for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]:
+            # torch compresses nothing; a pickle that is small here could be endless.
+            raise ValueError(f"{packed[0].filename} is compressed")
         root = pickled.removesuffix("data.pkl")
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("big-endian numbers")
@@ -71,7 +84,7 @@ def _read_zip(stream: BinaryIO) -> tuple[Any, list[str]]:
 
         def storage(dtype: torch.dtype, key: str, elements: int) -> Tensor:
             entry = archive.getinfo(f"{root}data/{key}")
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < elements * dtype.itemsize:
+            if entry.file_size < elements * dtype.itemsize:
                 raise ValueError(f"storage {key} is not {elements} numbers of {dtype}")
             # A local header is 30 bytes, the last 4 of which are the lengths of what follows it.
             name, extra = struct.unpack_from("<HH", whole, entry.header_offset + 26)
