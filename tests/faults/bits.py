@@ -12,19 +12,11 @@ from typing import NamedTuple
 
 from faults.commands import Watched, run
 from faults.contents import contents, difference
+from faults.foreign import captioned, told
 from faults.tally import Tally
-from faults.verbs import QUICK, TRAIN, a_codec, a_run, command, fresh
+from faults.verbs import QUICK, TINY, TRAIN, a_codec, a_run, command, fresh
 
-WARNINGS = (
-    "damaged",
-    "left out",
-    "cannot be read",
-    "was changed",
-    "made again",
-    "cut",
-    "again",
-    "trying the one",
-)
+SHORT = [*TINY, "--train.images", 64, "--train.preview-images", 0, "--train.validate-images", 0]
 
 
 class Reader(NamedTuple):
@@ -76,6 +68,40 @@ def statistics(made: Path) -> Path:
         ended = run(["reference", "digits", "--out", kept / "digits.npz", "--device", "cpu"])
         assert ended.status == 0, ended.err
     return kept
+
+
+def text(made: Path) -> Path:
+    """The embeddings of some captions, as a run keeps them."""
+    kept = made / "text"
+    if not kept.exists():
+        rows = captioned(made / "captioned")
+        lines = "\n".join(json.dumps(row) for row in rows)
+        (made / "captioned" / "metadata.jsonl").write_text(lines, encoding="utf-8")
+        out = fresh(made)
+        ended = run(_told(made, out / "text", out))
+        assert ended.status == 0, ended.err
+        shutil.copytree(out / "text", kept)
+    return kept
+
+
+def _told(made: Path, texts: Path, out: Path) -> list[object]:
+    flags = told(made, made / "captioned")
+    return ["train", "emoji-t2i", *flags, *SHORT, "--train.texts", texts, "--out", out / "run"]
+
+
+def prepared(made: Path) -> Path:
+    """The cache of prepared images."""
+    kept = made / "prepared"
+    if not kept.exists():
+        out = fresh(made)
+        assert run(_seen(made, out / "cache", out)).status == 0
+        shutil.copytree(out / "cache", kept)
+    return kept
+
+
+def _seen(made: Path, cache: Path, out: Path) -> list[object]:
+    data = ["--data", made / "images", "--data.size", 8, "--data.channels", 1, "--data.cache", cache]
+    return ["train", "digits", *data, *SHORT, "--out", out / "run"]
 
 
 def _weights(out: Path) -> dict[str, str]:
@@ -148,6 +174,8 @@ READERS = {
         ],
         _report,
     ),
+    "text": Reader(text, lambda made, copy: _told(made, copy, copy.parent), _weights),
+    "prepared images": Reader(prepared, lambda made, copy: _seen(made, copy, copy.parent), _weights),
 }
 
 
