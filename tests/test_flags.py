@@ -176,3 +176,23 @@ def test_every_flag_that_there_is_not_is_named_with_the_nearest(capsys):
         "unknown flags --train.lrr (did you mean --train.lr?), --hidth (did you mean --backbone.width?), --zzz (see"
         in error
     )
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["sample", "digits", "--n", "x"], "--n: 'x' is no whole number (see ditkit sample --help)"),
+        (["sample", "digits", "--guidance", "x; y"], "--guidance: 'x; y' is no number (see ditkit sample --help)"),
+        (["sample", "digits", "--seed", "x"], "--seed: 'x' is no whole number (see ditkit sample --help)"),
+        (["sample", "digits", "--interval", "a", "b"], "--interval: 'a', 'b': not FLOAT FLOAT (see ditkit sample --help)"),
+        (["train", "digits", "--train.clip", "x"], "--train.clip: 'x' is no number (see ditkit train digits --help)"),
+        (["train", "digits", "--train.micro-batch", "-1"],
+         "--train.micro-batch: Input should be greater than or equal to 1 (see ditkit train digits --help)"),
+        (["train", "digits", "--train.stages", "x"],
+         "--train.stages: Could not find valid parse for arguments: ['x'] (see ditkit train digits --help)"),
+    ],
+)  # fmt: skip
+def test_a_value_that_is_none_is_one_line_without_the_help_of_its_flag(argv, expected, capsys):
+    assert main(argv) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.sub(r"see \S.* (sample|train)", r"see ditkit \1", line) == f"ditkit: {expected}"

@@ -1,7 +1,11 @@
 """Scoring: what is asked of images, and reports of hand-made sets; comparisons; measures while training."""
 
+import errno
 import json
+import logging
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +34,7 @@ from ditkit.scoring import (
     table,
 )
 from ditkit.scoring.comparison import COLUMNS, compare_cell, rows_of
-from ditkit.scoring.tables import distance_name
+from ditkit.scoring.tables import distance_name, software
 from ditkit.training import train
 from ditkit.training.log import read_log
 from ditkit.training.monitor import LEVELS, validation_loss
@@ -506,3 +510,28 @@ def test_weights_of_a_snapshot_are_checked_against_their_hash(run, tmp_path):
         InputError, match=r"model\.safetensors is damaged: its tensors do not match their hash"
     ):
         load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (subprocess.CalledProcessError(128, "git", stderr="fatal: dubious ownership\nmore"), "fatal: dubious ownership"),
+    ],
+)  # fmt: skip
+def test_a_commit_that_git_does_not_say_is_missed_aloud(monkeypatch, caplog, failure, reason):
+    def fails(*arguments):
+        raise failure
+
+    monkeypatch.setattr("ditkit.scoring.tables._git", fails)
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    monkeypatch.setattr(Path, "is_dir", lambda path: True)
+    with caplog.at_level(logging.WARNING):
+        found = software()
+    assert "commit" not in found
+    assert "git does not say which commit this is" in caplog.text
+    assert reason in caplog.text
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # no checkout: nothing to be missed
+    caplog.clear()
+    assert set(software()) == {"ditkit", "torch"}
+    assert not caplog.text

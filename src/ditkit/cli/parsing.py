@@ -30,6 +30,12 @@ from ditkit.text.files import width
 # Sections that come in kinds: `--backbone NAME` replaces the section by that name's default.
 KINDS: dict[str, dict[str, Any]] = {"backbone": BACKBONES, "codec": CODECS, "data": DATA}
 
+KINDS_OF_NUMBERS = {"INT": "whole number", "FLOAT": "number"}
+NO_NUMBERS = {  # what int() and float() say
+    "whole number": r"invalid literal for int\(\) with base 10",
+    "number": "could not convert string to float",
+}
+
 WIDE = 4000  # characters: boxes so wide that folding them breaks no word
 
 
@@ -145,26 +151,40 @@ def _by_flag(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     yield flag, words
 
 
+def _no_type(found: re.Match[str]) -> str:
+    """What tyro says of a value that is of no type that its flag takes, without these types."""
+    known = KINDS_OF_NUMBERS.get(found[1])
+    return f"{found[2]} is no {known}" if known else f"{found[2]}: not {found[1].strip('{}')}"
+
+
 def fold(framed: str) -> str:
     """tyro's boxed message as one line."""
     parts: list[list[str]] = [[]]
+    helping = False  # in the help of the argument, which tyro adds
     for line in framed.splitlines():
         text = line.strip("│╭╮╰╯|+ \t")
-        if not text.strip("─- "):
+        helping = (helping or text == "Argument helptext:") and not text.startswith(("───", "---"))
+        if helping or not text.strip("─- "):
             parts.append([])
         elif "───" not in text and "-----" not in text:  # the title of the box is in its frame
             parts[-1].append(text)
     text = "; ".join(" ".join(part) for part in parts if part)
     text = re.sub(
-        r"\[type=.*?\]|For further information visit \S+|Value error[,;] |; Argument helptext: .*?(?=;)",
+        r"\[type=.*?\]|For further information visit \S+|Value error[,;] ",
         "",
         text,
     )
     text = re.sub(
         r"Error parsing (\S+): 1 validation error for \w+ ([a-z_.]+?)(?:\.\d+)* (?=Input)", r"--\1.\2: ", text
     )
+    text = re.sub(
+        r"no type matching (.+?) could be instantiated from \[(.*?)\]\.; Got errors: .*?(?=; For full|$)", _no_type, text
+    )
+    for kind, pattern in NO_NUMBERS.items():
+        text = re.sub(rf"{pattern}: ('.*?')(?=;|$)", rf"\1 is no {kind}", text)
     text = re.sub(r"--[A-Z]\w*\.", "--", text)  # a verb's own flags have no section
     text = re.sub(r"Error parsing \S+: 1 validation error for \w+ |1 validation error for \w+ ", "", text)
+    text = re.sub(r"^Error parsing (?=--)", "", text)
     text = re.sub(r"--[\w.]+", lambda flag: flag[0].replace("_", "-"), text)  # fields as their flags
     text = re.sub(r";?\s*For full helptext, (?:run|see) (.*)", r" (see \1)", text)
     return re.sub(r"\s+", " ", text).replace(":;", ":").strip()

@@ -1,6 +1,6 @@
 """Scores as text: an aligned table, the line of a model card; and the versions that belong to both."""
 
-import contextlib
+import logging
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from ditkit.evaluation import Report, Scores
+
+log = logging.getLogger(__name__)
 
 # What to call a distance in the features that gave it its name.
 DISTANCES = {"inception": "FID", "dinov2": "FD-DINOv2", "clip": "CLIP-FID"}
@@ -95,12 +97,15 @@ def _said(scores: Scores) -> str:
 
 
 def software() -> dict[str, str]:
-    """Versions, and the commit where ditkit runs from its own git checkout."""
+    """Versions, and the commit where ditkit runs from its own git checkout; a warning where git does not say it."""
     found = {"ditkit": version("ditkit"), "torch": torch.__version__}
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        top = Path(_git("rev-parse", "--show-toplevel"))
-        if top / "src" / "ditkit" == Path(__file__).parents[1]:  # not a project that ditkit is installed in
+    top = Path(__file__).parents[3]
+    if (top / ".git").exists() and (top / "src" / "ditkit").is_dir():  # not a project that ditkit is installed in
+        try:
             found["commit"] = _git("describe", "--always", "--dirty")
+        except (OSError, subprocess.CalledProcessError) as error:
+            reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
+            log.warning(f"{top}: git does not say which commit this is ({reason}); what is reported is without it")
     return found
 
 
