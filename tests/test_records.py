@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from ditkit.checkpoint import load_newest, save_checkpoint
 from ditkit.errors import InputError
@@ -34,6 +35,21 @@ def folder(tmp_path):
             5,
         )
     return tmp_path
+
+
+def test_the_same_tensors_and_metadata_are_the_same_bytes(tmp_path):
+    """safetensors writes metadata in an order that changes from file to file."""
+    metadata = {"record": '{"a": "é\n\u0001\x7f漢"}', "sha256": "0" * 64, "format": "pt", "b": "", "a": "\\/"}
+    tensors = {"w": torch.arange(3.0), "v": torch.ones(2, 2, dtype=torch.int8)}
+    made = []
+    for k in range(12):
+        file = tmp_path / f"{k}.safetensors"
+        save_tensors(file, tensors, dict(sorted(metadata.items(), key=lambda item: hash((k, item)))))
+        made.append(file.read_bytes())
+    assert len(set(made)) == 1
+    with safe_open(file, "pt") as found:
+        assert found.metadata() == metadata
+        assert all(found.get_tensor(name).equal(value) for name, value in tensors.items())
 
 
 def test_json_has_no_nan_and_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Files: their hash, tensors in them, and folders of models fetched from the Hugging Face Hub."""
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -55,10 +56,13 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """A safetensors file, written whole; with the mode of other files. OSError when the disk does not take it."""
+    """A safetensors file, written whole; with the mode of other files, and the same bytes for the same tensors and
+    metadata. OSError when the disk does not take it."""
     with written_whole(path) as unfinished:
         try:
             save_file(dict(tensors), unfinished, None if metadata is None else dict(metadata))
+            if metadata:
+                _sort_metadata(unfinished)
         except SafetensorError as error:
             if found := re.search(r"os error (\d+)", str(error)):
                 raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
@@ -66,6 +70,18 @@ def save_tensors(
         mask = os.umask(0)
         os.umask(mask)
         unfinished.chmod(0o666 & ~mask)  # safetensors makes its files the user's alone
+
+
+def _sort_metadata(file: Path) -> None:
+    """Put the metadata of a safetensors file, which it writes in an order of chance, in that of their names."""
+    with file.open("r+b") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        content = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(content) <= length
+        stream.seek(8)
+        stream.write(content.ljust(length))
 
 
 def save_torch(path: Path, values: Any) -> None:
