@@ -1,6 +1,7 @@
 """Training an autoencoder: it learns, it resumes, and what it leaves is a codec that measures up to its report."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -286,3 +287,36 @@ def test_a_classifier_of_another_size_is_no_ruler(tmp_path, caplog):
     with pytest.raises(InputError):
         quiet(wide, tmp_path / "run", features="classifier")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("files", [0, 1])
+def test_a_kill_while_it_is_written_leaves_no_half_of_an_autoencoder(tmp_path, monkeypatch, files):
+    """`files`: how many of the two have their names before the kill."""
+    chosen = changed(images=64, checkpoint_images=64)
+    whole = tmp_path / "whole"
+    quiet(chosen, whole)
+    moved = []
+
+    def killed(source, target):
+        if len(moved) == files:
+            raise KeyboardInterrupt
+        moved.append(target)
+        replace(source, target)
+
+    replace = os.replace
+    monkeypatch.setattr(
+        "ditkit.codecs.vae.os.replace",
+        lambda *paths: killed(*paths) if ".autoencoder" in str(paths[0]) else replace(*paths),
+    )
+    out = tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        quiet(chosen, out)
+    assert not (out / "config.json").exists()
+    with pytest.raises(InputError, match="cannot load this autoencoder"):
+        _ = VaeConfig(id=str(out)).build(1).autoencoder
+    monkeypatch.undo()
+    quiet(chosen, out)
+    names = {file.name for file in out.iterdir()}
+    assert names == {file.name for file in whole.iterdir()}
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()

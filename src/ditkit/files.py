@@ -59,17 +59,24 @@ def save_tensors(
     """A safetensors file, written whole; with the mode of other files, and the same bytes for the same tensors and
     metadata. OSError when the disk does not take it."""
     with written_whole(path) as unfinished:
-        try:
+        with disk_errors():
             save_file(dict(tensors), unfinished, None if metadata is None else dict(metadata))
-            if metadata:
-                _sort_metadata(unfinished)
-        except SafetensorError as error:
-            if found := re.search(r"os error (\d+)", str(error)):
-                raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
-            raise
+        if metadata:
+            _sort_metadata(unfinished)
         mask = os.umask(0)
         os.umask(mask)
         unfinished.chmod(0o666 & ~mask)  # safetensors makes its files the user's alone
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """What safetensors says of the disk as the OSError that it was."""
+    try:
+        yield
+    except SafetensorError as error:
+        if found := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        raise
 
 
 def _sort_metadata(file: Path) -> None:

@@ -178,7 +178,9 @@ def fold(framed: str) -> str:
         r"Error parsing (\S+): 1 validation error for \w+ ([a-z_.]+?)(?:\.\d+)* (?=Input)", r"--\1.\2: ", text
     )
     text = re.sub(
-        r"no type matching (.+?) could be instantiated from \[(.*?)\]\.; Got errors: .*?(?=; For full|$)", _no_type, text
+        r"no type matching (.+?) could be instantiated from \[(.*?)\]\.; Got errors: .*?(?=; For full|$)",
+        _no_type,
+        text,
     )
     for kind, pattern in NO_NUMBERS.items():
         text = re.sub(rf"{pattern}: ('.*?')(?=;|$)", rf"\1 is no {kind}", text)

@@ -11,6 +11,7 @@ built without its file. Training one on images of one's own: ditkit.training.cod
 """
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from functools import cached_property
@@ -26,11 +27,13 @@ from ditkit.codecs.identity import to_signed, to_uint8
 from ditkit.data.latents.source import LOGVAR
 from ditkit.device import Precision, autocast
 from ditkit.errors import InputError, NotFinite
-from ditkit.files import first_line
+from ditkit.files import disk_errors, first_line
 from ditkit.layout import Layout, layout_of
-from ditkit.records import parse_json
+from ditkit.records import parse_json, written_whole
 
 STABLE_DIFFUSION = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse")
+
+CONFIG = "config.json"
 
 Factors = float | tuple[float, ...]
 
@@ -71,6 +74,21 @@ def draw(moments: Tensor, noise: Tensor | None) -> Tensor:
     return mean if noise is None else mean + (logvar.clamp(*LOGVAR) / 2).exp() * noise
 
 
+def write_autoencoder(model: Any, folder: Path) -> None:
+    """diffusers' files of an autoencoder in a folder that is there, each whole or not at all, config.json last: a folder that
+    has it is finished. OSError when the disk does not take them."""
+    unfinished = folder / ".autoencoder.tmp"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        with disk_errors():
+            model.save_pretrained(unfinished)
+        for file in sorted(unfinished.iterdir(), key=lambda file: file.name == CONFIG):
+            with written_whole(folder / file.name) as place:
+                os.replace(file, place)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
 class VaeConfig(CodecSection):
     """A pretrained autoencoder (needs the extra: pip install 'ditkit[latent]')."""
 
@@ -107,7 +125,7 @@ class VaeConfig(CodecSection):
         shape, shift, scale = LatentShape(4, 8, 0), None, None
         folder = Path(self.id).absolute()
         try:
-            found = parse_json((folder / "config.json").read_bytes())
+            found = parse_json((folder / CONFIG).read_bytes())
             shape = latent_shape(found)
             shift, scale = own_factors({"scaling_factor": 0.18215} | found)
         except (OSError, ValueError, KeyError, TypeError):  # elsewhere or damaged, which loading it will tell
@@ -208,7 +226,8 @@ class Vae:
         unfinished = folder.with_name(f".{folder.name}.tmp")
         local = Path(self.config.id).is_dir()
         if local:
-            self.autoencoder.save_pretrained(unfinished)
+            unfinished.mkdir(exist_ok=True)
+            write_autoencoder(self.autoencoder, unfinished)
         if folder.exists():  # of the snapshot that is written over
             shutil.rmtree(folder)
         if local:

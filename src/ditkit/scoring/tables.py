@@ -100,12 +100,16 @@ def software() -> dict[str, str]:
     """Versions, and the commit where ditkit runs from its own git checkout; a warning where git does not say it."""
     found = {"ditkit": version("ditkit"), "torch": torch.__version__}
     top = Path(__file__).parents[3]
-    if (top / ".git").exists() and (top / "src" / "ditkit").is_dir():  # not a project that ditkit is installed in
+    if (top / ".git").exists() and (
+        top / "src" / "ditkit"
+    ).is_dir():  # not a project that ditkit is installed in
         try:
             found["commit"] = _git("describe", "--always", "--dirty")
         except (OSError, subprocess.CalledProcessError) as error:
             reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
-            log.warning(f"{top}: git does not say which commit this is ({reason}); what is reported is without it")
+            log.warning(
+                f"{top}: git does not say which commit this is ({reason}); what is reported is without it"
+            )
     return found
 
 

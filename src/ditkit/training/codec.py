@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from ditkit.checkpoint import load_newest, optimizer_tensors, restore_optimizer, save_checkpoint
 from ditkit.codecs import Vae, VaeConfig
 from ditkit.codecs.identity import as_uint8, to_signed
-from ditkit.codecs.vae import draw
+from ditkit.codecs.vae import draw, write_autoencoder
 from ditkit.config import Section
 from ditkit.data import Batch, DataConfig, Source, Split, batches, in_order, workers_named
 from ditkit.data.latents.source import LOGVAR, channel_means
@@ -248,7 +248,7 @@ def save_codec(model, recipe: CodecRecipe, out: Path, device: torch.device) -> V
             for images, _ in in_order(recipe.data, "train", NORMALISED, batch=100)
         ]
     normalise(model, torch.cat(parts))
-    model.save_pretrained(out)
+    write_autoencoder(model, out)
     return VaeConfig(id=str(out)).build(recipe.data.channels, device)
 
 
