@@ -1,6 +1,7 @@
 """Wrong calls of the Python API: one line that names the argument, as of the command line; nothing is ignored."""
 
 import inspect
+import json
 import re
 
 import numpy as np
@@ -9,8 +10,12 @@ import torch
 from conftest import CPU
 
 import ditkit
+from ditkit.cli import main
 from ditkit.errors import InputError
 from ditkit.pipeline import Sampling, load
+from ditkit.recipe import Recipe, TrainConfig
+from ditkit.recipes import recipe
+from ditkit.snapshots import SNAPSHOTS
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +46,7 @@ CUBE = torch.zeros(2, 2, dtype=torch.int64)
         ([True], "seeds"),
         ([-1], ["seeds", "-1"]),
         ([2**64], "seeds"),
+        ([10**5000], ["seeds", "16610 bits"]),
         (3, ["seeds", "list"]),
         ("12", "seeds"),
         (None, "seeds"),
@@ -74,6 +80,11 @@ def test_seeds(pipe, seeds, message):
         ({"label": torch.tensor([1.0])}, ["label", "1.0"]),
         ({"label": CUBE}, ["label", "(2, 2)"]),
         ({"label": [10]}, ["label", "0 to 9"]),
+        ({"label": [2**53 + 1]}, ["label", "0 to 9"]),
+        ({"label": [2**63]}, ["label", "0 to 9"]),
+        ({"label": [10**30]}, ["label", "100 bits"]),
+        ({"label": [10**5000]}, ["label", "16610 bits"]),
+        ({"label": ["9" * 5000]}, "no class is called"),
         ({"label": [1], "text": ["a red heart"]}, "text"),
     ],
 )
@@ -201,3 +212,62 @@ def test_every_argument_of_sampling_is_checked():
     """`generate` has no other than those."""
     named = inspect.signature(ditkit.Pipeline.generate).parameters
     assert set(named) == {"self", "cond", "seeds", "how"}
+
+
+@pytest.mark.parametrize("number", [2**53 + 1, 2**63, 10**30, pytest.param(10**5000, id="16610 bits")])
+def test_whole_numbers_larger_than_json_means(number, pipe):
+    """The same in sections made in Python, whatever their bounds."""
+    refused(lambda: TrainConfig.checked({"batch": number}, "train"), ["train: batch", str(2**53)])
+    refused(lambda: recipe("digits").replace(train={"seed": number}), ["train.seed", str(2**53)])
+    refused(lambda: pipe.generate({"label": [1]}, seeds=[0], steps=number), "steps")
+
+
+@pytest.mark.parametrize("number", [2**53 + 1, 2**64, 10**30])
+def test_whole_numbers_larger_than_json_means_in_files_and_flags(number, tmp_path, capsys):
+    values = json.loads((SNAPSHOTS / "digits" / "recipe.json").read_text())
+    values["train"]["batch"] = number
+    (tmp_path / "recipe.json").write_text(json.dumps(values))
+    refused(lambda: Recipe.read(tmp_path / "recipe.json"), ["recipe.json", "train.batch", str(2**53)])
+    assert main(["train", "digits", "--train.batch", str(number), "--out", str(tmp_path / "run")]) == 2
+    assert f"--train.batch: Input should be at most {2**53}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+BOUNDED = ("backbone.width", "backbone.depth", "backbone.heads", "backbone.patch", "data.size", "data.channels",
+           "data.classes", "train.workers", "sample.steps")  # fmt: skip
+
+
+@pytest.mark.parametrize("field", BOUNDED)
+@pytest.mark.parametrize("number", [10**8, 2**52])
+def test_sizes_that_are_mistakes_are_refused_before_they_take_memory(field, number, monkeypatch):
+    """By their bounds, or when the network is made without memory. Batches are not among them: one that is larger than the
+    training is as large as the training."""
+    monkeypatch.setattr("torch.nn.Module.to", None)
+    section, name = field.split(".")
+    refused(lambda: recipe("digits").replace(**{section: {name: number}}), name)
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"width": 999_996, "heads": 3, "depth": 1}, {"width": 100_000, "heads": 4, "depth": 100}]
+)
+def test_networks_larger_than_the_memory_are_never_made(sizes, monkeypatch):
+    monkeypatch.setattr("torch.random.fork_rng", None)  # what begins to make one
+    refused(lambda: recipe("digits").replace(backbone=sizes).build_backbone(), ["GB", "--backbone.width"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--codec.widths", "100000000"], "--codec.widths: Input should be less than or equal to 1000000"),
+        (["--codec.layers", "1000"], "--codec.layers: Input should be less than or equal to 100"),
+        (["--codec.channels", str(10**8)], "--codec.channels: Input should be less than or equal to 1000000"),
+        (["--codec.widths", "500000"], "choose a smaller --codec.widths"),
+    ],
+)
+def test_autoencoders_larger_than_the_memory_are_never_made(flags, expected, tmp_path, capsys):
+    pytest.importorskip("diffusers")
+    assert main(["train-codec", "digits", *flags, "--device", "cpu", "--out", str(tmp_path / "codec")]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("ditkit: ")
+    assert expected in line
+    assert not (tmp_path / "codec").exists()

@@ -22,13 +22,20 @@ def whole_numbers(values: object, what: str) -> list[int]:
 
 
 def whole_number(value: object, what: str, least: int | None = None) -> int:
-    """The value as an int; InputError for one that is no whole number, however near, or less than `least`."""
+    """The value as an int; InputError for one that is no whole number, however near, has more than 64 bits, or is less
+    than `least`."""
     try:
         if isinstance(value, bool):
             raise TypeError
         found = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise InputError(f"{what}: {value!r:.80} is no whole number") from None
+    if (
+        found.bit_length() > 64
+    ):  # nothing that computes with it takes it, and very long ones cannot be printed
+        raise InputError(
+            f"{what}: a whole number of {found.bit_length()} bits is larger than any that is understood"
+        )
     if least is not None and found < least:
         raise InputError(f"{what}: {found} is less than {least}")
     return found

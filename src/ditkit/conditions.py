@@ -53,13 +53,13 @@ def asked_labels(asked: Asked, classes: int, count: int, names: Sequence[str] = 
         return None
     if "label" not in asked:
         raise InputError(f"this model has {classes} classes: say which, one label per seed")
-    labels = torch.tensor(numbered(asked["label"], names), dtype=torch.int64)
+    labels = numbered(asked["label"], names)
     if len(labels) != count:
         raise InputError(f"{len(labels)} labels for {count} seeds; give one label per seed")
     wrong = [int(label) for label in labels if not 0 <= label < classes]
     if wrong:
         raise InputError(f"label {wrong[0]} is out of range; this model has classes 0 to {classes - 1}")
-    return labels
+    return torch.tensor(labels, dtype=torch.int64)
 
 
 def numbered(labels: Tensor | Sequence[int] | Sequence[str], names: Sequence[str]) -> list[int]:
@@ -72,10 +72,10 @@ def numbered(labels: Tensor | Sequence[int] | Sequence[str], names: Sequence[str
     for label in labels:
         if isinstance(label, str):
             text = unicodedata.normalize("NFC", label)
-            if text not in known and not text.isdecimal():
+            if text not in known and not (text.isdecimal() and len(text) < 20):
                 shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
                 raise InputError(
-                    f"no class is called {label!r}; "
+                    f"no class is called {label!r:.80}; "
                     + (f"there are {shown}" if names else "this model's classes have no names, only numbers")
                 )
             label = known[text] if text in known else int(text)

@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from ditkit.errors import InputError, no_such
 from ditkit.records import CHECKSUM, checksum, finite, read_json, write_json
@@ -42,7 +42,9 @@ def refusal(error: ValidationError, what: str, known: Iterable[str] = ()) -> Inp
         return no_such(what, problem["loc"][0], known)
     place = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
-    value = f" (not {problem['input']!r})" if isinstance(problem["input"], str | int | float) else ""
+    given = problem["input"]
+    short = isinstance(given, str | float) or (isinstance(given, int) and given.bit_length() <= 1000)
+    value = f" (not {given!r})" if short else ""
     return InputError(": ".join(part for part in (what, place, message) if part) + value)
 
 
@@ -52,17 +54,16 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    @model_validator(mode="after")
-    def _whole_numbers_fit(self) -> Self:
+    @field_validator("*")
+    @classmethod
+    def _whole_numbers_fit(cls, value: Any) -> Any:
         """Larger ones are mistakes, and do not fit into what computes with them."""
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            for number in value if isinstance(value, tuple) else (value,):
-                if isinstance(number, int) and abs(number) > LARGEST:
-                    raise ValueError(
-                        f"{name} is larger than {LARGEST}, the largest whole number that is understood"
-                    )
-        return self
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and abs(number) > LARGEST:
+                raise ValueError(
+                    f"Input should be at most {LARGEST}, the largest whole number that is understood"
+                )
+        return value
 
     @classmethod
     def upgraded(cls, values: dict[str, Any]) -> dict[str, Any]:

@@ -52,8 +52,9 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def check_memory(net: torch.nn.Module) -> None:
-    """InputError when the weights of a network on the meta device are larger than this machine's memory."""
+def check_memory(net: torch.nn.Module, flags: str) -> None:
+    """InputError when the weights of a network on the meta device are larger than this machine's memory; `flags`
+    make it smaller."""
     if not hasattr(os, "sysconf"):
         return
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -61,7 +62,7 @@ def check_memory(net: torch.nn.Module) -> None:
     if needed > there:
         raise InputError(
             f"the weights of this network take {needed / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f}; choose a "
-            "smaller --backbone.width or --backbone.depth"
+            f"smaller {flags}"
         )
 
 

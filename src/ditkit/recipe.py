@@ -53,7 +53,7 @@ class Training(Section):
     """A checkpoint every so many images, and at the end."""
     keep: Count = 2
     """Checkpoints kept; the newest ones."""
-    workers: Annotated[int, Field(ge=0)] | None = None
+    workers: Annotated[int, Field(ge=0, le=1_000)] | None = None
     """Processes that read images ahead. Not given: as many as cores where images are decoded as they are read, else
     none."""
 
@@ -212,7 +212,7 @@ class Recipe(Section):
         make = partial(build, self.backbone, channels, self.data.classes, outputs, text_dim)
         if torch.get_default_device().type != "meta":
             with torch.device("meta"):
-                check_memory(make())
+                check_memory(make(), "--backbone.width or --backbone.depth")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train.seed)
             net = make()

@@ -170,12 +170,17 @@ def fold(framed: str) -> str:
             parts[-1].append(text)
     text = "; ".join(" ".join(part) for part in parts if part)
     text = re.sub(
+        r"(\d+ validation errors for .*?)\[type=.*?(?=; For full|$)", r"\1", text
+    )  # the first of several
+    text = re.sub(
         r"\[type=.*?\]|For further information visit \S+|Value error[,;] ",
         "",
         text,
     )
     text = re.sub(
-        r"Error parsing (\S+): 1 validation error for \w+ ([a-z_.]+?)(?:\.\d+)* (?=Input)", r"--\1.\2: ", text
+        r"Error parsing (\S+): \d+ validation errors? for \w+ ([a-z_.]+?)(?:\.\d+)* (?=Input)",
+        r"--\1.\2: ",
+        text,
     )
     text = re.sub(
         r"no type matching (.+?) could be instantiated from \[(.*?)\]\.; Got errors: .*?(?=; For full|$)",
@@ -185,7 +190,9 @@ def fold(framed: str) -> str:
     for kind, pattern in NO_NUMBERS.items():
         text = re.sub(rf"{pattern}: ('.*?')(?=;|$)", rf"\1 is no {kind}", text)
     text = re.sub(r"--[A-Z]\w*\.", "--", text)  # a verb's own flags have no section
-    text = re.sub(r"Error parsing \S+: 1 validation error for \w+ |1 validation error for \w+ ", "", text)
+    text = re.sub(
+        r"Error parsing \S+: \d+ validation errors? for \w+ |\d+ validation errors? for \w+ ", "", text
+    )
     text = re.sub(r"^Error parsing (?=--)", "", text)
     text = re.sub(r"--[\w.]+", lambda flag: flag[0].replace("_", "-"), text)  # fields as their flags
     text = re.sub(r";?\s*For full helptext, (?:run|see) (.*)", r" (see \1)", text)

@@ -11,6 +11,7 @@ spread 1 in every channel. How a codec is used: ditkit.codecs.vae.
 import logging
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +28,7 @@ from ditkit.codecs.vae import draw, write_autoencoder
 from ditkit.config import Section
 from ditkit.data import Batch, DataConfig, Source, Split, batches, in_order, workers_named
 from ditkit.data.latents.source import LOGVAR, channel_means
-from ditkit.device import autocast
+from ditkit.device import autocast, check_memory
 from ditkit.errors import InputError
 from ditkit.evaluation import FeatureNetwork, frechet_distance, gather
 from ditkit.files import owned
@@ -52,15 +53,17 @@ SETTINGS, REPORT, PICTURE = "train-codec.json", "reconstruction.json", "reconstr
 COLUMNS, ROWS = 10, 3  # of the picture
 NORMALISED = 2_000  # training images that the latents' mean and spread are measured on
 
+Width = Annotated[int, Field(ge=1, le=1_000_000)]
+
 
 class Architecture(Section):
     """The autoencoder: each width after the first halves the side."""
 
-    widths: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 64, 64)
+    widths: Annotated[tuple[Width, ...], Field(min_length=1)] = (32, 64, 64)
     """Channels of the levels, from the image inwards; three levels make latents of a quarter of the side."""
-    channels: Count = 4
+    channels: Width = 4
     """Channels of the latents."""
-    layers: Count = 1
+    layers: Annotated[int, Field(ge=1, le=100)] = 1
     """Residual blocks at each level of the encoder; the decoder has one more."""
 
     @property
@@ -199,25 +202,30 @@ def _fit(
 
 
 def build(recipe: CodecRecipe):
-    """diffusers' AutoencoderKL of these settings, freshly initialised from train.seed. InputError: no extra."""
+    """diffusers' AutoencoderKL of these settings, freshly initialised from train.seed. InputError: no extra, or less memory
+    than it takes."""
     try:
         from diffusers import AutoencoderKL
     except ImportError:
         raise InputError("train-codec needs diffusers: pip install 'ditkit[latent]'") from None
     widths, colours = recipe.codec.widths, recipe.data.channels
+    make = partial(
+        AutoencoderKL,
+        in_channels=colours,
+        out_channels=colours,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=recipe.codec.layers,
+        latent_channels=recipe.codec.channels,
+        norm_num_groups=math.gcd(8, *widths),
+        sample_size=recipe.data.size,
+    )
+    with torch.device("meta"):
+        check_memory(make(), "--codec.widths, --codec.channels or --codec.layers")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        return AutoencoderKL(
-            in_channels=colours,
-            out_channels=colours,
-            down_block_types=("DownEncoderBlock2D",) * len(widths),
-            up_block_types=("UpDecoderBlock2D",) * len(widths),
-            block_out_channels=widths,
-            layers_per_block=recipe.codec.layers,
-            latent_channels=recipe.codec.channels,
-            norm_num_groups=math.gcd(8, *widths),
-            sample_size=recipe.data.size,
-        )
+        return make()
 
 
 def losses(model, batch: Batch, config: CodecTraining, device: torch.device) -> dict[str, Tensor]:
