@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -14,6 +15,23 @@ class InputError(ValueError):
 
 class NotFinite(InputError):
     """What a model computed is no finite number: it was lost in training, or was asked for too much."""
+
+
+DEFECTS = (AssertionError, AttributeError, NameError, NotImplementedError, TypeError)
+PACKAGE = Path(__file__).parent
+
+
+def is_defect(error: BaseException) -> bool:
+    """Whether an error that came up while something was read is a mistake of this package, not of what is read: of a kind
+    that is one, and raised in its own lines, not in a library's."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return (
+        isinstance(error, DEFECTS)
+        and trace is not None
+        and Path(trace.tb_frame.f_code.co_filename).is_relative_to(PACKAGE)
+    )
 
 
 def no_such(what: str, name: object, known: Iterable[str]) -> InputError:

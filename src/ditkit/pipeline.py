@@ -576,7 +576,10 @@ def load(
     try:
         net.load_state_dict(found.weights)
     except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
+        _, *wrong = str(error).splitlines()
+        if not wrong:  # not what it says of names and shapes
+            raise
+        reason = wrong[0].strip()
         raise InputError(f"{path}: the weights do not fit recipe.json ({reason})") from None
     net = net.to(where).eval().requires_grad_(False)
     record = {"origin": str(path), **found.record}

@@ -3,6 +3,8 @@
 import errno
 import os
 
+from ditkit.errors import is_defect
+
 ELSEWHERE = "give another place"
 RIGHT = f"{ELSEWHERE}, or ask its owner for the right"
 REMEDIES = {
@@ -33,7 +35,8 @@ SMALLER = "give smaller batches (--batch, --train.micro-batch) or smaller images
 
 def refusal(error: BaseException) -> str | None:
     """The file or the memory, the reason and the remedy in one line; None for an error that is a defect."""
-    if _of_memory(error) or _of_memory(error.__context__):  # the latter where tidying up failed, too
+    tidying = None if is_defect(error) else error.__context__  # where tidying up failed, too
+    if _of_memory(error) or _of_memory(tidying):
         return f"there is not enough memory for this; {SMALLER}"
     if not isinstance(error, OSError) or error.errno not in REMEDIES:
         return None

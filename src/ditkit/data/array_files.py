@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ditkit.data.listing import natural
-from ditkit.errors import InputError
+from ditkit.errors import InputError, is_defect
 from ditkit.files import DAMAGED_ARRAYS, first_line
 
 WHOLE = ""  # the name of the one array of an .npy file
@@ -93,6 +93,8 @@ def _readable(file: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise InputError(f"{file} is not there") from None
     except (*DAMAGED_ARRAYS, SafetensorError) as error:
+        if is_defect(error):
+            raise
         raise InputError(f"{file} cannot be read ({first_line(error)}); write it again") from None
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ditkit.data.transforms import pixels_of, scale_native, square, upright_size
+from ditkit.errors import is_defect
 from ditkit.files import first_line
 
 DIGEST = 16  # bytes
@@ -102,6 +103,8 @@ def examine(data: bytes, rule: Rule, decode: bool = True) -> tuple[Facts, np.nda
         except MemoryError:
             return Facts(digest, "too large for this machine's memory"), None
         except Exception as error:  # on damaged files Pillow's plugins raise nearly every kind there is
+            if is_defect(error):
+                raise
             return Facts(digest, first_line(error)), None
     return Facts(
         digest, "", width, height, bool(dark), (pixels.shape[1], pixels.shape[2]), crc32(pixels.data)

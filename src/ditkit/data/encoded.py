@@ -22,7 +22,7 @@ from ditkit.data.prepared import AUTO_BYTES, Prepared, default_root, kept, look,
 from ditkit.data.preparing import Store
 from ditkit.data.sources import DataSection, Split
 from ditkit.data.transforms import cut_native, prepare, prepare_native, to_mode, upright_size
-from ditkit.errors import InputError
+from ditkit.errors import InputError, is_defect
 from ditkit.files import first_line
 
 HELD_OUT = 0.02  # of a new run's own images
@@ -165,6 +165,8 @@ class Encoded:
         except InputError:
             raise
         except Exception as error:  # on damaged files Pillow's plugins raise nearly every kind there is
+            if is_defect(error):
+                raise
             raise InputError(
                 f"{self._store.title(number)} in {self._store.where} cannot be decoded ({first_line(error)}); "
                 "--data.check leaves such images out"

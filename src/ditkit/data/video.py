@@ -33,7 +33,7 @@ from ditkit.data.listing import (
 )
 from ditkit.data.sources import Clips, DataSection, Images, Split, each
 from ditkit.data.transforms import prepare, to_array, to_mode
-from ditkit.errors import InputError
+from ditkit.errors import InputError, is_defect
 from ditkit.files import first_line
 from ditkit.movies import ANIMATIONS, VIDEOS, Movie, frames, image_suffixes, open_movie
 
@@ -55,6 +55,8 @@ def read_movie(path: Path, channels: int = 3) -> tuple[Tensor, float | None]:
     except InputError:
         raise
     except Exception as error:  # Pillow's plugins raise nearly every kind there is
+        if is_defect(error):
+            raise
         raise InputError(
             f"{path} cannot be read as a clip ({first_line(error)}); give a video, GIF, WebP, image or folder of frames"
         ) from error
@@ -312,6 +314,8 @@ class Videos:
             images = frames(movie, numbers[start : start + self._span : config.stride])
             return torch.stack([prepare(image, config.size, config.channels) for image in images], 1)
         except Exception as error:
+            if is_defect(error):
+                raise
             raise InputError(
                 f"{movie.path} cannot be decoded ({first_line(error)}); --data.check leaves such videos out"
             ) from error
@@ -324,6 +328,8 @@ class Videos:
         except InputError:  # not the file's fault
             raise
         except Exception as error:  # on damaged files Pillow's plugins raise nearly every kind there is
+            if is_defect(error):
+                raise
             return first_line(error)
         if config.fps is None and movie.uneven:
             return "frames at uneven times; --data.fps resamples them"

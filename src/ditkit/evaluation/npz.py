@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ditkit.errors import InputError
+from ditkit.errors import InputError, is_defect
 from ditkit.evaluation.frechet import Gaussian, Moments
 from ditkit.evaluation.inception_score import ScoreSums
 from ditkit.evaluation.networks.features import FeatureNetwork
@@ -193,14 +193,18 @@ def npz_images(path: str | Path) -> Iterator[tuple[Tensor, Tensor | None]]:
 def _opened(path: str | Path) -> Iterator[np.lib.npyio.NpzFile]:
     """The .npz file; whatever is wrong with it, now or as it is read, is one InputError."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise ValueError("one array, as an .npy file has it")
+        with loaded as file:
             yield file
     except InputError:
         raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give an .npz file of statistics or images") from None
-    # TypeError is numpy's .npy file, which is an array and no context.
     except DAMAGED_ARRAYS as error:
+        if is_defect(error):
+            raise
         raise InputError(
             f"{path}: not a readable .npz file ({' '.join(str(error).split())}); make or fetch it anew"
         ) from None

@@ -32,10 +32,16 @@ FAST_DIT_SCALE = 0.18215  # what its extraction multiplies samples by
 def read_npy(file: Path) -> Tensor:
     """The numbers of one .npy file, never anything pickled; InputError when it is missing or damaged."""
     try:
-        return torch.from_numpy(np.load(file, allow_pickle=False))
+        array = np.load(file, allow_pickle=False)
     except DAMAGED_ARRAYS as error:
         raise InputError(
             f"{file} is missing or no .npy file of numbers ({first_line(error)}); extract it again"
+        ) from None
+    try:
+        return torch.from_numpy(array)
+    except (TypeError, ValueError) as error:  # an .npz, texts, numbers in another order of bytes
+        raise InputError(
+            f"{file} is no .npy file of numbers ({first_line(error)}); extract it again"
         ) from None
 
 
