@@ -14,7 +14,7 @@ help:
 	@echo "make demo       train on real digits, sample, score, draw (a few minutes on a laptop)"
 	@echo "make test       the test suite, offline, a few minutes"
 	@echo "make test-isa   the numerical tests as other processors compute them, in another order"
-	@echo "make faults     thousands of faults: kills, full disks, damaged files, wrong inputs (half an hour)"
+	@echo "make faults     thousands of faults: kills, full disks, damaged files, wrong inputs (40 minutes)"
 	@echo "make test-slow  the tests that take longer"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make assets     make the bundled classifiers and snapshots again (about half an hour)"

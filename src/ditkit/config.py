@@ -42,10 +42,10 @@ def refusal(error: ValidationError, what: str, known: Iterable[str] = ()) -> Inp
         return no_such(what, problem["loc"][0], known)
     place = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
-    given = problem["input"]
-    short = isinstance(given, str | float) or (isinstance(given, int) and given.bit_length() <= 1000)
-    value = f" (not {given!r})" if short else ""
-    return InputError(": ".join(part for part in (what, place, message) if part) + value)
+    value = problem["input"]
+    short = isinstance(value, str | float) or (isinstance(value, int) and value.bit_length() <= 1000)
+    shown = f" (not {value!r})" if short else ""
+    return InputError(": ".join(part for part in (what, place, message) if part) + shown)
 
 
 class Section(BaseModel):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from faults.commands import Watched, run
 from faults.contents import contents, difference
-from faults.foreign import captioned, told
+from faults.foreign import captioned, text_flags
 from faults.tally import Tally
 from faults.verbs import QUICK, TINY, TRAIN, a_codec, a_run, command, fresh
 
@@ -78,14 +78,14 @@ def text(made: Path) -> Path:
         lines = "\n".join(json.dumps(row) for row in rows)
         (made / "captioned" / "metadata.jsonl").write_text(lines, encoding="utf-8")
         out = fresh(made)
-        ended = run(_told(made, out / "text", out))
+        ended = run(_with_texts(made, out / "text", out))
         assert ended.status == 0, ended.err
         shutil.copytree(out / "text", kept)
     return kept
 
 
-def _told(made: Path, texts: Path, out: Path) -> list[object]:
-    flags = told(made, made / "captioned")
+def _with_texts(made: Path, texts: Path, out: Path) -> list[object]:
+    flags = text_flags(made, made / "captioned")
     return ["train", "emoji-t2i", *flags, *SHORT, "--train.texts", texts, "--out", out / "run"]
 
 
@@ -174,7 +174,7 @@ READERS = {
         ],
         _report,
     ),
-    "text": Reader(text, lambda made, copy: _told(made, copy, copy.parent), _weights),
+    "text": Reader(text, lambda made, copy: _with_texts(made, copy, copy.parent), _weights),
     "prepared images": Reader(prepared, lambda made, copy: _seen(made, copy, copy.parent), _weights),
 }
 

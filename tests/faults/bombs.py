@@ -15,7 +15,7 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from faults.foreign import captioned, told
+from faults.foreign import captioned, text_flags
 from faults.inputs import ASSETS, CPU, clean, picture, shard, short_training, source_flags
 from faults.judging import judge, limited
 from faults.mutations import Sound
@@ -233,7 +233,7 @@ def _tables(draw: Random, made: Path, folder: Path) -> list[object]:
     data = folder / "data"
     captioned(data)
     (data / "metadata.parquet").write_bytes(_long_table(draw.choice((3_000_000, 30_000_000))))
-    return ["train", "emoji-t2i", *told(made, data), *short_training(folder)]
+    return ["train", "emoji-t2i", *text_flags(made, data), *short_training(folder)]
 
 
 BOMBS: dict[str, Bomb] = {

@@ -151,8 +151,8 @@ def an_encoder(made: Path) -> Path:
     return folder
 
 
-def told(made: Path, data: Path, encoder: Path | None = None) -> list[object]:
-    """Flags of a network that is told the captions of a folder of images."""
+def text_flags(made: Path, data: Path, encoder: Path | None = None) -> list[object]:
+    """Flags of a network that reads the captions of a folder of images."""
     flags = ["--data", data, "--data.size", 8, "--data.channels", 1, "--data.caption-column", "text"]
     kept = ["--data.cache", "off", "--data.held-out", 0, "--backbone.patch", 4]
     return [*flags, *kept, "--text", encoder or an_encoder(made), "--text.length", 12]
@@ -181,7 +181,7 @@ def encoders(made: Path, count: int, seed: int) -> Tally:
         shutil.copytree(an_encoder(made), encoder)
         _write_jsonl(Sound(0), captioned(data), data)
         _hurt_one(draw, encoder, heavy=0.2)
-        return ["train", "emoji-t2i", *told(made, data, encoder), *short_training(folder)]
+        return ["train", "emoji-t2i", *text_flags(made, data, encoder), *short_training(folder)]
 
     return singles("inputs: text encoders", made, count, seed, prepare)
 
@@ -269,7 +269,7 @@ def captions(made: Path, count: int, seed: int) -> Tally:
     def prepare(draw: Random, folder: Path, number: int) -> list[object]:
         data = folder / "data"
         TABLES[number % len(TABLES)](draw, captioned(data), data)
-        return ["train", "emoji-t2i", *told(made, data), *short_training(folder)]
+        return ["train", "emoji-t2i", *text_flags(made, data), *short_training(folder)]
 
     return singles("inputs: captions", made, count, seed, prepare)
 
