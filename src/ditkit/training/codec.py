@@ -10,7 +10,7 @@ spread 1 in every channel. How a codec is used: ditkit.codecs.vae.
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -209,7 +209,7 @@ def build(recipe: CodecRecipe):
     except ImportError:
         raise InputError("train-codec needs diffusers: pip install 'ditkit[latent]'") from None
     widths, colours = recipe.codec.widths, recipe.data.channels
-    make = partial(
+    make: Callable[..., Any] = partial(
         AutoencoderKL,
         in_channels=colours,
         out_channels=colours,
