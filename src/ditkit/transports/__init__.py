@@ -1,8 +1,9 @@
 """Pure mathematics between data and noise: interpolants, predictions, losses, denoisers."""
 
+from ditkit.transports.denoiser import Denoiser, Network
 from ditkit.transports.interpolants import DDPM_STEPS, DISCRETE, PATHS, Coeffs
 from ditkit.transports.predictions import PREDICTIONS, Prediction
-from ditkit.transports.transport import TIME_LAWS, Denoiser, Network, Transport
+from ditkit.transports.transport import TIME_LAWS, Transport
 
 
 def transport(path: str = "linear", **fields) -> Transport:

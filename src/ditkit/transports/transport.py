@@ -6,8 +6,7 @@ callable (x_t, t, cond) -> output. Guidance and solvers live in `ditkit.sampling
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -17,18 +16,15 @@ from ditkit.config import Section
 from ditkit.device import widest
 from ditkit.errors import InputError
 from ditkit.layout import Frames, Layout, Pyramid
+from ditkit.transports.denoiser import Cond, Denoiser, Network, expanded
 from ditkit.transports.interpolants import DDPM_STEPS, DISCRETE, PATHS, Coeffs, shifted
 from ditkit.transports.predictions import PREDICTIONS, Prediction
 from ditkit.transports.variational import (
-    Posterior,
     discretised_nll,
     gaussian_kl,
     learned_log_variance,
     posterior,
 )
-
-Cond = dict[str, Tensor]
-Network = Callable[[Tensor, Tensor, Cond], Tensor]
 
 # Time laws: quantile functions, from u uniform in (0, 1) to [0, 1].
 TIME_LAWS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -214,7 +210,7 @@ class Transport(Section):
         noise that the output means is compared with eps (Matryoshka Diffusion, of a v).
         """
         layout = layout or Layout(tuple(x0.shape[1:]))
-        c = _expanded(self.own_coeffs(t, layout), layout, x0)
+        c = expanded(self.own_coeffs(t, layout), layout, x0)
         x_t = c.alpha * x0 + c.sigma * eps
         out, var = self._split(net(x_t, _as_input(t, x0), cond), x0)
         if self.weighting == "noise":
@@ -248,15 +244,15 @@ class Transport(Section):
             )
         return losses @ losses.new_tensor(self.level_weights)
 
-    def denoiser(self, net: Network, layout: Layout | None = None) -> "Denoiser":
+    def denoiser(self, net: Network, layout: Layout | None = None) -> Denoiser:
         """The network as (x_t, t, cond) -> Prediction, decoded in float32 or wider."""
 
         def predict(x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
             parts = layout or Layout(tuple(x_t.shape[1:]))
-            own = _expanded(self.own_coeffs(t, layout), parts, x_t)
+            own = expanded(self.own_coeffs(t, layout), parts, x_t)
             out, var = self._split(net(x_t, _as_input(t, x_t), cond), x_t)
             x0, eps = PREDICTIONS[self.predict].decode(out, x_t, own)
-            shared = own if self._one_clock(layout) else _expanded(self.coeffs(t, layout), parts, x_t)
+            shared = own if self._one_clock(layout) else expanded(self.coeffs(t, layout), parts, x_t)
             return Prediction(shared, x_t, x0, eps, var)
 
         return Denoiser(predict, lambda t: self.coeffs(t, layout), layout, self.predict)
@@ -274,8 +270,8 @@ class Transport(Section):
     ) -> Tensor:
         """The bound's term at t in bits per dimension (B, K); gradients reach the variance only."""
         a, b = self.coeffs(t, layout), self.coeffs(t - 1 / DDPM_STEPS, layout)
-        step = _expanded(posterior(a, b), layout, x0)
-        x0_hat, _ = PREDICTIONS[self.predict].decode(out, x_t, _expanded(a, layout, x0))
+        step = expanded(posterior(a, b), layout, x0)
+        x0_hat, _ = PREDICTIONS[self.predict].decode(out, x_t, expanded(a, layout, x0))
         mean_hat, log_var_hat = (
             step.mean(x0_hat, x_t),
             learned_log_variance(var, step, self.log_variance_floor()),
@@ -291,45 +287,6 @@ class Transport(Section):
         knots = torch.tensor([2, 1], dtype=torch.float64) / DDPM_STEPS
         a, b = (Coeffs(*(value[i] for value in self.coeffs(knots))) for i in (0, 1))
         return posterior(a, b).log_small.item()
-
-
-@dataclass(frozen=True)
-class Denoiser:
-    """What samplers see of a network: (x_t, t (B,) or (B, K), cond) -> Prediction.
-
-    Also the path, for steps that need coefficients at the time they go to. Guidance is a function
-    from denoiser to denoiser: `dataclasses.replace(denoise, predict=...)`.
-    """
-
-    predict: Callable[[Tensor, Tensor, Cond], Prediction]
-    path: Callable[[Tensor], Coeffs]
-    layout: Layout | None = None
-    meaning: str = "velocity"
-    """What the network predicts, by its name in PREDICTIONS."""
-
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
-        return self.predict(x_t, t, cond)
-
-    def expand(self, values: Tensor, x: Tensor) -> Tensor:
-        """(B,) or (B, K) values to what broadcasts with the state x, in its dtype."""
-        return (self.layout or Layout(tuple(x.shape[1:]))).expand(values).to(x)
-
-    def coeffs(self, t: Tensor, x: Tensor) -> Coeffs:
-        """The path's coefficients at t (B,) or (B, K), broadcasting with the state x."""
-        return _expanded(self.path(t), self.layout or Layout(tuple(x.shape[1:])), x)
-
-    def posterior(self, t: Tensor, s: Tensor, x: Tensor) -> Posterior:
-        """The reverse step from t to the earlier s, broadcasting with the state x."""
-        step = posterior(self.path(t), self.path(s))
-        return _expanded(step, self.layout or Layout(tuple(x.shape[1:])), x)
-
-
-Values = TypeVar("Values", Coeffs, Posterior)
-
-
-def _expanded(values: Values, layout: Layout, x: Tensor) -> Values:
-    """Computed at the times' precision (float64 in samplers: small differences), then as the state's."""
-    return type(values)(*(layout.expand(value).to(x) for value in values))
 
 
 def _as_input(t: Tensor, x: Tensor) -> Tensor:

@@ -1,0 +1,54 @@
+"""Denoiser: what samplers see of a network, whatever it predicts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor
+
+from ditkit.layout import Layout
+from ditkit.transports.interpolants import Coeffs
+from ditkit.transports.predictions import Prediction
+from ditkit.transports.variational import Posterior, posterior
+
+Cond = dict[str, Tensor]
+Network = Callable[[Tensor, Tensor, Cond], Tensor]
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """What samplers see of a network: (x_t, t (B,) or (B, K), cond) -> Prediction.
+
+    Also the path, for steps that need coefficients at the time they go to. Guidance is a function
+    from denoiser to denoiser: `dataclasses.replace(denoise, predict=...)`.
+    """
+
+    predict: Callable[[Tensor, Tensor, Cond], Prediction]
+    path: Callable[[Tensor], Coeffs]
+    layout: Layout | None = None
+    meaning: str = "velocity"
+    """What the network predicts, by its name in PREDICTIONS."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
+        return self.predict(x_t, t, cond)
+
+    def expand(self, values: Tensor, x: Tensor) -> Tensor:
+        """(B,) or (B, K) values to what broadcasts with the state x, in its dtype."""
+        return (self.layout or Layout(tuple(x.shape[1:]))).expand(values).to(x)
+
+    def coeffs(self, t: Tensor, x: Tensor) -> Coeffs:
+        """The path's coefficients at t (B,) or (B, K), broadcasting with the state x."""
+        return expanded(self.path(t), self.layout or Layout(tuple(x.shape[1:])), x)
+
+    def posterior(self, t: Tensor, s: Tensor, x: Tensor) -> Posterior:
+        """The reverse step from t to the earlier s, broadcasting with the state x."""
+        step = posterior(self.path(t), self.path(s))
+        return expanded(step, self.layout or Layout(tuple(x.shape[1:])), x)
+
+
+Values = TypeVar("Values", Coeffs, Posterior)
+
+
+def expanded(values: Values, layout: Layout, x: Tensor) -> Values:
+    """Computed at the times' precision (float64 in samplers: small differences), then as the state's."""
+    return type(values)(*(layout.expand(value).to(x) for value in values))
