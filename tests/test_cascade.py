@@ -43,8 +43,8 @@ def test_a_cascade_learns_the_highest_level_only():
     tr = transport("linear", predict="data", cascade=0.2, level_weights=(1.0, 7.0))
     x0, eps = normal(3, *LAYOUT.shape), normal(3, *LAYOUT.shape, seed=1)
     out = normal(3, *LAYOUT.shape, seed=2)
-    t, learned = tr.given(T, T[:, None].expand(-1, 3), LAYOUT)
-    found = tr.loss(lambda *_: out, x0, {}, t=t, eps=eps, layout=LAYOUT, weights=learned)["loss"]
+    t, learned = tr.known_parts(T, T[:, None].expand(-1, 3), LAYOUT)
+    found = tr.losses(lambda *_: out, x0, {}, t=t, eps=eps, layout=LAYOUT, weights=learned)["loss"]
     torch.testing.assert_close(found, (out - x0)[:, :4].square().mean((1, 2, 3)))
 
 
@@ -53,12 +53,12 @@ def test_a_cascade_is_given_low_levels_with_less_noise():
     tr = transport("linear", predict="data", cascade=0.2, level_shift=0.0)
     v = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     v = v[:, None].expand(-1, 3)
-    times, _ = tr.given(T, v, three)
+    times, _ = tr.known_parts(T, v, three)
     expected = [[0.1, 0.0, 0.0], [0.5, 0.1, 0.1], [0.9, 0.2, 0.2]]
     torch.testing.assert_close(times, torch.tensor(expected, dtype=torch.float64))
-    assert transport("linear").given(T, v, three) == (T, None)
+    assert transport("linear").known_parts(T, v, three) == (T, None)
     x0, eps, seen = normal(3, *three.shape), normal(3, *three.shape, seed=1), []
-    tr.loss(lambda x, t, c: seen.append((x, t)) or x, x0, {}, t=times, eps=eps, layout=three)
+    tr.losses(lambda x, t, c: seen.append((x, t)) or x, x0, {}, t=times, eps=eps, layout=three)
     ((x_t, asked),) = seen
     assert asked.equal(times)
     assert x_t[0, 16:].equal(x0[0, 16:])  # clean

@@ -25,7 +25,7 @@ from ditkit.recipes import RECIPES
 from ditkit.sampling import SAMPLERS
 from ditkit.sampling.config import SolverChoices
 from ditkit.snapshots import SNAPSHOTS
-from ditkit.transports import PATHS, PREDICTIONS, TIME_LAWS
+from ditkit.transports import LOSSES, PATHS, PREDICTIONS, TIME_LAWS
 
 
 def ditkit(capsys, *arguments):
@@ -53,6 +53,7 @@ CHOICES = (
     + [("--data", name) for name in DATA]
     + [("--transport.path", name) for name in PATHS]
     + [("--transport.predict", name) for name in PREDICTIONS]
+    + [("--transport.loss", name) for name in LOSSES]
     + [("--transport.time-law", name) for name in TIME_LAWS]
     + [("--backbone.conditioning", name) for name in CONDITIONINGS]
     + [("--sample.sampler", name) for name in SAMPLERS]
@@ -111,7 +112,7 @@ def test_every_flag_of_train_sets_its_field():
         "train.precision": "bf16", "train.schedule": "constant", "train.betas": "0.8 0.9", "train.compile": "off",
         "train.micro_batch": "16", "train.clip": "0.5", "sample.sampler": "ddim", "sample.interval": "0.1 0.9",
         "data.flip": None, "data.channels": "3", "transport.path": "gvp", "transport.predict": "v",
-        "transport.time_law": "uniform", "transport.weighting": "likelihood", "transport.variance": "learned",
+        "transport.time_law": "uniform", "transport.loss": "velocity", "transport.variance": "learned",
         "train.label_dropout": "0.2", "backbone.width": "48",
         "backbone.conditioning": "adaln", "backbone.text": "in_context", "backbone.text_pooled": None,
         "train.score_features": "efficientnet-112", "sample.grid": "karras", "sample.diffusion": "sbdm",
@@ -121,7 +122,7 @@ def test_every_flag_of_train_sets_its_field():
         "train.stages": "16", "train.freeze_inner": None, "data.aspect": "native", "data.without": "8x8",
         "backbone.tubelet": "1", "backbone.attention": "factorised", "backbone.positions": "rotary",
         "backbone.grid": "2 2", "backbone.extrapolation": "ntk", "backbone.size_embedding": None,
-        "transport.given_frames": "0.5", "transport.size_shift": "64", "train.packed": None, "train.tokens": "64",
+        "transport.known_frames": "0.5", "transport.size_shift": "64", "train.packed": None, "train.tokens": "64",
         "data.names": "a b", "data.content": "0f", "data.changed": "accept",
     }  # fmt: skip
     fixed = {
@@ -132,7 +133,6 @@ def test_every_flag_of_train_sets_its_field():
     }
     company = {
         "transport.variance": ["--transport.path", "ddpm"],
-        "transport.weighting": ["--transport.predict", "noise"],
         "data.aspect": ["--train.tokens", "64"],
         "data.without": ["--train.tokens", "64", "--data.aspect", "native"],
         "backbone.attention": ["--backbone.tubelet", "1"],
@@ -152,7 +152,7 @@ def test_every_flag_of_train_sets_its_field():
             flag = f"--{section}.{'no-' if value is True else ''}{field}".replace("_", "-")
             given = None if value is True else other[name] if name in other else str((value or 0) + 1)
             arguments = [flag] if given is None else [flag, *given.split()]
-            arguments += ["--data", "moving-digits"] * (name == "transport.given_frames")
+            arguments += ["--data", "moving-digits"] * (name == "transport.known_frames")
             arguments += company.get(name, []) + ["--backbone", "Matryoshka"] * (name in several)
             if field in SolverChoices.model_fields:  # a choice of some samplers only
                 taker = next(sampler for sampler, entry in SAMPLERS.items() if field in entry.choices)
@@ -439,7 +439,9 @@ def test_bundled_snapshots_are_small_and_good(name):
         (["train", "digits", "--train.images", "0"], ["--train.images", "greater than or equal to 1"]),
         (["train", "digits", "--train.label-dropout", "1.5"], ["--train.label-dropout", "less than or equal to 1"]),
         (["train", "digits", "--train.images"], ["--train.images"]),
-        (["train", "digits", "--transport.path", "bendy"], ["--transport.path", "bendy", "gvp"]),
+        (["train", "digits", "--transport.path", "bendy"], ["--transport.path: unknown 'bendy'; there are linear, gvp"]),
+        (["train", "digits", "--transport.path", "gvq"], ["--transport.path: unknown 'gvq'; did you mean gvp?"]),
+        (["train", "digits", "--transport.weighting", "none"], ["--transport.weighting (now --transport.loss)"]),
         (["train", "digits", "--transport.variance", "learned"], ["transport.path ddpm"]),
         (["train", "digits", "--backbone", "DiT-Q/2"], ["--backbone", "DiT-Q/2", "DiT-XL/2"]),
         (["train", "digits", "--codec", "jpeg"], ["--codec", "identity", "vae"]),

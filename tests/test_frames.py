@@ -37,15 +37,15 @@ def test_a_clips_loss_is_the_mean_over_all_of_it():
     tr = ditkit.transport("linear")
     x0, eps, out, t = (normal(3, *LAYOUT.shape, seed=k) for k in range(3)), None, None, uniform(3)
     x0, eps, out = x0
-    found = tr.loss(lambda *_: out, x0, {}, t=t, eps=eps, layout=LAYOUT)["loss"]
+    found = tr.losses(lambda *_: out, x0, {}, t=t, eps=eps, layout=LAYOUT)["loss"]
     torch.testing.assert_close(found, (out - (eps - x0)).square().flatten(1).mean(1))
 
 
-def test_the_share_of_clips_with_given_frames_and_which():
-    tr = ditkit.transport("linear", given_frames=0.6)
+def test_the_share_of_clips_with_known_frames_and_which():
+    tr = ditkit.transport("linear", known_frames=0.6)
     n = 4000
     t, v = 0.1 + 0.8 * uniform(n), uniform(n, 3, seed=1)
-    times, weights = tr.given(t, v, LAYOUT)
+    times, weights = tr.known_parts(t, v, LAYOUT)
     kept = times == 0
     assert kept.any(1).double().mean() == pytest.approx(0.6, abs=0.03)
     assert not kept.all(1).any()
@@ -63,22 +63,22 @@ def test_the_share_of_clips_with_given_frames_and_which():
 )
 def test_nothing_is_given_of_images_or_unasked(layout, share):
     t = uniform(3)
-    assert ditkit.transport("linear", given_frames=share).given(t, uniform(3, 3), layout) == (t, None)
+    assert ditkit.transport("linear", known_frames=share).known_parts(t, uniform(3, 3), layout) == (t, None)
 
 
 def test_two_frames_cannot_be_given_at_both_ends():
-    times, _ = ditkit.transport("linear", given_frames=1.0).given(
+    times, _ = ditkit.transport("linear", known_frames=1.0).known_parts(
         uniform(50) + 0.1, uniform(50, 3), Frames.of(1, 2, 4, 4)
     )
     assert (times == 0).int().tolist() == [[1, 0]] * 50
 
 
 def test_learned_frames_are_trained_given_clean_ones():
-    tr = ditkit.transport("linear", given_frames=1.0)
+    tr = ditkit.transport("linear", known_frames=1.0)
     x0, eps, out = (normal(4, *LAYOUT.shape, seed=k) for k in range(3))
-    times, weights = tr.given(uniform(4) + 0.01, uniform(4, 3), LAYOUT)
+    times, weights = tr.known_parts(uniform(4) + 0.01, uniform(4, 3), LAYOUT)
     seen = []
-    found = tr.loss(
+    found = tr.losses(
         lambda x, t, c: seen.append((x, t)) or out, x0, {}, t=times, eps=eps, layout=LAYOUT, weights=weights
     )
     ((x_t, asked),) = seen
@@ -90,7 +90,7 @@ def test_learned_frames_are_trained_given_clean_ones():
         torch.testing.assert_close(found["loss"][b], learned)
 
 
-def test_given_frames_are_kept_and_the_rest_is_sampled_given_them():
+def test_known_frames_are_kept_and_the_rest_is_sampled_given_them():
     """Data of one number in all frames: a denoiser that knows it reads it off the clean ones."""
     tr = ditkit.transport("linear", predict="data")
     layout = Frames.of(1, 4, 2, 2)
@@ -130,5 +130,3 @@ def test_larger_states_are_noisier():
 def test_choices_that_do_not_go_together():
     with pytest.raises(InputError, match=r"size_shift 16.* is for transport.path linear, not vp"):
         ditkit.transport("vp", predict="noise", size_shift=16.0)
-    with pytest.raises(InputError, match=r"weighting velocity divides by sigma"):
-        ditkit.transport("linear", predict="score", weighting="velocity", given_frames=0.5)

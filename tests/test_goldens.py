@@ -116,7 +116,7 @@ def test_ddpm_mean_and_learned_variance_of_a_step():
 
 @torch.no_grad()
 def test_ddpm_hybrid_loss():
-    terms = DDPM.loss(tiny(), wave(), LABELS, t=index(0, 500), eps=wave(torch.cos))
+    terms = DDPM.losses(tiny(), wave(), LABELS, t=index(0, 500), eps=wave(torch.cos))
     close(terms["mse"].tolist(), [0.598978, 0.5150539])
     close(terms["vb"].tolist(), [2.0274158, 0.0040959], rel=2e-5)
     torch.testing.assert_close(terms["loss"], terms["mse"] + terms["vb"])
@@ -172,30 +172,30 @@ def test_sit_velocity_loss():
     torch.manual_seed(0)
     eps, t = torch.randn(2, 4, 8, 8), torch.rand(2)
     close(t.tolist(), [0.3612727, 0.3136021])
-    terms = FLOW.loss(sit_network(), wave(), LABELS, t=1 - t.double(), eps=eps)
+    terms = FLOW.losses(sit_network(), wave(), LABELS, t=1 - t.double(), eps=eps)
     close(terms["loss"].tolist(), [1.4322600, 1.8943670])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("predict", "weighting", "expected"),
+    ("predict", "loss", "expected"),
     [
-        ("score", "none", [0.92035, 1.31898]),
+        ("score", "output", [0.92035, 1.31898]),
         ("score", "velocity", [7.04071, 13.37974]),
         ("score", "likelihood", [3.98711, 6.12354]),
-        ("noise", "none", [1.03896, 1.25859]),
+        ("noise", "output", [1.03896, 1.25859]),
         ("noise", "velocity", [7.94805, 12.76715]),
         ("noise", "likelihood", [4.50093, 5.84318]),
     ],
 )
-def test_sit_losses_and_weightings(predict, weighting, expected):
+def test_sit_losses(predict, loss, expected):
     """The same draw, mapped to SiT's training interval [0.001, 0.999] for these predictions."""
     torch.manual_seed(0)
     eps, t = torch.randn(2, 4, 8, 8), torch.rand(2).double()
     net = tiny(time_scale=-1.0, time_shift=1.0)
-    transport = Transport(path="linear", predict=predict, weighting=weighting)
+    transport = Transport(path="linear", predict=predict, loss=loss)
     t = 1 - (t * 0.998 + 0.001)
-    terms = transport.loss(lambda x, t, cond: net(x, t, cond)[:, :4], wave(), LABELS, t=t, eps=eps)
+    terms = transport.losses(lambda x, t, cond: net(x, t, cond)[:, :4], wave(), LABELS, t=t, eps=eps)
     close(terms["loss"].tolist(), expected, rel=2e-5)
 
 

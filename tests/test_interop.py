@@ -188,7 +188,7 @@ def test_a_sit_is_what_its_training_arguments_say(tmp_path, path, predict, loss_
     state = random_state(outputs=4)
     said = {"path_type": path, "prediction": predict, "loss_weight": loss_weight}
     pipe = ditkit.load(training_file(tmp_path / "SiT.pt", state, **said), CPU, heads=3)
-    expected = ditkit.transport(path.lower(), predict=predict, weighting=str(loss_weight).lower())
+    expected = ditkit.transport(path.lower(), predict=predict, loss=loss_weight or "output")
     assert pipe.transport == expected
     x, t = torch.randn(2, 4, 16, 16), torch.tensor([0.3, 0.7], dtype=torch.float64)
     found = pipe.transport.denoiser(pipe.backbone)(x, t, {"label": torch.tensor([6, 7])})

@@ -145,7 +145,7 @@ def test_a_released_file_is_a_model(levels, shift, tmp_path):
     chosen = pipe.recipe
     assert chosen.backbone == config
     transport = chosen.transport
-    assert (transport.path, transport.predict, transport.weighting) == ("cosine", "v", "noise")
+    assert (transport.path, transport.predict, transport.loss) == ("cosine", "v", "noise")
     assert (transport.level_shift, transport.level_weights) == (shift, ())
     assert (chosen.data.size, chosen.data.channels, chosen.data.classes) == (64 * 2 ** (levels - 1), 3, 0)
     assert (chosen.text.id, chosen.text.dim, chosen.text.null) == ("google/flan-t5-xl", 16, "empty")

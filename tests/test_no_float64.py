@@ -23,7 +23,7 @@ from ditkit.sampling.config import SamplingConfig
 from ditkit.scoring.likelihood import likelihoods
 from ditkit.training.monitor import validation_loss
 from ditkit.training.step import backward
-from ditkit.transports import DISCRETE, PATHS, PREDICTIONS, TIME_LAWS, Transport
+from ditkit.transports import LOSSES, PATHS, PREDICTIONS, TIME_LAWS, Transport
 
 META = torch.device("meta")
 LEARNED = Transport(path="ddpm", predict="noise", variance="learned")
@@ -84,18 +84,18 @@ def tiny(transport: Transport, **sections) -> Recipe:
     return recipe("digits").replace(backbone=backbone, transport=transport, train=train, **sections)
 
 
-def kinds(weightings=True):
-    """Every path, prediction, variance and weighting that go together."""
+def kinds(losses=True):
+    """Every path, prediction, variance and loss."""
     for path in PATHS:
         for predict in PREDICTIONS:
             yield Transport(path=path, predict=predict)
-            if path == "ddpm":
+            if PATHS[path].knots:
                 yield Transport(path=path, predict=predict, variance="learned")
-            for weighting in ("velocity", "likelihood", "noise") if weightings else ():
-                if weighting == "noise" or predict in ("score", "noise"):
-                    yield Transport(path=path, predict=predict, weighting=weighting)
-    yield from (Transport(time_law=law) for law in TIME_LAWS if weightings)
-    if weightings:
+            for loss in LOSSES if losses else ():
+                if loss != "output":
+                    yield Transport(path=path, predict=predict, loss=loss)
+    yield from (Transport(time_law=law) for law in TIME_LAWS if losses)
+    if losses:
         yield Transport(size_shift=32.0)
 
 
@@ -160,7 +160,7 @@ def test_loss_and_its_gradient(transport):
     with NoFloat64():
         t = transport.times(torch.rand(3, dtype=torch.float64), layout)
         x0, eps = torch.zeros(2, 3, 1, 4, 4, device=META)
-        transport.loss(net, x0, {}, t=t, eps=eps, layout=layout)["loss"].sum().backward()
+        transport.losses(net, x0, {}, t=t, eps=eps, layout=layout)["loss"].sum().backward()
     assert net.weight.grad is not None
 
 
@@ -174,7 +174,7 @@ def test_steps_of_training(chosen):
     [
         pyramid(Transport(level_shift=1.0, level_weights=(2.0, 1.0))),
         pyramid(Transport(cascade=0.2)),
-        clips(Transport(given_frames=0.5)),
+        clips(Transport(known_frames=0.5)),
         clips(LEARNED),
     ],
     ids=["levels", "cascade", "frames", "variance of clips"],
@@ -188,7 +188,7 @@ def test_the_validation_loss():
         validation_loss(on_device(tiny(LEARNED)), torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.arange(3))
 
 
-@pytest.mark.parametrize("transport", kinds(weightings=False), ids=named)
+@pytest.mark.parametrize("transport", kinds(losses=False), ids=named)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samplers_of_every_transport(sampler, transport):
     chosen, layout = SamplingConfig(sampler=sampler, **few(sampler)), Layout((1, 4, 4))
@@ -213,13 +213,13 @@ def test_samplers_of_what_begins_with_frames(sampler):
     """Whose parts have times of their own, and whose estimate is bounded."""
     first = torch.zeros(1, 1, 1, 8, 8, dtype=torch.uint8)
     with NoFloat64():
-        pipe = on_device(clips(Transport(given_frames=0.5)))
+        pipe = on_device(clips(Transport(known_frames=0.5)))
         pipe.generate(
             {"label": [1]}, seeds=[0], sampler=sampler, start=first, threshold="dynamic", **few(sampler)
         )
 
 
-@pytest.mark.parametrize("path", ["linear", *DISCRETE])
+@pytest.mark.parametrize("path", ["linear", *(name for name, path in PATHS.items() if path.knots)])
 @pytest.mark.parametrize("method", ["flow", "bound"])
 def test_likelihoods(method, path):
     with NoFloat64():

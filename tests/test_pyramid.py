@@ -12,7 +12,7 @@ from ditkit.layout import Layout, Pyramid, pack, unpack
 from ditkit.sampling import SAMPLERS
 from ditkit.sampling.config import SamplingConfig
 from ditkit.transports import PREDICTIONS, transport
-from ditkit.transports.interpolants import PATHS, Coeffs, shifted
+from ditkit.transports.paths import PATHS, Coeffs, shifted
 
 TWO = Pyramid.of(1, 4, 4, ratios=(2, 1))  # 4 channels of 2 × 2 for the high level, 1 for the low
 
@@ -91,7 +91,7 @@ def test_the_cosine_schedule_at_its_ends():
 @pytest.mark.parametrize("path", PATHS)
 def test_a_shift_multiplies_the_noise_for_the_signal(path):
     t = f64([0.1, 0.4, 0.7, 0.95])
-    norm = 1 if path == "linear" else 2
+    norm = PATHS[path].norm
     factor = f64([8.0, 1.0])
     c = PATHS[path](t)
     found = shifted(Coeffs(*(value[:, None] for value in c)), factor, norm)
@@ -103,7 +103,7 @@ def test_a_shift_multiplies_the_noise_for_the_signal(path):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_derivatives_of_shifted_paths(path):
-    h, factor, norm = 1e-7, f64([4.0]), 1 if path == "linear" else 2
+    h, factor, norm = 1e-7, f64([4.0]), PATHS[path].norm
 
     def at(t):
         return shifted(Coeffs(*(value[:, None] for value in PATHS[path](t))), factor, norm)
@@ -131,14 +131,14 @@ def test_losses_are_means_of_levels_and_a_weighted_sum():
     def net(x_t, t, cond):
         return torch.zeros_like(x_t)
 
-    plain = transport("linear", predict="data").loss(net, x0, {}, t=t, eps=eps, layout=TWO)["loss"]
+    plain = transport("linear", predict="data").losses(net, x0, {}, t=t, eps=eps, layout=TWO)["loss"]
     squares = TWO.mean(x0**2)
     torch.testing.assert_close(plain, squares.sum(1))
     weighted = transport("linear", predict="data", level_weights=(1.0, 4.0))
-    found = weighted.loss(net, x0, {}, t=t, eps=eps, layout=TWO)["loss"]
+    found = weighted.losses(net, x0, {}, t=t, eps=eps, layout=TWO)["loss"]
     torch.testing.assert_close(found, squares[:, 0] + 4 * squares[:, 1])
     with pytest.raises(InputError, match=r"--transport\.level-weights has 2 numbers for 1 levels"):
-        weighted.loss(net, x0, {}, t=t, eps=eps)
+        weighted.losses(net, x0, {}, t=t, eps=eps)
 
 
 def test_networks_see_each_level_at_its_own_noise():
@@ -149,7 +149,7 @@ def test_networks_see_each_level_at_its_own_noise():
         seen.append((x_t, t))
         return torch.zeros_like(x_t)
 
-    tr.loss(net, x0, {}, t=t, eps=eps, layout=TWO)
+    tr.losses(net, x0, {}, t=t, eps=eps, layout=TWO)
     ((x_t, told),) = seen
     assert torch.equal(told, t)  # one time for all levels
     low = PATHS["gvp"](t)
@@ -161,35 +161,31 @@ def test_networks_see_each_level_at_its_own_noise():
     torch.testing.assert_close(x_t[:, :4], high)
 
 
-def test_v_weighted_as_noise_is_the_loss_of_the_noise_that_v_means():
+def test_the_noise_loss_of_v_is_that_of_the_noise_that_v_means():
     x0, eps, out = (normal(3, *TWO.shape, seed=seed) for seed in range(3))
     t = f64([0.2, 0.5, 0.9])
-    found = transport("cosine", predict="v", weighting="noise").loss(
+    found = transport("cosine", predict="v", loss="noise").losses(
         lambda *_: out, x0, {}, t=t, eps=eps, layout=TWO
     )["loss"]
     tr = transport("cosine", predict="v")
     c = Coeffs(*(TWO.expand(value) for value in tr.coeffs(t, TWO)))
     x_t = c.alpha * x0 + c.sigma * eps
     torch.testing.assert_close(found, TWO.mean((c.sigma * x_t + c.alpha * out - eps) ** 2).sum(1))
-    with pytest.raises(
-        InputError, match=r"weighting noise is for .* with fixed variance, not noise with learned"
-    ):
-        transport("ddpm", predict="noise", variance="learned", weighting="noise")
 
 
 @pytest.mark.parametrize("predict", PREDICTIONS)
 @pytest.mark.parametrize("path", PATHS)
-def test_weighted_as_noise_every_prediction_has_one_loss(path, predict):
+def test_by_the_noise_every_prediction_has_one_loss(path, predict):
     """That of the noise, of what a perfect network for other data says."""
     x0, eps, other = (normal(3, *TWO.shape, seed=seed) for seed in range(3))
     t = f64([0.2, 0.5, 0.9])
-    tr = transport(path, predict=predict, weighting="noise")
+    tr = transport(path, predict=predict, loss="noise")
     c = Coeffs(*(TWO.expand(value) for value in tr.coeffs(t, TWO)))
     x_t = c.alpha * x0 + c.sigma * eps
     wrong = (x_t - c.alpha * other) / c.sigma
     own = Coeffs(*(TWO.expand(value) for value in tr.own_coeffs(t, TWO)))
     out = PREDICTIONS[predict].view(other, wrong, own)
-    found = tr.loss(lambda *_: out, x0, {}, t=t, eps=eps, layout=TWO)["loss"]
+    found = tr.losses(lambda *_: out, x0, {}, t=t, eps=eps, layout=TWO)["loss"]
     torch.testing.assert_close(found, TWO.mean((wrong - eps) ** 2).sum(1), rtol=1e-8, atol=0)
 
 
@@ -202,7 +198,7 @@ def test_velocities_of_straight_paths_are_of_one_scale_at_every_level(power):
     def net(x_t, t, cond):
         return eps - x0
 
-    assert tr.loss(net, x0, {}, t=t, eps=eps, layout=TWO)["loss"].max() < 1e-28
+    assert tr.losses(net, x0, {}, t=t, eps=eps, layout=TWO)["loss"].max() < 1e-28
     c = Coeffs(*(TWO.expand(value) for value in tr.coeffs(t, TWO)))
     found = tr.denoiser(net, TWO)(c.alpha * x0 + c.sigma * eps, t, {})
     torch.testing.assert_close(found.x0, x0)

@@ -20,7 +20,7 @@ from ditkit.sampling import DIFFUSIONS, SAMPLERS, cfg, respaced, time_grid
 from ditkit.sampling.config import SamplingConfig
 from ditkit.sampling.grids import SPACINGS
 from ditkit.sampling.sde import coefficient, kl_eta
-from ditkit.transports import DISCRETE, PATHS, PREDICTIONS, transport
+from ditkit.transports import PATHS, PREDICTIONS, transport
 
 
 def f64(values):
@@ -593,7 +593,7 @@ def test_grids(path, predict, use, steps):
     assert grid[-1] == (low if use == "ode" else 0)
     if use == "sde" and steps > 1:
         assert grid[-2] == 0.04
-    if use == "jump" and path in DISCRETE:
+    if use == "jump" and tr.knots:
         knots = {(i + 1) / 1000 for i in range(1000)}
         assert set(grid[:-1].tolist()) <= knots
 

@@ -142,9 +142,9 @@ def test_frames_that_cannot_be_given(pipe, given, message):
         pipe.generate({"label": [1, 2]}, seeds=[0, 1], **given)
 
 
-def test_a_model_that_never_saw_given_frames():
-    pipeline = awake(clips(transport={"given_frames": 0.0}))
-    with pytest.raises(InputError, match=r"not trained to go on from frames \(transport.given_frames 0\)"):
+def test_a_model_that_never_saw_known_frames():
+    pipeline = awake(clips(transport={"known_frames": 0.0}))
+    with pytest.raises(InputError, match=r"not trained to go on from frames \(transport.known_frames 0\)"):
         pipeline.generate({"label": [1]}, seeds=[0], start=torch.zeros(1, 1, 16, 16, dtype=torch.uint8))
 
 
@@ -315,7 +315,7 @@ def test_clips_in_latents_of_their_frames(tmp_path):
             "train.packed is for train.tokens .* without train.micro_batch",
         ),
         ({"train": {"score_images": 10}}, "data.aspect native: train.score_images and train.latents"),
-        ({"transport": {"given_frames": 0.5}}, "transport.given_frames is for data of clips"),
+        ({"transport": {"known_frames": 0.5}}, "transport.known_frames is for data of clips"),
         ({"train": {"tokens": 15}}, "--train.tokens 15 is less than the 16 tokens of one sample of 16x16"),
         (
             {"train": {"packed": True, "tokens": 512}, "backbone": UNetConfig(width=32, multipliers=(1,))},

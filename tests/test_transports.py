@@ -13,14 +13,13 @@ from ditkit.layout import Layout
 from ditkit.nn.embeddings import TimeEmbedding
 from ditkit.transports import (
     DDPM_STEPS,
-    DISCRETE,
     PATHS,
     PREDICTIONS,
     TIME_LAWS,
     Transport,
     transport,
 )
-from ditkit.transports.interpolants import _ddpm_log_alpha
+from ditkit.transports.paths import _ddpm_log_alpha
 from ditkit.transports.variational import discretised_nll, gaussian_kl, posterior
 
 PAIRS = list(itertools.product(PATHS, PREDICTIONS))
@@ -204,7 +203,7 @@ def test_training_times_stay_inside(path, predict):
         assert low <= t.min()
         assert t.max() <= high
         assert (t.diff() >= 0).all()
-        if path in DISCRETE:
+        if PATHS[path].knots:
             assert set(t.tolist()) <= set(knot(*range(1000)).tolist())
         else:
             assert (t.diff() > 0).all()
@@ -343,7 +342,7 @@ def test_loss_compares_the_raw_output_with_its_target(path, predict):
         return out
 
     cond = {"label": torch.tensor([0, 1, 2])}
-    terms = tr.loss(net, x0, cond, t=t, eps=eps)
+    terms = tr.losses(net, x0, cond, t=t, eps=eps)
     close(terms["loss"], (weight * (out - target) ** 2).mean((1, 2, 3)), 1e-10)
     assert terms["loss"] is terms["mse"]
     close(seen["x"], c.alpha * x0 + c.sigma * eps)
@@ -356,42 +355,34 @@ def test_loss_of_a_perfect_network_is_zero(path, predict):
     tr = transport(path, predict=predict)
     x0, eps, t = normal(3, 2, seed=1), normal(3, 2, seed=2), tr.times(f64(0.1, 0.5, 0.9))
     c = type(k := PATHS[path](t))(*(value[:, None] for value in k))
-    loss = tr.loss(lambda x, t, cond: PREDICTIONS[predict].view(x0, eps, c), x0, {}, t=t, eps=eps)["loss"]
+    loss = tr.losses(lambda x, t, cond: PREDICTIONS[predict].view(x0, eps, c), x0, {}, t=t, eps=eps)["loss"]
     assert loss.max().item() < 1e-20
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("predict", ["score", "noise"])
-def test_velocity_weighting_gives_the_loss_of_the_decoded_velocity(path, predict):
-    tr, flow = transport(path, predict=predict, weighting="velocity"), transport(path, predict="velocity")
+def test_the_velocitys_loss_is_that_of_the_decoded_velocity(path, predict):
+    tr, flow = transport(path, predict=predict, loss="velocity"), transport(path, predict="velocity")
     x0, eps, out = normal(3, 2, seed=1), normal(3, 2, seed=2), normal(3, 2, seed=3)
     t = tr.times(f64(0.1, 0.5, 0.9))
-    loss = tr.loss(lambda x, t, cond: out, x0, {}, t=t, eps=eps)["loss"]
-    decoded = flow.loss(
+    loss = tr.losses(lambda x, t, cond: out, x0, {}, t=t, eps=eps)["loss"]
+    decoded = flow.losses(
         lambda x, t, cond: tr.denoiser(lambda *_: out)(x, t, cond).velocity, x0, {}, t=t, eps=eps
     )["loss"]
     close(loss, decoded, 1e-6)
 
 
-def test_likelihood_weighting_is_between_none_and_velocity():
+def test_the_likelihoods_loss_is_between_the_outputs_and_the_velocitys():
     """1, V/sigma², (V/sigma)²: on the linear path 1, 1/(t (1 - t)), 1/(1 - t)² at our t."""
     x0, eps, t = normal(1, 2, seed=1), normal(1, 2, seed=2), f64(0.2)
     losses = [
-        transport("linear", predict="score", weighting=weighting).loss(
+        transport("linear", predict="score", loss=loss).losses(
             lambda x, t, cond: torch.zeros_like(x), x0, {}, t=t, eps=eps
         )["loss"]
-        for weighting in ("none", "velocity", "likelihood")
+        for loss in ("output", "velocity", "likelihood")
     ]
     close(losses[1] / losses[0], f64(1 / 0.8**2))
     close(losses[2] / losses[0], f64(1 / (0.2 * 0.8)))
-
-
-@pytest.mark.parametrize(
-    "fields", [{"path": "linear"}, {"path": "ddpm", "predict": "noise", "variance": "learned"}]
-)
-def test_weighting_elsewhere_is_refused(fields):
-    with pytest.raises(InputError, match=r"transport.weighting velocity is for .*predict score or noise"):
-        transport(**fields, weighting="velocity")
 
 
 @pytest.mark.parametrize("tr", [HYBRID, transport("gvp"), transport("vp", predict="score")], ids=str)
@@ -399,9 +390,9 @@ def test_loss_of_an_image_is_its_own(tr):
     net = Small(4 if tr.variance == "learned" else 2, torch.float64)
     x0, eps = normal(4, 2, 4, 4, seed=1).tanh(), normal(4, 2, 4, 4, seed=2)
     t, order = tr.times(f64(1e-4, 0.3, 0.6, 1.0)), [2, 0, 3, 1]
-    together = tr.loss(net, x0, {}, t=t, eps=eps)
-    shuffled = tr.loss(net, x0[order], {}, t=t[order], eps=eps[order])
-    alone = [tr.loss(net, x0[i : i + 1], {}, t=t[i : i + 1], eps=eps[i : i + 1]) for i in range(4)]
+    together = tr.losses(net, x0, {}, t=t, eps=eps)
+    shuffled = tr.losses(net, x0[order], {}, t=t[order], eps=eps[order])
+    alone = [tr.losses(net, x0[i : i + 1], {}, t=t[i : i + 1], eps=eps[i : i + 1]) for i in range(4)]
     for name, value in together.items():
         assert value.shape == (4,)
         close(shuffled[name], value[order])
@@ -411,7 +402,7 @@ def test_loss_of_an_image_is_its_own(tr):
 def test_the_bound_trains_the_variance_only():
     x0, eps = normal(3, 2, 4, 4, seed=1).tanh(), normal(3, 2, 4, 4, seed=2)
     out = (0.3 * normal(3, 4, 4, 4, seed=3)).requires_grad_()
-    terms = HYBRID.loss(lambda x, t, cond: out, x0, {}, t=knot(0, 1, 700), eps=eps)
+    terms = HYBRID.losses(lambda x, t, cond: out, x0, {}, t=knot(0, 1, 700), eps=eps)
     (of_vb,) = torch.autograd.grad(terms["vb"].sum(), out, retain_graph=True)
     (of_mse,) = torch.autograd.grad(terms["mse"].sum(), out, retain_graph=True)
     assert of_vb[:, :2].abs().max() == 0
@@ -427,22 +418,22 @@ def test_the_bound_is_the_kl_to_the_true_posterior():
     small, large = (np.log(expected[name][500]) for name in ("log_small", "log_large"))
     for end, log_var in ((-1.0, small), (1.0, large), (0.0, (small + large) / 2)):
         out = torch.cat([eps, torch.full_like(eps, end)], 1)
-        vb = HYBRID.loss(lambda x, t, cond, out=out: out, x0, {}, t=knot(500), eps=eps)["vb"]
+        vb = HYBRID.losses(lambda x, t, cond, out=out: out, x0, {}, t=knot(500), eps=eps)["vb"]
         kl = (log_var - small - 1 + math.exp(small - log_var)) / 2 / math.log(2)
         assert vb.item() == pytest.approx(kl, abs=1e-12, rel=1e-6)
 
 
 @pytest.mark.parametrize("path", ["linear", "gvp", "vp"])
 def test_learned_variance_needs_ddpm(path):
-    with pytest.raises(InputError, match=f"^transport: .*ddpm, not {path}; use variance fixed"):
+    with pytest.raises(InputError, match=f"^transport: .*ddpm or cosine, not {path}; use variance fixed"):
         transport(path, variance="learned")
 
 
 @pytest.mark.parametrize(
     ("path", "fields", "message"),
     [
-        ("cubic", {}, "transport: path: .*'linear', 'gvp', 'vp', 'ddpm' or 'cosine'"),
-        ("linear", {"predict": "x0"}, "transport: predict: .*'velocity'"),
+        ("cubic", {}, "transport: path: unknown 'cubic'; there are linear, gvp, vp, ddpm, cosine$"),
+        ("linear", {"predict": "nose"}, "transport: predict: unknown 'nose'; did you mean noise.$"),
         ("linear", {"prediction": "v"}, "transport: unknown 'prediction'; did you mean predict"),
     ],
 )
@@ -458,7 +449,7 @@ def test_gradients_are_finite_at_the_ends(tr, end):
     net = Small(4 if tr.variance == "learned" else 2)
     x0, eps = normal(2, 2, 4, 4, seed=1, dtype=torch.float32).clamp(-1, 1), normal(2, 2, 4, 4, seed=2).float()
     t = torch.full((2,), tr.interval("train")[end], dtype=torch.float64)
-    tr.loss(net, x0, {}, t=t, eps=eps)["loss"].sum().backward()
+    tr.losses(net, x0, {}, t=t, eps=eps)["loss"].sum().backward()
     for parameter in net.parameters():
         assert parameter.grad.isfinite().all()
         assert parameter.grad.abs().max() > 0
@@ -488,9 +479,9 @@ def test_two_parts_are_two_states(predict):
     def net(x, t, cond):
         return torch.tanh(2 * x)
 
-    whole = tr.loss(net, x0, {}, t=t, eps=eps, layout=layout)["loss"]
+    whole = tr.losses(net, x0, {}, t=t, eps=eps, layout=layout)["loss"]
     halves = [slice(0, 3), slice(3, 6)]
-    parts = [tr.loss(net, x0[:, h], {}, t=t[:, k], eps=eps[:, h])["loss"] for k, h in enumerate(halves)]
+    parts = [tr.losses(net, x0[:, h], {}, t=t[:, k], eps=eps[:, h])["loss"] for k, h in enumerate(halves)]
     assert whole.shape == (4,)
     close(whole, parts[0] + parts[1])
 

@@ -154,7 +154,7 @@ def test_every_transport_trains_it(path, predict):
     transport = ditkit.transport(path, predict=predict)
     net = awake()
     x0, t, cond = inputs(3)
-    terms = transport.loss(
+    terms = transport.losses(
         net, x0, cond, t=transport.times(t.double().clamp(0.1, 0.9)), eps=torch.randn_like(x0)
     )
     terms["loss"].sum().backward()

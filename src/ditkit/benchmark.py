@@ -328,7 +328,7 @@ def diffusers_step(recipe: Recipe, model: Any) -> Callable[[], None]:
         t = recipe.transport.times(torch.rand(len(x0), dtype=torch.float64))
         eps = torch.randn_like(x0)
         with autocast(CPU, train.precision):
-            loss = recipe.transport.loss(net, x0, {"label": labels}, t=t, eps=eps)["loss"].mean()
+            loss = recipe.transport.losses(net, x0, {"label": labels}, t=t, eps=eps)["loss"].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

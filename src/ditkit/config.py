@@ -1,19 +1,68 @@
 """The base of every configuration section: frozen, strict, JSON in and out."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, field_validator
+from pydantic_core import CoreSchema, core_schema
+from tyro.constructors import PrimitiveConstructorSpec
 
-from ditkit.errors import InputError, no_such
+from ditkit.errors import InputError, no_such, unknown_name
 from ditkit.records import CHECKSUM, checksum, finite, read_json, write_json
 
 log = logging.getLogger(__name__)
 
 Checked = TypeVar("Checked", bound="Section")
 LARGEST = 2**53  # up to which JSON means the same everywhere
+
+RENAMED: dict[str, dict[str, tuple[str, dict[str, str]]]] = {
+    "transport": {
+        "weighting": ("loss", {"none": "output"}),
+        "given_frames": ("known_frames", {}),
+    },
+}
+"""Of each section the fields that had another name in an earlier version: their names now, and those of their values that
+have another name too."""
+
+
+def renamed(section: str, values: dict[str, Any]) -> dict[str, Any]:
+    """A section's values in a file of any version, by the names that its fields have now."""
+    found = {}
+    for field, value in values.items():
+        name, words = RENAMED.get(section, {}).get(field, (field, {}))
+        found[name] = words.get(value, value) if isinstance(value, str) else value
+    return found
+
+
+class OneOf(PrimitiveConstructorSpec[str]):
+    """Annotates a field that is a name in a registry: `Annotated[str, OneOf(PATHS)]`.
+
+    The registry is read whenever a name is checked or the help is shown, so names that are registered later are known.
+    """
+
+    def __init__(self, names: Mapping[str, Any]):
+        vars(self).update(
+            names=names,
+            nargs=1,
+            instance_from_str=lambda words: self._checked(words[0]),
+            is_instance=lambda value: isinstance(value, str),
+            str_from_instance=lambda value: [value],
+        )
+
+    @property
+    def metavar(self) -> str:  # type: ignore[override]
+        return "{" + ",".join(vars(self)["names"]) + "}"
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, name: str) -> str:
+        names = vars(self)["names"]
+        if name not in names:
+            raise ValueError(unknown_name(name, names))
+        return name
 
 
 def write_section(section: "Section", path: Path) -> None:
@@ -31,7 +80,7 @@ def read_section(cls: "type[Checked]", path: Path) -> Checked:
             f"{path} was changed after it was written; its present values are used. Remove its line {CHECKSUM!r} to silence "
             "this warning"
         )
-    return cls.checked(cls.upgraded(values), str(path))
+    return cls.recorded(values, str(path))
 
 
 def refusal(error: ValidationError, what: str, known: Iterable[str] = ()) -> InputError:
@@ -44,7 +93,7 @@ def refusal(error: ValidationError, what: str, known: Iterable[str] = ()) -> Inp
     message = problem["msg"].removeprefix("Value error, ")
     value = problem["input"]
     short = isinstance(value, str | float) or (isinstance(value, int) and value.bit_length() <= 1000)
-    shown = f" (not {value!r})" if short else ""
+    shown = f" (not {value!r})" if short and repr(value) not in message else ""
     return InputError(": ".join(part for part in (what, place, message) if part) + shown)
 
 
@@ -69,6 +118,11 @@ class Section(BaseModel):
     def upgraded(cls, values: dict[str, Any]) -> dict[str, Any]:
         """The values in a file of any version, as this version means them."""
         return values
+
+    @classmethod
+    def recorded(cls: type[Checked], values: dict[str, Any], what: str) -> Checked:
+        """The section of the values in a file of any version; InputError as of `checked`."""
+        return cls.checked(cls.upgraded(values), what)
 
     @classmethod
     def checked(cls: type[Checked], values: dict[str, Any], what: str) -> Checked:

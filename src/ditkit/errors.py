@@ -36,7 +36,12 @@ def is_defect(error: BaseException) -> bool:
 
 def no_such(what: str, name: object, known: Iterable[str]) -> InputError:
     """The error of a name that there is not: with the nearest that there is, or with all."""
+    return InputError(f"{what}: {unknown_name(name, known)}")
+
+
+def unknown_name(name: object, known: Iterable[str]) -> str:
+    """The same in words, where what it is a name of is said elsewhere."""
     names = list(known)
     near = get_close_matches(str(name), names, 1)
     remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-    return InputError(f"{what}: unknown {name!r}; {remedy}")
+    return f"unknown {name!r}; {remedy}"

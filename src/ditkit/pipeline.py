@@ -103,7 +103,7 @@ class Sampling(TypedDict, total=False):
     frames: Positive | None
     """Of a model of clips: how many; the data's when not given."""
     start: Tensor | None
-    """Of a model of clips trained so (`transport.given_frames`): the first frames, kept as they are, uint8
+    """Of a model of clips trained so (`transport.known_frames`): the first frames, kept as they are, uint8
     (N or 1, C, H, W) or (N or 1, C, F', H, W)."""
     end: Tensor | None
     """Likewise the last frames."""
@@ -397,9 +397,9 @@ class Pipeline:
         of another size or number of clips, or none left to sample."""
         if start is None and end is None:
             return None
-        if not self.transport.given_frames:
+        if not self.transport.known_frames:
             raise InputError(
-                "--image, --extend: this model was not trained to go on from frames (transport.given_frames 0)"
+                "--image, --extend: this model was not trained to go on from frames (transport.known_frames 0)"
             )
         zeros = torch.zeros(count, *layout.shape, device=self.device)
         parts = [False] * layout.parts

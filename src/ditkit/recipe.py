@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from ditkit.backbones import Backbone, BackboneConfig, MatryoshkaConfig, build
 from ditkit.codecs import Codec, CodecConfig, IdentityConfig, PyramidCodec
-from ditkit.config import Section, read_section, write_section
+from ditkit.config import Section, read_section, renamed, write_section
 from ditkit.data import ArrayFiles, DataConfig, upgraded
 from ditkit.device import Compile, Precision, check_memory
 from ditkit.errors import InputError
@@ -157,9 +157,9 @@ class Recipe(Section):
             raise ValueError(
                 "data.aspect native: train.score_images and train.latents are of images of one size; leave them out"
             )
-        if self.transport.given_frames and (len(self.data.shape) == 2 or outer):
+        if self.transport.known_frames and (len(self.data.shape) == 2 or outer):
             raise ValueError(
-                "transport.given_frames is for data of clips and a backbone of one level; leave it out"
+                "transport.known_frames is for data of clips and a backbone of one level; leave it out"
             )
         if self.train.stages and self.backbone.frame_ratios[0] > 1:
             raise ValueError(
@@ -241,7 +241,7 @@ class Recipe(Section):
         clips = len(data.shape) == 3
         return self.replace(
             data=data,
-            transport={} if clips else {"given_frames": 0.0},
+            transport={} if clips else {"known_frames": 0.0},
             train={"stages": ()} if isinstance(data, ArrayFiles) else {},
         )
 
@@ -253,7 +253,7 @@ class Recipe(Section):
             backbone=backbone,
             codec={"level_scale": ()},
             transport={"level_weights": (), "cascade": None}
-            | ({"given_frames": 0.0} if len(backbone.ratios) > 1 else {}),
+            | ({"known_frames": 0.0} if len(backbone.ratios) > 1 else {}),
             train={"level_share": (), "stages": (), "freeze_inner": False},
             sample={"level_guidance": None},
         )
@@ -298,8 +298,12 @@ class Recipe(Section):
 
     @classmethod
     def upgraded(cls, values: dict[str, Any]) -> dict[str, Any]:
-        data = values.get("data")
-        return values | {"data": upgraded(data)} if isinstance(data, dict) else values
+        found = dict(values)
+        if isinstance(data := values.get("data"), dict):
+            found["data"] = upgraded(data)
+        if isinstance(transport := values.get("transport"), dict):
+            found["transport"] = renamed("transport", transport)
+        return found
 
     @classmethod
     def read(cls, path: Path) -> "Recipe":

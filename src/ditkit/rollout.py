@@ -1,6 +1,6 @@
 """Clips longer than a model's own: window after window, each beginning with the last frames of the one before.
 
-For models trained to go on from given frames (`transport.given_frames`). A loop is closed by a window that begins with
+For models trained to go on from given frames (`transport.known_frames`). A loop is closed by a window that begins with
 the last frames and ends with the first.
 """
 

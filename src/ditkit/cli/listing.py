@@ -21,7 +21,7 @@ def registries() -> dict[str, dict[str, str]]:
     from ditkit.snapshots import SNAPSHOTS
     from ditkit.studies import STUDIES
     from ditkit.text import TEXT_ENCODERS
-    from ditkit.transports import PATHS, PREDICTIONS, TIME_LAWS
+    from ditkit.transports import LOSSES, PATHS, PREDICTIONS, TIME_LAWS
 
     return {
         "recipes": {name: _first(build) for name, build in RECIPES.items()},
@@ -29,9 +29,10 @@ def registries() -> dict[str, dict[str, str]]:
         "conditionings": {name: _first(block) for name, block in CONDITIONINGS.items()},
         "codecs": {name: _first(type(config)) for name, config in CODECS.items()},
         "data": {name: _first(type(config)) for name, config in DATA.items()},
-        "paths": {name: _first(path) for name, path in PATHS.items()},
-        "predictions": {name: _first(meaning.view) for name, meaning in PREDICTIONS.items()},
-        "time-laws": dict.fromkeys(TIME_LAWS, ""),
+        "paths": {name: _first(path.coeffs) for name, path in PATHS.items()},
+        "predictions": {name: _first(prediction.view) for name, prediction in PREDICTIONS.items()},
+        "losses": {name: loss.about for name, loss in LOSSES.items()},
+        "time-laws": {name: _first(law) for name, law in TIME_LAWS.items()},
         "samplers": {name: _first(entry.run) for name, entry in SAMPLERS.items()},
         "diffusions": {name: _first(function) for name, function in DIFFUSIONS.items()},
         "features": {name: entry.about for name, entry in FEATURES.items()},
@@ -47,7 +48,7 @@ class ListCommand(Section):
     what: Annotated[
         Literal[
             "all", "recipes", "backbones", "conditionings", "codecs", "data", "paths", "predictions",
-            "time-laws", "samplers", "diffusions", "features", "text-encoders", "studies", "snapshots",
+            "losses", "time-laws", "samplers", "diffusions", "features", "text-encoders", "studies", "snapshots",
         ],
         tyro.conf.Positional,
     ] = "all"  # fmt: skip

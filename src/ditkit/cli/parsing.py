@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from ditkit.backbones import BACKBONES, MatryoshkaConfig
 from ditkit.cli.verbs import program
 from ditkit.codecs import CODECS
-from ditkit.config import Section
+from ditkit.config import RENAMED, Section
 from ditkit.data import DATA, DataConfig, Folder
 from ditkit.errors import InputError
 from ditkit.recipe import Recipe
@@ -110,6 +110,10 @@ def unknown_flags(argv: Sequence[str], known: Collection[str]) -> str:
         if not word.startswith("--") or {name, re.sub(r"(^|\.)no-", r"\1", name, count=1)} & {*known, "help"}:
             continue
         inside = {flag.rpartition(".")[2]: flag for flag in known}
+        section, _, field = name.replace("-", "_").rpartition(".")
+        if field in RENAMED.get(section, {}):
+            found.append(f"--{name} (now --{section}.{RENAMED[section][field][0].replace('_', '-')})")
+            continue
         near = get_close_matches(name, known, 1) or get_close_matches(name.rpartition(".")[2], inside, 1)
         found.append(f"--{name}" + (f" (did you mean --{inside.get(near[0], near[0])}?)" if near else ""))
     if not found:

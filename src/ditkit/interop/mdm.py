@@ -176,7 +176,7 @@ def read_mdm(path: Path, state: State, *, heads: int = HEADS, size: int = SIZE) 
     recipe = imported_recipe(
         path.stem,
         config,
-        Transport(path="cosine", predict="v", weighting="noise", level_shift=shift),
+        Transport(path="cosine", predict="v", loss="noise", level_shift=shift),
         classes=0,
         channels=channels,
         side=size,

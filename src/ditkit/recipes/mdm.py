@@ -35,7 +35,7 @@ def _recipe(name: str, size: int, backbone: BackboneConfig, shift: float, steps:
         data=Webdataset(size=size, channels=3, classes=0, caption_column="txt"),
         text=TextConfig(id="google/flan-t5-xl", dim=2048, length=128, null="empty"),
         backbone=backbone,
-        transport=Transport(path="cosine", predict="v", weighting="noise", level_shift=shift),
+        transport=Transport(path="cosine", predict="v", loss="noise", level_shift=shift),
         train=TRAIN.model_copy(update={"stages": (TRAIN.images,) * (levels - 1)}),
         sample=SamplingConfig(
             sampler="ddim", respacing=f"mdm{steps}", eta=eta, guidance=7.5, threshold="dynamic_if"
@@ -68,7 +68,7 @@ def mdm_imagenet_256() -> Recipe:
         name="mdm-imagenet-256",
         data=Folder(size=256, classes=1000, flip=True, held_out=0.0),
         backbone=BACKBONES["MDM-256"],
-        transport=Transport(path="cosine", predict="v", weighting="noise", level_shift=1.0),
+        transport=Transport(path="cosine", predict="v", loss="noise", level_shift=1.0),
         train=TRAIN.model_copy(update={"stages": (TRAIN.images,)}),
         sample=SamplingConfig(sampler="ancestral", respacing="mdm250", guidance=1.5, threshold="clip"),
     )

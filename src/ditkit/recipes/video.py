@@ -23,7 +23,7 @@ def moving_digits() -> Recipe:
         name="moving-digits",
         data=MovingDigits(size=32, frames=16, classes=10),
         backbone=DiTConfig(width=192, depth=8, heads=3, patch=8, tubelet=1, attention="factorised"),
-        transport=Transport(path="linear", predict="data", given_frames=0.3, size_shift=32 * 32),
+        transport=Transport(path="linear", predict="data", known_frames=0.3, size_shift=32 * 32),
         train=TrainConfig(
             images=280_000,
             batch=16,

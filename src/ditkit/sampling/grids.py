@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ditkit.errors import InputError
-from ditkit.transports import DDPM_STEPS, DISCRETE, Transport
+from ditkit.transports import DDPM_STEPS, Transport
 
 LAST_STEP_SIZE = 0.04  # of an SDE: SiT's
 CLEANEST = 1e-3  # the last time at which a spaced grid asks before it jumps to 0
@@ -33,15 +33,15 @@ def time_grid(
     """
     if steps < 1:
         raise InputError(f"--steps must be at least 1, not {steps}")
-    if respacing and transport.path not in DISCRETE:
+    if respacing and not transport.knots:
         raise InputError(f"--respacing {respacing}: path {transport.path} has no knots; give --steps instead")
     if respacing and grid:
         raise InputError(f"--respacing {respacing} and --grid {grid}: both say which times; give one")
-    if use == "jump" and transport.path in DISCRETE and not grid:
+    if use == "jump" and transport.knots and not grid:
         sections = respacing or str(steps)
         # The published rule gives a single step the cleanest knot; sampling starts from noise.
-        indices = respaced(sections) if sections != "1" else [DDPM_STEPS - 1]
-        knots = (torch.tensor(indices[::-1], dtype=torch.float64) + 1) / DDPM_STEPS
+        indices = respaced(sections, transport.knots) if sections != "1" else [transport.knots - 1]
+        knots = (torch.tensor(indices[::-1], dtype=torch.float64) + 1) / transport.knots
         return torch.cat([knots, torch.zeros(1, dtype=torch.float64)])
     low, high = transport.interval("ode")
     spacing = SPACINGS[grid or "uniform"]

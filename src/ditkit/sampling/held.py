@@ -1,7 +1,7 @@
 """Sampling some parts of a state given the others: the high level of a pyramid given the low ones (a cascade of two
 models: Ho et al., "Cascaded Diffusion Models", 2022), later frames given the first.
 
-The network is told each part's own time, which it must have been trained with (`Transport.cascade`, `given_frames`).
+The network is told each part's own time, which it must have been trained with (`Transport.cascade`, `known_frames`).
 """
 
 from collections.abc import Callable, Sequence

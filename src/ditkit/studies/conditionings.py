@@ -81,7 +81,7 @@ def report(results: Results, out: Path) -> str:
 def _rows(results: Results) -> Iterator[Row]:
     for cell, record in results.items():
         if record["finished"]:
-            known = Recipe.checked(record["recipe"], cell)
+            known = Recipe.recorded(record["recipe"], cell)
             cost, scores = recipe_cost(known), {row["images"]: row for row in record["scores"].values()}
             yield Row(
                 name=cell.rpartition("-")[0],

@@ -224,7 +224,7 @@ def _rows(results: Results) -> Iterator[Row]:
         first = results.get(earlier.name) if earlier else None
         if not cell.points or not record or not record["finished"] or (earlier and not first):
             continue
-        known = Recipe.checked(record["recipe"], name)
+        known = Recipe.recorded(record["recipe"], name)
         curve = [row for row in record["scores"].values() if row["captions"] == "training"]
         (unseen,) = (row for row in record["scores"].values() if row["captions"] == "held-out")
         yield Row(

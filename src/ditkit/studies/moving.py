@@ -46,7 +46,7 @@ def cells() -> dict[str, Cell]:
     frames = base.replace(
         data={"frames": 1},
         backbone={"attention": "joint"},
-        transport={"given_frames": 0.0},
+        transport={"known_frames": 0.0},
         train={"images": FRAMES, "batch": 64, "log_images": FRAMES // 20, "checkpoint_images": FRAMES // 4},
     )
     networks = {"clips": base, "frames": frames}
@@ -111,7 +111,7 @@ def clips(pipeline: Pipeline) -> dict[str, Any]:
         "samples": judged(made, labels, data, network, reference),
         "held_out": judged(test, theirs, data, network, reference),
     }
-    if pipeline.transport.given_frames:
+    if pipeline.transport.known_frames:
         found["going_on"] = going_on(pipeline, test, theirs)
     return found | {"picture": as_text(frames_of(made[:SHOWN]), data.frames)}
 

@@ -110,7 +110,7 @@ def _models(results: Results) -> Iterator[Model]:
     for name, record in results.items():
         if not record["finished"]:
             continue
-        cost = recipe_cost(Recipe.checked(record["recipe"], name))
+        cost = recipe_cost(Recipe.recorded(record["recipe"], name))
         scores = list(record["scores"].values())
         standard = {row["images"]: row for row in scores if row["steps"] == STANDARD}
         last = [row for row in scores if row["images"] == BUDGETS[-1]]

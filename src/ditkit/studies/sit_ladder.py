@@ -54,7 +54,7 @@ MODELS = {
     "ddpm-noise": Model(Transport(path="ddpm", predict="noise", variance="learned"), 44.2),
     "vp-score": Model(Transport(path="vp", predict="score"), 43.6),
     "vp-weighted-score": Model(
-        Transport(path="vp", predict="score", weighting="velocity"), 39.1, (35.7, 37.1, 37.7, 38.9)
+        Transport(path="vp", predict="score", loss="velocity"), 39.1, (35.7, 37.1, 37.7, 38.9)
     ),
     "vp-velocity": Model(Transport(path="vp", predict="velocity"), 39.8, (37.8, 38.7, 39.2, 41.1)),
     "linear-velocity": Model(Transport(path="linear", predict="velocity"), 34.8, (33.6, 33.5, 33.3, 33.0)),

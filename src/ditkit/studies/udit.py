@@ -112,7 +112,7 @@ def report(results: Results, out: Path) -> str:
 def _rows(results: Results) -> Iterator[Row]:
     for cell, record in results.items():
         if record["finished"]:
-            known = Recipe.checked(record["recipe"], cell)
+            known = Recipe.recorded(record["recipe"], cell)
             cost = recipe_cost(known, fused=True)
             scores = list(record["scores"].values())
             plain = {row["images"]: row for row in scores if row["guidance"] == 1}

@@ -152,7 +152,7 @@ def report(results: Results, out: Path) -> str:
 
 
 def _line(name: str, record: dict) -> str:
-    cost = recipe_cost(Recipe.checked(record["recipe"], name), fused=True)
+    cost = recipe_cost(Recipe.recorded(record["recipe"], name), fused=True)
     plain, guided = _scores(record)
     return (
         f"| {RUNGS[name].what} | {cost.params / 1e6:.2f} | {cost.macs / 1e6:.1f} | {plain['frechet']:.2f} | "

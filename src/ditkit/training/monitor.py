@@ -173,14 +173,14 @@ def validation_loss(
     posterior = _noise("codec", numbers, layout.shape).to(device) if codec.random else None
     x0 = codec.encode(images.to(device), posterior)
     cond = conditions(labels, captions, pipeline.read, device)
-    half = torch.full((len(images), 3), 0.5, dtype=torch.float64)  # in the middle of what can be given
+    half = torch.full((len(images), 3), 0.5, dtype=torch.float64)  # in the middle of what can be known
     times, losses = [], []
     for level in range(LEVELS):
         u = torch.full((len(images),), (level + 0.5) / LEVELS, dtype=torch.float64)
         t = spread.times(u, layout)
-        asked, learned = spread.given(t, half, layout)
+        asked, learned = spread.known_parts(t, half, layout)
         with autocast(device, recipe.train.precision):
-            terms = recipe.transport.loss(
+            terms = recipe.transport.losses(
                 net, x0, cond, t=asked, eps=noise.to(device), layout=layout, weights=learned
             )
         times.append(t[0].item())

@@ -75,7 +75,7 @@ def backward(
             for key, empty in unknown(net, cond, instead).items()
         }
         with autocast(device, config.precision):
-            terms = recipe.transport.loss(
+            terms = recipe.transport.losses(
                 task.network,
                 task.x0,
                 cond,
@@ -111,8 +111,8 @@ def _whole(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: tor
     posterior = None if drawn.posterior is None else drawn.posterior.to(device)
     x0 = codec.encode(part.images.to(device), posterior)
     t, learned = transport.times(drawn.u, layout), None
-    if transport.gives:  # or else the draws would be for nothing
-        t, learned = transport.given(t, given_draws(config.seed, part.index), layout)
+    if transport.has_known_parts:  # or else the draws would be for nothing
+        t, learned = transport.known_parts(t, known_draws(config.seed, part.index), layout)
     shared, weights = mixed(net, config.level_share, len(x0))
     if learned is not None:
         weights = learned if weights is None else weights * learned
@@ -142,8 +142,8 @@ def _packed(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: to
     return Task(network, x0, eps, t[None], drop, layout, None)
 
 
-def given_draws(seed: int, index: Tensor) -> Tensor:
-    """float64 (B, 3), uniform in [0, 1): which parts of the states are given, and with how much noise."""
+def known_draws(seed: int, index: Tensor) -> Tensor:
+    """float64 (B, 3), uniform in [0, 1): which parts of the states are known, and with how much noise."""
     draws = [generator(seed, n, "given").random(3) for n in index.tolist()]
     return torch.from_numpy(np.stack(draws))
 

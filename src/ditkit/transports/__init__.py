@@ -1,9 +1,14 @@
-"""Pure mathematics between data and noise: interpolants, predictions, losses, denoisers."""
+"""Pure mathematics between data and noise: paths, predictions, times, losses, denoisers.
+
+Each of the registries can be added to: a path, a prediction, a loss or a time law of one's own is a choice like any other.
+"""
 
 from ditkit.transports.denoiser import Denoiser, Network
-from ditkit.transports.interpolants import DDPM_STEPS, DISCRETE, PATHS, Coeffs
-from ditkit.transports.predictions import PREDICTIONS, Prediction
-from ditkit.transports.transport import TIME_LAWS, Transport
+from ditkit.transports.losses import LOSSES, Loss
+from ditkit.transports.paths import DDPM_STEPS, PATHS, Coeffs, Path
+from ditkit.transports.predictions import PREDICTIONS, Parametrisation, Prediction
+from ditkit.transports.times import TIME_LAWS, TimeLaw
+from ditkit.transports.transport import Transport
 
 
 def transport(path: str = "linear", **fields) -> Transport:
@@ -16,14 +21,18 @@ def transport(path: str = "linear", **fields) -> Transport:
 
 __all__ = [
     "DDPM_STEPS",
-    "DISCRETE",
+    "LOSSES",
     "PATHS",
     "PREDICTIONS",
     "TIME_LAWS",
     "Coeffs",
     "Denoiser",
+    "Loss",
     "Network",
+    "Parametrisation",
+    "Path",
     "Prediction",
+    "TimeLaw",
     "Transport",
     "transport",
 ]

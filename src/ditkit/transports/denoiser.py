@@ -7,7 +7,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from ditkit.layout import Layout
-from ditkit.transports.interpolants import Coeffs
+from ditkit.transports.paths import Coeffs
 from ditkit.transports.predictions import Prediction
 from ditkit.transports.variational import Posterior, posterior
 

@@ -3,15 +3,20 @@
 N decoders and N views instead of N² conversions. With D = alpha · sigma' - alpha' · sigma the pair
 solves x_t = alpha x0 + sigma eps together with the equation that defines the prediction.
 
+The decoded pair always fits x_t, so its error is k · (sigma, -alpha) with some number k for each of the state's. Views are
+linear: an error of a prediction is k times its response, the view of (sigma, -alpha), and an error of one is an error of
+another by the ratio of their responses (`ditkit.transports.losses`).
+
 `v` (Salimans & Ho, 2022; MDM and diffusers mean this) is alpha · eps - sigma · x0 and is not the velocity.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
 
-from ditkit.transports.interpolants import Coeffs
+from ditkit.transports.paths import Coeffs, End
 
 
 class Prediction(NamedTuple):
@@ -39,10 +44,12 @@ def velocity(x0: Tensor, eps: Tensor, c: Coeffs) -> Tensor:
 
 
 def noise(x0: Tensor, eps: Tensor, c: Coeffs) -> Tensor:
+    """eps, the noise in x_t."""
     return eps
 
 
 def data(x0: Tensor, eps: Tensor, c: Coeffs) -> Tensor:
+    """x0, the data in x_t."""
     return x0
 
 
@@ -52,6 +59,7 @@ def score(x0: Tensor, eps: Tensor, c: Coeffs) -> Tensor:
 
 
 def v(x0: Tensor, eps: Tensor, c: Coeffs) -> Tensor:
+    """alpha eps - sigma x0 (Salimans & Ho, 2022)."""
     return c.alpha * eps - c.sigma * x0
 
 
@@ -78,17 +86,45 @@ def from_v(out: Tensor, x_t: Tensor, c: Coeffs) -> tuple[Tensor, Tensor]:
     return (c.alpha * x_t - c.sigma * out) / square, (c.sigma * x_t + c.alpha * out) / square
 
 
-class Meaning(NamedTuple):
-    """One prediction: its view of the hub, and its decoder back to it."""
+@dataclass(frozen=True)
+class Parametrisation:
+    """One meaning of a network's output: its view of the hub, its decoder back to it, and what follows from them."""
 
     view: Callable[[Tensor, Tensor, Coeffs], Tensor]
+    """(x0, eps, coefficients) to the output."""
     decode: Callable[[Tensor, Tensor, Coeffs], tuple[Tensor, Tensor]]
+    """(output, x_t, coefficients) to (x0, eps)."""
+    timed: bool = False
+    """Whether it depends on how fast time passes: on the derivatives of the path."""
+    unsafe_at: tuple[End, ...] = ()
+    """The ends of a path at which it is neither trained nor asked, because something divides by zero there."""
+    least: Mapping[str, float] = field(default_factory=dict)
+    """Of coefficients that its response vanishes with: what they count at least where errors are divided by it."""
+    compared: tuple[str, Callable[[Tensor, Coeffs], Tensor]] | None = None
+    """The prediction that it is compared as, and the output as that; None: the output itself."""
+
+    def response(self, c: Coeffs) -> Tensor:
+        """The error of the output where the pair's is (sigma, -alpha)."""
+        return self.view(c.sigma, -c.alpha, c)
+
+    def divisor(self, c: Coeffs) -> Tensor:
+        """The response, bounded away from zero."""
+        return self.response(
+            c._replace(**{name: getattr(c, name).clamp(min=x) for name, x in self.least.items()})
+        )
 
 
-PREDICTIONS: dict[str, Meaning] = {
-    "velocity": Meaning(velocity, from_velocity),
-    "noise": Meaning(noise, from_noise),
-    "data": Meaning(data, from_data),
-    "score": Meaning(score, from_score),
-    "v": Meaning(v, from_v),
+# A score is -eps / sigma, so SiT compares sigma · score with -eps. It begins paths 1e-3 before alpha vanishes. Clean data
+# divides by sigma as if it were at least 0.05 (Li & He, 2025).
+PREDICTIONS: dict[str, Parametrisation] = {
+    "velocity": Parametrisation(velocity, from_velocity, timed=True),
+    "noise": Parametrisation(noise, from_noise, unsafe_at=("data", "noise"), least={"alpha": 1e-3}),
+    "data": Parametrisation(data, from_data, unsafe_at=("data",), least={"sigma": 0.05}),
+    "score": Parametrisation(
+        score,
+        from_score,
+        unsafe_at=("data", "noise"),
+        compared=("noise", lambda out, c: -c.sigma * out),
+    ),
+    "v": Parametrisation(v, from_v),
 }

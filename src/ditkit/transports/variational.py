@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ditkit.transports.interpolants import Coeffs
+from ditkit.transports.paths import Coeffs
 
 
 class Posterior(NamedTuple):

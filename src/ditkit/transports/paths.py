@@ -1,16 +1,18 @@
-"""Interpolants: x_t = alpha(t) · x0 + sigma(t) · eps, with t = 0 data and t = 1 noise.
+"""Paths: x_t = alpha(t) · x0 + sigma(t) · eps, with t = 0 data and t = 1 noise.
 
 A path is a function of t that gives alpha, sigma and their derivatives in t, in t's own dtype (use
-float64 where the last bit matters). Networks, losses and samplers live elsewhere.
+float64 where the last bit matters), and a declaration of what follows from it: its knots, its norm and the times at
+which a network can be asked. Networks, losses and samplers live elsewhere.
 
 Sources: linear, GVP and VP from SiT (Ma et al., 2024, section 3), with time reversed against its
 code; the discrete DDPM process from Ho et al. (2020) as DiT uses it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +37,34 @@ class Coeffs(NamedTuple):
         return self.sigma * self.d_sigma - self.sigma**2 * self.d_alpha / self.alpha.clamp(min=1e-3)
 
 
-Path = Callable[[Tensor], Coeffs]
+End = Literal["data", "noise"]
+"""Where sigma vanishes (t = 0), and where alpha does (t = 1)."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """How data becomes noise. Called with times of any shape, it gives the coefficients there, of the same shape."""
+
+    coeffs: Callable[[Tensor], Coeffs]
+    knots: int | None = None
+    """Trained at 1/knots, 2/knots, ..., 1 only; None: at all times."""
+    norm: int = 2
+    """alpha^norm + sigma^norm = 1."""
+    ends: tuple[float, float] = (0.0, 1.0)
+    """The lowest and the highest time at which a network is trained or asked."""
+    safe_ends: tuple[float, float] = (1e-3, 1 - 1e-3)
+    """The same where what is computed divides by sigma, or by alpha."""
+    trained_from: float | None = None
+    """The lowest time in training, whatever is computed, where it is another."""
+
+    def __call__(self, t: Tensor) -> Coeffs:
+        return self.coeffs(t)
+
+    def interval(self, unsafe_at: Collection[End], training: bool) -> tuple[float, float]:
+        """The lowest and the highest time, of what divides by zero at these ends of a path."""
+        low = self.safe_ends[0] if "data" in unsafe_at else self.ends[0]
+        high = self.safe_ends[1] if "noise" in unsafe_at else self.ends[1]
+        return (low if self.trained_from is None or not training else self.trained_from), high
 
 
 def shifted(c: Coeffs, factor: Tensor, norm: int) -> Coeffs:
@@ -96,11 +125,12 @@ def cosine(t: Tensor) -> Coeffs:
 def _between_knots(table: Tensor, t: Tensor) -> Coeffs:
     """`table`: log alpha at t = 0, 1/1000, ..., 1."""
     table = table.to(t.device, t.dtype)
-    position = (t * DDPM_STEPS).clamp(0, DDPM_STEPS)
+    steps = len(table) - 1
+    position = (t * steps).clamp(0, steps)
     # A knot belongs to the interval below it (where sampling goes on); 1e-3 absorbs t's rounding.
-    left = (position - 1e-3).ceil().clamp(1, DDPM_STEPS).long() - 1
+    left = (position - 1e-3).ceil().clamp(1, steps).long() - 1
     slope = table[left + 1] - table[left]
-    return _variance_preserving(table[left] + (position - left) * slope, slope * DDPM_STEPS)
+    return _variance_preserving(table[left] + (position - left) * slope, slope * steps)
 
 
 @lru_cache(maxsize=1)
@@ -125,5 +155,17 @@ def _variance_preserving(log_alpha: Tensor, d_log_alpha: Tensor) -> Coeffs:
     return Coeffs(alpha, sigma, alpha * d_log_alpha, -(alpha**2) * d_log_alpha / sigma)
 
 
-PATHS: dict[str, Path] = {"linear": linear, "gvp": gvp, "vp": vp, "ddpm": ddpm, "cosine": cosine}
-DISCRETE = ("ddpm", "cosine")  # trained on their knots only
+def _discrete(coeffs: Callable[[Tensor], Coeffs]) -> Path:
+    """A path of DDPM's steps, the first of which is its lowest time; alpha never vanishes."""
+    first = 1 / DDPM_STEPS
+    return Path(coeffs, knots=DDPM_STEPS, ends=(first, 1.0), safe_ends=(first, 1.0))
+
+
+# The ends are SiT's (its `train_eps` and `sample_eps`).
+PATHS: dict[str, Path] = {
+    "linear": Path(linear, norm=1),
+    "gvp": Path(gvp),
+    "vp": Path(vp, ends=(1e-3, 1.0), safe_ends=(1e-3, 1.0), trained_from=1e-5),
+    "ddpm": _discrete(ddpm),
+    "cosine": _discrete(cosine),
+}
