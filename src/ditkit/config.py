@@ -40,10 +40,11 @@ class OneOf(PrimitiveConstructorSpec[str]):
     """Annotates a field that is a name in a registry: `Annotated[str, OneOf(PATHS)]`.
 
     The registry is read whenever a name is checked or the help is shown, so names that are registered later are known.
+    Others are refused in one line, with the nearest that there is.
     """
 
     def __init__(self, names: Mapping[str, Any]):
-        vars(self).update(
+        vars(self).update(  # the base class is frozen, and its own `__init__` would set `metavar`
             names=names,
             nargs=1,
             instance_from_str=lambda words: self._checked(words[0]),

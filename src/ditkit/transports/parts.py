@@ -65,7 +65,7 @@ def known_frames(t: Tensor, draws: Tensor, layout: Layout, share: float) -> tupl
 
 def measured_at(t: Tensor, weights: Tensor | None) -> Tensor:
     """Times at which errors are measured: in the middle of the path for parts that count nothing, which can be clean.
-    There a path's coefficients need not be finite, and nothing times infinity is not nothing."""
+    At the ends of a path errors can be infinite, and 0 times infinity is not 0."""
     if weights is None or t.ndim < 2:
         return t
     return torch.where(weights.to(t.device) == 0, 0.5, t)

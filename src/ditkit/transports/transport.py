@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ditkit.config import OneOf, Section
 from ditkit.device import widest
-from ditkit.layout import Layout, Pyramid
+from ditkit.layout import Layout
 from ditkit.transports import hybrid, parts
 from ditkit.transports.denoiser import Cond, Denoiser, Network, expanded
 from ditkit.transports.losses import LOSSES, error
@@ -40,15 +40,15 @@ class Transport(Section):
     time_law: Annotated[str, OneOf(TIME_LAWS)] = "uniform"
     """How training times are distributed."""
     level_shift: Annotated[float, Field(ge=0)] = 1.0
-    """Of a pyramid: each level's signal-to-noise ratio is divided by its size, relative to the lowest's, to this power."""
+    """The signal-to-noise ratio of each level of a pyramid is divided by its size, relative to the lowest's, to this power."""
     level_weights: tuple[Annotated[float, Field(ge=0)], ...] = ()
-    """Of a pyramid: weights of the levels' losses, the highest first; all 1 when not given."""
+    """Weights of the losses of a pyramid's levels, the highest first; all 1 by default."""
     cascade: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Of a pyramid: only the highest level is learned; the lower ones are known, with noise of a time up to this (0:
+    """Only the highest level of a pyramid is learned; the lower ones are known, with noise of a time up to this (0:
     clean), as for the second model of a cascade (Ho et al., 2022)."""
     known_frames: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Of clips: the share trained with some frames known and clean, the first ones or those at both ends, so that a model
-    can go on from an image or a clip."""
+    """The share of clips that are trained with some frames known and clean, the first ones or those at both ends, so that
+    a model can go on from an image or a clip."""
     size_shift: Annotated[float, Field(ge=0)] = 0.0
     """Larger states are trained and sampled at noisier times: sigma / alpha grows with the root of the number of
     positions (frames, height and width of the state multiplied) over this number (Esser et al., 2024, eq. 23); 0: no shift."""
@@ -84,19 +84,23 @@ class Transport(Section):
 
     def own_coeffs(self, t: Tensor, layout: Layout | None = None) -> Coeffs:
         """The same as the network's output means them: each level's velocity is of its own speed (`parts.at_own_speed`)."""
-        return self._coeffs(PREDICTIONS[self.predict].timed, t, layout)
-
-    def _coeffs(self, own_speed: bool, t: Tensor, layout: Layout | None) -> Coeffs:
         c = self.coeffs(t, layout)
-        return parts.at_own_speed(PATHS[self.path], c, t, layout) if own_speed else c
+        return self._at_own_speed(c, t, layout) if PREDICTIONS[self.predict].timed else c
+
+    def _at_own_speed(self, c: Coeffs, t: Tensor, layout: Layout | None) -> Coeffs:
+        return parts.at_own_speed(PATHS[self.path], c, t, layout)
 
     def _meant(self, t: Tensor, layout: Layout, x: Tensor) -> tuple[Coeffs, Coeffs]:
-        """What broadcasts with the state x, as the output means it and as the loss does; the same but for the speed."""
-        speeds = PREDICTIONS[self.predict].timed, LOSSES[self.loss].timed
-        own = expanded(self._coeffs(speeds[0], t, layout), layout, x)
-        if speeds[0] == speeds[1] or not isinstance(layout, Pyramid):
-            return own, own
-        return own, expanded(self._coeffs(speeds[1], t, layout), layout, x)
+        """The coefficients at t as the output means them and as the loss does, which differ in speed at most; they
+        broadcast with the state x."""
+        of_output, of_loss = PREDICTIONS[self.predict].timed, LOSSES[self.loss].timed
+        shared = self.coeffs(t, layout)
+        own = self._at_own_speed(shared, t, layout) if of_output or of_loss else shared
+        found = expanded(own, layout, x)
+        if of_output == of_loss or own is shared:
+            return found, found
+        other = expanded(shared, layout, x)
+        return (found, other) if of_output else (other, found)
 
     def interval(self, use: Literal["train", "ode", "sde"]) -> tuple[float, float]:
         """The (lowest, highest) t at which the network is trained or asked.
@@ -179,11 +183,11 @@ class Transport(Section):
         def predict(x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
             whole = layout or Layout(tuple(x_t.shape[1:]))
             out, var = self._split(net(x_t, _as_input(t, x_t), cond), x_t)
-            own = expanded(self.own_coeffs(t, layout), whole, x_t)
-            x0, eps = PREDICTIONS[self.predict].decode(out, x_t, own)
-            levels = isinstance(layout, Pyramid) and PREDICTIONS[self.predict].timed
-            shared = expanded(self.coeffs(t, layout), whole, x_t) if levels else own
-            return Prediction(shared, x_t, x0, eps, var)
+            shared = self.coeffs(t, layout)
+            own = self._at_own_speed(shared, t, layout) if PREDICTIONS[self.predict].timed else shared
+            c = expanded(own, whole, x_t)
+            x0, eps = PREDICTIONS[self.predict].decode(out, x_t, c)
+            return Prediction(c if own is shared else expanded(shared, whole, x_t), x_t, x0, eps, var)
 
         return Denoiser(predict, lambda t: self.coeffs(t, layout), layout, self.predict)
 
