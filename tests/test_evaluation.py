@@ -17,7 +17,6 @@ from ditkit.evaluation import (
     Classifier,
     Moments,
     bundled_classifier,
-    fit_classifier,
     frechet_distance,
     gather,
     load_classifier,
@@ -25,6 +24,7 @@ from ditkit.evaluation import (
     scores_of,
 )
 from ditkit.evaluation.frechet import frechet_warning
+from ditkit.training.classifier import fit_classifier
 
 BUNDLED = {
     "digits": "aff379f0e005",

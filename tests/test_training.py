@@ -23,6 +23,8 @@ from ditkit.training.schedule import learning_rate
 from ditkit.training.skipped import Skipped
 from ditkit.training.step import backward, draws
 
+TAKEN = torch.tensor(True)
+
 
 def quiet(recipe, out, **options):
     return train(recipe, out, device=CPU, progress=False, **options)
@@ -158,7 +160,7 @@ def test_ema_halves_in_its_half_life():
     ema = Ema(net, half_life=100, rampup=None)
     torch.nn.init.ones_(net.weight)
     for step in range(10):
-        ema.update(10, 10 * (step + 1))
+        ema.update(10, 10 * (step + 1), TAKEN)
     assert ema.net.weight.item() == pytest.approx(0.5)
 
 
@@ -167,7 +169,7 @@ def test_ema_rampup_forgets_the_start():
     torch.nn.init.zeros_(net.weight)
     ema = Ema(net, half_life=1e9, rampup=0.05)
     torch.nn.init.ones_(net.weight)
-    ema.update(10, 10)
+    ema.update(10, 10, TAKEN)
     assert ema.net.weight.item() == pytest.approx(1 - 0.5**20)
 
 
@@ -288,19 +290,22 @@ def test_a_run_says_how_many_steps_were_skipped(small, tmp_path, monkeypatch, ca
 
 
 def test_half_of_the_last_steps_end_a_run():
-    """In a row or not."""
-    finite, lost = torch.tensor(1.0), torch.tensor(math.inf)
+    """In a row or not, once somebody asks."""
     for step in (0, 1):  # 49 in a row, or spread: it goes on
         skipped = Skipped()
         for _ in range(49):
-            assert not skipped.taken(lost)
-            assert all(skipped.taken(finite) for _ in range(step))
+            skipped.add(~TAKEN)
+            for _ in range(step):
+                skipped.add(TAKEN)
+        skipped.judge()
         assert skipped.count == 49
+        skipped.add(~TAKEN)
         with pytest.raises(NotFinite, match="in 50 of the last"):
-            skipped.taken(lost)
+            skipped.judge()
     rare = Skipped()
     for n in range(1000):
-        rare.taken(finite if n % 3 else lost)
+        rare.add(TAKEN if n % 3 else ~TAKEN)
+    rare.judge()
     rare.end(Path("run"))
     assert rare.count == 334
 
@@ -324,7 +329,7 @@ def test_a_loss_that_rises_for_good_is_told_once_also_after_resuming(tmp_path, c
     def lines(images, *losses):
         log = Log(tmp_path / "log.jsonl", images, 0.0)
         for k, loss in enumerate(losses, start=1):
-            log.add({"loss": torch.tensor(loss)})
+            log.add({"loss": torch.tensor(loss)}, TAKEN)
             log.write(images + k)
 
     lines(0, math.nan, 0.2, 0.5, math.nan)

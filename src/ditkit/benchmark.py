@@ -262,8 +262,8 @@ def training_step(
 
     def step() -> None:
         backward(recipe, net, codec, batch, CPU, read)
-        if update(net, optimizer, recipe.train.clip).isfinite():
-            ema.update(size, size)
+        norm = update(optimizer, recipe.train.clip)
+        ema.update(size, size, norm.isfinite())
 
     return step
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ditkit.errors import InputError
 from ditkit.files import file_hash, save_tensors, sync_folder
@@ -137,18 +137,20 @@ def _check_state(state: Mapping[str, Any], path: Path) -> None:
         raise InputError(f"{file} is damaged: it does not match its own checksum")
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, net: nn.Module) -> Tensors:
-    """The optimiser's state as "parameter name/entry" -> tensor."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> Tensors:
+    """The optimiser's state of these parameters as "parameter name/entry" -> tensor."""
     return {
         f"{name}/{entry}": torch.as_tensor(value)
-        for name, parameter in net.named_parameters()
+        for name, parameter in named.items()
         for entry, value in optimizer.state[parameter].items()
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, net: nn.Module, tensors: Tensors) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor], tensors: Tensors
+) -> None:
     """The inverse of `optimizer_tensors`, in place."""
-    for name, parameter in net.named_parameters():
+    for name, parameter in named.items():
         prefix = f"{name}/"
         optimizer.state[parameter] = {
             key.removeprefix(prefix): value.to(parameter.device)

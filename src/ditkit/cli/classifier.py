@@ -13,8 +13,9 @@ from ditkit.cli.verbs import to_type, typed
 from ditkit.config import Section
 from ditkit.data import DataConfig, DataSection, Split, load_all
 from ditkit.errors import InputError
-from ditkit.evaluation import fit_classifier, save_classifier
+from ditkit.evaluation import save_classifier
 from ditkit.scoring.samples import frame_by_frame
+from ditkit.training.classifier import fit_classifier
 
 USAGE = """usage: ditkit classifier DATA --out FILE [--replace] [--data.field value ...] [--epochs N] [--seed N]
 

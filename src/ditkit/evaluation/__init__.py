@@ -14,7 +14,6 @@ from ditkit.evaluation.networks.classifier import (
     save_classifier,
 )
 from ditkit.evaluation.networks.features import FeatureNetwork, Features
-from ditkit.evaluation.networks.fit import fit_classifier
 from ditkit.evaluation.npz import (
     load_statistics,
     npz_images,
@@ -44,7 +43,6 @@ __all__ = [
     "bundled_classifier",
     "check_network",
     "cmmd",
-    "fit_classifier",
     "frechet_distance",
     "frechet_error",
     "frechet_resamples",

@@ -21,7 +21,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ditkit.checkpoint import load_newest, optimizer_tensors, restore_optimizer, save_checkpoint
 from ditkit.codecs import Vae, VaeConfig
 from ditkit.codecs.identity import as_uint8, to_signed
 from ditkit.codecs.vae import draw, write_autoencoder
@@ -33,7 +32,6 @@ from ditkit.errors import InputError
 from ditkit.evaluation import FeatureNetwork, frechet_distance, gather
 from ditkit.files import owned
 from ditkit.pictures import grid, save_picture
-from ditkit.plots import loss_curve
 from ditkit.progress import progress_bar
 from ditkit.randomness import generator
 from ditkit.recipe import Count, Recipe, Training
@@ -41,11 +39,11 @@ from ditkit.records import write_json
 from ditkit.scoring.rulers import CLASSIFIER, network
 from ditkit.signals import Requests
 from ditkit.training.data import recorded, settled
-from ditkit.training.log import Log, read_log
+from ditkit.training.fit import fit
+from ditkit.training.hooks import CHECKPOINTS, run_hooks
 from ditkit.training.run import check_run, claim_run
-from ditkit.training.schedule import due, learning_rate
-from ditkit.training.skipped import Skipped
-from ditkit.training.step import make_optimizer, update
+from ditkit.training.state import TrainState
+from ditkit.training.step import make_optimizer
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +114,8 @@ def train_codec(
 ) -> dict[str, Any]:
     """Train an autoencoder in the folder `out`, resuming what is there, and measure it; the report.
 
-    Signals are answered as in `train`. Leaves a folder that diffusers and `VaeConfig(id=out)` read, train-codec.json, log.jsonl, loss.png, checkpoints/,
-    reconstructions.png and reconstruction.json.
+    Signals are answered as in `train`. Leaves a folder that diffusers and `VaeConfig(id=out)` read, train-codec.json,
+    log.jsonl, loss.png, checkpoints/, reconstructions.png and reconstruction.json.
 
     Raises:
         InputError: data that cannot be read or does not divide, a folder of other settings, a full disk, features
@@ -137,10 +135,11 @@ def train_codec(
     check_run(recipe, out, source, SETTINGS)
     with workers_named(), owned(out), Requests().noted() as requests:
         claim_run(recipe, out, source, SETTINGS)
-        lines, seen = _fit(recipe, source, out, model, requests, device, progress)
+        state = TrainState(model, make_optimizer(model, recipe.train))
+        _fit(recipe, source, out, state, requests, device, progress)
     codec = save_codec(model.eval(), recipe, out, device)
     report = measure(codec, data, ruler, count, out / PICTURE)
-    facts = {"images_seen": seen, "minutes": round(lines.seconds / 60, 2)}
+    facts = {"images_seen": state.images, "minutes": round(state.seconds / 60, 2)}
     write_json(out / REPORT, report | facts)
     return report | facts
 
@@ -149,56 +148,33 @@ def _fit(
     recipe: CodecRecipe,
     source: Source,
     out: Path,
-    model: nn.Module,
+    state: TrainState,
     requests: Requests,
     device: torch.device,
     progress: bool,
-) -> tuple[Log, int]:
-    """Train to the end; the log, and the images seen."""
-    config, data = recipe.train, recipe.data
-    optimizer = make_optimizer(model, config)
-    seen, seconds, skipped = 0, 0.0, Skipped()
-    newest = load_newest(out / "checkpoints", ("model", "optimizer"))
-    if newest is not None:
-        state, tensors = newest
-        seen, seconds, skipped = state["images"], state["seconds"], Skipped(state.get("skipped", 0))
-        model.load_state_dict(tensors["model"])
-        restore_optimizer(optimizer, model, tensors["optimizer"])
-        log.info(f"{out}: going on after {seen:,} of {config.images:,} images")
-    lines = Log(out / "log.jsonl", seen, seconds, newest[0].get("log") if newest else None)
+) -> None:
+    """Train to the end, from the newest checkpoint if there is one."""
+    config = recipe.train
+    if state.load(out / CHECKPOINTS):
+        log.info(f"{out}: going on after {state.images:,} of {config.images:,} images")
     stream = batches(
         source,
-        data,
+        recipe.data,
         seed=config.seed,
-        start=seen,
+        start=state.images,
         stop=config.images,
         batch=config.batch,
         workers=config.workers,
     )
-    with progress_bar(config.images, "autoencoder", "img", initial=seen, shown=progress) as bar:
-        for batch in stream:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, seen)
-            with autocast(device, config.precision):
-                terms = losses(model, batch, config, device)
-            terms["loss"].backward()
-            norm = update(model, optimizer, config.clip)
-            before, seen = seen, seen + len(batch.index)
-            if skipped.taken(norm):
-                lines.add({name: value.detach() for name, value in terms.items()} | {"grad_norm": norm})
-            bar.update(len(batch.index))
-            if due(config.log_images, before, seen, config.images):
-                row = lines.write(seen, lr=optimizer.param_groups[0]["lr"], skipped=skipped.count)
-                bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-            if seen >= config.images:
-                skipped.end(out)
-            if requests.any or due(config.checkpoint_images, before, seen, config.images):
-                parts = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer, model)}
-                state = {"seconds": lines.seconds, "skipped": skipped.count, "log": lines.begun}
-                checkpoint = save_checkpoint(out / "checkpoints", seen, parts, state, config.keep)
-                loss_curve(read_log(out / "log.jsonl"), out / "loss.png", out.name)
-                requests.answer(f"{out}: {seen:,} of {config.images:,} images are saved in {checkpoint}")
-    return lines, seen
+
+    def step(batch: Batch) -> dict[str, Tensor]:
+        with autocast(device, config.precision):
+            terms = losses(state.net, batch, config, device)
+        terms["loss"].backward()
+        return terms
+
+    with progress_bar(config.images, "autoencoder", "img", initial=state.images, shown=progress) as bar:
+        fit(state, stream, step, config, hooks=run_hooks(state, out, config, requests, bar))
 
 
 def build(recipe: CodecRecipe):

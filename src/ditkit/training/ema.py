@@ -3,9 +3,7 @@
 import copy
 
 import torch
-from torch import Tensor
-
-from ditkit.backbones import Backbone
+from torch import Tensor, nn
 
 
 class Ema:
@@ -16,14 +14,24 @@ class Ema:
     other than their start (Karras et al., 2022, appendix F.2).
     """
 
-    def __init__(self, net: Backbone, half_life: float, rampup: float | None):
+    def __init__(self, net: nn.Module, half_life: float, rampup: float | None):
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
-        self._half_life, self._rampup = half_life, rampup
+        self._trained, self._half_life, self._rampup = net, half_life, rampup
         self._average: list[Tensor] = list(self.net.parameters())
         self._source: list[Tensor] = list(net.parameters())
 
+    def of(self, module: nn.Module) -> "Ema":
+        """The average, with the same half-life, of another module."""
+        return Ema(module, self._half_life, self._rampup)
+
+    def restart(self) -> None:
+        """Begin again from the trained network as it is now: its first weights were read from elsewhere."""
+        self.net.load_state_dict(self._trained.state_dict())
+
     @torch.no_grad()
-    def update(self, batch: int, seen: int) -> None:
-        """After a step on `batch` images that brought the count to `seen`."""
+    def update(self, batch: int, seen: int, taken: Tensor) -> None:
+        """After a step on `batch` images that brought the count to `seen`; `taken`, bool (), says on the device whether
+        the step changed the weights, otherwise the average stays as it is."""
         half_life = self._half_life if self._rampup is None else min(self._half_life, self._rampup * seen)
-        torch._foreach_lerp_(self._average, self._source, 1 - 0.5 ** (batch / half_life))
+        weight = taken.float() * (1 - 0.5 ** (batch / half_life))
+        torch._foreach_lerp_(self._average, self._source, [weight] * len(self._average))

@@ -31,7 +31,7 @@ class Log:
         self._images, self._seconds_before, self._start = images, seconds, time.perf_counter()
         self._last = seconds
         self._sums: dict[str, Tensor] = {}
-        self._steps = 0
+        self._steps: int | Tensor = 0
         if begun is not None:
             self._images, self._last, self._steps = begun["images"], begun["seconds"], begun["steps"]
             self._sums = {
@@ -50,21 +50,24 @@ class Log:
     @property
     def begun(self) -> dict:
         """What has come together for the next line; a checkpoint keeps it, so that a resumed run writes the same line."""
-        sums = {name: float(value) for name, value in self._sums.items()}
-        return {"images": self._images, "seconds": self._last, "steps": self._steps, "sums": sums}
+        steps = int(self._steps)
+        sums = {name: float(value) for name, value in self._sums.items()} if steps else {}
+        return {"images": self._images, "seconds": self._last, "steps": steps, "sums": sums}
 
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Scalars of one step."""
+    def add(self, values: dict[str, Tensor], taken: Tensor) -> None:
+        """Scalars of one step; it counts where `taken`, bool (), is true, which is not read here."""
         for name, value in values.items():
-            self._sums[name] = self._sums[name].to(value) + value if name in self._sums else value
-        self._steps += 1
+            counted = value.where(taken, 0)
+            self._sums[name] = self._sums[name].to(value) + counted if name in self._sums else counted
+        self._steps = self._steps + taken
 
     def write(self, images: int, **facts: float) -> dict[str, float]:
         """The line after `images` images: means since the last one, `facts`, and the speed. Says so, once, when the loss
         has risen as that of a run that is lost."""
         now = self.seconds
         row: dict[str, float] = {"images": images, "minutes": round(now / 60, 4)}
-        row |= {name: float(value) / self._steps for name, value in self._sums.items()} or {"loss": math.nan}
+        begun = self.begun
+        row |= {name: value / begun["steps"] for name, value in begun["sums"].items()} or {"loss": math.nan}
         row |= facts | {"images_per_second": round((images - self._images) / (now - self._last), 1)}
         append_line(self._path, row)
         self._sums, self._steps, self._images, self._last = {}, 0, images, now

@@ -1,24 +1,26 @@
-"""The training loop: one function, counted in images, resumed by calling it again.
+"""Training a diffusion model: counted in images, resumed by calling `train` again.
 
 Order, augmentation, time, noise and label dropout of image n are functions of (run seed, n), so a
-run that is stopped and resumed equals one that was not, bit for bit on the same machine.
+run that is stopped and resumed equals one that was not, bit for bit on the same machine. The loop itself: `fit`.
 """
 
 import logging
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from ditkit.backbones import compile_blocks, compiles
-from ditkit.checkpoint import load_newest, optimizer_tensors, restore_optimizer, save_checkpoint
-from ditkit.data import Plan, Source, batches, plan_for, workers_named
+from ditkit.backbones import Backbone, compile_blocks, compiles
+from ditkit.codecs import Codec
+from ditkit.data import Batch, Plan, Source, batches, plan_for, workers_named
 from ditkit.data.latents import Latents
 from ditkit.device import DeviceName, pick_device
 from ditkit.errors import InputError
 from ditkit.files import owned
 from ditkit.pipeline import Pipeline
-from ditkit.plots import loss_curve
 from ditkit.progress import progress_bar
 from ditkit.recipe import Recipe
 from ditkit.signals import Requests
@@ -26,14 +28,15 @@ from ditkit.text import TextCache
 from ditkit.training.captions import read_captions
 from ditkit.training.data import recorded, settled
 from ditkit.training.ema import Ema
+from ditkit.training.fit import fit
+from ditkit.training.hooks import CHECKPOINTS, checkpoint_path, run_hooks
 from ditkit.training.initial import load_initial, load_inner
 from ditkit.training.latents import open_for
-from ditkit.training.log import Log, read_log
 from ditkit.training.monitor import Monitor
 from ditkit.training.run import RECIPE, check_run, claim_run, was_compiled
-from ditkit.training.schedule import due, learning_rate
-from ditkit.training.skipped import Skipped
-from ditkit.training.step import backward, make_optimizer, update
+from ditkit.training.schedule import learning_rate
+from ditkit.training.state import TrainState
+from ditkit.training.step import backward, make_optimizer
 
 log = logging.getLogger(__name__)
 
@@ -72,19 +75,36 @@ def train(
         return _train(recipe, out, device, init, init_inner, progress, until_end)
 
 
-def _train(
-    recipe: Recipe,
-    out: Path,
-    device: torch.device,
-    init: str | Path | None,
-    init_inner: str | Path | None,
-    progress: bool,
-    until_end: ExitStack,
-) -> Path:
+class _Opened(NamedTuple):
+    """What a run reads, and the recipe with nothing left open."""
+
+    recipe: Recipe
+    source: Source | Latents
+    codec: Codec
+    encoding: Codec  # of the batches: of moments where they come from a cache
+    plan: Plan | None
+    device: torch.device
+
+    def stream(self, start: int) -> Iterator[Batch]:
+        """The batches from that image on."""
+        data, config = self.recipe.data, self.recipe.train
+        return batches(
+            self.source,
+            data,
+            seed=config.seed,
+            start=start,
+            stop=config.images,
+            batch=config.batch,
+            workers=config.workers,
+            plan=self.plan,
+        )
+
+
+def _open(recipe: Recipe, out: Path, device: torch.device) -> _Opened:
+    """Open the data. InputError when it cannot be read, or does not belong to the recipe."""
     config = recipe.train
     recipe = recipe.replace(data=settled(recipe.data, out / RECIPE, config.latents))
     codec = recipe.build_codec(device)
-    plan: Plan | None = None
     source: Source | Latents
     if config.latents is None:
         source, encoding = recipe.data.training(), codec
@@ -96,104 +116,77 @@ def _train(
             f"--text {recipe.text.id}: the data has no captions; give --data.caption-column where its captions are, "
             "or leave --text out"
         )
+    plan = None
+    if config.tokens is not None:
+        plan = plan_for(source, recipe.data, recipe.multiple, recipe.tokens, config.tokens, config.packed)
+        log.info(plan.describe())
+    return _Opened(recipe, source, codec, encoding, plan, device)
+
+
+def _train(
+    recipe: Recipe,
+    out: Path,
+    device: torch.device,
+    init: str | Path | None,
+    init_inner: str | Path | None,
+    progress: bool,
+    until_end: ExitStack,
+) -> Path:
+    config = recipe.train
     if init_inner is not None and config.stages:
         raise InputError(
             f"--init-inner {init_inner} and --train.stages {' '.join(map(str, config.stages))}: the first stage has "
             "nothing inside; leave one out"
         )
-    if config.tokens is not None:
-        plan = plan_for(source, recipe.data, recipe.multiple, recipe.tokens, config.tokens, config.packed)
-        log.info(plan.describe())
+    opened = _open(recipe, out, device)
+    recipe = opened.recipe
     net = recipe.build_backbone()  # before anything is written: refuses what cannot be built
-    check_run(recipe, out, source)
-    newest = load_newest(out / "checkpoints", ("model", "ema", "optimizer"))
-    begins = newest is None
-    left = config.images - (newest[0]["images"] if newest else 0)
-    tokens = 3 * left * recipe.backbone.tokens(codec.layout(*recipe.data.shape).shape[1:])
-    as_before = newest and was_compiled(newest[0], out)
-    compiled = compiles(config.compile, net, device, tokens, "--train.compile", as_before)
+    check_run(recipe, out, opened.source)
+    net = net.to(device).train()
+    average = Ema(net, config.ema_half_life_images, config.ema_rampup)
+    state = TrainState(net, make_optimizer(net, config), average=average)
+    begins = not state.load(out / CHECKPOINTS)
+    compiled = _is_compiled(opened, net, None if begins else was_compiled(state.notes, out), state.images)
     if begins and init is not None:
         load_initial(net, init)
     if begins and init_inner is not None:
         load_inner(net, recipe, init_inner)
     until_end.enter_context(owned(out))
     requests = until_end.enter_context(Requests().noted())
-    claim_run(recipe, out, source)
-    texts = None if recipe.text is None else read_captions(recipe, source, out, device)
+    claim_run(recipe, out, opened.source)
+    texts = None if recipe.text is None else read_captions(recipe, opened.source, out, device)
     if begins and recipe.stages:
         load_inner(net, recipe, _train_stages(recipe, out, device, texts, progress))
+    if begins:
+        average.restart()
+    else:
+        log.info(f"{out}: going on after {state.images:,} of {config.images:,} images")
     if config.freeze_inner:
         net.get_submodule("inner").requires_grad_(False)
-    net = net.to(device).train()
-    ema = Ema(net, config.ema_half_life_images, config.ema_rampup)
-    optimizer = make_optimizer(net, config)
-    seen, seconds, skipped = 0, 0.0, Skipped()
-    if newest is not None:
-        state, tensors = newest
-        seen, seconds, skipped = state["images"], state["seconds"], Skipped(state["skipped"])
-        net.load_state_dict(tensors["model"])
-        ema.net.load_state_dict(tensors["ema"])
-        restore_optimizer(optimizer, net, tensors["optimizer"])
-        log.info(f"{out}: going on after {seen:,} of {config.images:,} images")
     if compiled:
         compile_blocks(net)
-
-    average = Pipeline(recipe, ema.net, codec, device, texts=texts)
-    monitor = Monitor(average, out, seen, source)
-    lines = Log(out / "log.jsonl", seen, seconds, newest[0].get("log") if newest else None)
-    checkpoint = out / "checkpoints" / f"{seen:012d}"
-
-    def save() -> None:
-        nonlocal checkpoint
-        if checkpoint.name == f"{seen:012d}":
-            return
-        parts = {
-            "model": net.state_dict(),
-            "ema": ema.net.state_dict(),
-            "optimizer": optimizer_tensors(optimizer, net),
-        }
-        state = {"seconds": lines.seconds, "skipped": skipped.count, "compiled": compiled, "log": lines.begun}
-        checkpoint = save_checkpoint(out / "checkpoints", seen, parts, state, config.keep)
-        loss_curve(read_log(out / "log.jsonl"), out / "loss.png", recipe.name)
-
-    if seen:
-        monitor.catch_up(seen)
-    stream = batches(
-        source,
-        recipe.data,
-        seed=config.seed,
-        start=seen,
-        stop=config.images,
-        batch=config.batch,
-        workers=config.workers,
-        plan=plan,
+    state.notes["compiled"] = compiled
+    monitor = Monitor(
+        Pipeline(recipe, average.net, opened.codec, device, texts=texts), out, state.images, opened.source
     )
-    with progress_bar(config.images, recipe.name, "img", initial=seen, shown=progress) as bar:
-        for batch in stream:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, seen)
-            terms = backward(recipe, net, encoding, batch, device, texts)
-            norm = update(net, optimizer, config.clip)
-            before, seen = seen, seen + len(batch.index)
-            if skipped.taken(norm):
-                ema.update(len(batch.index), seen)
-                lines.add(terms | {"grad_norm": norm})
-            bar.update(len(batch.index))
+    if not begins:
+        monitor.catch_up(state.images)
 
-            if due(config.log_images, before, seen, config.images):
-                row = lines.write(seen, lr=optimizer.param_groups[0]["lr"], skipped=skipped.count)
-                bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-            if seen >= config.images:  # before the last checkpoint: a run that is lost is not finished
-                skipped.end(out)
-            if requests.any or due(config.checkpoint_images, before, seen, config.images):
-                save()
-            if requests.stop is None:
-                with requests.interruptible():
-                    monitor.measure(before, seen)
-            if requests.any:
-                save()
-                requests.answer(f"{out}: {seen:,} of {config.images:,} images are saved in {checkpoint}")
-    return checkpoint
+    def step(batch: Batch) -> dict[str, Tensor]:
+        return backward(recipe, net, opened.encoding, batch, device, texts)
+
+    with progress_bar(config.images, recipe.name, "img", initial=state.images, shown=progress) as bar:
+        hooks = run_hooks(state, out, config, requests, bar, name=recipe.name, measure=monitor.measure)
+        fit(state, opened.stream(state.images), step, config, hooks=hooks, rate=learning_rate)
+    return checkpoint_path(out, state.images)
+
+
+def _is_compiled(opened: _Opened, net: Backbone, before: bool | None, seen: int) -> bool:
+    """Whether the steps are to be compiled: by what is left after `seen` images, or as `before`."""
+    recipe = opened.recipe
+    size = opened.codec.layout(*recipe.data.shape).shape[1:]
+    tokens = 3 * (recipe.train.images - seen) * recipe.backbone.tokens(size)
+    return compiles(recipe.train.compile, net, opened.device, tokens, "--train.compile", before)
 
 
 def _train_stages(

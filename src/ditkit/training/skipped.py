@@ -1,9 +1,9 @@
 """Steps whose gradient was not finite: they are left out and counted; one must not end a long run, many must."""
 
 import logging
-from collections import deque
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ditkit.errors import NotFinite
@@ -14,34 +14,50 @@ log = logging.getLogger(__name__)
 
 
 class Skipped:
-    """Counts the steps that were left out."""
+    """Counts the steps that were left out, on the device: nothing is read back until somebody asks."""
 
     def __init__(self, count: int = 0):
         """Goes on after `count` of them."""
-        self.count = count
-        self._last: deque[bool] = deque(maxlen=WINDOW)
+        self._before = count
+        self._steps = 0
+        self._lost = self._last = torch.zeros(0)  # made on the device of the first step
 
-    def taken(self, norm: Tensor) -> bool:
-        """Whether the step with a gradient of this norm was taken. NotFinite when `MOST` of the last `WINDOW` were not."""
-        finite = bool(norm.isfinite())
-        self._last.append(not finite)
-        self.count += not finite
-        if sum(self._last) >= MOST:
+    def add(self, taken: Tensor) -> None:
+        """One more step: bool (), whether it was taken."""
+        lost = ~taken
+        if not self._steps:
+            self._lost = torch.zeros_like(lost, dtype=torch.int64)
+            self._last = lost.new_zeros(WINDOW)
+        self._lost += lost
+        self._last[self._steps % WINDOW] = lost
+        self._steps += 1
+
+    @property
+    def count(self) -> int:
+        """How many there were in all; waits for the device."""
+        return self._before + int(self._lost.sum())
+
+    def judge(self) -> None:
+        """NotFinite when `MOST` of the last `WINDOW` steps were left out; waits for the device."""
+        if self._of_the_last >= MOST:
             self._refuse()
-        return finite
 
     def end(self, out: Path) -> None:
         """Say how many were left out of a run that ends. NotFinite when it was most of the last `WINDOW`."""
-        if 2 * sum(self._last) > len(self._last):
+        if 2 * self._of_the_last > min(self._steps, WINDOW):
             self._refuse()
-        if self.count:
+        if count := self.count:
             log.warning(
-                f"{out}: {self.count:,} step{'s were' if self.count > 1 else ' was'} skipped because the gradient was not "
+                f"{out}: {count:,} step{'s were' if count > 1 else ' was'} skipped because the gradient was not "
                 "finite; log.jsonl says when. If there were many, lower --train.lr, or use --train.precision fp32"
             )
 
+    @property
+    def _of_the_last(self) -> int:
+        return int(self._last.sum())
+
     def _refuse(self) -> None:
         raise NotFinite(
-            f"the gradient was not finite in {sum(self._last)} of the last {len(self._last)} steps, which were skipped; lower "
-            "--train.lr, set --train.clip 1, or use --train.precision fp32"
+            f"the gradient was not finite in {self._of_the_last} of the last {min(self._steps, WINDOW)} steps, which were "
+            "skipped; lower --train.lr, set --train.clip 1, or use --train.precision fp32"
         )

@@ -167,12 +167,20 @@ def make_optimizer(net: nn.Module, config: Training) -> torch.optim.AdamW:
     )
 
 
-def update(net: nn.Module, optimizer: torch.optim.Optimizer, clip: float | None) -> Tensor:
-    """Take the step of the accumulated gradient unless it is not finite, and clear it; its norm."""
-    norm = nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
-    if norm.isfinite():
-        if clip is not None:
-            nn.utils.clip_grads_with_norm_(net.parameters(), clip, norm)
+def update(optimizer: torch.optim.Optimizer, clip: float | None) -> Tensor:
+    """Take the step of the accumulated gradient unless it is not finite, and clear it; the gradient's norm, float ().
+
+    A fused optimiser leaves such a step out on the device, and the host waits for nothing. The others have no means of
+    that: for them the norm is read.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    if clip is not None:
+        nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # as torch's GradScaler does
+        optimizer.step()
+    elif norm.isfinite():
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm

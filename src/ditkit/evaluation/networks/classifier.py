@@ -9,7 +9,7 @@ only under the same file: its hash belongs to every result.
           -> two 3×3 convolutions -> mean over the positions = features -> linear head = logits
 
 with a ReLU after each convolution. The frozen form has no normalisation layer and no dropout, so train
-and eval mode agree. How it is trained: `ditkit.evaluation.networks.fit`.
+and eval mode agree. How it is trained: `ditkit.training.classifier`.
 """
 
 import hashlib

@@ -18,11 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ditkit.data import Batch
 from ditkit.device import autocast
 from ditkit.errors import InputError
 from ditkit.evaluation.networks.classifier import Card, Classifier, scale, serialise, trunk
 from ditkit.progress import progress_bar
 from ditkit.randomness import generator
+from ditkit.recipe import Training
+from ditkit.training.fit import fit
+from ditkit.training.state import TrainState
 
 IMAGES_SHOWN = 200_000  # the usual length: 139 passes over the digits ...
 LEAST_EPOCHS = 12  # ... but this many passes over any set
@@ -99,28 +103,40 @@ def _train(images: Tensor, labels: Tensor, card: Card) -> tuple[nn.Sequential, n
         redraw = nn.Linear(card.features, card.shape[0] * small[0] * small[1])
     network = nn.ModuleList([body, head, redraw]).to(device).train()
     size = min(BATCH, len(images))
-    batches = len(images) // size
+    epoch = len(images) // size * size  # images of it that make whole batches
+    length = Training(images=card.epochs * epoch, batch=size)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=card.epochs * batches)
-    bar = progress_bar(card.epochs * batches * size, f"classifier of {card.data}", "image")
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=length.images // size)
+
+    def step(batch: Batch) -> dict[str, Tensor]:
+        inputs = scale(batch.images)
+        with autocast(device, "auto"):
+            features = body(inputs)  # (B, D)
+            logits, drawn = head(features).float(), redraw(features).float()
+        target = F.adaptive_avg_pool2d(inputs, small).flatten(1)
+        loss = F.cross_entropy(logits, labels[batch.index]) + REDRAW * F.mse_loss(drawn, target)
+        loss.backward()
+        return {"loss": loss}
+
+    def follow(state: TrainState, before: int, seen: int) -> None:
+        schedule.step()
+        bar.update(seen - before)
+        if seen % epoch == 0:
+            bar.set_postfix(loss=f"{state.terms['loss'].item():.3f}")
+
+    with progress_bar(length.images, f"classifier of {card.data}", "image") as bar:
+        stream = _epochs(images, card, size)
+        fit(TrainState(network, optimizer), stream, step, length, hooks=[follow], rate=None)
+    return body.eval(), head
+
+
+def _epochs(images: Tensor, card: Card, size: int) -> Iterator[Batch]:
+    """Whole batches of `size` images, moved about, in an order of every epoch's own."""
     for epoch in range(card.epochs):
         order = torch.from_numpy(generator(card.seed, epoch, "order").permutation(len(images)))
         shifts = generator(card.seed, epoch, "augment")
-        for batch in order[: batches * size].to(device).split(size):
-            inputs = scale(_shifted(images[batch], shifts))
-            with autocast(device, "auto"):
-                features = body(inputs)  # (B, D)
-                logits, drawn = head(features).float(), redraw(features).float()
-            target = F.adaptive_avg_pool2d(inputs, small).flatten(1)
-            loss = F.cross_entropy(logits, labels[batch]) + REDRAW * F.mse_loss(drawn, target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            bar.update(size)
-        bar.set_postfix(loss=f"{loss.item():.3f}")
-    bar.close()
-    return body.eval(), head
+        for rows in order[: len(order) // size * size].to(images.device).split(size):
+            yield Batch(_shifted(images[rows], shifts), None, rows)
 
 
 def _shifted(images: Tensor, random: np.random.Generator) -> Tensor:
