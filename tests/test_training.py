@@ -117,6 +117,29 @@ def test_overfits_one_batch(transport):
     assert losses[-1] < 0.35 * losses[0]
 
 
+@pytest.mark.parametrize(
+    "transport",
+    [
+        {"path": "linear", "predict": "velocity"},
+        {"path": "ddpm", "predict": "noise", "variance": "learned"},
+        {"path": "gvp", "predict": "score"},
+    ],
+)
+def test_loss_and_gradient_read_nothing_from_the_device(transport):
+    """On a device that has no numbers to read."""
+    from ditkit.data import Batch
+
+    base = recipe("digits").replace(transport=transport, train={"micro_batch": 3, "precision": "fp32"})
+    meta = torch.device("meta")
+    with meta:
+        net = base.build_backbone()
+    batch = Batch(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.arange(8), torch.arange(8))
+    terms = backward(base, net, base.build_codec(), batch, meta)
+    assert {"loss", "mse"} <= terms.keys()
+    assert all(value.is_meta for value in terms.values())
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
 def test_draws_depend_on_seed_and_number_only():
     a = draws(3, torch.tensor([5, 9, 2]), (1, 4, 4), random_codec=True)
     b = draws(3, torch.tensor([9]), (1, 4, 4), random_codec=False)

@@ -81,7 +81,9 @@ class Checkpoints:
         if self._requests.any:
             self._save(state)
             path = checkpoint_path(self._out, seen)
-            self._requests.answer(f"{self._out}: {seen:,} of {self._config.images:,} images are saved in {path}")
+            self._requests.answer(
+                f"{self._out}: {seen:,} of {self._config.images:,} images are saved in {path}"
+            )
 
     def _save(self, state: TrainState) -> None:
         if self._saved == state.images:
