@@ -1,12 +1,16 @@
 """The moving average of the weights, counted in images."""
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Module = TypeVar("Module", bound=nn.Module)
+Other = TypeVar("Other", bound=nn.Module)
 
-class Ema:
+
+class Ema(Generic[Module]):
     """A copy of a network whose parameters follow the trained ones.
 
     After a batch of b images each average is lerped by 1 - 0.5^(b / half_life), the half-life in
@@ -14,13 +18,13 @@ class Ema:
     other than their start (Karras et al., 2022, appendix F.2).
     """
 
-    def __init__(self, net: nn.Module, half_life: float, rampup: float | None):
+    def __init__(self, net: Module, half_life: float, rampup: float | None):
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
         self._trained, self._half_life, self._rampup = net, half_life, rampup
         self._average: list[Tensor] = list(self.net.parameters())
         self._source: list[Tensor] = list(net.parameters())
 
-    def of(self, module: nn.Module) -> "Ema":
+    def of(self, module: Other) -> "Ema[Other]":
         """The average, with the same half-life, of another module."""
         return Ema(module, self._half_life, self._rampup)
 

@@ -52,10 +52,10 @@ def train(
 ) -> Path:
     """Train `recipe` in the folder `out`, resuming what is there; the path of the last checkpoint.
 
-    Leaves recipe.json, log.jsonl, text/ where there are captions, loss.png, previews/, checkpoints/ and what `monitor.py` measures. `init` starts
-    from the moving average of another run or snapshot instead of fresh weights, `init_inner` from one of fewer
-    levels that goes inside. Earlier stages (`train.stages`) are runs in stages/1, 2, ... With `train.latents` the batches
-    come from a cache; what is measured meanwhile is still of the images.
+    Leaves recipe.json, log.jsonl, text/ where there are captions, loss.png, previews/, checkpoints/ and what
+    `monitor.py` measures. `init` starts from the moving average of another run or snapshot instead of fresh weights,
+    `init_inner` from one of fewer levels that goes inside. Earlier stages (`train.stages`) are runs in stages/1, 2, ...
+    With `train.latents` the batches come from a cache; what is measured meanwhile is still of the images.
 
     SIGINT, SIGTERM and SIGHUP write a checkpoint and end with `Stopped`, a second one without a checkpoint; SIGUSR1
     writes one and goes on.
@@ -132,6 +132,7 @@ def _train(
     progress: bool,
     until_end: ExitStack,
 ) -> Path:
+    """Prepare the data and the state, then `fit`; what has to be undone or released at the end is left to `until_end`."""
     config = recipe.train
     if init_inner is not None and config.stages:
         raise InputError(

@@ -88,7 +88,7 @@ class TrainState:
         return parts
 
     @property
-    def _parameters(self) -> dict[str, Tensor]:
+    def _parameters(self) -> dict[str, nn.Parameter]:
         """All that is trained, by name; no module of the network has a name with a slash."""
         others = {f"auxiliary/{name}": value for name, value in self.auxiliary.named_parameters()}
         return dict(self.net.named_parameters()) | others
