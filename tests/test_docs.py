@@ -61,10 +61,11 @@ def test_commands_within_sentences_are_understood(tmp_path):
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks(ROOT / "README.md", "python")
     names: dict = {}
-    exec(code, names)
+    for code in blocks(ROOT / "README.md", "python"):
+        exec(code, names)
     assert names["images"].shape == (2, 1, 8, 8)
+    assert names["state"].images == 2000
     assert main(["sample", "my-model", "--n", "2", "--steps", "1"]) == 0
 
 

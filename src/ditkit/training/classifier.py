@@ -30,6 +30,7 @@ from ditkit.training.state import TrainState
 
 IMAGES_SHOWN = 200_000  # the usual length: 139 passes over the digits ...
 LEAST_EPOCHS = 12  # ... but this many passes over any set
+MOST_EPOCHS = 1_000_000  # days, whatever the data
 BATCH = 128
 PEAK_RATE = 4e-3  # of AdamW, on a one-cycle schedule
 REDRAW = 2.0
@@ -52,8 +53,10 @@ def fit_classifier(
 
     Images uint8 (N, C, H, W), labels int64 (N,) in [0, classes). `epochs=None` shows the network 200,000
     images or each one 12 times, whichever is more. On one kind of CPU the result, down to the hash, is a
-    function of the arguments. InputError when images and labels do not fit together.
+    function of the arguments. InputError when images and labels do not fit together, or for too many epochs.
     """
+    if epochs is not None and epochs > MOST_EPOCHS:
+        raise InputError(f"--epochs {epochs}: no classifier needs so many; give at most {MOST_EPOCHS}")
     labels = _checked("training", images, labels, classes)
     test_labels = _checked("test", test_images, test_labels, classes)
     device = torch.device(device)
@@ -105,6 +108,7 @@ def _train(images: Tensor, labels: Tensor, card: Card) -> tuple[nn.Sequential, n
     size = min(BATCH, len(images))
     epoch = len(images) // size * size  # images of it that make whole batches
     length = Training(images=card.epochs * epoch, batch=size)
+    # Not the fused one: the bundled files' hashes hang on every bit of this.
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=length.images // size)
 
