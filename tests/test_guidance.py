@@ -71,7 +71,7 @@ def mixture():
     """The exact denoiser of both classes at once, each as likely."""
     parts = [gaussian(lambda cond, m=m: m) for m in MEANS]
 
-    def predict(x, t, cond):
+    def predict(x, t, cond, at):
         share = log_likelihoods(x, t).softmax(1)
         p, q = (part(x, t, cond) for part in parts)
         one, two = share[:, :1], share[:, 1:]

@@ -125,7 +125,7 @@ def pyramid(transport: Transport) -> Recipe:
 
 
 def few(sampler: str) -> dict:
-    return {"tolerance": 0.9} if SAMPLERS[sampler].nfe is None else {"steps": 2}
+    return {"tolerance": 0.9} if SAMPLERS[sampler].adaptive else {"steps": 2}
 
 
 def batch_of(chosen: Recipe) -> Batch:

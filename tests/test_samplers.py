@@ -158,7 +158,7 @@ def test_dopri5_meets_its_tolerance():
     for tolerance in (1e-3, 1e-6):
         calls = []
 
-        def counted(x, t, cond, calls=calls):
+        def counted(x, t, cond, at, calls=calls):
             assert len(x) == 1
             assert 0.01 <= t.item() <= 0.99  # the solver looks further, the network does not
             calls.append(t)
@@ -215,7 +215,7 @@ def test_errors_of_predicted_data_are_not_divided_by_the_last_time(sampler):
     def wrong(x, t, cond):
         return exact(x, t, cond) + 0.01 * normal(*x.shape, seed=int(t[0] * 1e6))
 
-    run, use, *_ = SAMPLERS[sampler]
+    run, use = SAMPLERS[sampler].run, SAMPLERS[sampler].use
     x, grid = normal(200, 2), time_grid(tr, use, 25)
     made, expected = (run(tr.denoiser(net), x, grid, {}) for net in (wrong, exact))
     assert (made - expected).square().mean().sqrt().item() < 0.08
@@ -243,7 +243,7 @@ def test_heun_asks_once_in_the_last_step_where_data_is_predicted():
 def test_stochastic_samplers_keep_the_marginals(sampler, path):
     """20,000 samples in 300 steps: within four standard errors of the worst entry, and 0.01 for the steps."""
     tr = transport(path, predict="noise" if path == "vp" else "velocity")
-    run, use, *_ = SAMPLERS[sampler]
+    run, use = SAMPLERS[sampler].run, SAMPLERS[sampler].use
     x = run(
         MIXTURE.denoiser(path, tr.predict),
         normal(20_000, 2, seed=5),
@@ -279,7 +279,7 @@ def test_one_step_of_the_sde(path):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_draws_of_noise(sampler):
     """One for each step but the last, or none: a seed's stream is used the same way in every version."""
-    run, use, *_ = SAMPLERS[sampler]
+    run, use = SAMPLERS[sampler].run, SAMPLERS[sampler].use
     drawn = []
     run(
         MIXTURE.denoiser("linear", "velocity"),
@@ -295,7 +295,7 @@ def test_the_noise_of_a_stochastic_sampler_is_used():
     """Half the noise in every step would be seen: the covariance shrinks."""
     tr = transport("linear")
     for name in ("euler_maruyama", "ancestral"):
-        run, use, *_ = SAMPLERS[name]
+        run, use = SAMPLERS[name].run, SAMPLERS[name].use
         noise = source(6)
         x = run(
             MIXTURE.denoiser("linear", "velocity"),
@@ -311,7 +311,7 @@ def test_the_noise_of_a_stochastic_sampler_is_used():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_on_every_transport(sampler, path, predict):
     """2,000 samples on the default grid of 60 steps: within four standard errors, and 0.03 for the steps."""
-    run, use, *_ = SAMPLERS[sampler]
+    run, use = SAMPLERS[sampler].run, SAMPLERS[sampler].use
     grid = time_grid(transport(path, predict=predict), use, 60)
     if sampler == "dopri5":  # one by one: too slow for statistics
         x, denoise = normal(1, 2, seed=7), MIXTURE.denoiser(path, predict)
@@ -329,7 +329,7 @@ def test_config_offers_every_sampler():
     assert set(SamplingConfig.model_fields["sampler"].annotation.__args__) == set(SAMPLERS)
 
 
-@pytest.mark.parametrize("sampler", [name for name, entry in SAMPLERS.items() if entry.nfe])
+@pytest.mark.parametrize("sampler", [name for name, entry in SAMPLERS.items() if not entry.adaptive])
 def test_evaluations_and_times(sampler):
     """How often the network is asked, at which times, and that it gets the condition untouched."""
     tr, cond, asked = transport("linear"), {"label": torch.zeros(3)}, []
@@ -341,7 +341,7 @@ def test_evaluations_and_times(sampler):
         asked.append(t[0].item())
         return net(x, t, c)
 
-    run, use, *_ = SAMPLERS[sampler]
+    run, use = SAMPLERS[sampler].run, SAMPLERS[sampler].use
     grid = time_grid(tr, use, 5)
     run(tr.denoiser(recorded), normal(3, 2), grid, cond, noise=source(0))
     points = grid.tolist()
@@ -366,7 +366,7 @@ def test_parts_of_a_state_follow_their_own_grids():
     tr, layout = transport("gvp"), Halves((4,), 2)
     grid = torch.stack([torch.linspace(1, 0.1, 7), torch.linspace(0.8, 0.3, 7)], 1).double()
     x = normal(5, 4)
-    for name, (run, *_) in SAMPLERS.items():
+    for name, run in ((name, solver.run) for name, solver in SAMPLERS.items()):
         steady = {"noise": torch.ones_like}
         whole = run(tr.denoiser(net, layout), x, grid, {}, **steady)
         for k, half in enumerate((slice(0, 2), slice(2, 4))):
@@ -469,7 +469,7 @@ def test_last_steps(sampler, last_step):
     calls, draws = [], []
     denoise, x = MIXTURE.denoiser("gvp", "velocity"), normal(5, 2)
 
-    def counted(x, t, cond):
+    def counted(x, t, cond, at):
         calls.append(t[0].item())
         return denoise(x, t, cond)
 
@@ -824,7 +824,7 @@ def test_image_k_does_not_depend_on_its_batch(sampler):
     """A batch of 6 and 6 batches of 1, in another order, in float32, with guidance: within 1e-4."""
     net, tr = small_dit(), transport("linear")
     denoise = cfg(tr.denoiser(net), net.null, 2.0)
-    run, use, *_ = SAMPLERS[sampler]
+    run, use = SAMPLERS[sampler].run, SAMPLERS[sampler].use
     grid = time_grid(tr, use, 6)
 
     def generate(seeds):

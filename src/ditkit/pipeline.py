@@ -537,11 +537,11 @@ def _size(shape: Sequence[int]) -> str:
 def _watched(denoise: Denoiser, bar: tqdm, evaluated: Callable[[int], None] | None) -> Denoiser:
     """The same denoiser, moving the progress bar at each evaluation and telling of it."""
 
-    def predict(x_t, t, cond):
+    def predict(x_t, t, cond, at):
         bar.update()
         if evaluated:
             evaluated(len(x_t))
-        return denoise(x_t, t, cond)
+        return denoise(x_t, t, cond, at)
 
     return replace(denoise, predict=predict)
 

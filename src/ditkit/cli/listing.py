@@ -33,7 +33,7 @@ def registries() -> dict[str, dict[str, str]]:
         "predictions": {name: _first(prediction.view) for name, prediction in PREDICTIONS.items()},
         "losses": {name: loss.about for name, loss in LOSSES.items()},
         "time-laws": {name: _first(law) for name, law in TIME_LAWS.items()},
-        "samplers": {name: _first(entry.run) for name, entry in SAMPLERS.items()},
+        "samplers": {name: _first(solver.step) for name, solver in SAMPLERS.items()},
         "diffusions": {name: _first(function) for name, function in DIFFUSIONS.items()},
         "features": {name: entry.about for name, entry in FEATURES.items()},
         "text-encoders": {name: entry.about for name, entry in TEXT_ENCODERS.items()},

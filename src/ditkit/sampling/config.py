@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from inspect import signature
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -12,6 +11,7 @@ from ditkit.config import Section
 from ditkit.errors import InputError
 from ditkit.layout import Layout
 from ditkit.sampling import SAMPLERS, time_grid
+from ditkit.sampling.solver import keywords
 from ditkit.transports import Transport
 
 
@@ -100,7 +100,7 @@ class SamplingConfig(SolverChoices):
         name = fields.get("sampler", self.sampler)
         if name not in SAMPLERS:
             raise InputError(f"unknown --sampler {name!r}; choose one of: {', '.join(SAMPLERS)}")
-        if "steps" in fields and SAMPLERS[name].nfe is None:
+        if "steps" in fields and SAMPLERS[name].adaptive:
             raise InputError(f"--steps {fields['steps']}: {name} chooses its own steps; give --tolerance")
         if "steps" in fields and "respacing" in fields:
             raise InputError(
@@ -119,7 +119,7 @@ class SamplingConfig(SolverChoices):
         """The times the sampler visits, of states of that layout; InputError for a transport that does not have
         them."""
         entry = SAMPLERS[self.sampler]
-        steps = 1 if entry.nfe is None else self.steps
+        steps = 1 if entry.adaptive else self.steps
         times = time_grid(transport, entry.use, steps, **_those(time_grid, self.choices))
         return transport.for_size(times, layout)
 
@@ -127,15 +127,16 @@ class SamplingConfig(SolverChoices):
     def run(self) -> Callable[..., Tensor]:
         """The sampler with its choices made."""
         entry = SAMPLERS[self.sampler]
-        return partial(entry.run, **_those(entry.run, self.choices))
+        return partial(entry.run, **_those(entry.step, self.choices))
 
     def nfe(self, grid: Tensor, transport: Transport) -> int | None:
         """Evaluations of the network for an image (a guided one counts once); None where the sampler decides."""
-        count = SAMPLERS[self.sampler].nfe
-        return None if count is None else count(len(grid) - 1, predict=transport.predict, **self.choices)
+        solver = SAMPLERS[self.sampler]
+        return (
+            None if solver.adaptive else solver.evaluations(len(grid) - 1, transport.predict, **self.choices)
+        )
 
 
 def _those(function: Callable, choices: Mapping[str, Any]) -> dict[str, Any]:
     """The choices that a function takes, as keywords."""
-    keywords = [p.name for p in signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    return {name: value for name, value in choices.items() if name in keywords}
+    return {name: value for name, value in choices.items() if name in keywords(function)}

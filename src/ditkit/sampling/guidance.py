@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from ditkit.layout import Layout
-from ditkit.transports import Denoiser, Prediction
-
-Cond = dict[str, Tensor]
+from ditkit.transports import At, Cond, Denoiser, Prediction
 
 
 def cfg(
@@ -31,12 +29,12 @@ def cfg(
     if scale == 1:
         return denoise
 
-    def guided(x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
+    def guided(x_t: Tensor, t: Tensor, cond: Cond, at: At) -> Prediction:
         if not _inside(t, interval):
-            return denoise(x_t, t, cond)
+            return denoise(x_t, t, cond, at)
         by = scale if isinstance(scale, int | float) else denoise.expand(x_t.new_tensor(scale)[None], x_t)
         both = {key: torch.cat([cond[key], empty]) for key, empty in null(cond).items()}
-        p = denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+        p = denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), both, replace(at, roles=("cond", "null")))
         n = len(x_t)
         own = Prediction(
             coeffs=type(p.coeffs)(*(value[:n] for value in p.coeffs)),
@@ -61,11 +59,11 @@ def autoguidance(
     if scale == 1:
         return denoise
 
-    def guided(x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
-        own = denoise(x_t, t, cond)
+    def guided(x_t: Tensor, t: Tensor, cond: Cond, at: At) -> Prediction:
+        own = denoise(x_t, t, cond, at)
         if not _inside(t, interval):
             return own
-        worse = weak(x_t, t, cond)
+        worse = weak(x_t, t, cond, replace(at, roles=("weak",)))
         return _away(worse.x0, worse.eps, own, scale)
 
     return replace(denoise, predict=guided)
@@ -85,8 +83,8 @@ def classifier_guidance(
     if scale == 0:
         return denoise
 
-    def guided(x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
-        p = denoise(x_t, t, cond)
+    def guided(x_t: Tensor, t: Tensor, cond: Cond, at: At) -> Prediction:
+        p = denoise(x_t, t, cond, at)
         if not _inside(t, interval):
             return p
         with torch.enable_grad():
@@ -108,8 +106,8 @@ def threshold(denoise: Denoiser, name: str) -> Denoiser:
     """x0 kept between -1 and 1, where pixels are (Saharia et al., 2022, section 2.3), in each part of the state by
     itself; eps is what then explains x_t. `name` of `THRESHOLDS`."""
 
-    def bounded(x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
-        p = denoise(x_t, t, cond)
+    def bounded(x_t: Tensor, t: Tensor, cond: Cond, at: At) -> Prediction:
+        p = denoise(x_t, t, cond, at)
         x0, kind = p.x0, THRESHOLDS[name]
         if kind is not None:
             quantile, most = kind

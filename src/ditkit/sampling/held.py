@@ -13,9 +13,7 @@ from torch import Tensor
 
 from ditkit.errors import InputError
 from ditkit.layout import Layout
-from ditkit.transports import Denoiser, Prediction
-
-Cond = dict[str, Tensor]
+from ditkit.transports import At, Cond, Denoiser, Prediction
 
 
 class Given(NamedTuple):
@@ -50,12 +48,12 @@ def held(
     c = denoise.coeffs(torch.full((1, len(parts)), time, dtype=torch.float64), given)
     noisy = c.alpha * given + c.sigma * noise
 
-    def predict(x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
+    def predict(x_t: Tensor, t: Tensor, cond: Cond, at: At) -> Prediction:
         repeat = len(x_t) // len(given)  # guidance asks with twice the rows
         known, shown = (torch.cat([values] * repeat) for values in (given, noisy))
         x = torch.where(mask, shown, x_t)
         times = torch.where(marks.to(t.device), time, t[:, None])
-        p = denoise(x, times, cond)
+        p = denoise(x, times, cond, at)
         # As if they were known exactly: what a sampler makes of these parts has no consequence. But it must be finite,
         # so the coefficients are those of the time that the sampler asks for, at which no path divides by zero.
         return p._replace(

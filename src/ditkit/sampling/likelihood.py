@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ditkit.sampling.ode import rows
+from ditkit.sampling.solver import rows
 from ditkit.transports import Denoiser
 from ditkit.transports.variational import discretised_nll, gaussian_kl, learned_log_variance
 

@@ -1,4 +1,4 @@
-"""Solvers of the reverse SDE, whose marginals are the ODE's for any coefficient D(t) >= 0 (SiT, equation 4).
+"""Steps of the reverse SDE, whose marginals are the ODE's for any coefficient D(t) >= 0 (SiT, equation 4).
 
 With t falling, dx = (velocity - D score) dt + sqrt(2 D) dW. D is chosen when sampling, by name
 (`DIFFUSIONS`) or as a function; it has nothing to do with training. SiT's paper writes w = 2 D.
@@ -10,14 +10,13 @@ t = 0), the bound stands in for D. Any D >= 0 has the right marginals, and so ha
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ditkit.errors import InputError
-from ditkit.sampling.ode import rows
+from ditkit.sampling.solver import Step
 from ditkit.transports import Coeffs, Denoiser, Prediction
 
 Diffusion = Callable[[Tensor, Coeffs, float], Tensor]
@@ -84,62 +83,51 @@ DIFFUSIONS: dict[str, Diffusion] = {
 
 
 def euler_maruyama(
-    denoise: Denoiser,
+    step: Step,
     x: Tensor,
-    grid: Tensor,
-    cond: dict,
+    memory: None = None,
     *,
-    noise: Callable[[Tensor], Tensor],
     diffusion: str | Diffusion = "sigma",
     diffusion_norm: float = 1.0,
     last_step: LastStep = "mean",
-) -> Tensor:
+) -> tuple[Tensor, None]:
     """The SDE, first order, one evaluation a step; the last step takes the mean and adds no noise.
 
     Raises InputError: a coefficient that is unknown, negative or not finite at a time of the grid.
     """
-    last = len(grid) - 2
-    for i, (t, s) in enumerate(pairwise(grid)):
-        prediction = denoise(x, rows(t, x), cond)
-        if i == last and last_step != "none":
-            return _last(denoise, prediction, x, t, s, last_step, diffusion, diffusion_norm)
-        d = coefficient(diffusion, diffusion_norm, denoise, t, t, s)
-        step = denoise.expand(rows(t - s, x), x)
-        x = (
-            x
-            - step * drift(denoise, prediction, d, t, x)
-            + (2 * denoise.expand(rows(d, x), x) * step).sqrt() * noise(x)
-        )
-    return x
+    p = step.ask(x)
+    if step.last and last_step != "none":
+        return _end(step, p, x, last_step, diffusion, diffusion_norm), None
+    d = coefficient(diffusion, diffusion_norm, step.denoise, step.t, step.t, step.s)
+    size = -step.size(x)
+    spread = (2 * step.expand(d, x) * size).sqrt()
+    return x - size * drift(step, p, d, step.t, x) + spread * step.noise(x), None
 
 
 def sde_heun(
-    denoise: Denoiser,
+    step: Step,
     x: Tensor,
-    grid: Tensor,
-    cond: dict,
+    memory: None = None,
     *,
-    noise: Callable[[Tensor], Tensor],
     diffusion: str | Diffusion = "sigma",
     diffusion_norm: float = 1.0,
     last_step: LastStep = "mean",
-) -> Tensor:
+) -> tuple[Tensor, None]:
     """The SDE with Heun's drift: noise first, then a step of the trapezoidal rule; the last step as above.
 
     Two evaluations a step, one in the last. Raises as `euler_maruyama`.
     """
-    last = len(grid) - 2
-    for i, (t, s) in enumerate(pairwise(grid)):
-        if i == last and last_step != "none":
-            prediction = denoise(x, rows(t, x), cond)
-            return _last(denoise, prediction, x, t, s, last_step, diffusion, diffusion_norm)
-        d, ahead = (coefficient(diffusion, diffusion_norm, denoise, time, t, s) for time in (t, s))
-        step = denoise.expand(rows(t - s, x), x)
-        x = x + (2 * denoise.expand(rows(d, x), x) * step).sqrt() * noise(x)
-        first = drift(denoise, denoise(x, rows(t, x), cond), d, t, x)
-        second = drift(denoise, denoise(x - step * first, rows(s, x), cond), ahead, s, x)
-        x = x - step * (first + second) / 2
-    return x
+    if step.last and last_step != "none":
+        return _end(step, step.ask(x), x, last_step, diffusion, diffusion_norm), None
+    d, ahead = (
+        coefficient(diffusion, diffusion_norm, step.denoise, time, step.t, step.s)
+        for time in (step.t, step.s)
+    )
+    size = -step.size(x)
+    x = x + (2 * step.expand(d, x) * size).sqrt() * step.noise(x)
+    first = drift(step, step.ask(x), d, step.t, x)
+    second = drift(step, step.ask(x - size * first, step.s, stage=1), ahead, step.s, x)
+    return x - size * (first + second) / 2, None
 
 
 def coefficient(
@@ -159,19 +147,20 @@ def coefficient(
     return torch.minimum(value, c.sigma * denoise.path(start).sigma / (start - end))
 
 
-def drift(denoise: Denoiser, prediction: Prediction, d: Tensor, t: Tensor, x: Tensor) -> Tensor:
+def drift(step: Step, prediction: Prediction, d: Tensor, time: Tensor, x: Tensor) -> Tensor:
     """velocity - D score, with score = -eps / sigma; at sigma = 0 there is no noise to replace."""
-    scale = denoise.path(t).sigma
+    scale = step.denoise.path(time).sigma
     per_eps = torch.where(scale > 0, d / scale, 0.0)
-    return prediction.velocity + denoise.expand(rows(per_eps, x), x) * prediction.eps
+    return prediction.velocity + step.expand(per_eps, x) * prediction.eps
 
 
-def _last(denoise, prediction, x, t, s, last_step, diffusion, norm) -> Tensor:
+def _end(
+    step: Step, p: Prediction, x: Tensor, last_step: LastStep, diffusion: str | Diffusion, norm: float
+) -> Tensor:
     """The step to the data: the SDE's mean, the estimate of x0 (Tweedie), or the ODE's step (Euler)."""
     if last_step == "tweedie":
-        return prediction.x0
-    step = denoise.expand(rows(t - s, x), x)
+        return p.x0
     if last_step == "euler":
-        return x - step * prediction.velocity
-    d = coefficient(diffusion, norm, denoise, t, t, s)
-    return x - step * drift(denoise, prediction, d, t, x)
+        return x + step.size(x) * p.velocity
+    d = coefficient(diffusion, norm, step.denoise, step.t, step.t, step.s)
+    return x + step.size(x) * drift(step, p, d, step.t, x)

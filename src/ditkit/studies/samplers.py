@@ -57,10 +57,8 @@ def _points(images: int, patient: tuple[str, ...]) -> Iterator[Point]:
 
 def _steps(sampler: str, budget: int) -> int:
     """The most steps of at most so many evaluations."""
-    entry = SAMPLERS[sampler]
-    assert entry.nfe is not None
-    steps = 1
-    while entry.nfe(steps + 1, **entry.choices) <= budget:
+    solver, steps = SAMPLERS[sampler], 1
+    while solver.evaluations(steps + 1) <= budget:
         steps += 1
     return steps
 
@@ -134,10 +132,8 @@ def _table(name: str, curves: list[Curve]) -> Iterator[str]:
 
 
 def _at_budgets(curve: Curve) -> Iterator[float | None]:
-    entry = SAMPLERS[curve.sampler]
-    assert entry.nfe is not None
     for budget in BUDGETS:
-        yield curve.plain.get(entry.nfe(_steps(curve.sampler, budget), **entry.choices))
+        yield curve.plain.get(SAMPLERS[curve.sampler].evaluations(_steps(curve.sampler, budget)))
 
 
 def _lowest_in_bold(rows: Mapping[str, list[float | None]]) -> Iterator[tuple[str, str]]:

@@ -1,8 +1,8 @@
 """Denoiser: what samplers see of a network, whatever it predicts."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -16,21 +16,38 @@ Network = Callable[[Tensor, Tensor, Cond], Tensor]
 
 
 @dataclass(frozen=True)
+class At:
+    """Where in a trajectory the network is asked: what a solver knows besides the state and its time."""
+
+    to: Tensor | None = None
+    """The time that the step goes to, () or (K,)."""
+    index: int = 0
+    """Of the step."""
+    stage: int = 0
+    """Of the evaluation in the step."""
+    roles: tuple[str, ...] = ("cond",)
+    """What the rows of the state are asked for, in as many equal parts: with the condition (cond), without (null), by a
+    worse network (weak)."""
+    store: dict[str, Any] = field(default_factory=dict)
+    """What a trajectory keeps from one evaluation to the next."""
+
+
+@dataclass(frozen=True)
 class Denoiser:
-    """What samplers see of a network: (x_t, t (B,) or (B, K), cond) -> Prediction.
+    """What samplers see of a network: (x_t, t (B,) or (B, K), cond, at) -> Prediction.
 
     Also the path, for steps that need coefficients at the time they go to. Guidance is a function
     from denoiser to denoiser: `dataclasses.replace(denoise, predict=...)`.
     """
 
-    predict: Callable[[Tensor, Tensor, Cond], Prediction]
+    predict: Callable[[Tensor, Tensor, Cond, At], Prediction]
     path: Callable[[Tensor], Coeffs]
     layout: Layout | None = None
     meaning: str = "velocity"
     """What the network predicts, by its name in PREDICTIONS."""
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
-        return self.predict(x_t, t, cond)
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond, at: At | None = None) -> Prediction:
+        return self.predict(x_t, t, cond, at or At())
 
     def expand(self, values: Tensor, x: Tensor) -> Tensor:
         """(B,) or (B, K) values to what broadcasts with the state x, in its dtype."""

@@ -14,7 +14,7 @@ from ditkit.config import OneOf, Section
 from ditkit.device import widest
 from ditkit.layout import Layout
 from ditkit.transports import hybrid, parts
-from ditkit.transports.denoiser import Cond, Denoiser, Network, expanded
+from ditkit.transports.denoiser import At, Cond, Denoiser, Network, expanded
 from ditkit.transports.losses import LOSSES, error
 from ditkit.transports.paths import DDPM_STEPS, PATHS, Coeffs
 from ditkit.transports.predictions import PREDICTIONS, Prediction
@@ -180,7 +180,7 @@ class Transport(Section):
     def denoiser(self, net: Network, layout: Layout | None = None) -> Denoiser:
         """The network as (x_t, t, cond) -> Prediction, decoded in float32 or wider."""
 
-        def predict(x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
+        def predict(x_t: Tensor, t: Tensor, cond: Cond, at: At) -> Prediction:
             whole = layout or Layout(tuple(x_t.shape[1:]))
             out, var = self._split(net(x_t, _as_input(t, x_t), cond), x_t)
             shared = self.coeffs(t, layout)
