@@ -11,8 +11,8 @@ from ditkit.errors import InputError
 from ditkit.layout import Pyramid
 from ditkit.pipeline import Pipeline, load
 from ditkit.randomness import RowNoise
-from ditkit.sampling import SAMPLERS, held
-from ditkit.sampling.config import SamplingConfig
+from ditkit.sampling import SAMPLERS, with_known
+from ditkit.sampling.config import SamplingConfig, SamplingRequest
 from ditkit.transports import transport
 
 LAYOUT = Pyramid.of(1, 4, 4, ratios=(2, 1))  # 4 channels of the high level, 1 of the low
@@ -69,7 +69,7 @@ def test_a_cascade_is_given_low_levels_with_less_noise():
 def test_the_network_sees_what_is_given_at_its_own_time(time):
     tr, seen = transport("linear", predict="velocity", level_shift=0.0), []
     x, given, noise = (normal(3, *LAYOUT.shape, seed=seed) for seed in range(3))
-    denoise = held(
+    denoise = with_known(
         tr.denoiser(lambda *a: seen.append(a) or torch.ones_like(x), LAYOUT),
         given,
         (False, True),
@@ -85,8 +85,8 @@ def test_the_network_sees_what_is_given_at_its_own_time(time):
     torch.testing.assert_close(p.x0[:, 4:], given[:, 4:])
     torch.testing.assert_close(p.x0[:, :4], x[:, :4] - t[:, None, None, None])  # of velocity 1
     torch.testing.assert_close(p.velocity[:, :4], torch.ones(3, 4, 2, 2, dtype=torch.float64))
-    with pytest.raises(InputError, match="1 parts given or not, the state has another number"):
-        held(tr.denoiser(lambda *a: x, LAYOUT), given, (False,), noise)
+    with pytest.raises(InputError, match="1 parts known or not, the state has another number"):
+        with_known(tr.denoiser(lambda *a: x, LAYOUT), given, (False,), noise)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -96,7 +96,7 @@ def test_exact_conditional_samples(sampler, path):
     spread, tr = 0.2, transport(path, predict=PATHS[path], level_shift=0.0)
     chosen = SamplingConfig(sampler=sampler, **({} if sampler == "dopri5" else {"steps": 150}))
     if "last_step_size" in chosen.choices:
-        chosen = chosen.override({"last_step_size": 0.01})
+        chosen = chosen.override(SamplingRequest(last_step_size=0.01))
     n = 1 if sampler == "dopri5" else 400
     stream = torch.Generator().manual_seed(0)
 
@@ -117,7 +117,7 @@ def test_exact_conditional_samples(sampler, path):
         return torch.cat([out, torch.full_like(x_t[:, 4:], 7.0)], dim=1)  # the rest is not used
 
     given = normal(n, *LAYOUT.shape, seed=5)
-    asked = held(tr.denoiser(net, LAYOUT), given, (False, True), noise(given))
+    asked = with_known(tr.denoiser(net, LAYOUT), given, (False, True), noise(given))
     found = chosen.run(asked, noise(given), chosen.times(tr), {}, noise=noise)
     assert found.isfinite().all()
     left = found[:, :4] - given[:, 4:]

@@ -8,7 +8,7 @@ import torch
 import ditkit
 from ditkit.errors import InputError
 from ditkit.layout import Frames, Layout, layout_of
-from ditkit.sampling import SAMPLERS, Given, held
+from ditkit.sampling import SAMPLERS, Known, with_known
 from ditkit.sampling.config import SamplingConfig
 
 LAYOUT = Frames.of(2, 5, 3, 4)
@@ -104,10 +104,14 @@ def test_known_frames_are_kept_and_the_rest_is_sampled_given_them():
 
     number = torch.tensor([-0.5, 0.2, 0.9], dtype=torch.float64)
     state = number.view(3, 1, 1, 1, 1).expand(3, *layout.shape)
-    given = Given([True, False, False, False], state.__getitem__)
-    denoise = held(tr.denoiser(net, layout), given.state(slice(None)), given.parts, normal(3, *layout.shape))
+    given = Known([True, False, False, False], state.__getitem__)
+    denoise = with_known(
+        tr.denoiser(net, layout), given.state(slice(None)), given.parts, normal(3, *layout.shape)
+    )
     grid = torch.linspace(1, 1e-3, 6, dtype=torch.float64)
-    made = given.into(SAMPLERS["heun"].run(denoise, normal(3, *layout.shape, seed=1), grid, {}), state, layout)
+    made = given.into(
+        SAMPLERS["heun"].run(denoise, normal(3, *layout.shape, seed=1), grid, {}), state, layout
+    )
     assert made[:, :, 0].equal(state[:, :, 0])
     torch.testing.assert_close(made, state.contiguous(), atol=1e-2, rtol=0)  # the last time is 1e-3
 

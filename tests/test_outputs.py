@@ -388,6 +388,7 @@ def test_statistics_with_wrong_arrays_are_one_line(tmp_path, name, value):
 def test_damaged_cells_of_a_comparison_are_made_again(run, tmp_path, caplog):
     from ditkit.data import DATA
     from ditkit.pipeline import load
+    from ditkit.sampling.config import SamplingRequest
     from ditkit.scoring import rulers
     from ditkit.scoring.comparison import compare_cell
 
@@ -395,8 +396,8 @@ def test_damaged_cells_of_a_comparison_are_made_again(run, tmp_path, caplog):
     folder = tmp_path / "cell"
 
     def cell():
-        how = {"steps": 1, "sampler": "euler"}
-        return compare_cell("a", pipeline, 1.0, measure, (), folder, n=10, first_seed=0, how=how)
+        request = SamplingRequest(steps=1, sampler="euler")
+        return compare_cell("a", pipeline, 1.0, measure, (), folder, n=10, first_seed=0, request=request)
 
     before = cell().report
     whole = contents(folder)

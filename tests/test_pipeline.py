@@ -11,6 +11,7 @@ import ditkit
 from ditkit.errors import InputError
 from ditkit.pipeline import load
 from ditkit.sampling import SAMPLERS
+from ditkit.sampling.config import SamplingRequest
 from ditkit.snapshots import SNAPSHOTS
 
 
@@ -51,7 +52,7 @@ def test_evaluations_are_counted_as_declared(pipe, sampler, guidance, monkeypatc
     monkeypatch.setattr(pipe.backbone, "forward", counting)
     how = {"sampler": sampler, **steps_of(sampler, 5)}
     pipe.generate({"label": [1]}, seeds=[0], guidance=guidance, **how)
-    chosen = pipe.recipe.sample.override(how)
+    chosen = pipe.recipe.sample.override(SamplingRequest.of(how))
     declared = chosen.nfe(chosen.times(pipe.transport), pipe.transport)
     assert calls == declared if declared else calls > 10
 

@@ -17,7 +17,7 @@ from ditkit.errors import InputError
 from ditkit.layout import Layout
 from ditkit.randomness import RowNoise
 from ditkit.sampling import DIFFUSIONS, SAMPLERS, cfg, respaced, time_grid
-from ditkit.sampling.config import SamplingConfig
+from ditkit.sampling.config import SamplingConfig, SamplingRequest
 from ditkit.sampling.grids import SPACINGS
 from ditkit.sampling.sde import coefficient, kl_eta
 from ditkit.transports import PATHS, PREDICTIONS, transport
@@ -529,6 +529,10 @@ def test_the_loss_by_time_shapes_kl_eta():
 # Choices that only some samplers have
 
 
+def asked(config, **values):
+    return config.override(SamplingRequest.of(values))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -553,21 +557,23 @@ def test_the_loss_by_time_shapes_kl_eta():
 )
 def test_refused_choices(given, message):
     with pytest.raises(InputError, match=message) as error:
-        SamplingConfig().override(given)
+        asked(SamplingConfig(), **given)
     assert "\n" not in str(error.value)
 
 
 def test_another_sampler_leaves_the_recipes_choices_behind():
     recipe = SamplingConfig(sampler="sde_heun", diffusion="sbdm", last_step="tweedie", steps=7)
-    assert recipe.override({"sampler": "heun", "diffusion": None}).choices == {"grid": None}
-    assert recipe.override({"sampler": "euler_maruyama", "diffusion_norm": 2.0}).choices == {
+    assert asked(recipe, sampler="heun", diffusion=None).choices == {"grid": None}
+    assert asked(recipe, sampler="euler_maruyama", diffusion_norm=2.0).choices == {
         "grid": None,
         "diffusion": "sbdm",
         "diffusion_norm": 2.0,
         "last_step": "tweedie",
         "last_step_size": 0.04,
     }
-    assert recipe.override({}) == recipe
+    assert asked(recipe) == recipe
+    with pytest.raises(InputError, match="--steps 5: dopri5 chooses"):
+        asked(SamplingConfig(sampler="dopri5"), steps=5)
 
 
 def test_config_offers_every_name():
@@ -629,7 +635,7 @@ def test_spacings():
 def test_respacing_chooses_the_knots():
     tr = transport("ddpm", predict="noise")
     for name in ("ddim", "ancestral", "dpmpp_2m"):
-        chosen = SamplingConfig(sampler=name).override({"respacing": "ddim50"})
+        chosen = asked(SamplingConfig(sampler=name), respacing="ddim50")
         grid = chosen.times(tr)
         assert grid.tolist() == [*((i + 1) / 1000 for i in reversed(respaced("ddim50"))), 0]
         assert chosen.nfe(grid, tr) == 50

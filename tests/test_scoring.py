@@ -19,6 +19,7 @@ from ditkit.data import DATA, Folder
 from ditkit.errors import InputError
 from ditkit.evaluation import Features, Report, gather, read_statistics, save_statistics
 from ditkit.pipeline import load
+from ditkit.sampling.config import SamplingRequest
 from ditkit.scoring import (
     Ruler,
     Samples,
@@ -260,7 +261,7 @@ def test_a_comparison_is_paired_cached_and_redone_when_asked_otherwise(run, tmp_
     def cell(model, guidance, n=40, seed=0):
         return compare_cell(
             model, pipeline, guidance, measure, (), tmp_path / f"{model}-{guidance}", n=n, first_seed=seed,
-            how={"steps": 1},
+            request=SamplingRequest(steps=1),
         )  # fmt: skip
 
     cells = [cell("a", 1.0), cell("a", 2.0), cell("b", 1.0)]
@@ -480,7 +481,9 @@ def test_a_model_that_was_trained_anew_is_scored_anew_and_so_is_a_damaged_cell(r
     folder = tmp_path / "cell"
 
     def frechet(pipeline) -> float:
-        cell = compare_cell("a", pipeline, 1.0, measure, (), folder, n=20, first_seed=0, how={"steps": 1})
+        cell = compare_cell(
+            "a", pipeline, 1.0, measure, (), folder, n=20, first_seed=0, request=SamplingRequest(steps=1)
+        )
         return cell.report.first.frechet
 
     before = frechet(pipeline)

@@ -11,6 +11,7 @@ from ditkit.cli import main
 from ditkit.costs import recipe_cost
 from ditkit.data import Digits
 from ditkit.pipeline import Pipeline, load
+from ditkit.sampling.config import SamplingRequest
 from ditkit.studies import STUDIES, cells, samplers, scaling, sit_ladder, udit, udit_ladder
 from ditkit.studies.cells import Cell, Point, read_cells, run_cells
 
@@ -188,7 +189,7 @@ def made_up_samplers():
     for name, cell in samplers.cells().items():
         scores = {}
         for point in cell.points:
-            chosen = cell.recipe.sample.override(point.how)
+            chosen = cell.recipe.sample.override(SamplingRequest.of(point.how))
             nfe = chosen.nfe(chosen.times(cell.recipe.transport), cell.recipe.transport) or 71.3
             distance = 3 + 20 / nfe + ord(point.sampler[0]) / 100 + (point.guidance != 1) - bool(point.grid)
             scores[point.key] = {"images": 1, "n": 9, **point.how, "nfe": nfe, "frechet": distance}
@@ -218,7 +219,7 @@ def test_samplers_reports_every_score_and_draws(tmp_path):
 def test_samplers_spends_the_budget_and_no_more():
     for name, cell in samplers.cells().items():
         for point in cell.points:
-            chosen = cell.recipe.sample.override(point.how)
+            chosen = cell.recipe.sample.override(SamplingRequest.of(point.how))
             nfe = chosen.nfe(chosen.times(cell.recipe.transport), cell.recipe.transport)
             assert nfe is None or nfe in (*samplers.BUDGETS, 4, 9, 19, 49, 99), (name, point.key)
 

@@ -12,9 +12,10 @@ from conftest import CPU
 import ditkit
 from ditkit.cli import main
 from ditkit.errors import InputError
-from ditkit.pipeline import Sampling, load
+from ditkit.pipeline import load
 from ditkit.recipe import Recipe, TrainConfig
 from ditkit.recipes import recipe
+from ditkit.sampling.config import SamplingRequest
 from ditkit.snapshots import SNAPSHOTS
 
 
@@ -127,7 +128,6 @@ def test_conditions(pipe, cond, message):
         ({"weak": "nowhere-to-be-found"}, "nowhere-to-be-found"),
         ({"negative": ["face"]}, "negative"),
         ({"start": [[0]]}, "start"),
-        ({"progress": "loud"}, "progress"),
         ({"numbers": 7}, "numbers"),
         ({"evaluated": 3}, "evaluated"),
     ],
@@ -203,15 +203,24 @@ def test_what_is_right_is_taken(pipe):
         "size": None,
     }
     assert pipe.generate(label, seeds=[0], **how).shape == (1, 1, 8, 8)
-    every = {name: None for name in Sampling.__annotations__ if name not in ("numbers", "batch", "precision")}
-    every |= {"lower_noise": 0.0, "progress": False, "steps": 1, "sampler": "euler"}
+    plain = {name: field.default for name, field in SamplingRequest.model_fields.items()}
+    every = plain | {"steps": 1, "sampler": "euler"}
     assert pipe.generate(label, seeds=[0], **every).shape == (1, 1, 8, 8)
 
 
-def test_every_argument_of_sampling_is_checked():
-    """`generate` has no other than those."""
+def test_every_argument_of_sampling_is_checked(pipe):
+    """`generate` has no other than those of a request, of which one field can be said again."""
     named = inspect.signature(ditkit.Pipeline.generate).parameters
-    assert set(named) == {"self", "cond", "seeds", "how"}
+    assert set(named) == {"self", "cond", "seeds", "request", "progress", "values"}
+    label, request = {"label": [1]}, ditkit.SamplingRequest(sampler="euler", steps=2)
+    made = pipe.generate(label, seeds=[0], request=request)
+    assert torch.equal(made, pipe.generate(label, seeds=[0], sampler="euler", steps=2))
+    assert torch.equal(
+        pipe.generate(label, seeds=[0], request=request, steps=3),
+        pipe.generate(label, seeds=[0], sampler="euler", steps=3),
+    )
+    refused(lambda: pipe.generate(label, seeds=[0], request={"steps": 2}), "SamplingRequest")
+    refused(lambda: pipe.generate(label, seeds=[0], request=request, stepps=2), "did you mean steps")
 
 
 @pytest.mark.parametrize("number", [2**53 + 1, 2**63, 10**30, pytest.param(10**5000, id="16610 bits")])

@@ -5,14 +5,15 @@ the last frames and ends with the first.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ditkit.conditions import Asked
 from ditkit.errors import InputError
-from ditkit.pipeline import Pipeline, Sampling
+from ditkit.pipeline import Pipeline, requested
+from ditkit.sampling.config import SamplingRequest
 
 WINDOW = 2**32  # between the seeds of a clip's windows: other noise in each, and none of another clip's
 
@@ -25,14 +26,17 @@ def roll_out(
     length: int | None = None,
     keep: int = 4,
     loop: bool = False,
-    **how: Unpack[Sampling],
+    request: SamplingRequest | None = None,
+    progress: bool = False,
+    **values: Any,
 ) -> Tensor:
     """Clips uint8 (N, C, F, H, W) of `length` frames, and those that lead back to the first where they `loop`.
 
-    The first window is as `Pipeline.generate` makes it, after how["start"] where that is given; `keep` frames of each
+    The first window is as `Pipeline.generate` makes it, after the `start` of the request where that is given; `keep` frames of each
     are the beginning of the next. Without `length` there is one window. InputError: no frames left to sample in a window.
     """
-    window = how.get("frames") or pipeline.recipe.data.shape[0]
+    request = requested(request, values)
+    window = request.frames or pipeline.recipe.data.shape[0]
     most = (window - 1) // 2 if loop else window - 1
     if (loop or (length or 0) > window) and not 1 <= keep <= most:
         raise InputError(f"--keep {keep}: of windows of {window} frames, keep 1 to {most}")
@@ -40,9 +44,9 @@ def roll_out(
     def made(number: int, start: Tensor | None, end: Tensor | None = None) -> Tensor:
         """A window of each clip, the frames that are given included."""
         own = [seed + number * WINDOW for seed in seeds]
-        return pipeline.generate(cond, seeds=own, **(how | {"start": start, "end": end}))
+        return pipeline.generate(cond, seeds=own, request=request, progress=progress, start=start, end=end)
 
-    first = how.get("start")
+    first = request.start
     if first is None:
         clips = made(0, None)
     else:

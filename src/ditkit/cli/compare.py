@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from pydantic import Field
@@ -16,7 +16,7 @@ from ditkit.device import pick_device
 from ditkit.errors import InputError
 from ditkit.files import LOCK, owned
 from ditkit.pictures import side_by_side
-from ditkit.pipeline import Pipeline, Sampling, load
+from ditkit.pipeline import Pipeline, load
 from ditkit.plots import Series, trade_offs
 from ditkit.records import write_json, write_whole
 from ditkit.scoring import Ruler, rulers, software
@@ -60,7 +60,7 @@ def run(argv: list[str]) -> None:
     scales, solvers = _scales(command.guidance), _solvers(command)
     for pipeline in models.values():
         for solver in solvers:
-            pipeline.recipe.sample.override({**command.how, **solver})  # refuses what none of them can do
+            pipeline.recipe.sample.override(command.request(**solver))  # refuses what none of them can do
     _check_alike(models)
     reference = find_reference(command.reference, next(iter(models.values())), None)
     data = next(iter(models.values())).recipe.data
@@ -79,7 +79,7 @@ def _cells(
     measure: Sequence[Ruler],
     names: Sequence[str],
     scales: Sequence[float],
-    solvers: Sequence[Sampling],
+    solvers: Sequence[dict[str, Any]],
 ) -> list[Cell]:
     """Every model by every solver at every guidance scale, sampled and scored."""
     titles = dict(zip(models, _short(list(models)), strict=True))
@@ -95,7 +95,7 @@ def _cells(
             cells.append(
                 compare_cell(
                     titles[name], pipeline, guidance, measure, names, folder,
-                    n=command.n, first_seed=command.seed, how={**command.how, **solver},
+                    n=command.n, first_seed=command.seed, request=command.request(**solver),
                 )
             )  # fmt: skip
     return cells
@@ -180,11 +180,11 @@ def _scales(text: str) -> list[float]:
     return sorted(set(scales))
 
 
-def _solvers(command: CompareCommand) -> list[Sampling]:
+def _solvers(command: CompareCommand) -> list[dict[str, Any]]:
     """Sampler and steps of each that --solvers names; without it one that leaves both as they are."""
     if command.solvers and (command.sampler or command.steps):
         raise InputError("--solvers names samplers and their steps; leave --sampler and --steps out")
-    found: list[Sampling] = []
+    found: list[dict[str, Any]] = []
     for text in dict.fromkeys(command.solvers):
         name, colon, steps = text.partition(":")
         if colon and not steps.isdecimal():

@@ -142,4 +142,11 @@ def _samples(
     if pipeline is None:
         return files(path, command.size, None if isinstance(reference, Path) else reference.channels)
     command.compile_for(pipeline, command.n)
-    return sampled(pipeline, command.n, first_seed=command.seed, labels=command.labels, **command.how)
+    return sampled(
+        pipeline,
+        command.n,
+        first_seed=command.seed,
+        labels=command.labels,
+        request=command.request(),
+        progress=True,
+    )

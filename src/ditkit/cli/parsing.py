@@ -24,6 +24,7 @@ from ditkit.config import RENAMED, Section
 from ditkit.data import DATA, DataConfig, Folder
 from ditkit.errors import InputError
 from ditkit.recipe import Recipe
+from ditkit.sampling.config import SamplingRequest
 from ditkit.text import TEXT_ENCODERS, TextConfig
 from ditkit.text.files import width
 
@@ -234,7 +235,8 @@ def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
             flag.startswith("--") and name == "sample.sampler"
         ):  # leaves behind what only the recipe's own lets one choose
             try:
-                sections["sample"] = recipe.sample.override({"sampler": value or next(flags, "")})
+                request = SamplingRequest.of({"sampler": value or next(flags, "")})
+                sections["sample"] = recipe.sample.override(request)
             except InputError as error:
                 raise InputError(own_flags(str(error), dict(fields(recipe)), argv)) from None
             continue

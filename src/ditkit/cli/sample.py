@@ -20,7 +20,8 @@ from ditkit.data.video import read_movie
 from ditkit.errors import InputError
 from ditkit.files import owned, tensors_hash
 from ditkit.pictures import CHANNELS
-from ditkit.pipeline import Pipeline, Sampling, load
+from ditkit.pipeline import Pipeline, load
+from ditkit.sampling.config import FrameSettings, SamplingRequest
 from ditkit.scoring import sampling_facts
 from ditkit.scoring.comparison import weights_of
 from ditkit.scoring.sample_folder import (
@@ -37,7 +38,7 @@ from ditkit.scoring.sample_folder import (
 MOST_IMAGES, MOST_CLIPS = 1000, 100  # in grid.png, and in sheet.png
 
 
-class SampleCommand(SamplingOptions):
+class SampleCommand(SamplingOptions, FrameSettings):
     """Make images: a grid of the first ones, at most 1,000, and on request single PNGs or an .npz file in ADM's format.
 
     Of a model of clips a sheet of frames, a row for each of the first 100, and every clip as a file of its own. Stopped, the
@@ -58,8 +59,6 @@ class SampleCommand(SamplingOptions):
     """Remove samples of other settings from the folder first."""
     size: str | None = None
     """Height and width in pixels, 48x96, or 48 for squares; the recipe's when not given. Multiples of the patch."""
-    frames: Annotated[int, Field(ge=1)] | None = None
-    """Frames of a clip, at once; the recipe's when not given."""
     image: Path | None = None
     """A picture that clips begin with, for a model trained so."""
     extend: Path | None = None
@@ -74,8 +73,6 @@ class SampleCommand(SamplingOptions):
     """Frames a second of the clips' files."""
     movie: Literal["gif", "mp4", "webp"] = "gif"
     """Kind of the clips' files; mp4 needs the extra `video`."""
-    levels: str | None = None
-    """Of a model of several resolutions: which images, 0 of the highest, or all, side by side."""
     png: bool = False
     """Also every image as its own PNG file in the folder's images/, named by number and class; as the grid shows it."""
     npz: bool = False
@@ -96,16 +93,18 @@ def run(argv: list[str]) -> None:
     cond: dict[str, Any] = {"label": labels} if pipeline.classes else {}
     if command.prompt:
         cond["text"] = [command.prompt[k % rows] for k in range(count)]
-    how = command.how | {"size": size_of(command.size), "frames": command.frames, "levels": command.levels}
+    size = size_of(command.size)
     if clips:
-        how["start"] = beginning(command, pipeline, how)
+        request = command.request(size=size, start=beginning(command, pipeline, size))
     else:
         check_no_clips(command)
-        how["numbers"] = pipeline.recipe.data.bounds is not None
-    _refuse_early(command, pipeline, cond, how)
+        request = command.request(size=size, numbers=pipeline.recipe.data.bounds is not None)
+    _refuse_early(command, pipeline, cond, request)
     check_writable(command.out or Path("samples"))
-    compiled = command.compile_for(pipeline, count, how)
-    settings = settings_for(command, pipeline, how, count, row_labels if pipeline.classes else [], compiled)
+    compiled = command.compile_for(pipeline, count, request)
+    settings = settings_for(
+        command, pipeline, request, count, row_labels if pipeline.classes else [], compiled
+    )
     out = command.out or free_folder(Path("samples") / pipeline.recipe.name, settings, command.replace)
     shown = min(count, most // rows * rows or most)  # as many of each row
 
@@ -127,7 +126,7 @@ def run(argv: list[str]) -> None:
     of_clips = Clips(command.fps, windows) if clips else None
     with owned(out):
         claim_samples(out, settings, command.replace)
-        made = make_missing(pipeline, folder, cond, command.seed, how, of_clips)
+        made = make_missing(pipeline, folder, cond, command.seed, request, of_clips)
         draw_sheet(pipeline, folder, labels, rows, rows_differ=bool(cond), prompts=bool(command.prompt))
         keep_all(pipeline, folder, cond.get("label"))
         folder.finish()
@@ -152,25 +151,26 @@ def _checked(command: SampleCommand, pipeline: Pipeline) -> tuple[int, ...]:
     return asked or tuple(range(pipeline.classes)) or (0,)
 
 
-def _refuse_early(command: SampleCommand, pipeline: Pipeline, cond: Mapping[str, Any], how: Sampling) -> None:
+def _refuse_early(
+    command: SampleCommand, pipeline: Pipeline, cond: Mapping[str, Any], request: SamplingRequest
+) -> None:
     """InputError, before anything is written, for what cannot be sampled."""
     first = {name: values[:1] for name, values in cond.items()}
-    start = how.get("start")
-    begun: Sampling = {} if start is None else {"start": start[:, :, -command.keep :]}  # as a window begins
-    pipeline.stream(first, seeds=[command.seed], **(how | begun))
+    if request.start is not None:
+        request = request.but(start=request.start[:, :, -command.keep :])  # as a window begins
+    pipeline.plan(first, seeds=[command.seed], request=request)
 
 
 def settings_for(
     command: SampleCommand,
     pipeline: Pipeline,
-    how: Sampling,
+    request: SamplingRequest,
     count: int,
     labels: Sequence[int],
     compiled: bool,
 ) -> dict[str, Any]:
     """Everything that decides the images, for the record in their folder."""
-    facts = sampling_facts(pipeline, how)
-    start = how.get("start")
+    facts, start = sampling_facts(pipeline, request), request.start
     of_clips = {
         "start": None if start is None else tensors_hash({"start": start}),
         **{name: getattr(command, name) for name in ("length", "keep", "loop", "fps", "movie")},
@@ -186,7 +186,7 @@ def settings_for(
         "batch": command.batch,
         "labels": list(labels),
         "prompts": list(command.prompt),
-        **{name: how.get(name) for name in ("size", "frames", "levels")},
+        **{name: getattr(request, name) for name in ("size", "frames", "levels")},
         **(of_clips if pipeline.recipe.data.shape[:-2] else {}),
         "compiled": compiled,
         **{name: version(name) for name in ("ditkit", "torch")},
@@ -202,7 +202,7 @@ def free_folder(folder: Path, settings: Mapping[str, Any], replace: bool) -> Pat
 
 def _report(command: SampleCommand, pipeline: Pipeline, folder: SampleFolder, made: Sequence[int]) -> None:
     """How it was sampled, the files, and what one needs to know of them."""
-    facts = sampling_facts(pipeline, command.how)
+    facts = sampling_facts(pipeline, command.request(size=None))
     guidance = facts.get("level_guidance") or facts["guidance"]
     data, out, clips = pipeline.recipe.data, folder.folder, folder.sheet == SHEET
     frames = f" of {made[-3]} frames" if clips and made else ""
@@ -245,15 +245,14 @@ def check_no_clips(command: SampleCommand) -> None:
             raise InputError(f"--{flag}: this model makes images, not clips; leave it out")
 
 
-def beginning(command: SampleCommand, pipeline: Pipeline, how: Sampling) -> Tensor | None:
+def beginning(command: SampleCommand, pipeline: Pipeline, size: tuple[int, int] | None) -> Tensor | None:
     """The frames that clips begin with, uint8 (1, C, F, H, W), where some are given."""
     if command.image and command.extend:
         raise InputError("--image and --extend: clips begin with one of them; leave the other out")
     first = command.image or command.extend
     if first is None:
         return None
-    size = how.get("size") or pipeline.recipe.data.shape[-2:]
-    return first_frames(first, size, pipeline.recipe.data.channels)
+    return first_frames(first, size or pipeline.recipe.data.shape[-2:], pipeline.recipe.data.channels)
 
 
 def first_frames(path: Path, size: tuple[int, ...], channels: int) -> Tensor:

@@ -16,9 +16,10 @@ from ditkit.data.array_values import in_layout
 from ditkit.evaluation import save_images
 from ditkit.movies import save_movie
 from ditkit.pictures import contact_sheet, grid, save_picture, visible
-from ditkit.pipeline import Pipeline, Sampling
+from ditkit.pipeline import Pipeline
 from ditkit.progress import progress_bar
 from ditkit.rollout import roll_out
+from ditkit.sampling.config import SamplingRequest
 from ditkit.scoring.sample_folder import NPZ, SampleFolder
 
 MOST_COLUMNS = 32  # of a grid
@@ -39,7 +40,7 @@ def make_missing(
     folder: SampleFolder,
     cond: Mapping[str, Any],
     first_seed: int,
-    how: Sampling,
+    request: SamplingRequest,
     clips: Clips | None,
 ) -> tuple[int, ...]:
     """Sample and write what is missing in the folder, sample k with the k-th label, of a tensor, and prompt, and with the seed
@@ -57,9 +58,9 @@ def make_missing(
         asked_for["text"] = [cond["text"][k] for k in places]
     seeds = [first_seed + k for k in places]
     if clips:
-        stream = _clips(clips, pipeline, asked_for, seeds, how, missing)
+        stream = _clips(clips, pipeline, asked_for, seeds, request, missing)
     else:
-        stream = _images(pipeline, asked_for, seeds, how, missing)
+        stream = _images(pipeline, asked_for, seeds, request, missing)
 
     def save(sample: Tensor, path: Path) -> None:
         if clips:
@@ -76,11 +77,11 @@ def _images(
     pipeline: Pipeline,
     cond: Mapping[str, Any],
     seeds: Sequence[int],
-    how: Sampling,
+    request: SamplingRequest,
     parts: Sequence[range],
 ) -> Iterator[tuple[range, Tensor]]:
     """Each batch with its images, (B, C, H, W), uint8 or, of data with a range, float32 in that range."""
-    stream = pipeline.stream(cond, seeds=seeds, **how)
+    stream = pipeline.stream(cond, seeds=seeds, request=request, progress=True)
     for part in parts:
         images = [next(stream)]
         while sum(map(len, images)) < len(part):  # some solvers make them one by one
@@ -93,7 +94,7 @@ def _clips(
     pipeline: Pipeline,
     cond: Mapping[str, Any],
     seeds: Sequence[int],
-    how: Sampling,
+    request: SamplingRequest,
     parts: Sequence[range],
 ) -> Iterator[tuple[range, Tensor]]:
     """Each batch with its clips, uint8 (B, C, F, H, W)."""
@@ -103,8 +104,17 @@ def _clips(
             of = slice(begun, begun + len(part))
             begun += len(part)
             asked_for = {name: values[of] for name, values in cond.items()}
-            asked: Any = how | {"progress": not several, **clips.windows}
-            yield part, roll_out(pipeline, asked_for, seeds=seeds[of], **asked)
+            yield (
+                part,
+                roll_out(
+                    pipeline,
+                    asked_for,
+                    seeds=seeds[of],
+                    request=request,
+                    progress=not several,
+                    **clips.windows,
+                ),
+            )
             bar.update(len(part))
 
 

@@ -9,12 +9,11 @@ from ditkit.sampling.adaptive import dopri5
 from ditkit.sampling.ancestral import ancestral, ddim
 from ditkit.sampling.grids import respaced, time_grid
 from ditkit.sampling.guidance import THRESHOLDS, autoguidance, cfg, classifier_guidance, threshold
-from ditkit.sampling.held import Given, held
+from ditkit.sampling.known import Known, with_known
 from ditkit.sampling.multistep import ab2, dpmpp_2m
 from ditkit.sampling.ode import euler, heun
 from ditkit.sampling.sde import DIFFUSIONS, euler_maruyama, sde_heun
 from ditkit.sampling.solver import Solver, Step
-
 
 SAMPLERS: dict[str, Solver] = {
     "euler": Solver(euler, "ode"),
@@ -32,7 +31,7 @@ __all__ = [
     "DIFFUSIONS",
     "SAMPLERS",
     "THRESHOLDS",
-    "Given",
+    "Known",
     "Solver",
     "Step",
     "ab2",
@@ -45,10 +44,10 @@ __all__ = [
     "dpmpp_2m",
     "euler",
     "euler_maruyama",
-    "held",
     "heun",
     "respaced",
     "sde_heun",
     "threshold",
     "time_grid",
+    "with_known",
 ]

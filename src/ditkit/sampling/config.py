@@ -1,14 +1,16 @@
-"""How samples are drawn unless a command says otherwise."""
+"""How samples are drawn: what a recipe keeps, and what is asked for when they are drawn."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from ditkit.config import Section
-from ditkit.errors import InputError
+from ditkit.device import Precision
+from ditkit.errors import InputError, no_such
 from ditkit.layout import Layout
 from ditkit.sampling import SAMPLERS, time_grid
 from ditkit.sampling.solver import keywords
@@ -30,6 +32,19 @@ DiffusionName = Literal[
 ]
 ThresholdName = Literal["clip", "dynamic", "dynamic_if"]
 Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
+
+
+def _model(value: object) -> object:
+    """A model, or where it is, as text."""
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, str) or hasattr(value, "recipe"):
+        return value
+    raise ValueError(f"give a run or a snapshot, not a {type(value).__name__}")
+
+
+Model = Annotated[Any, BeforeValidator(_model)]
+"""A pipeline, or the path of a run or snapshot."""
 
 
 Steps = Annotated[int, Field(ge=1, le=10_000)]
@@ -60,25 +75,38 @@ class SolverChoices(Section):
     """Time at which an SDE takes it: 0.04 when not given."""
 
 
-class SamplingConfig(SolverChoices):
-    """Sampler, steps and guidance; kept in the recipe so that a snapshot knows how it is best used."""
+class SolverSettings(SolverChoices):
+    """A solver and how guidance and thresholds are used with it; what is not given is as in the recipe."""
 
-    sampler: SamplerName = "ab2"
+    sampler: SamplerName | None = None
     """`ditkit list samplers` says which is for what."""
-    steps: Steps = 10
+    steps: Steps | None = None
     """Steps of the grid; heun asks the network twice in each (in the last once where it predicts the data)."""
-    guidance: Annotated[float, Field(ge=0)] = 1.0
-    """Classifier-free guidance scale; 1 is off."""
-    interval: Interval = (0.0, 1.0)
+    interval: Interval | None = None
     """Times t between which guidance is on (0 data, 1 noise)."""
     guidance_channels: Annotated[int, Field(ge=1)] | None = None
     """Guide only so many of the first channels: 3 samples as the released DiT and SiT code; all if not given."""
-
     level_guidance: tuple[Annotated[float, Field(ge=0)], ...] | None = None
     """Of a pyramid of resolutions: a guidance scale for each level, highest first, instead of one for all."""
     threshold: ThresholdName | None = None
     """Keep the estimate of clean pixels between -1 and 1: clip cuts; dynamic divides by the 99.5 % quantile of each
     image's sizes first where that is larger than 1, dynamic_if by the 95 % quantile but at most 1.5."""
+
+
+class GuidanceSettings(Section):
+    """The strength of guidance; what is not given is as in the recipe."""
+
+    guidance: Annotated[float, Field(ge=0)] | None = None
+    """Classifier-free guidance scale; 1 is off, others cost twice the evaluations' rows, in one call."""
+
+
+class SamplingConfig(SolverSettings, GuidanceSettings):
+    """Sampler, steps and guidance; kept in the recipe so that a snapshot knows how it is best used."""
+
+    sampler: SamplerName = "ab2"
+    steps: Steps = 10
+    interval: Interval = (0.0, 1.0)
+    guidance: Annotated[float, Field(ge=0)] = 1.0
 
     @model_validator(mode="after")
     def _sampler_takes_the_choices(self) -> "SamplingConfig":
@@ -91,23 +119,22 @@ class SamplingConfig(SolverChoices):
                 )
         return self
 
-    def override(self, given: Mapping[str, Any]) -> "SamplingConfig":
-        """What is given and not None over this; of this, what another sampler has no use for is left out.
+    def override(self, request: SolverSettings | GuidanceSettings) -> "SamplingConfig":
+        """What a request gives over this; of this, what another sampler has no use for is left out.
 
-        InputError when what is given is out of range or nothing for its sampler.
+        InputError when what is given is nothing for its sampler.
         """
-        fields = {name: given[name] for name in SamplingConfig.model_fields if given.get(name) is not None}
-        name = fields.get("sampler", self.sampler)
-        if name not in SAMPLERS:
-            raise InputError(f"unknown --sampler {name!r}; choose one of: {', '.join(SAMPLERS)}")
-        if "steps" in fields and SAMPLERS[name].adaptive:
-            raise InputError(f"--steps {fields['steps']}: {name} chooses its own steps; give --tolerance")
-        if "steps" in fields and "respacing" in fields:
+        given = request.model_dump(include=set(SamplingConfig.model_fields), exclude_none=True)
+        name = given.get("sampler", self.sampler)
+        solver = SAMPLERS[name]
+        if "steps" in given and solver.adaptive:
+            raise InputError(f"--steps {given['steps']}: {name} chooses its own steps; give --tolerance")
+        if "steps" in given and "respacing" in given:
             raise InputError(
-                f"--steps {fields['steps']} and --respacing {fields['respacing']}: both say which times; give one"
+                f"--steps {given['steps']} and --respacing {given['respacing']}: both say which times; give one"
             )
-        unfit = set(SolverChoices.model_fields) - SAMPLERS[name].choices.keys()
-        return SamplingConfig.checked(self.model_dump(exclude=unfit) | fields, "")
+        unfit = set(SolverChoices.model_fields) - solver.choices.keys()
+        return SamplingConfig.checked(self.model_dump(exclude=unfit) | given, "")
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -135,6 +162,62 @@ class SamplingConfig(SolverChoices):
         return (
             None if solver.adaptive else solver.evaluations(len(grid) - 1, transport.predict, **self.choices)
         )
+
+
+class SharedRequest(SolverSettings):
+    """What every command that samples lets one choose, but for the strength of guidance."""
+
+    lower: Model | None = None
+    """For a model of a cascade: the run or snapshot that makes its lower levels."""
+    lower_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Time of the noise put on them, at most what the model was trained with."""
+    weak: Model | None = None
+    """A worse run or snapshot of the same kind to guide away from (autoguidance), instead of from "no class"."""
+    negative: str | None = None
+    """A prompt to guide away from, instead of from "no text"."""
+    batch: Annotated[int, Field(ge=1)] = 64
+    """Images sampled at once."""
+    precision: Precision = "fp32"
+    """fp32 makes images independent of the batch; bf16 can be faster."""
+
+
+class FrameSettings(Section):
+    """Which frames and levels are sampled."""
+
+    frames: Annotated[int, Field(ge=1)] | None = None
+    """Frames of a clip, at once; the recipe's when not given."""
+    levels: str | None = None
+    """Of a model of several resolutions: which images, 0 of the highest, or all, side by side."""
+
+
+class SamplingRequest(SharedRequest, GuidanceSettings, FrameSettings):
+    """All that is asked of a model besides conditions and seeds; what is not given is as in its recipe."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    """Height and width in pixels, where the network takes others than those it was trained on."""
+    start: Tensor | None = None
+    """Of a model of clips trained so (`transport.known_frames`): the first frames, kept as they are, uint8
+    (N or 1, C, H, W) or (N or 1, C, F', H, W)."""
+    end: Tensor | None = None
+    """Likewise the last frames."""
+    numbers: bool = False
+    """Numbers, float32 in the range of the data (of pixels 0 to 255), not rounded, instead of uint8."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "SamplingRequest":
+        """InputError naming a value that there is not, with the nearest, or that cannot be."""
+        for name in values:
+            if name not in cls.model_fields:
+                raise no_such("how to sample", name, cls.model_fields)
+        if (solver := values.get("sampler")) is not None and solver not in SAMPLERS:
+            raise InputError(f"unknown --sampler {solver!r}; choose one of: {', '.join(SAMPLERS)}")
+        return cls.checked(dict(values), "")
+
+    def but(self, **values: Any) -> "SamplingRequest":
+        """The same with other values. InputError as of `of`."""
+        return SamplingRequest.of({name: getattr(self, name) for name in self.model_fields_set} | values)
 
 
 def _those(function: Callable, choices: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ A step gets the state x (B, *S) at `step.t` and gives it at `step.s`, with whate
 first gets None. Keyword-only parameters are what a user can choose (`SolverChoices`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from inspect import signature
@@ -108,7 +108,9 @@ class Solver:
 
         `noise` draws what stochastic solvers add; `after` is called with each step and the state that it led to.
         """
-        memory, store, last = None, {}, len(grid) - 2
+        memory: Any = None
+        store: dict[str, Any] = {}
+        last = len(grid) - 2
         for index, (t, s) in enumerate(pairwise(grid)):
             step = Step(denoise, cond, t, s, index, index == last, noise, store)
             x, memory = self.step(step, x, memory, **choices)
@@ -139,7 +141,7 @@ def _evaluations(solver: Solver, steps: int, predict: str, choices: tuple[tuple[
     return count
 
 
-def keywords(function: Callable) -> Mapping[str, Any]:
+def keywords(function: Callable) -> dict[str, Any]:
     """A function's keyword-only parameters that have a default, and that."""
     parameters = signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}

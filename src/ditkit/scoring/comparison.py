@@ -31,8 +31,9 @@ from ditkit.evaluation import (
 )
 from ditkit.files import first_line
 from ditkit.pictures import class_rows
-from ditkit.pipeline import Pipeline, Sampling, load
+from ditkit.pipeline import Pipeline, load
 from ditkit.records import read_json, write_json
+from ditkit.sampling.config import SamplingRequest
 from ditkit.scoring.rulers import Ruler
 from ditkit.scoring.samples import keeping, sampled
 from ditkit.scoring.score import measure, report_of
@@ -89,12 +90,12 @@ def compare_cell(
     *,
     n: int,
     first_seed: int,
-    how: Sampling,
+    request: SamplingRequest,
 ) -> Cell:
-    """The cell in `folder`, sampled and scored now unless what is there was made alike."""
-    guided: Sampling = {**how, "guidance": guidance}
-    samples = sampled(pipeline, n, first_seed=first_seed, **guided)
-    others = {"weak": weights_of(how.get("weak")), "lower": weights_of(how.get("lower"))}
+    """The cell in `folder`, sampled and scored now, with a progress bar, unless what is there was made alike."""
+    request = request.but(guidance=guidance)
+    samples = sampled(pipeline, n, first_seed=first_seed, request=request, progress=True)
+    others = {"weak": weights_of(request.weak), "lower": weights_of(request.lower)}
     wanted = json.loads(
         json.dumps({**samples.protocol, "n": n, "rulers": [_identity(r) for r in rulers], "others": others})
     )

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ditkit.codecs.identity import as_uint8
 from ditkit.data import DataSection, Folder, in_order, spread
@@ -19,8 +18,9 @@ from ditkit.data.decoding import own_limit
 from ditkit.data.folder import scan
 from ditkit.errors import InputError
 from ditkit.evaluation import npz_images, npz_labels
-from ditkit.pipeline import Pipeline, Sampling
+from ditkit.pipeline import Pipeline, requested
 from ditkit.randomness import generator
+from ditkit.sampling.config import SamplingRequest
 from ditkit.scoring.sample_folder import IMAGES, NPZ, settings_of
 
 GREY = ("1", "L", "I;16")  # Pillow's modes
@@ -85,18 +85,20 @@ def sampled(
     first_seed: int = 0,
     labels: Balance = "balanced",
     captions: Part = "held-out",
-    **how: Unpack[Sampling],
+    request: SamplingRequest | None = None,
+    progress: bool = False,
+    **values: Any,
 ) -> Samples:
-    """`count` images, or clips, of a model, made as they are asked for; `how` as in `Pipeline.generate`.
+    """`count` images, or clips, of a model, made as they are asked for; a `request` as in `Pipeline.generate`.
 
-    A model that is told a text gets `captions` of its data, with their images' labels (`captioned`). Of a solver that
+    A model of texts gets `captions` of its data, with their images' labels (`captioned`). Of a solver that
     chooses its own steps, the protocol's "nfe" is the mean over the images made so far.
     """
     seeds = range(first_seed, first_seed + count)
     cond: dict[str, Any] = {}
-    told: str = labels if pipeline.classes else "none"
+    origin: str = labels if pipeline.classes else "none"
     if pipeline.recipe.text:
-        cond, told = captioned(pipeline.recipe.data, count, captions)
+        cond, origin = captioned(pipeline.recipe.data, count, captions)
     elif pipeline.classes:
         balanced = labels == "balanced"
         cond["label"] = (
@@ -109,11 +111,11 @@ def sampled(
         nonlocal evaluations
         evaluations += images
 
-    how["evaluated"] = count_evaluations
     if not pipeline.classes:
-        cond.pop("label", None)  # known, and not told
-    stream = pipeline.stream(cond, seeds=seeds, **how)
-    facts = {**sampling_facts(pipeline, how), "first_seed": first_seed, "labels": told}
+        cond.pop("label", None)  # known, but nothing that the model takes
+    request = requested(request, values)
+    stream = pipeline.plan(cond, seeds=seeds, request=request).images(progress, count_evaluations)
+    facts = {**sampling_facts(pipeline, request), "first_seed": first_seed, "labels": origin}
     adaptive = facts["nfe"] == "adaptive"
 
     def watched() -> Iterator[Tensor]:
@@ -147,9 +149,9 @@ def captioned(data: DataSection, count: int, part: Part = "held-out") -> tuple[d
     return cond, f"captions of {part} images"
 
 
-def sampling_facts(pipeline: Pipeline, how: Sampling) -> dict[str, Any]:
+def sampling_facts(pipeline: Pipeline, request: SamplingRequest) -> dict[str, Any]:
     """What decides a model's images besides seeds and labels, for the record."""
-    chosen = pipeline.recipe.sample.override(how)
+    chosen = pipeline.recipe.sample.override(request)
     layout = pipeline.codec.layout(*pipeline.recipe.data.shape)
     grid = chosen.times(pipeline.transport, layout)
     nfe = chosen.nfe(grid, pipeline.transport)
@@ -165,23 +167,17 @@ def sampling_facts(pipeline: Pipeline, how: Sampling) -> dict[str, Any]:
         "guidance_channels": chosen.guidance_channels,
         **({"level_guidance": chosen.level_guidance} if chosen.level_guidance else {}),
         **({"threshold": chosen.threshold} if chosen.threshold else {}),
-        "weak": how.get("weak"),
-        **_lower_facts(how),
-        **(
-            {"text": pipeline.recipe.text.id, "negative": how.get("negative")} if pipeline.recipe.text else {}
-        ),
-        "precision": how.get("precision", "fp32"),
+        "weak": _origin(request.weak),
+        **({"lower": _origin(request.lower), "lower_noise": request.lower_noise} if request.lower else {}),
+        **({"text": pipeline.recipe.text.id, "negative": request.negative} if pipeline.recipe.text else {}),
+        "precision": request.precision,
         "device": str(pipeline.device),
     }
 
 
-def _lower_facts(how: Sampling) -> dict[str, Any]:
-    """What made the lower levels of a cascade."""
-    lower = how.get("lower")
-    if lower is None:
-        return {}
-    origin = lower if isinstance(lower, str) else lower.record.get("origin")
-    return {"lower": origin, "lower_noise": how.get("lower_noise", 0.0)}
+def _origin(model: Pipeline | str | None) -> str | None:
+    """Where a model is, or was loaded from."""
+    return model.record.get("origin") if isinstance(model, Pipeline) else model
 
 
 def held_out(data: DataSection, count: int) -> Samples | None:

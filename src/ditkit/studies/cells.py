@@ -16,10 +16,10 @@ from filelock import FileLock, Timeout
 from pydantic import Field
 
 from ditkit.errors import InputError
-from ditkit.pipeline import Pipeline, Sampling, load
+from ditkit.pipeline import Pipeline, load
 from ditkit.recipe import Recipe
 from ditkit.records import read_json, write_json
-from ditkit.sampling.config import SamplingConfig
+from ditkit.sampling.config import SamplingConfig, SamplingRequest
 from ditkit.scoring import Ruler, evaluate, rulers, sampled, software
 from ditkit.training import train
 from ditkit.training.log import read_log
@@ -140,12 +140,12 @@ def _run_cell(
     if not missing and not unmeasured:
         return
     inner = cell.inner and _trained(cell.inner, run.parent, device)
-    given: Sampling = {}
+    others: dict[str, Any] = {}
     if cell.lower:
         lower = load(_trained(cell.lower, run.parent, device), device)
         if lower.recipe.train.compile == "on":
             lower.compile()
-        given = {"lower": lower, "lower_noise": cell.lower_noise}
+        others = {"lower": lower, "lower_noise": cell.lower_noise}
     for images in sorted({point.images for point in missing} | ({last} if unmeasured else set())):
         log.info(f"{name}: {images:,} images")
         torch.compiler.reset()  # every network of a process compiles anew; the cache has a limit
@@ -166,10 +166,10 @@ def _run_cell(
         }
         for point in missing:
             if point.images == images:
-                record["scores"][point.key] = _score(pipeline, point, cell.features, given, known)
+                record["scores"][point.key] = _score(pipeline, point, cell.features, others, known)
                 write_json(file, record)
         if cell.measure is not None and unmeasured and images == last:
-            record["measured"] = cell.measure(pipeline, **given)
+            record["measured"] = cell.measure(pipeline, **others)
             write_json(file, record)
 
 
@@ -188,15 +188,14 @@ def _trained(other: Trained, runs: Path, device: torch.device) -> Path:
 
 
 def _score(
-    pipeline: Pipeline, point: Point, features: str, given: Sampling, known: dict[str, list[Ruler]]
+    pipeline: Pipeline, point: Point, features: str, others: dict[str, Any], known: dict[str, list[Ruler]]
 ) -> dict[str, Any]:
     data = pipeline.recipe.data
     ruler = f"{features} {data.kind} {data.size}"
     if ruler not in known:
         known[ruler] = rulers([features], data, embed=pipeline.embed if pipeline.recipe.text else None)
-    how: Any = {**point.how, **given}
-    precision = pipeline.recipe.train.precision
-    samples = sampled(pipeline, point.n, captions=point.captions, **how, precision=precision, progress=True)
+    request = SamplingRequest.of({**point.how, **others, "precision": pipeline.recipe.train.precision})
+    samples = sampled(pipeline, point.n, captions=point.captions, request=request, progress=True)
     found = evaluate(samples, known[ruler]).first
     return {
         "images": point.images,

@@ -1,7 +1,7 @@
 """Sampling some parts of a state given the others: the high level of a pyramid given the low ones (a cascade of two
 models: Ho et al., "Cascaded Diffusion Models", 2022), later frames given the first.
 
-The network is told each part's own time, which it must have been trained with (`Transport.cascade`, `known_frames`).
+The network reads each part's own time, which it must have been trained with (`Transport.cascade`, `known_frames`).
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from ditkit.layout import Layout
 from ditkit.transports import At, Cond, Denoiser, Prediction
 
 
-class Given(NamedTuple):
+class Known(NamedTuple):
     """The parts of states that are not sampled."""
 
     parts: Sequence[bool]
@@ -25,32 +25,32 @@ class Given(NamedTuple):
     time: float = 0.0
     """Of the noise that is put on them: 0 none."""
 
-    def into(self, state: Tensor, given: Tensor, layout: Layout) -> Tensor:
-        """The states (B, *S) with what is given in its place."""
-        return torch.where(given_mask(self.parts, layout).to(given.device), given, state)
+    def into(self, state: Tensor, known: Tensor, layout: Layout) -> Tensor:
+        """The states (B, *S) with what is known in its place."""
+        return torch.where(known_mask(self.parts, layout).to(known.device), known, state)
 
 
-def given_mask(parts: Sequence[bool], layout: Layout) -> Tensor:
+def known_mask(parts: Sequence[bool], layout: Layout) -> Tensor:
     """Where the parts are marked: bool, broadcasting with states."""
     return layout.expand(torch.tensor([parts]).double()) > 0.5
 
 
-def held(
-    denoise: Denoiser, given: Tensor, parts: Sequence[bool], noise: Tensor, time: float = 0.0
+def with_known(
+    denoise: Denoiser, known: Tensor, parts: Sequence[bool], noise: Tensor, time: float = 0.0
 ) -> Denoiser:
-    """A denoiser for samplers to which the parts marked in `parts` are given: the numbers that `given` (B, *S) has
-    there, with `noise` of that `time` (0: none), whatever the sampler makes of them. Other numbers of `given` are not
+    """A denoiser whose network always sees, in the parts marked in `parts`, the numbers that `known` (B, *S) has there,
+    with `noise` of that `time` (0: none), whatever the sampler makes of them. Other numbers of `known` are not
     read. InputError for a state whose parts are not as many.
     """
     if denoise.layout is None or denoise.layout.parts != len(parts):
-        raise InputError(f"{len(parts)} parts given or not, the state has another number")
-    marks, mask = torch.tensor([parts]), given_mask(parts, denoise.layout).to(given.device)
-    c = denoise.coeffs(torch.full((1, len(parts)), time, dtype=torch.float64), given)
-    noisy = c.alpha * given + c.sigma * noise
+        raise InputError(f"{len(parts)} parts known or not, the state has another number")
+    marks, mask = torch.tensor([parts]), known_mask(parts, denoise.layout).to(known.device)
+    c = denoise.coeffs(torch.full((1, len(parts)), time, dtype=torch.float64), known)
+    noisy = c.alpha * known + c.sigma * noise
 
     def predict(x_t: Tensor, t: Tensor, cond: Cond, at: At) -> Prediction:
-        repeat = len(x_t) // len(given)  # guidance asks with twice the rows
-        known, shown = (torch.cat([values] * repeat) for values in (given, noisy))
+        repeat = len(x_t) // len(known)  # guidance asks with twice the rows
+        clean, shown = (torch.cat([values] * repeat) for values in (known, noisy))
         x = torch.where(mask, shown, x_t)
         times = torch.where(marks.to(t.device), time, t[:, None])
         p = denoise(x, times, cond, at)
@@ -59,7 +59,7 @@ def held(
         return p._replace(
             coeffs=denoise.coeffs(t, x_t),
             x_t=x,
-            x0=torch.where(mask, known, p.x0),
+            x0=torch.where(mask, clean, p.x0),
             eps=torch.where(mask, torch.zeros_like(x), p.eps),
         )
 
