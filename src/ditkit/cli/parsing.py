@@ -238,7 +238,7 @@ def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
                 request = SamplingRequest.of({"sampler": value or next(flags, "")})
                 sections["sample"] = recipe.sample.override(request)
             except InputError as error:
-                raise InputError(own_flags(str(error), dict(fields(recipe)), argv)) from None
+                raise InputError(f"--sample.{error}") from None
             continue
         if not flag.startswith("--") or name not in (*KINDS, "text"):
             rest.append(flag)

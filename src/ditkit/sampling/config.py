@@ -3,16 +3,18 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from ditkit.config import Section
+from ditkit.config import OneOf, Section
 from ditkit.device import Precision
 from ditkit.errors import InputError, no_such
 from ditkit.layout import Layout
-from ditkit.sampling import SAMPLERS, time_grid
+from ditkit.sampling import DIFFUSIONS, SAMPLERS, THRESHOLDS, time_grid
+from ditkit.sampling.grids import SPACINGS
+from ditkit.sampling.sde import LastStep
 from ditkit.sampling.solver import keywords
 from ditkit.transports import Transport
 
@@ -23,14 +25,10 @@ def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
     return interval
 
 
-SamplerName = Literal[
-    "euler", "heun", "ab2", "dopri5", "dpmpp_2m", "ddim", "ancestral", "euler_maruyama", "sde_heun"
-]
-Spacing = Literal["uniform", "log_snr", "karras", "shifted"]
-DiffusionName = Literal[
-    "sigma", "linear", "constant", "decreasing", "increasing_decreasing", "sbdm", "kl_eta"
-]
-ThresholdName = Literal["clip", "dynamic", "dynamic_if"]
+SamplerName = Annotated[str, OneOf(SAMPLERS)]
+Spacing = Annotated[str, OneOf(SPACINGS)]
+DiffusionName = Annotated[str, OneOf(DIFFUSIONS)]
+ThresholdName = Annotated[str, OneOf(THRESHOLDS)]
 Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
 
 
@@ -68,7 +66,7 @@ class SolverChoices(Section):
     """Noise that an SDE adds and removes on its way (`ditkit list diffusions`): sigma when not given."""
     diffusion_norm: Annotated[float, Field(gt=0)] | None = None
     """Factor of that noise: 1 when not given."""
-    last_step: Literal["mean", "tweedie", "euler", "none"] | None = None
+    last_step: LastStep | None = None
     """An SDE's step to the data: without noise (mean), the estimate of it (tweedie), the ODE's (euler), or
     no other than the steps before (none); mean when not given."""
     last_step_size: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -211,8 +209,6 @@ class SamplingRequest(SharedRequest, GuidanceSettings, FrameSettings):
         for name in values:
             if name not in cls.model_fields:
                 raise no_such("how to sample", name, cls.model_fields)
-        if (solver := values.get("sampler")) is not None and solver not in SAMPLERS:
-            raise InputError(f"unknown --sampler {solver!r}; choose one of: {', '.join(SAMPLERS)}")
         return cls.checked(dict(values), "")
 
     def but(self, **values: Any) -> "SamplingRequest":

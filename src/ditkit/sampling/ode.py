@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from ditkit.sampling.solver import Step
+from ditkit.transports import PREDICTIONS
 
 
 def euler(step: Step, x: Tensor, memory: None = None) -> tuple[Tensor, None]:
@@ -13,11 +14,11 @@ def euler(step: Step, x: Tensor, memory: None = None) -> tuple[Tensor, None]:
 def heun(step: Step, x: Tensor, memory: None = None) -> tuple[Tensor, None]:
     """Second order (the explicit trapezoidal rule), two evaluations a step.
 
-    Of a network that predicts the data the last step is Euler's, one evaluation (as in Karras et al., 2022, algorithm 1):
-    its velocity is divided by sigma, and where that is nearly 0 so are the network's errors.
+    Of a network whose velocity is divided by sigma (it predicts the data) the last step is Euler's, one evaluation (as in
+    Karras et al., 2022, algorithm 1): where sigma is nearly 0, so would the network's errors be divided.
     """
     size, velocity = step.size(x), step.ask(x).velocity
-    if step.last and step.denoise.meaning == "data":
+    if step.last and PREDICTIONS[step.denoise.meaning].divides_by_sigma:
         return x + size * velocity, None
     ahead = step.ask(x + size * velocity, step.s, stage=1).velocity
     return x + size * (velocity + ahead) / 2, None

@@ -103,6 +103,11 @@ class Parametrisation:
     compared: tuple[str, Callable[[Tensor, Coeffs], Tensor]] | None = None
     """The prediction that it is compared as, and the output as that; None: the output itself."""
 
+    @property
+    def divides_by_sigma(self) -> bool:
+        """Whether what it makes of the noise is as uncertain, near the data, as its output's error over sigma."""
+        return "sigma" in self.least
+
     def response(self, c: Coeffs) -> Tensor:
         """The error of the output where the pair's is (sigma, -alpha)."""
         return self.view(c.sigma, -c.alpha, c)
