@@ -9,6 +9,7 @@ from commands import understood
 from PIL import Image
 
 from ditkit.cli import main
+from ditkit.sampling import SAMPLERS
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -61,6 +62,7 @@ def test_commands_within_sentences_are_understood(tmp_path):
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SAMPLERS, "midpoint", None)  # to be taken out again
     names: dict = {}
     for code in blocks(ROOT / "README.md", "python"):
         exec(code, names)
