@@ -71,7 +71,7 @@ def _quieten() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for chatty in ("httpx", "matplotlib", "datasets", "PIL"):
+    for chatty in ("httpx", "matplotlib", "datasets", "PIL", "alembic", "mlflow", "trackio", "wandb"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or it tells of each retry; it is imported later
     warnings.filterwarnings("ignore", module="huggingface_hub")  # about how diffusers calls it

@@ -21,6 +21,7 @@ def registries() -> dict[str, dict[str, str]]:
     from ditkit.snapshots import SNAPSHOTS
     from ditkit.studies import STUDIES
     from ditkit.text import TEXT_ENCODERS
+    from ditkit.trackers import TRACKERS
     from ditkit.transports import LOSSES, PATHS, PREDICTIONS, TIME_LAWS
 
     return {
@@ -37,6 +38,7 @@ def registries() -> dict[str, dict[str, str]]:
         "diffusions": {name: _first(function) for name, function in DIFFUSIONS.items()},
         "features": {name: entry.about for name, entry in FEATURES.items()},
         "text-encoders": {name: entry.about for name, entry in TEXT_ENCODERS.items()},
+        "trackers": {name: entry.about for name, entry in TRACKERS.items()},
         "studies": {name: _first(study) for name, study in STUDIES.items()},
         "snapshots": {folder.name: str(folder) for folder in sorted(SNAPSHOTS.glob("*"))},
     }
@@ -48,7 +50,8 @@ class ListCommand(Section):
     what: Annotated[
         Literal[
             "all", "recipes", "backbones", "conditionings", "codecs", "data", "paths", "predictions",
-            "losses", "time-laws", "samplers", "diffusions", "features", "text-encoders", "studies", "snapshots",
+            "losses", "time-laws", "samplers", "diffusions", "features", "text-encoders", "trackers", "studies",
+            "snapshots",
         ],
         tyro.conf.Positional,
     ] = "all"  # fmt: skip

@@ -38,12 +38,14 @@ from ditkit.recipe import Count, Recipe, Training
 from ditkit.records import write_json
 from ditkit.scoring.rulers import CLASSIFIER, network
 from ditkit.signals import Requests
+from ditkit.trackers import check_trackers
 from ditkit.training.data import recorded, settled
 from ditkit.training.fit import fit
 from ditkit.training.hooks import CHECKPOINTS, run_hooks
 from ditkit.training.run import check_run, claim_run
 from ditkit.training.state import TrainState
 from ditkit.training.step import make_optimizer
+from ditkit.training.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +123,7 @@ def train_codec(
         InputError: data that cannot be read or does not divide, a folder of other settings, a full disk, features
             that are not there.
     """
+    check_trackers(recipe.train.track)
     data = settled(recipe.data, out / SETTINGS)
     source = data.open("train")
     data = recorded(data, source)
@@ -173,8 +176,12 @@ def _fit(
         terms["loss"].backward()
         return terms
 
-    with progress_bar(config.images, "autoencoder", "img", initial=state.images, shown=progress) as bar:
-        fit(state, stream, step, config, hooks=run_hooks(state, out, config, requests, bar))
+    with (
+        progress_bar(config.images, "autoencoder", "img", initial=state.images, shown=progress) as bar,
+        Tracking(out, config, out.name, recipe) as tracking,
+    ):
+        hooks = run_hooks(state, out, config, requests, bar, tracking=tracking)
+        fit(state, stream, step, config, hooks=hooks)
 
 
 def build(recipe: CodecRecipe):

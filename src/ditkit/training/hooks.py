@@ -29,9 +29,10 @@ def run_hooks(
     *,
     name: str | None = None,
     measure: Callable[[int, int], None] | None = None,
+    tracking: Hook | None = None,
 ) -> list[Hook]:
     """Those of a run in the folder `out`, which goes on from `state`, in their order: a line of the log, a checkpoint, what
-    `measure` does, and the answer to a signal.
+    `measure` does, what is sent to trackers, and the answer to a signal.
 
     `measure` is called with the images seen before and after every step; a signal to stop interrupts it. `name` is what
     pictures and messages call the run, the folder's name when not given.
@@ -39,7 +40,8 @@ def run_hooks(
     log = Log(out / LOG, state.images, state.seconds, state.notes.get("log"))
     saving = Checkpoints(state, out, config, requests, log, name or out.name)
     between = [] if measure is None else [_interruptible(measure, requests)]
-    return [Lines(out, config, log, bar), saving, *between, saving.answer]
+    following = [] if tracking is None else [tracking]
+    return [Lines(out, config, log, bar), saving, *between, *following, saving.answer]
 
 
 class Lines:

@@ -25,6 +25,7 @@ from ditkit.progress import progress_bar
 from ditkit.recipe import Recipe
 from ditkit.signals import Requests
 from ditkit.text import TextCache
+from ditkit.trackers import check_trackers
 from ditkit.training.captions import read_captions
 from ditkit.training.data import recorded, settled
 from ditkit.training.ema import Ema
@@ -37,6 +38,7 @@ from ditkit.training.run import RECIPE, check_run, claim_run, was_compiled
 from ditkit.training.schedule import learning_rate
 from ditkit.training.state import TrainState
 from ditkit.training.step import backward, make_optimizer
+from ditkit.training.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +136,7 @@ def _train(
 ) -> Path:
     """Prepare the data and the state, then `fit`; what has to be undone or released at the end is left to `until_end`."""
     config = recipe.train
+    check_trackers(config.track)
     if init_inner is not None and config.stages:
         raise InputError(
             f"--init-inner {init_inner} and --train.stages {' '.join(map(str, config.stages))}: the first stage has "
@@ -176,8 +179,13 @@ def _train(
     def step(batch: Batch) -> dict[str, Tensor]:
         return backward(recipe, net, opened.encoding, batch, device, texts)
 
-    with progress_bar(config.images, recipe.name, "img", initial=state.images, shown=progress) as bar:
-        hooks = run_hooks(state, out, config, requests, bar, name=recipe.name, measure=monitor.measure)
+    with (
+        progress_bar(config.images, recipe.name, "img", initial=state.images, shown=progress) as bar,
+        Tracking(out, config, recipe.name, recipe) as tracking,
+    ):
+        hooks = run_hooks(
+            state, out, config, requests, bar, name=recipe.name, measure=monitor.measure, tracking=tracking
+        )
         fit(state, opened.stream(state.images), step, config, hooks=hooks, rate=learning_rate)
     return checkpoint_path(out, state.images)
 

@@ -33,6 +33,7 @@ MAY_CHANGE = {
         "checkpoint_images",
         "keep",
         "workers",
+        "track",
         "micro_batch",
         "compile",
         "latents",
