@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 from pydantic import Field
 
+from ditkit.cli.compare_siblings import expanded, group_record, group_table, groups_by_title, titles_of
 from ditkit.cli.evaluate import find_reference
 from ditkit.cli.options import SolverOptions, check_writable
 from ditkit.cli.parsing import parse
@@ -21,6 +22,7 @@ from ditkit.plots import Series, trade_offs
 from ditkit.records import write_json, write_whole
 from ditkit.scoring import Ruler, rulers, software
 from ditkit.scoring.comparison import Cell, Row, compare_cell, rows_of
+from ditkit.scoring.siblings import groups_of
 from ditkit.scoring.tables import distance_name
 
 MOST_CLASSES = 10  # rows of samples.png
@@ -29,14 +31,15 @@ MOST_CLASSES = 10  # rows of samples.png
 class CompareCommand(SolverOptions):
     """Score several models with the same seeds, labels, N and features: a table with standard errors over
     the draw of the images, samples of the same seeds side by side, and over several guidance scales the
-    curve of quality against diversity.
+    curve of quality against diversity. Trainings that differ in their seed only are also summed up: the mean of each
+    score, and its standard deviation over trainings.
 
     Sampler and steps are each model's own unless given; --solvers compares several of them, too. Stopped, the same
     command goes on; a model more costs only its own samples.
     """
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, Field(min_length=1)]
-    """Runs or snapshots; differences are to the first of them, with the first of the solvers."""
+    """Runs or snapshots, or folders of runs made by `ditkit train --seeds`; differences are to the first of them, with the first of the solvers."""
     n: Annotated[int, Field(ge=4)] = 1000
     """Images to sample from each, the same number of every class."""
     guidance: str = ""
@@ -56,7 +59,10 @@ class CompareCommand(SolverOptions):
 def run(argv: list[str]) -> None:
     command = parse(CompareCommand, argv, "compare")
     check_writable(command.out)
-    models = {name: load(name, command.device) for name in dict.fromkeys(command.runs)}
+    folders = expanded(command.runs)
+    titles = titles_of(folders)
+    models = {name: load(name, command.device) for name in folders}
+    groups = groups_by_title(models, folders, titles)
     scales, solvers = _scales(command.guidance), _solvers(command)
     for pipeline in models.values():
         for solver in solvers:
@@ -67,8 +73,8 @@ def run(argv: list[str]) -> None:
     with owned(command.out):
         measure = rulers(command.features, reference, pick_device(command.device), data)
         names = data.open().names
-        cells = _cells(command, models, measure, names, scales, solvers)
-        _write(command, cells, measure, names)
+        cells = _cells(command, models, titles, measure, names, scales, solvers)
+        _write(command, cells, groups, measure, names)
     files = (path for path in sorted(command.out.iterdir()) if path.is_file() and path.name != LOCK)
     print("\n" + "\n".join(map(str, files)))
 
@@ -76,13 +82,13 @@ def run(argv: list[str]) -> None:
 def _cells(
     command: CompareCommand,
     models: Mapping[str, Pipeline],
+    titles: Mapping[str, str],
     measure: Sequence[Ruler],
     names: Sequence[str],
     scales: Sequence[float],
     solvers: Sequence[dict[str, Any]],
 ) -> list[Cell]:
     """Every model by every solver at every guidance scale, sampled and scored."""
-    titles = dict(zip(models, _short(list(models)), strict=True))
     cells: list[Cell] = []
     for name, pipeline in models.items():
         own = pipeline.recipe.sample.guidance
@@ -102,12 +108,20 @@ def _cells(
 
 
 def _write(
-    command: CompareCommand, cells: Sequence[Cell], measure: Sequence[Ruler], names: Sequence[str]
+    command: CompareCommand,
+    cells: Sequence[Cell],
+    group_of: Mapping[str, str],
+    measure: Sequence[Ruler],
+    names: Sequence[str],
 ) -> None:
-    """Tables, record, curves and pictures."""
-    tables, record = [], []
+    """Tables, record, curves and pictures. `group_of` names the groups of trainings that are summed up."""
+    tables, record, summed = [], [], []
     for place, ruler in enumerate(measure):
         rows = rows_of(cells, measure, place, command.resamples)
+        if group_of:
+            groups = groups_of(rows, group_of)
+            tables.append(group_table(groups))
+            summed += [group_record(group) for group in groups]
         tables.append(markdown(rows))
         record += [_record(row) for row in rows]
         if len({cell.guidance for cell in cells}) > 2:
@@ -116,7 +130,7 @@ def _write(
     text = "\n\n".join(tables)
     print(f"\n{text}")
     write_whole(command.out / "compare.md", f"{text}\n".encode())
-    write_json(command.out / "compare.json", {"software": software(), "rows": record})
+    write_json(command.out / "compare.json", {"software": software(), "rows": record, "groups": summed})
     _picture(cells, names, command.out / "samples.png")
 
 
@@ -203,12 +217,6 @@ def _check_alike(models: dict[str, Pipeline]) -> None:
     if len(kinds) > 1:
         said = "; ".join(f"{name}: {kind}" for kind, name in kinds.items())
         raise InputError(f"these models cannot be compared, their images are of different kinds ({said})")
-
-
-def _short(names: list[str]) -> list[str]:
-    """Each run's last folder, or its whole path where that would be ambiguous."""
-    last = [Path(name).name for name in names]
-    return last if len(set(last)) == len(last) else names
 
 
 def _record(row: Row) -> dict:

@@ -1,7 +1,10 @@
 """`ditkit train RECIPE`: every field of the recipe is a flag."""
 
+import re
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
+
+from pydantic import Field
 
 from ditkit.cli.options import lower_levels, next_sample
 from ditkit.cli.parsing import parse, switch_kinds
@@ -20,6 +23,8 @@ The same command again resumes it: a run that was stopped and resumed equals one
 Every field of the recipe is a flag; `ditkit train RECIPE --help` lists them with their defaults.
 Whole sections are replaced by name: --backbone DiT-S/4, --codec vae, --data fashion-mnist, or
 --data DIR for your own images, one sub-folder per class.
+--seeds 0 1 2 trains it once with each of these seeds, in OUT/seed-0, OUT/seed-1, ..., which `ditkit compare OUT` sums up.
+--train.track tensorboard (wandb, trackio, mlflow) also shows the run there.
 The run's folder gets recipe.json, log.jsonl, loss.png, previews/ and checkpoints/; validation.png, the loss
 by noise level on held-out images; and with --train.score-images N, scores.png."""
 
@@ -47,6 +52,8 @@ class TrainCommand(RecipeFlags):
     """Start from another run or snapshot: its classes, size or data may differ; what did not fit is printed."""
     init_inner: str | None = None
     """Start from a run of lower resolution, which goes inside this recipe's levels."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Train once with each of these seeds, in OUT/seed-0, OUT/seed-1, ...: runs that differ in train.seed only."""
 
 
 def parse_recipe(command: type[Flags], verb: str, argv: list[str]) -> Flags:
@@ -59,7 +66,13 @@ def parse_recipe(command: type[Flags], verb: str, argv: list[str]) -> Flags:
 
 
 def parse_train(argv: list[str]) -> TrainCommand:
-    return parse_recipe(TrainCommand, "train", argv)
+    command = parse_recipe(TrainCommand, "train", argv)
+    typed_words = {word.partition("=")[0] for word in argv}
+    if "--seeds" in typed_words and not command.seeds:
+        raise InputError("--seeds: there are none; give one or several, such as 0 1 2")
+    if command.seeds and "--train.seed" in typed_words:
+        raise InputError("--seeds and --train.seed: each run of --seeds has its own; leave --train.seed out")
+    return command
 
 
 def run(argv: list[str]) -> None:
@@ -67,16 +80,26 @@ def run(argv: list[str]) -> None:
         print(typed(USAGE))
         return
     command = parse_train(argv)
-    from ditkit.training import train
+    from ditkit.training import train, train_seeds
 
     out = command.out or Path("runs") / command.recipe.name
-    checkpoint = train(
-        command.recipe,
-        out,
-        device=pick_device(command.device),
-        init=command.init,
-        init_inner=command.init_inner,
-    )
+    device = pick_device(command.device)
+    if command.seeds:
+        try:
+            checkpoints = train_seeds(
+                command.recipe,
+                out,
+                command.seeds,
+                device=device,
+                init=command.init,
+                init_inner=command.init_inner,
+            )
+        except InputError as error:
+            raise InputError(re.sub("^seeds(?=:)", "--seeds", str(error))) from None
+        print("\n".join(map(str, checkpoints)))
+        print(f"next: {to_type('compare', out)}")
+        return
+    checkpoint = train(command.recipe, out, device=device, init=command.init, init_inner=command.init_inner)
     pictures = "\n".join(str(path) for path in sorted(out.glob("*.png")))
     print(
         f"{checkpoint}\n{pictures}\nnext: {next_sample(command.recipe, out)}\nor:   {next_eval(command.recipe, out)}"

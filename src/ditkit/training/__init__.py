@@ -1,5 +1,6 @@
 """Training: the one loop, the weights' moving average, and checkpoints."""
 
 from ditkit.training.loop import train
+from ditkit.training.seeds import train_seeds
 
-__all__ = ["train"]
+__all__ = ["train", "train_seeds"]

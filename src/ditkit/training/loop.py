@@ -36,6 +36,7 @@ from ditkit.training.latents import open_for
 from ditkit.training.monitor import Monitor
 from ditkit.training.run import RECIPE, check_run, claim_run, was_compiled
 from ditkit.training.schedule import learning_rate
+from ditkit.training.siblings import check_sibling
 from ditkit.training.state import TrainState
 from ditkit.training.step import backward, make_optimizer
 from ditkit.training.tracking import Tracking
@@ -146,6 +147,7 @@ def _train(
     recipe = opened.recipe
     net = recipe.build_backbone()  # before anything is written: refuses what cannot be built
     check_run(recipe, out, opened.source)
+    check_sibling(recipe, out)
     net = net.to(device).train()
     average = Ema(net, config.ema_half_life_images, config.ema_rampup)
     state = TrainState(net, make_optimizer(net, config), average=average)
@@ -163,6 +165,8 @@ def _train(
         load_inner(net, recipe, _train_stages(recipe, out, device, texts, progress))
     if begins:
         average.restart()
+    elif state.images >= config.images:
+        log.info(f"{out}: finished, {state.images:,} images")
     else:
         log.info(f"{out}: going on after {state.images:,} of {config.images:,} images")
     if config.freeze_inner:

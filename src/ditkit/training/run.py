@@ -1,5 +1,6 @@
 """A run's folder and the recipe that owns it: recipe.json, or of an autoencoder's training, its settings."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -55,7 +56,7 @@ def check_run(settings: Settings, out: Path, source: Source | Latents, name: str
         if not read_log(out / "log.jsonl") and not any((out / "checkpoints").glob("*")):
             return
         before: Any = read_section(type(settings), file)
-        difference = _first_difference(before, settings)
+        difference = first_difference(before, settings)
         if difference and difference[0] == "data.classes":
             check_data(before.data, settings.data, source, out)  # which says more
         if difference:
@@ -94,15 +95,18 @@ def was_compiled(state: dict, out: Path) -> bool:
     return read_json(out / RECIPE)["train"].get("compile") in (True, "on")
 
 
-def _first_difference(old: Section, new: Section) -> tuple[str, object, object] | None:
+def first_difference(
+    old: Section, new: Section, but: Mapping[str, Collection[str]] = MAY_CHANGE
+) -> tuple[str, object, object] | None:
+    """The first field whose values differ, with both; those of `but`, by section, and at "" those outside sections, may."""
     before, now = old.model_dump(mode="json"), new.model_dump(mode="json")
     for section, value in before.items():
-        if not isinstance(value, dict):
-            if value != now[section]:
+        if not isinstance(value, dict) or not isinstance(now[section], dict):
+            if value != now[section] and section not in but.get("", ()):
                 return section, value, now[section]
             continue
         for field in [*value, *(name for name in now[section] if name not in value)]:
-            if field in MAY_CHANGE.get(section, ()):
+            if field in but.get(section, ()):
                 continue
             if value.get(field) != now[section].get(field):
                 return f"{section}.{field}", value.get(field), now[section].get(field)

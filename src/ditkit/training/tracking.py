@@ -157,9 +157,6 @@ class _Sink:
     def _write(self, run: str) -> None:
         write_json(self._file, {"run": run, "sent": self._sent})
 
-    def _guarded(self) -> "_Guard":
-        return _Guard(self)
-
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         """Around calls of a tracker's package: no failure gets out, and nothing that it prints."""
