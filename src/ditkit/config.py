@@ -47,7 +47,7 @@ class OneOf(PrimitiveConstructorSpec[str]):
         vars(self).update(  # the base class is frozen, and its own `__init__` would set `metavar`
             names=names,
             nargs=1,
-            instance_from_str=lambda words: self._checked(words[0]),
+            instance_from_str=lambda words: self.checked(words[0]),
             is_instance=lambda value: isinstance(value, str),
             str_from_instance=lambda value: [value],
         )
@@ -57,13 +57,38 @@ class OneOf(PrimitiveConstructorSpec[str]):
         return "{" + ",".join(vars(self)["names"]) + "}"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+        return core_schema.no_info_after_validator_function(self.checked, handler(source))
 
-    def _checked(self, name: str) -> str:
+    def checked(self, name: str) -> str:
+        """The name; ValueError where it is none of them."""
         names = vars(self)["names"]
         if name not in names:
             raise ValueError(unknown_name(name, names))
         return name
+
+
+class SomeOf(PrimitiveConstructorSpec[tuple[str, ...]]):
+    """The same of a field that is a tuple of such names, one or several: `Annotated[tuple[str, ...], SomeOf(TRACKERS)]`."""
+
+    def __init__(self, names: Mapping[str, Any]):
+        one = OneOf(names)
+        vars(self).update(
+            one=one,
+            nargs="*",
+            instance_from_str=self._checked,
+            is_instance=lambda value: isinstance(value, tuple),
+            str_from_instance=list,
+        )
+
+    @property
+    def metavar(self) -> str:  # type: ignore[override]
+        return f"[{vars(self)['one'].metavar} ...]"
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(map(vars(self)["one"].checked, names)))
 
 
 def write_section(section: "Section", path: Path) -> None:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from ditkit.backbones import Backbone, BackboneConfig, MatryoshkaConfig, build
 from ditkit.codecs import Codec, CodecConfig, IdentityConfig, PyramidCodec
-from ditkit.config import OneOf, Section, read_section, renamed, write_section
+from ditkit.config import Section, SomeOf, read_section, renamed, write_section
 from ditkit.data import ArrayFiles, DataConfig, upgraded
 from ditkit.device import Compile, Precision, check_memory
 from ditkit.errors import InputError
@@ -57,7 +57,7 @@ class Training(Section):
     workers: Annotated[int, Field(ge=0, le=1_000)] | None = None
     """Processes that read images ahead. Not given: as many as cores where images are decoded as they are read, else
     none."""
-    track: tuple[Annotated[str, OneOf(TRACKERS)], ...] = ()
+    track: Annotated[tuple[str, ...], SomeOf(TRACKERS)] = ()
     """Also follow the run with these, one or several; they read their keys and addresses from their own variables. May
     change when a run goes on, and is sent what it missed."""
 

@@ -59,8 +59,7 @@ class Tracking:
         self._every = [every for field in EVERY if (every := getattr(config, field, 0))]
         self._files = {kind: _Follower(out / file) for kind, file in FILES.items()}
         self._sinks = [
-            _Sink(tracker, out, name, settings.model_dump(mode="json"))
-            for tracker in dict.fromkeys(config.track)
+            _Sink(tracker, out, name, settings.model_dump(mode="json")) for tracker in config.track
         ]
         self._opened = False
 
