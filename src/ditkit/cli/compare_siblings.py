@@ -11,12 +11,13 @@ from ditkit.scoring.siblings import Group, Spread
 from ditkit.scoring.tables import distance_name
 from ditkit.training.siblings import check_siblings, same_training, sibling_runs
 
-COLUMNS = (
-    ("accuracy", 100, ".1f", " %"),
-    ("precision", 1, ".3f", ""),
-    ("recall", 1, ".3f", ""),
-    ("kernel", 1000, ".3f", ""),
+COLUMNS: tuple[tuple[str, tuple[float, str, str]], ...] = (
+    ("accuracy", (100, ".1f", " %")),
+    ("precision", (1, ".3f", "")),
+    ("recall", (1, ".3f", "")),
+    ("kernel", (1000, ".3f", "")),
 )
+"""Scores after the distance: by what they are multiplied, and how they are written."""
 
 
 def expanded(names: Sequence[str]) -> dict[str, str | None]:
@@ -54,7 +55,7 @@ def groups_by_title(
         alike.setdefault(key, []).append(name)
     for folder in dict.fromkeys(filter(None, folders.values())):
         _check_images(folder, {name: models[name] for name in models if folders[name] == folder})
-    found = {}
+    found: dict[str, str] = {}
     for names in alike.values():
         seeds = [models[name].recipe.train.seed for name in names]
         if len(names) > 1 and len(set(seeds)) == len(seeds):
@@ -105,7 +106,7 @@ def group_table(groups: Sequence[Group]) -> str:
             f"{cell.report.protocol['sampler']}, {group.evaluations:g}",
             f"{cell.guidance:g}",
             _with_deviation(scores.get("frechet"), 1, ".3f", ""),
-            *(_with_deviation(scores.get(name), *form) for name, *form in COLUMNS),
+            *(_with_deviation(scores.get(name), *form) for name, form in COLUMNS),
         ]
         lines.append("| " + " | ".join(parts) + " |")
     return "\n".join(

@@ -74,6 +74,12 @@ def train(
     if not isinstance(out, str | Path):
         raise InputError(f"out: {out!r:.80} is no folder")
     out = Path(out)
+    check_trackers(recipe.train.track)
+    if init_inner is not None and recipe.train.stages:
+        raise InputError(
+            f"--init-inner {init_inner} and --train.stages {' '.join(map(str, recipe.train.stages))}: the first stage has "
+            "nothing inside; leave one out"
+        )
     with workers_named(), ExitStack() as until_end:
         return _train(recipe, out, device, init, init_inner, progress, until_end)
 
@@ -137,12 +143,6 @@ def _train(
 ) -> Path:
     """Prepare the data and the state, then `fit`; what has to be undone or released at the end is left to `until_end`."""
     config = recipe.train
-    check_trackers(config.track)
-    if init_inner is not None and config.stages:
-        raise InputError(
-            f"--init-inner {init_inner} and --train.stages {' '.join(map(str, config.stages))}: the first stage has "
-            "nothing inside; leave one out"
-        )
     opened = _open(recipe, out, device)
     recipe = opened.recipe
     net = recipe.build_backbone()  # before anything is written: refuses what cannot be built
@@ -165,10 +165,8 @@ def _train(
         load_inner(net, recipe, _train_stages(recipe, out, device, texts, progress))
     if begins:
         average.restart()
-    elif state.images >= config.images:
-        log.info(f"{out}: finished, {state.images:,} images")
     else:
-        log.info(f"{out}: going on after {state.images:,} of {config.images:,} images")
+        _say_how_far(out, state.images, config.images)
     if config.freeze_inner:
         net.get_submodule("inner").requires_grad_(False)
     if compiled:
@@ -192,6 +190,12 @@ def _train(
         )
         fit(state, opened.stream(state.images), step, config, hooks=hooks, rate=learning_rate)
     return checkpoint_path(out, state.images)
+
+
+def _say_how_far(out: Path, seen: int, last: int) -> None:
+    """What a run begins with that is there already."""
+    ended = f"finished, {seen:,} images" if seen >= last else f"going on after {seen:,} of {last:,} images"
+    log.info(f"{out}: {ended}")
 
 
 def _is_compiled(opened: _Opened, net: Backbone, before: bool | None, seen: int) -> bool:
