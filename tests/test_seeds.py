@@ -202,6 +202,11 @@ def test_runs_that_are_no_siblings_are_not_summed_up(siblings, tmp_path):
     assert "over trainings" not in text
 
 
+def test_a_folder_of_siblings_is_no_model(siblings, capsys):
+    line = refused(capsys, "sample", siblings / "two")
+    assert f"name one of them, such as {siblings / 'two' / 'seed-0'}" in line
+
+
 def test_folders_of_unlike_siblings_are_refused(tiny, tmp_path, capsys):
     for name, change in (("seed-0", {}), ("seed-1", {"seed": 1, "lr": 0.1})):
         folder = tmp_path / name

@@ -46,6 +46,8 @@ def _found(path: Path, kind: Kind | None, heads: int | None) -> Imported:
             return foreign
         if is_id(str(path)) and not path.exists():
             return _found(fetch(str(path)), kind, heads)
+        if runs := sorted(file.parent for file in path.glob("*/recipe.json")):
+            raise InputError(f"{path}: no run, but a folder of runs; name one of them, such as {runs[0]}")
         bundled = ", ".join(sorted(entry.name for entry in SNAPSHOTS.glob("*"))) or "none"
         raise InputError(
             f"{path}: no run or snapshot there (no recipe.json), nor a network of diffusers'; snapshots "
