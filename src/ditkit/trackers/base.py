@@ -1,4 +1,4 @@
-"""What a tracker is, and what it is told of a run."""
+"""What a tracker is, and what it gets of a run."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ PROJECT = "ditkit"
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run as a tracker is told of it when it opens it, for the first time or again."""
+    """A run as a tracker sees it when it is opened, for the first time or again."""
 
     name: str
     folder: Path
