@@ -485,7 +485,7 @@ def test_bundled_snapshots_are_small_and_good(name):
         (["info", "digts"], ["unknown name 'digts'"]),
         (["list", "everything"], ["everything", "recipes"]),
         (["classifier", "nothing"], ["unknown data 'nothing'", "digits"]),
-        (["train", "digits", "--sample.sampler", "leapfrog"], ["unknown --sample.sampler 'leapfrog'"]),
+        (["train", "digits", "--sample.sampler", "leapfrog"], ["--sample.sampler: unknown 'leapfrog'", "heun"]),
         (["train", "digits", "--sample.eta", "0.5"], ["--sample.eta 0.5", "take --sample.sampler"]),
     ],
 )  # fmt: skip

@@ -150,8 +150,8 @@ def test_flags_to_go_on_with():
 
 OTHERS = {"backbone", "codec", "data", "text", "backbone.inner", "backbone.levels", "cost", "statistics", "json", "help",
           "version", "section.field", "data.field"}  # fmt: skip
-FOREIGN = {"ckpt", "show-toplevel", "always", "dirty"}
-"""Flags of the released code, and of git."""
+FOREIGN = {"ckpt", "show-toplevel", "always", "dirty", "logdir"}
+"""Flags of the released code, of git and of tensorboard."""
 
 
 def test_every_flag_that_a_message_names_is_there():

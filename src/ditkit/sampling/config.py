@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, model_validator
 from torch import Tensor
 
 from ditkit.config import OneOf, Section
@@ -41,8 +41,8 @@ def _model(value: object) -> object:
     raise ValueError(f"give a run or a snapshot, not a {type(value).__name__}")
 
 
-Model = Annotated[Any, BeforeValidator(_model)]
-"""A pipeline, or the path of a run or snapshot."""
+Model = Annotated[str, PlainValidator(_model)]
+"""The path of a run or snapshot, which is what a flag takes, or in Python a pipeline."""
 
 
 Steps = Annotated[int, Field(ge=1, le=10_000)]
