@@ -203,7 +203,7 @@ def test_a_weak_model_is_told_the_same_text(run, recipe):
     pipe = load(run, CPU)
     other = replace(pipe, recipe=recipe.replace(text={"id": "clip"}))
     with pytest.raises(InputError, match=r"text minilm; a weak model needs .*text clip"):
-        other._weak(str(run), other.codec.layout(8, 8))
+        other.plan({"text": ["a cat"]}, seeds=[0], weak=str(run))
 
 
 def test_encode_embeds_the_captions_beside_the_latents(folder, tmp_path, monkeypatch, capsys):
