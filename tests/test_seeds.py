@@ -11,6 +11,7 @@ from ditkit.cli import main
 from ditkit.errors import InputError
 from ditkit.recipe import Recipe
 from ditkit.scoring.siblings import groups_of
+from ditkit.scoring.tables import COLUMNS
 from ditkit.signals import Stopped
 from ditkit.text import TextConfig
 from ditkit.training import train, train_seeds
@@ -133,18 +134,9 @@ def test_siblings_of_another_recipe_are_refused_before_any_training(siblings, ti
 
 def row(model: str, frechet: float, accuracy: float | None = None):
     """A line of a comparison, as far as it is summed up."""
-    others = (
-        "spatial_frechet",
-        "inception_score",
-        "precision",
-        "recall",
-        "kernel",
-        "clip_score",
-        "authenticity",
-        "retrieval",
-    )
     labels = None if accuracy is None else SimpleNamespace(accuracy=accuracy)
-    scores = SimpleNamespace(frechet=frechet, labels=labels, features="x", **dict.fromkeys(others))
+    others = dict.fromkeys(COLUMNS) | {"frechet": frechet}
+    scores = SimpleNamespace(labels=labels, features="x", **others)
     return SimpleNamespace(cell=SimpleNamespace(model=model), scores=scores)
 
 

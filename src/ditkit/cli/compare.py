@@ -23,7 +23,7 @@ from ditkit.records import write_json, write_whole
 from ditkit.scoring import Ruler, rulers, software
 from ditkit.scoring.comparison import Cell, Row, compare_cell, rows_of
 from ditkit.scoring.siblings import groups_of
-from ditkit.scoring.tables import distance_name
+from ditkit.scoring.tables import MEASURED, distance_name, markdown_table, with_error
 
 MOST_CLASSES = 10  # rows of samples.png
 
@@ -139,33 +139,25 @@ def markdown(rows: Sequence[Row]) -> str:
     first = rows[0]
     scores = first.scores
     distance = distance_name(scores.features)
-    head = [
-        "model",
-        "sampler, NFE",
-        "guidance",
-        distance,
-        "to the first",
-        "accuracy",
-        "precision",
-        "recall",
-        "KID x1000",
-    ]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    head = ["model", "sampler, NFE", "guidance", distance, "to the first", *MEASURED]
+    cells = []
     for row in rows:
         facts, found, errors = row.cell.report.protocol, row.scores, row.errors
         accuracy = found.labels.accuracy if found.labels else None
-        cells = [
-            row.cell.model,
-            f"{facts['sampler']}, {facts['nfe']}",
-            f"{row.cell.guidance:g}",
-            f"{found.frechet:.3f} ± {errors.frechet:.3f}",
-            "" if row.difference is None else f"{row.difference[0]:+.3f} ± {row.difference[1]:.3f}",
-            _with_error(accuracy, errors.accuracy, 100, ".1f", " %"),
-            _with_error(found.precision, errors.precision, 1, ".3f"),
-            _with_error(found.recall, errors.recall, 1, ".3f"),
-            "" if found.kernel is None else f"{1000 * found.kernel:.3f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells.append(
+            [
+                row.cell.model,
+                f"{facts['sampler']}, {facts['nfe']}",
+                f"{row.cell.guidance:g}",
+                with_error(found.frechet, errors.frechet, ".3f"),
+                "" if row.difference is None else f"{row.difference[0]:+.3f} ± {row.difference[1]:.3f}",
+                with_error(accuracy, errors.accuracy, ".1f", 100, " %"),
+                with_error(found.precision, errors.precision, ".3f"),
+                with_error(found.recall, errors.recall, ".3f"),
+                with_error(found.kernel, None, ".3f", 1000),
+            ]
+        )
+    lines = markdown_table(head, cells)
     facts = first.cell.report.protocol
     lines += [
         "",
@@ -176,12 +168,6 @@ def markdown(rows: Sequence[Row]) -> str:
     ]
     notes = dict.fromkeys(note for row in rows for note in row.scores.warnings)
     return "\n".join([*lines, *(f"note: {note}" for note in notes)])
-
-
-def _with_error(value: float | None, error: float | None, factor: float, form: str, unit: str = "") -> str:
-    if value is None:
-        return ""
-    return f"{value * factor:{form}} ± {(error or 0) * factor:{form}}{unit}"
 
 
 def _scales(text: str) -> list[float]:

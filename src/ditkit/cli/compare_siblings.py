@@ -7,17 +7,9 @@ from typing import Any
 
 from ditkit.errors import InputError
 from ditkit.pipeline import Pipeline
-from ditkit.scoring.siblings import Group, Spread
-from ditkit.scoring.tables import distance_name
+from ditkit.scoring.siblings import Group
+from ditkit.scoring.tables import COLUMNS, MEASURED, distance_name, markdown_table, with_error
 from ditkit.training.siblings import check_siblings, same_training, sibling_runs
-
-COLUMNS: tuple[tuple[str, tuple[float, str, str]], ...] = (
-    ("accuracy", (100, ".1f", " %")),
-    ("precision", (1, ".3f", "")),
-    ("recall", (1, ".3f", "")),
-    ("kernel", (1000, ".3f", "")),
-)
-"""Scores after the distance: by what they are multiplied, and how they are written."""
 
 
 def expanded(names: Sequence[str]) -> dict[str, str | None]:
@@ -86,32 +78,10 @@ def _group_title(names: Sequence[str], folders: Mapping[str, str | None], titles
 def group_table(groups: Sequence[Group]) -> str:
     """Means and standard deviations over trainings as a table in Markdown."""
     distance = distance_name(groups[0].rows[0].scores.features)
-    head = [
-        "model",
-        "trainings",
-        "sampler, NFE",
-        "guidance",
-        distance,
-        "accuracy",
-        "precision",
-        "recall",
-        "KID x1000",
-    ]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for group in groups:
-        cell, scores = group.rows[0].cell, group.scores
-        parts = [
-            group.model,
-            str(len(group.rows)),
-            f"{cell.report.protocol['sampler']}, {group.evaluations:g}",
-            f"{cell.guidance:g}",
-            _with_deviation(scores.get("frechet"), 1, ".3f", ""),
-            *(_with_deviation(scores.get(name), *form) for name, form in COLUMNS),
-        ]
-        lines.append("| " + " | ".join(parts) + " |")
+    head = ["model", "trainings", "sampler, NFE", "guidance", distance, *MEASURED]
     return "\n".join(
         [
-            *lines,
+            *markdown_table(head, [_cells(group) for group in groups]),
             "",
             "Means over trainings that differ in their seed only; ± is the standard deviation over trainings. Below each "
             "training by itself.",
@@ -119,11 +89,22 @@ def group_table(groups: Sequence[Group]) -> str:
     )
 
 
-def _with_deviation(spread: Spread | None, factor: float, form: str, unit: str) -> str:
-    if spread is None:
-        return ""
-    deviation = "" if spread.deviation is None else f" ± {spread.deviation * factor:{form}}"
-    return f"{spread.mean * factor:{form}}{deviation}{unit}"
+def _cells(group: Group) -> list[str]:
+    cell, scores = group.rows[0].cell, group.scores
+
+    def score(name: str, *form: Any) -> str:
+        spread = scores.get(name)
+        return "" if spread is None else with_error(spread.mean, spread.deviation, *form)
+
+    return [
+        group.model,
+        str(len(group.rows)),
+        f"{cell.report.protocol['sampler']}, {group.evaluations:g}",
+        f"{cell.guidance:g}",
+        score("frechet", ".3f"),
+        score("accuracy", ".1f", 100, " %"),
+        *(score(name, *COLUMNS[name][1:]) for name in ("precision", "recall", "kernel")),
+    ]
 
 
 def group_record(group: Group) -> dict[str, Any]:

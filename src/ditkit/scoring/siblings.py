@@ -7,18 +7,7 @@ from statistics import fmean, stdev
 
 from ditkit.evaluation import Scores
 from ditkit.scoring.comparison import Row
-
-SCORES = (
-    "frechet",
-    "spatial_frechet",
-    "inception_score",
-    "precision",
-    "recall",
-    "kernel",
-    "clip_score",
-    "authenticity",
-    "retrieval",
-)
+from ditkit.scoring.tables import COLUMNS
 
 
 @dataclass(frozen=True)
@@ -68,7 +57,7 @@ def groups_of(rows: Sequence[Row], group_of: Mapping[str, str]) -> list[Group]:
 
 def numbers(scores: Scores) -> dict[str, float]:
     """The scores that there are, class accuracy among them."""
-    found = {name: getattr(scores, name) for name in SCORES}
+    found = {name: getattr(scores, name) for name in COLUMNS}
     found["accuracy"] = scores.labels.accuracy if scores.labels else None
     return {name: value for name, value in found.items() if value is not None}
 

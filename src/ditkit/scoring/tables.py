@@ -28,6 +28,9 @@ COLUMNS: dict[str, Column] = {  # field of Scores -> title, format, factor
     "retrieval": ("retrieval", ".1%", 1),
 }
 
+MEASURED = ("accuracy", "precision", "recall", "KID x1000")
+"""What a comparison's table shows after the distance."""
+
 
 def distance_name(features: str) -> str:
     """FID, FD-DINOv2, ... for a network's name; FD for a network that gave none its name."""
@@ -60,6 +63,19 @@ def table(rows: Sequence[tuple[str, Report]]) -> str:
         ]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def with_error(value: float | None, error: float | None, form: str, factor: float = 1, unit: str = "") -> str:
+    """A value ± its error, where there is one, both times `factor`; "" where there is no value."""
+    if value is None:
+        return ""
+    return f"{value * factor:{form}}{'' if error is None else f' ± {error * factor:{form}}'}{unit}"
 
 
 def _cell(value: float | None, form: str, factor: float) -> str:
