@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from ditkit.backbones import Backbone, BackboneConfig, MatryoshkaConfig, build
 from ditkit.codecs import Codec, CodecConfig, IdentityConfig, PyramidCodec
-from ditkit.config import Section, SomeOf, read_section, renamed, write_section
+from ditkit.config import Section, SomeOf, read_section, write_section
 from ditkit.data import ArrayFiles, DataConfig, upgraded
 from ditkit.device import Compile, Precision, check_memory
 from ditkit.errors import InputError
@@ -306,7 +306,7 @@ class Recipe(Section):
         if isinstance(data := values.get("data"), dict):
             found["data"] = upgraded(data)
         if isinstance(transport := values.get("transport"), dict):
-            found["transport"] = renamed("transport", transport)
+            found["transport"] = Transport.upgraded(transport)
         return found
 
     @classmethod

@@ -36,9 +36,8 @@ from ditkit.transports import At, Cond, Denoiser, Prediction
 if TYPE_CHECKING:
     from ditkit.pipeline import Pipeline
 
-LARGEST = (
-    1e8  # of a sampled state's numbers: images are about 1, what even an untrained network makes stays below
-)
+LARGEST = 1e8
+"""Of a sampled state's numbers: images are about 1, and what even an untrained network makes stays below."""
 
 
 @dataclass(frozen=True)

@@ -277,9 +277,8 @@ def _sit_transport(path: Path, arguments: Mapping[str, Any]) -> Transport:
     predict = str(arguments.get("prediction", "velocity"))
     values = {"path": str(arguments.get("path_type", "Linear")).lower(), "predict": predict}
     if predict != "velocity":  # whose loss their code does not weight, whatever it is told
-        weight = str(arguments.get("loss_weight")).lower()
-        values["loss"] = "output" if weight == "none" else weight
-    return Transport.checked(values, f"{path}: its training arguments")
+        values["weighting"] = str(arguments.get("loss_weight")).lower()
+    return Transport.recorded(values, f"{path}: its training arguments")
 
 
 # Writing

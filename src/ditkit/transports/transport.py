@@ -4,13 +4,13 @@ It composes these parts into the training loss and the denoiser. It knows no net
 callable (x_t, t, cond) -> output. Guidance and solvers live in `ditkit.sampling`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ditkit.config import OneOf, Section
+from ditkit.config import OneOf, Section, renamed
 from ditkit.device import widest
 from ditkit.layout import Layout
 from ditkit.transports import hybrid, parts
@@ -71,6 +71,10 @@ class Transport(Section):
                 "use variance fixed, or such a path"
             )
         return self
+
+    @classmethod
+    def upgraded(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return renamed("transport", values)
 
     @property
     def knots(self) -> int | None:
