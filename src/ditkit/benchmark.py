@@ -3,7 +3,7 @@
 The contenders run in turn, round by round, in one process, so that a busy machine slows all of them;
 what counts are medians and the median of the rounds' ratios. ditkit's side is made of the functions its
 training loop and pipeline call; the other side is diffusers' `DiTTransformer2DModel` of the same size
-in the loop everybody writes. Both see the same loss (`Transport.loss`) under the same autocast.
+in the loop everybody writes. Both see the same loss (`Transport.losses`) under the same autocast.
 
 `measure_step` times ditkit's step alone, in a process of its own, with the memory it takes: what the
 predictions of `costs.count` and `costs.speed` are held against (`ditkit bench --cost`).
