@@ -91,13 +91,13 @@ def test_captions_are_embedded_once(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "ditkit.training.seeds.train", lambda recipe, *a, **k: seen.append(recipe.train.texts)
     )
-    told = tiny.replace(text=TextConfig(id="minilm", dim=384), backbone={"text": "cross_attention"})
-    train_seeds(told, tmp_path, [0, 1], device=CPU)
+    with_text = tiny.replace(text=TextConfig(id="minilm", dim=384), backbone={"text": "cross_attention"})
+    train_seeds(with_text, tmp_path, [0, 1], device=CPU)
     assert seen == [tmp_path / "text"] * 2
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ("--seeds 0 1 0", "--seeds: 0 stands twice; give every seed once"),
         ("--seeds 0 1 --train.seed 3", "--seeds and --train.seed"),
@@ -107,9 +107,9 @@ def test_captions_are_embedded_once(tiny, tmp_path, monkeypatch):
         ("--seeds", "--seeds"),
     ],
 )
-def test_wrong_seeds_are_one_line(flags, told, capsys, tmp_path, monkeypatch):
+def test_wrong_seeds_are_one_line(flags, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert told in refused(capsys, "train", "digits", *flags.split())
+    assert message in refused(capsys, "train", "digits", *flags.split())
     assert not list(tmp_path.iterdir())
 
 

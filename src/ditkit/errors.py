@@ -40,7 +40,7 @@ def no_such(what: str, name: object, known: Iterable[str]) -> InputError:
 
 
 def unknown_name(name: object, known: Iterable[str]) -> str:
-    """The same in words, where what it is a name of is said elsewhere."""
+    """The same in words, without what it is a name of."""
     names = list(known)
     near = get_close_matches(str(name), names, 1)
     remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
