@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ditkit.config import Section
 from ditkit.errors import InputError
+from ditkit.nn.around import Around, alone
 from ditkit.nn.blocks import summed
 from ditkit.nn.embeddings import LabelEmbedding, SideBySide, TimeEmbedding
 from ditkit.nn.text import TextReader, Words
@@ -106,10 +107,19 @@ class Backbone(nn.Module):
         """Channels of the text encoder whose texts it is told; 0 where it is told none."""
 
     @abstractmethod
-    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor: ...
+    def forward(
+        self, x: Tensor, t: Tensor, cond: Cond | None = None, *, around: Around | None = None
+    ) -> Tensor:
+        """`around` is called in place of each of `blocks`, with its number (`nn/around.py`)."""
 
     def packed(
-        self, states: Sequence[Tensor], t: Tensor, cond: Cond | None, rows: Sequence[Sequence[int]]
+        self,
+        states: Sequence[Tensor],
+        t: Tensor,
+        cond: Cond | None,
+        rows: Sequence[Sequence[int]],
+        *,
+        around: Around | None = None,
     ) -> list[Tensor]:
         """What `forward` gives for each of N states (C, *size) at times t (N,), several in a row of tokens as `rows`
         says. InputError for a network that cannot."""
@@ -146,10 +156,12 @@ class Plain(Backbone):
         super().__init__()
         self.text: TextReader | None = None
 
-    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, cond: Cond | None = None, *, around: Around | None = None
+    ) -> Tensor:
         said = self.said(cond or {}, x.shape[2:])
         c = self.condition(t, said)
-        return self.head(self.body(self.embed(x), c, said), c, x.shape[2:])
+        return self.head(self.body(self.embed(x), c, said, around or alone), c, x.shape[2:])
 
     @property
     def text_dim(self) -> int:
@@ -180,8 +192,8 @@ class Plain(Backbone):
         """The state as what the blocks work on."""
 
     @abstractmethod
-    def body(self, h: Tensor, c: Tensor, said: Said) -> Tensor:
-        """The blocks, which c tells; of what is said, the words and the size."""
+    def body(self, h: Tensor, c: Tensor, said: Said, around: Around = alone) -> Tensor:
+        """The blocks, conditioned by c; of what is said, on the words and the size."""
 
     @abstractmethod
     def head(self, h: Tensor, c: Tensor, size: torch.Size) -> Tensor:

@@ -7,6 +7,7 @@ Given a tubelet it works on clips: attention over space and time jointly, or fac
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from ditkit.backbones.base import WIDEST, BackboneSection, Cond, Count, Plain, Port, Said
 from ditkit.errors import InputError
+from ditkit.nn.around import Around, Tokens, alone
 from ditkit.nn.attention import Arrangement, Over
-from ditkit.nn.blocks import CONDITIONINGS, in_sequence
+from ditkit.nn.blocks import CONDITIONINGS
 from ditkit.nn.embeddings import LabelEmbedding, SizeEmbedding, TimeEmbedding, sincos_table
 from ditkit.nn.packing import Rows, check_rows, owners, packed_rows, same_image, stacks, unpacked
 from ditkit.nn.patches import PatchEmbed, patch_sizes, unpatchify
@@ -232,18 +234,24 @@ class DiT(Plain):
             parts = [self._axes(grid, (dim / len(grid),) * len(grid))]
         return [rotary_positions(axes, dim).to(device) for axes in parts]
 
-    def body(self, h: Tensor, c: Tensor, said: Said) -> Tensor:
-        shape, words = h.shape, said.words
-        h, own, arrangements = self._arranged(h, c, said)
-        for k, block in enumerate(self.blocks):
-            h = block(h, c, arrangements[k % len(arrangements)])
-            if self.listeners and words is not None:
-                h = self.listeners[k](h, *words)
-        return h[..., :own, :].reshape(shape)
+    def body(self, h: Tensor, c: Tensor, said: Said, around: Around = alone) -> Tensor:
+        shape = h.shape
+        h, turns = self._tokens(h, c, said)
+        h = self._through(h, turns, around)
+        return h[..., : turns[0].own, :].reshape(shape)
 
-    def _arranged(self, h: Tensor, c: Tensor, said: Said) -> tuple[Tensor, int, list[Arrangement]]:
-        """The tokens and any that pass through the blocks with them, how many of a sequence are the state's own, and
-        what the blocks are told of them, in turn.
+    def _through(self, h: Tensor, turns: Sequence[Tokens], around: Around) -> Tensor:
+        """All blocks, `around` each; they take turns at what is known of the tokens."""
+        for k in range(len(self.blocks)):
+            h = around(k, partial(self._block, k), h, turns[k % len(turns)])
+        return h
+
+    def _block(self, k: int, h: Tensor, at: Tokens) -> Tensor:
+        h = self.blocks[k](h, at.c, at.among)
+        return self.listeners[k](h, *at.words) if at.words is not None else h
+
+    def _tokens(self, h: Tensor, c: Tensor, said: Said) -> tuple[Tensor, list[Tokens]]:
+        """The tokens with any that pass through the blocks with them, and what the blocks know of them, in turn.
 
         Further tokens stand behind a clip's once where all attend to all, and in every frame where frames attend
         each to itself.
@@ -267,7 +275,17 @@ class DiT(Plain):
         first, *rest = self._rotary(self.patches.grid(*said.size), h.device)
         if first is not None:
             first = unturned(first, h.shape[-2] - own)
-        return h, own, [Arrangement(mask, first), *(Arrangement(rotary=table) for table in rest)]
+        known = Tokens(
+            c,
+            words=said.words if self.listeners else None,
+            own=own,
+            frames=h.shape[1] if h.ndim == 4 else 1,
+            per_token=c.ndim == 3 and not self.conditioning.sequence,
+        )
+        among = [Arrangement(mask, first), *(Arrangement(rotary=table) for table in rest)]
+        return h, [
+            known._replace(among=a, over=over) for a, over in zip(among, self.config.over, strict=True)
+        ]
 
     def head(self, h: Tensor, c: Tensor, size: torch.Size) -> Tensor:
         return self._pixels(self.final(h, c), size)
@@ -277,7 +295,15 @@ class DiT(Plain):
         x = unpatchify(tokens, self.patches.grid(*size), self.config.patch, self.config.tubelet)
         return x.reshape(*x.shape[:2], *size)  # of an image, without its one frame
 
-    def packed(self, states: Sequence[Tensor], t: Tensor, cond: Cond | None, rows: Rows) -> list[Tensor]:
+    def packed(
+        self,
+        states: Sequence[Tensor],
+        t: Tensor,
+        cond: Cond | None,
+        rows: Rows,
+        *,
+        around: Around | None = None,
+    ) -> list[Tensor]:
         """What `forward` gives for each of N states (C, *size), of their own sizes, at times t (N,): (C', *size).
 
         `rows` says which of them share a row of tokens; cond has a row per state. InputError for rows that are not
@@ -285,7 +311,7 @@ class DiT(Plain):
         text's tokens.
         """
         config = self.config
-        if config.attention != "joint" or self.conditioning.told is in_sequence or config.text != "none":
+        if config.attention != "joint" or self.conditioning.sequence or config.text != "none":
             raise InputError(
                 f"a network with attention {config.attention}, conditioning {config.conditioning} and text {config.text} "
                 "takes no packed rows; it needs joint, adaln_zero or adaln, and none (--backbone.text-pooled is told)"
@@ -306,12 +332,12 @@ class DiT(Plain):
             tables = [known[size] for size in sizes]
             rotary = packed_rows([table.transpose(0, 1) for table in tables if table is not None], rows)
             rotary = rotary.permute(2, 0, 1, 3)  # (2, R, L, d/2)
-        at = Arrangement(same_image(owner), rotary, owner.clamp(min=0))
+        among = Arrangement(same_image(owner), rotary, owner.clamp(min=0))
         c = self._told(t, self.said(cond or {}, ()), sizes)  # (N, D)
         h = packed_rows(parts, rows)
-        for block in self.blocks:
-            h = block(h, c, at)
-        outs = unpacked(self.final(h, c, at), lengths, rows)
+        at = Tokens(c, among, own=h.shape[1], lengths=lengths, rows=rows)
+        h = self._through(h, [at], around or alone)
+        outs = unpacked(self.final(h, c, among), lengths, rows)
         found: list[Tensor] = []
         for stack in stacked:
             own = torch.stack(outs[len(found) : len(found) + len(stack)])

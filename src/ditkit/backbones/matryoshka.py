@@ -30,6 +30,7 @@ from ditkit.backbones.plain import PLAIN, PlainConfig
 from ditkit.config import Section
 from ditkit.errors import InputError
 from ditkit.layout import channels_of, pack, packing, unpack
+from ditkit.nn.around import Around, Tokens, alone, numbered_from
 from ditkit.nn.convolutions import zero_conv
 from ditkit.nn.mdm import Level
 
@@ -237,7 +238,13 @@ class Matryoshka(Backbone):
         return self.inner.text_dim
 
     def forward(
-        self, x: Tensor, t: Tensor, cond: Cond | None = None, *, rows: Sequence[int] | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Cond | None = None,
+        *,
+        around: Around | None = None,
+        rows: Sequence[int] | None = None,
     ) -> Tensor:
         """`rows`: for every outer level, highest first, on how many of the first images it runs. The images beyond
         are what they are without it and have zeros there (mixed-resolution training). None: all.
@@ -254,34 +261,37 @@ class Matryoshka(Backbone):
         inner_frames = lowest.shape[2] if lowest.ndim == 5 else 1
 
         # Inwards: what each level passes on is added to the first map of the next. Maps are of single frames.
-        way: list[tuple[Outer, Tensor, list[Tensor], Tensor]] = []
-        inward = None
-        for outer, level, time, n, ratio in zip(
-            reversed(self.levels), levels, times, counts, self.frame_ratios, strict=False
+        way: list[tuple[Outer, Tensor, list[Tensor], Tensor, Around]] = []
+        inward, around = None, around or alone
+        *firsts, inner_first = accumulate((len(outer.steps) for outer in self.levels), initial=0)
+        for outer, first, level, time, n, ratio in zip(
+            reversed(self.levels), reversed(firsts), levels, times, counts, self.frame_ratios, strict=False
         ):
             frames = ratio * inner_frames
             h = outer.embed(_frames(level[:n]))
             if inward is not None:
                 h = h + _filled_up(inward, n * frames)
             c = outer.clock(time[:n], None if said.scale is None else said.scale[:n]) + vector[:n]
-            h, kept = outer.descend(h, c if frames == 1 else c.repeat_interleave(frames, 0))
-            way.append((outer, h, kept, c))
+            own = Tokens(c if frames == 1 else c.repeat_interleave(frames, 0))
+            numbered = numbered_from(first, around)
+            h, kept = outer.descend(h, own, numbered)
+            way.append((outer, h, kept, own, numbered))
             inward = outer.passed(h)
         assert inward is not None
 
         inward = _filled_up(inward, len(x) * inner_frames)
         c = self.inner.condition(times[-1], said)
         h = self.inner.embed(lowest) + self.inner.from_map(_as_clips(inward, len(x), lowest.ndim))
-        h = self.inner.body(h, c, said)
+        h = self.inner.body(h, c, said, numbered_from(inner_first, around))
         outs = [self.inner.head(h, c, lowest.shape[2:])]
         feature = _frames(self.inner.to_map(h, lowest.shape[2:]))
 
         # And outwards again.
-        for outer, h, kept, c in reversed(way):
-            frames = len(h) // len(c)
-            own = c if frames == 1 else c.repeat_interleave(frames, 0)
-            feature = outer.ascend(h + outer.inside(feature[: len(h) // outer.frames]), kept, own)
-            out = _filled_up(outer.head(feature), len(x) * frames)
+        for (outer, h, kept, own, numbered), ratio in zip(
+            reversed(way), reversed(self.frame_ratios[:-1]), strict=True
+        ):
+            feature = outer.ascend(h + outer.inside(feature[: len(h) // outer.frames]), kept, own, numbered)
+            out = _filled_up(outer.head(feature), len(x) * ratio * inner_frames)
             outs.insert(0, _as_clips(out, len(x), lowest.ndim))
         return pack(outs, self.ratios, self.frame_ratios)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ditkit.backbones.base import MOST, WIDEST, BackboneSection, Cond, Count, Plain, Port, Said
 from ditkit.errors import InputError
+from ditkit.nn.around import Around, Tokens, alone
 from ditkit.nn.embeddings import LabelEmbedding
 from ditkit.nn.mdm import GROUPS, Level, Sentence, Step
 from ditkit.nn.patches import image_size
@@ -118,11 +119,12 @@ class MDM(Plain):
         self.check_size(*x.shape[2:])
         return self.level.embed(x)
 
-    def body(self, h: Tensor, c: Tensor, said: Said) -> Tensor:
-        h, kept = self.level.descend(h, c, said.words)
-        for step in self.middle:
-            h = step(h, c, said.words)
-        return self.level.ascend(h, kept, c, said.words)
+    def body(self, h: Tensor, c: Tensor, said: Said, around: Around = alone) -> Tensor:
+        at, first = Tokens(c, words=said.words), len(self.level.steps)
+        h, kept = self.level.descend(h, at, around)
+        for k, step in enumerate(self.middle, first):
+            h = around(k, step.run, h, at)
+        return self.level.ascend(h, kept, at, around)
 
     def head(self, h: Tensor, c: Tensor, size: torch.Size) -> Tensor:
         return self.level.head(h)

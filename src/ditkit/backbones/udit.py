@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ditkit.backbones.base import WIDEST, Backbone, BackboneSection, Count, Plain, Port, Said
 from ditkit.errors import InputError
+from ditkit.nn.around import Around, Tokens, alone
 from ditkit.nn.blocks import Mlp, Modulation, modulated_norm
 from ditkit.nn.convolutions import Shuffle, Unshuffle, embedding_conv, on_planes, xavier_conv, zero_conv
 from ditkit.nn.depthwise_mlp import DepthwiseMlp, ReparameterisedMlp
@@ -118,20 +119,20 @@ class UDiT(Plain):
         self.check_size(*x.shape[2:])
         return self.stem(x.contiguous()).permute(0, 2, 3, 1).contiguous()
 
-    def body(self, h: Tensor, c: Tensor, said: Said) -> Tensor:
+    def body(self, h: Tensor, c: Tensor, said: Said, around: Around = alone) -> Tensor:
         """(B, H, W, D) -> (B, H, W, 2D). What comes from below stands before what was kept."""
         c1, c2, c3 = self._parted(c)
-        first = self._stage(0, h, c1)
-        second = self._stage(1, self.down[0](first), c2)
-        h = self._stage(2, self.down[1](second), c3)
-        h = self._stage(3, self.join[0](torch.cat([self.up[0](h), second], dim=-1)), c2)
-        return self._stage(4, self.join[1](torch.cat([self.up[1](h), first], dim=-1)), c2)
+        first = self._stage(0, h, c1, around)
+        second = self._stage(1, self.down[0](first), c2, around)
+        h = self._stage(2, self.down[1](second), c3, around)
+        h = self._stage(3, self.join[0](torch.cat([self.up[0](h), second], dim=-1)), c2, around)
+        return self._stage(4, self.join[1](torch.cat([self.up[1](h), first], dim=-1)), c2, around)
 
     def _parted(self, c: Tensor) -> tuple[Tensor, ...]:
         """What the stages of each width are told, to broadcast with tokens: three of (B, 1, 1, D')."""
         return c[:, None, None].split(self.told_widths, dim=-1)
 
-    def _stage(self, stage: int, h: Tensor, c: Tensor) -> Tensor:
+    def _stage(self, stage: int, h: Tensor, c: Tensor, around: Around) -> Tensor:
         start = 2 * sum(self.depth[:stage])
         positions = None
         if self.rotary:
@@ -139,8 +140,8 @@ class UDiT(Plain):
             queries, keys = self.attention.positions(height, width, self.head_dims[stage])
             positions = queries.to(h.device), keys.to(h.device)
         h = h.float()  # under autocast too, as in a DiT: what blocks add is summed in float32
-        for block in self.blocks[start : start + 2 * self.depth[stage]]:
-            h = block(h, c, positions)
+        for k, block in enumerate(self.blocks[start : start + 2 * self.depth[stage]], start):
+            h = around(k, lambda h, at, block=block: block(h, at.c, positions), h, Tokens(c))
         return h
 
     def head(self, h: Tensor, c: Tensor, size: torch.Size) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ditkit.backbones.base import WIDEST, BackboneSection, Count, Plain, Port, Said
 from ditkit.errors import InputError
+from ditkit.nn.around import Around, Tokens, alone
 from ditkit.nn.convolutions import GROUPS, Downsample, ResidualBlock, Upsample, zero_conv
 from ditkit.nn.embeddings import LabelEmbedding, TimeEmbedding
 from ditkit.nn.patches import image_size
@@ -87,19 +88,24 @@ class UNet(Plain):
         self.check_size(*x.shape[2:])
         return self.stem(x.contiguous(memory_format=torch.channels_last))
 
-    def body(self, h: Tensor, c: Tensor, said: Said) -> Tensor:
-        blocks, skips = iter(self.blocks), [h]
+    def body(self, h: Tensor, c: Tensor, said: Said, around: Around = alone) -> Tensor:
+        blocks, skips, at = enumerate(self.blocks), [h], Tokens(c)
+
+        def run_next(h: Tensor) -> Tensor:
+            k, block = next(blocks)
+            return around(k, lambda h, at: block(h, at.c), h, at)
+
         for level in range(self.levels):
             if level:
                 h = self.downsamples[level - 1](h)
                 skips.append(h)
             for _ in range(self.depth):
-                h = next(blocks)(h, c)
+                h = run_next(h)
                 skips.append(h)
-        h = next(blocks)(h, c)
+        h = run_next(h)
         for level in range(self.levels):
             for _ in range(self.depth + 1):
-                h = next(blocks)(torch.cat([h, skips.pop()], dim=1), c)
+                h = run_next(torch.cat([h, skips.pop()], dim=1))
             if level < self.levels - 1:
                 h = self.upsamples[level](h)
         return h

@@ -178,6 +178,8 @@ class Conditioning:
 
     block: type[Block]
     head: type[Head] | type[AdaLNHead]
+    sequence: bool = False
+    """Whether c is a sequence."""
     passes: bool = False
     """Whether c, a sequence, passes through the blocks: further tokens, last and without position, dropped before
     the head."""
@@ -203,13 +205,13 @@ class AdaLN(Conditioning):
 class CrossAttended(Conditioning):
     """Every block attends to the sequence of time and label."""
 
-    block, head, told = CrossAttentionBlock, Head, staticmethod(in_sequence)
+    block, head, told, sequence = CrossAttentionBlock, Head, staticmethod(in_sequence), True
 
 
 class InContext(Conditioning):
     """Time and label are two more tokens, last and without position, dropped before the head."""
 
-    block, head, told, passes = Block, Head, staticmethod(in_sequence), True
+    block, head, told, sequence, passes = Block, Head, staticmethod(in_sequence), True, True
 
 
 CONDITIONINGS: dict[str, type[Conditioning]] = {

@@ -5,10 +5,13 @@ Maps are (B, C, H, W). The convolutions are those of every U-Net here (`nn/convo
 groups. Whole networks are in backbones/mdm.py, how levels are nested in backbones/matryoshka.py.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ditkit.nn.around import Around, Tokens, alone
 from ditkit.nn.attention import attend, check_heads
 from ditkit.nn.convolutions import Downsample, ResidualBlock, Upsample, zero_conv
 from ditkit.nn.embeddings import sinusoid
@@ -123,6 +126,10 @@ class Step(nn.Module):
             x = layer(x, words)
         return x
 
+    def run(self, x: Tensor, at: Tokens) -> Tensor:
+        """`forward`, of what `at` holds."""
+        return self(x, at.c, at.words)
+
 
 class Level(nn.Module):
     """The U-Net of one level, in parts, for something lies between its way down and its way up: a middle, or
@@ -201,25 +208,26 @@ class Level(nn.Module):
             x = x / x.std(dim=(1, 2, 3), keepdim=True)
         return self.stem(F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last))
 
-    def descend(self, x: Tensor, c: Tensor, words: Words | None = None) -> tuple[Tensor, list[Tensor]]:
-        """The map at the lowest resolution, and those kept for the way up."""
-        kept = [x]
+    def descend(self, x: Tensor, at: Tokens, around: Around = alone) -> tuple[Tensor, list[Tensor]]:
+        """The map at the lowest resolution, and those kept for the way up. `around` the steps, numbered as `steps`."""
+        kept, numbers = [x], itertools.count()
         for i, steps in enumerate(self.down):
             if i:
                 x = self.downsamples[i - 1](x)
                 kept.append(x)
             for step in steps:  # type: ignore[attr-defined]  # a list of lists
-                x = step(x, c, words)
+                x = around(next(numbers), step.run, x, at)
                 kept.append(x)
         return x, kept
 
-    def ascend(self, x: Tensor, kept: list[Tensor], c: Tensor, words: Words | None = None) -> Tensor:
+    def ascend(self, x: Tensor, kept: list[Tensor], at: Tokens, around: Around = alone) -> Tensor:
         """Back up to the level's own resolution; what was `kept` is taken from the list, the last first."""
+        numbers = itertools.count(sum(map(len, self.down)))  # type: ignore[arg-type]
         for i, steps in enumerate(self.up):
             if i:
                 x = self.upsamples[i - 1](x)
             for step in steps:  # type: ignore[attr-defined]  # a list of lists
-                x = step(torch.cat([x, kept.pop()], dim=1), c, words)
+                x = around(next(numbers), step.run, torch.cat([x, kept.pop()], dim=1), at)
         return x
 
     def head(self, x: Tensor) -> Tensor:
