@@ -195,7 +195,7 @@ def open_model(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, Pool | None]
 
 def check_tokens(ids: Tensor, model: Any, where: str) -> None:
     """InputError for numbers of tokens that the network has no embedding of: the tokenizer is another's."""
-    known = model.get_input_embeddings().num_embeddings
+    known = model.config.vocab_size
     if ids.numel() and int(ids.max()) >= known:
         raise InputError(
             f"{where}: its tokenizer gives token {int(ids.max())}, its network knows {known}; fetch both from one place"
