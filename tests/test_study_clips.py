@@ -92,6 +92,26 @@ def test_frames_drawn_alone_are_put_together_by_class(small):
     assert (made[1, :, 2].int() - alone[6, :, 0].int()).abs().max() <= 1
 
 
+def test_solvers_are_compared_with_the_first(small, monkeypatch):
+    for name, value in {
+        "SAMPLES": 20,
+        "REFERENCE": 40,
+        "SOLVERS": (("ab2", 1), ("ab2", 1), ("euler", 2)),
+    }.items():
+        monkeypatch.setattr(moving, name, value)
+    recipe = moving.cells()["clips"].recipe.replace(backbone={"width": 12, "depth": 2, "heads": 2})
+    pipeline = Pipeline(
+        recipe, recipe.build_backbone().eval().requires_grad_(False), recipe.build_codec(), CPU
+    )
+    first, same, other = moving.clips_by_solver(pipeline)["solvers"]
+    assert same == first
+    assert first["error"] == 0
+    assert other["steps"] == 2
+    assert 0 < other["frechet"] < float("inf")
+    table = moving._solver_table([first, same, other])
+    assert table[3].endswith("| +0.000 ± 0.000 |")
+
+
 def test_how_far_a_clip_that_goes_on_is_from_the_real_one():
     real, labels = clips(3)
     later = torch.roll(real, 3, dims=4)  # 3 pixels to the right, where there is room

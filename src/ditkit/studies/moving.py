@@ -16,6 +16,7 @@ Command: ditkit study moving. Cost: an hour and three quarters of two CPU cores 
 docs/results.md.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,14 @@ from torch import Tensor
 from ditkit.data import Digits, MovingDigits, load_all
 from ditkit.data.moving import centroid, fold
 from ditkit.errors import InputError
-from ditkit.evaluation import FeatureNetwork, Features, Moments, bundled_classifier, frechet_distance
+from ditkit.evaluation import (
+    FeatureNetwork,
+    Features,
+    Moments,
+    bundled_classifier,
+    frechet_distance,
+    frechet_resamples,
+)
 from ditkit.pictures import side_by_side
 from ditkit.pipeline import Pipeline
 from ditkit.recipes import recipe
@@ -37,6 +45,8 @@ SAMPLES = 400
 REFERENCE = 2_000  # training clips
 GIVEN = 4  # first frames of held-out clips
 RESIDUAL = 1.5  # pixels
+SOLVERS = (("ab2", 25), ("ab2", 8), ("ab2", 10), ("ab2", 15), ("heun", 25))
+"""Samplers and their steps; differences are to the first."""
 SHOWN = 5
 BATCH = 50
 
@@ -49,8 +59,10 @@ def cells() -> dict[str, Cell]:
         transport={"known_frames": 0.0},
         train={"images": FRAMES, "batch": 64, "log_images": FRAMES // 20, "checkpoint_images": FRAMES // 4},
     )
-    networks = {"clips": base, "frames": frames}
-    return {name: Cell(known.replace(name=f"moving-{name}"), (), clips) for name, known in networks.items()}
+    return {
+        "clips": Cell(base.replace(name="moving-clips"), (), clips_by_solver),
+        "frames": Cell(frames.replace(name="moving-frames"), (), clips),
+    }
 
 
 class Motion(NamedTuple):
@@ -116,12 +128,33 @@ def clips(pipeline: Pipeline) -> dict[str, Any]:
     return found | {"picture": as_text(frames_of(made[:SHOWN]), data.frames)}
 
 
-def sampled(pipeline: Pipeline, labels: Tensor, frames: int) -> Tensor:
+def clips_by_solver(pipeline: Pipeline) -> dict[str, Any]:
+    """Likewise, and under "solvers" the samples of each of SOLVERS, with the paired difference to the first."""
+    data = recipe("moving-digits").data
+    assert isinstance(data, MovingDigits)
+    network = bundled_classifier(data.kind, data.size)
+    found = clips(pipeline)
+    assert network is not None  # `clips` has seen to it
+    reference = features(load_all(data, "train", REFERENCE)[0], network)
+    labels, spreads, rows = torch.arange(SAMPLES) % 10, [], []
+    for sampler, steps in SOLVERS:
+        made = sampled(pipeline, labels, data.frames, sampler=sampler, steps=steps)
+        spreads.append(frechet_resamples(feature_rows(made, network), reference))
+        error = (spreads[-1] - spreads[0]).std().item()
+        rows.append(
+            {"sampler": sampler, "steps": steps, "error": error}
+            | judged(made, labels, data, network, reference)
+        )
+    return found | {"solvers": rows}
+
+
+def sampled(pipeline: Pipeline, labels: Tensor, frames: int, **solver: Any) -> Tensor:
     """Clips (N, C, F, H, W); of a network of single frames each drawn alone."""
     alone = frames // pipeline.recipe.data.shape[0]
     asked = labels.repeat_interleave(alone)
+    precision = pipeline.recipe.train.precision
     made = pipeline.generate(
-        {"label": asked}, seeds=range(len(asked)), batch=BATCH, precision=pipeline.recipe.train.precision
+        {"label": asked}, seeds=range(len(asked)), batch=BATCH, precision=precision, **solver
     )
     return made.unflatten(0, (-1, alone)).transpose(1, 2).flatten(2, 3)
 
@@ -132,12 +165,17 @@ def frames_of(movies: Tensor) -> Tensor:
 
 
 def features(movies: Tensor, network: FeatureNetwork) -> Moments:
-    """Of clips (N, C, F, H, W): the frames' mean features, and the mean size of their changes."""
+    """Of clips (N, C, F, H, W)."""
+    return Moments.of(feature_rows(movies, network))
+
+
+def feature_rows(movies: Tensor, network: FeatureNetwork) -> Tensor:
+    """Of clips (N, C, F, H, W): the frames' mean features, and the mean size of their changes, (N, D)."""
     rows = []
     for part in movies.split(BATCH):
         read = network(frames_of(part)).pooled.unflatten(0, (len(part), -1))  # (B, F, D)
         rows.append(torch.cat([read.mean(1), read.diff(dim=1).abs().mean(1)], dim=1))
-    return Moments.of(torch.cat(rows))
+    return torch.cat(rows)
 
 
 def judged(
@@ -199,7 +237,26 @@ def report(results: Results, out: Path) -> str:
         lines.append(_row(name, measured["samples"], measured.get("going_on"), record["images_per_second"]))
     lines.append(_row("held-out clips", next(iter(done.values()))["measured"]["held_out"]))
     _draw({name: record["measured"]["picture"] for name, record in done.items()}, out / "samples.png")
+    for record in done.values():
+        lines += _solver_table(record["measured"].get("solvers", []))
     return "\n".join(lines)
+
+
+def _solver_table(solvers: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines of Markdown; none where no other solver was asked."""
+    if not solvers:
+        return []
+    first = solvers[0]["frechet"]
+    return [
+        "",
+        "| sampler, steps | class kept | straight | both | FD | to the first |",
+        "|" + "---|" * 6,
+        *(
+            f"| {each['sampler']}, {each['steps']} | {each['class']:.1%} | {each['straight']:.1%} | {each['both']:.1%} | "
+            f"{each['frechet']:.2f} | {each['frechet'] - first:+.3f} ± {each['error']:.3f} |"
+            for each in solvers
+        ),
+    ]
 
 
 def _draw(pictures: dict[str, str], path: Path) -> None:
