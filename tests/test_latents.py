@@ -21,6 +21,7 @@ from ditkit.errors import InputError
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe
 from ditkit.training import train
+from ditkit.training.draws import draws_of
 from ditkit.training.latents import FromMoments, open_for
 from ditkit.training.log import read_log
 from ditkit.training.step import backward
@@ -95,9 +96,9 @@ def test_every_batch_and_its_draws_agree(latent, encoded):
         draw = noise[: len(ours.index)]
         assert torch.equal(ours.label, theirs.label)
         assert torch.equal(ours.index, theirs.index)
-        assert torch.equal(theirs.images, others.images)
+        assert torch.equal(theirs.moments, others.moments)
         expected = codec.encode(ours.images, draw)
-        torch.testing.assert_close(encoding.encode(theirs.images, draw), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(encoding.encode(theirs.moments, draw), expected, rtol=0, atol=1e-5)
         plain = torch.stack([source.row(place, False) for place in range(2)])
         flipped += (plain - torch.stack([source.row(place, True) for place in range(2)])).abs().max() > 1e-3
     assert flipped  # the mirrored latents are others
@@ -121,7 +122,8 @@ def test_the_step_never_touches_the_autoencoder(latent, encoded):
     codec = latent.build_codec()
     source, encoding = open_for(latent, codec, encoded)
     codec.autoencoder.encode = None
-    (batch,) = batches(source, latent.data, seed=0, start=0, stop=8, batch=8)
+    draws = draws_of(latent, encoding, [source.shape[1:]])
+    (batch,) = batches(source, latent.data, seed=0, start=0, stop=8, batch=8, draws=draws)
     assert isinstance(batch, Batch)
     terms = backward(latent, latent.replace(data={"classes": 10}).build_backbone(), encoding, batch, CPU)
     assert terms["loss"].isfinite()
@@ -303,7 +305,7 @@ def test_a_cache_with_flips_serves_a_recipe_without(latent, encoded):
     (batch,) = batches(source, plain.data, seed=0, start=0, stop=20, batch=20)
     (images,) = batches(plain.data.open(), plain.data, seed=0, start=0, stop=20, batch=20)
     expected = plain.build_codec().encode(images.images)
-    torch.testing.assert_close(encoding.encode(batch.images), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(encoding.encode(batch.moments), expected, rtol=0, atol=1e-5)
 
 
 def test_damaged_caches(latent, tmp_path):

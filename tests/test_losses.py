@@ -17,6 +17,7 @@ from ditkit.recipe import Recipe
 from ditkit.recipes import recipe
 from ditkit.sampling import SAMPLERS
 from ditkit.sampling.grids import time_grid
+from ditkit.training.draws import with_draws
 from ditkit.training.step import backward
 from ditkit.transports import LOSSES, PATHS, PREDICTIONS, Coeffs, Loss, Path, Transport, transport
 
@@ -179,7 +180,8 @@ def test_a_path_of_ones_own_trains_and_samples(own, fields):
     assert Recipe.recorded(chosen.model_dump(mode="json"), "again") == chosen
     net, codec, cpu = chosen.build_backbone(), chosen.build_codec(), torch.device("cpu")
     images = torch.zeros(4, chosen.data.channels, *chosen.data.shape, dtype=torch.uint8)
-    terms = backward(chosen, net, codec, Batch(images, torch.arange(4), torch.arange(4)), cpu)
+    batch = with_draws(chosen, codec, Batch(images, torch.arange(4), torch.arange(4)))
+    terms = backward(chosen, net, codec, batch, cpu)
     assert terms["loss"].isfinite()
     assert all(value.grad.isfinite().all() for value in net.parameters())
     pipeline = Pipeline(chosen, net.eval().requires_grad_(False), codec, cpu)

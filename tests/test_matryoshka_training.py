@@ -20,7 +20,8 @@ from ditkit.recipes import recipe
 from ditkit.training import train
 from ditkit.training.initial import load_inner
 from ditkit.training.log import read_log
-from ditkit.training.step import backward, draws, mixed
+from ditkit.training.draws import with_draws
+from ditkit.training.step import backward, mixed
 
 SMALL = DiTConfig(width=16, depth=1, heads=2, patch=1)
 LEVEL = OuterLevel(widths=(32, 32), depth=(1, 1))
@@ -123,7 +124,8 @@ def batch(n=8):
 def test_the_loss_of_a_batch_of_mixed_resolutions():
     """Of a network that says nothing yet: what it should have said, over the images of each level."""
     chosen = nested(THREE, train={"level_share": (0.25, 0.5)}, transport={"predict": "data"})
-    net, codec, given = chosen.build_backbone(), chosen.build_codec(), batch()
+    net, codec = chosen.build_backbone(), chosen.build_codec()
+    given = with_draws(chosen, codec, batch())
     found = backward(chosen, net, codec, given, CPU)["loss"]
     levels = unpack(codec.encode(given.images), net.ratios)
     expected = sum(level[:n].square().mean() for level, n in zip(levels, (2, 4, 8), strict=True))
@@ -132,14 +134,14 @@ def test_the_loss_of_a_batch_of_mixed_resolutions():
 
 def test_a_cascade_trains_its_highest_level_with_the_others_given(monkeypatch):
     chosen = nested(THREE, transport={"predict": "data", "cascade": 0.25}, train={"seed": 3})
-    net, codec, given, seen = chosen.build_backbone(), chosen.build_codec(), batch(), []
+    net, codec, seen = chosen.build_backbone(), chosen.build_codec(), []
+    given = with_draws(chosen, codec, batch())
     forward = net.forward
     monkeypatch.setattr(net, "forward", lambda x, t, cond: seen.append(t) or forward(x, t, cond))
     found = backward(chosen, net, codec, given, CPU)["loss"]
     torch.testing.assert_close(found, unpack(codec.encode(given.images), net.ratios)[0].square().mean())
     ((t),) = seen
-    drawn = draws(3, given.index, (1,), False)
-    torch.testing.assert_close(t[:, 0], chosen.transport.times(drawn.u))
+    torch.testing.assert_close(t[:, 0], chosen.transport.times(1 - given.draws["time"]))
     assert t[:, 1].equal(t[:, 2])
     assert 0 <= t[:, 1].min() < t[:, 1].max() <= 0.25
     assert len(set(t[:, 1].tolist())) == len(t)

@@ -22,6 +22,7 @@ from ditkit.sampling import SAMPLERS, cfg
 from ditkit.sampling.config import SamplingConfig
 from ditkit.scoring.likelihood import likelihoods
 from ditkit.training.monitor import validation_loss
+from ditkit.training.draws import with_draws
 from ditkit.training.step import backward
 from ditkit.transports import LOSSES, PATHS, PREDICTIONS, TIME_LAWS, Transport
 
@@ -130,7 +131,8 @@ def few(sampler: str) -> dict:
 
 def batch_of(chosen: Recipe) -> Batch:
     shape = (4, chosen.data.channels, *chosen.data.shape)
-    return Batch(torch.zeros(shape, dtype=torch.uint8), torch.arange(4), torch.arange(4))
+    batch = Batch(torch.zeros(shape, dtype=torch.uint8), torch.arange(4), torch.arange(4))
+    return with_draws(chosen, chosen.build_codec(META), batch)
 
 
 def train_step(chosen: Recipe) -> None:

@@ -22,6 +22,7 @@ from ditkit.recipes import recipe
 from ditkit.rollout import WINDOW, roll_out
 from ditkit.scoring.samples import frame_by_frame
 from ditkit.training import train
+from ditkit.training.draws import draws_of
 from ditkit.training.initial import load_initial
 from ditkit.training.log import read_log
 from ditkit.training.step import backward
@@ -176,7 +177,8 @@ def test_clips_that_begin_with_a_clip_of_ones_own(pipe):
 def batch_of(chosen, stop, packed=False):
     source = chosen.data.open()
     plan = plan_for(source, chosen.data, chosen.multiple, chosen.tokens, 64, packed)
-    return batches(source, chosen.data, seed=0, start=0, stop=stop, batch=0, plan=plan)
+    draws = draws_of(chosen, chosen.build_codec(), {*plan.sizes})
+    return batches(source, chosen.data, seed=0, start=0, stop=stop, batch=0, plan=plan, draws=draws)
 
 
 def gradients(net):
@@ -190,12 +192,12 @@ def test_a_packed_step_is_the_step_of_its_images_one_by_one(folder, extra):
     chosen = native(folder, train={"packed": True}, **extra)
     net = awake(chosen).backbone.requires_grad_(True)
     (batch,) = batch_of(chosen, 8, packed=True)
-    assert len({image.shape for image in batch.packed}) > 2
+    assert len(batch.groups) > 2
+    assert torch.cat([group.index for group in batch.groups]).equal(batch.index)
     terms = backward(chosen, net, chosen.build_codec(), batch, CPU)
     packed = gradients(net)
     losses = []
-    for k, image in enumerate(batch.packed):
-        single = Batch(image[None], None, batch.index[k : k + 1])
+    for single in (single for group in batch.groups for single in group.split(1)):
         losses.append(backward(chosen, net, chosen.build_codec(), single, CPU)["loss"])
     alone = gradients(net)
     torch.testing.assert_close(terms["loss"], torch.stack(losses).mean())

@@ -20,6 +20,7 @@ from ditkit.recipe import Recipe
 from ditkit.scoring import sampled
 from ditkit.text import TextConfig
 from ditkit.training import train
+from ditkit.training.draws import with_draws
 from ditkit.training.step import backward
 from ditkit.transports import Transport
 
@@ -118,8 +119,9 @@ def test_captions_are_dropped_with_the_share_asked_for(recipe, dropout, heard):
             value += 0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
     read = recipe.text.build(CPU).encode
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    batch = with_draws(recipe, codec, Batch(images, None, torch.arange(4)))
     losses = [
-        backward(recipe, net, codec, Batch(images, None, torch.arange(4), captions), CPU, read)["loss"].item()
+        backward(recipe, net, codec, replace(batch, caption=captions), CPU, read)["loss"].item()
         for captions in (("a cat",) * 4, ("a train station", "red", "", "blue"))
     ]
     assert (losses[0] != losses[1]) == heard

@@ -20,7 +20,15 @@ from ditkit.recipe import Recipe
 from ditkit.recipes import recipe
 from ditkit.training import codec as training
 from ditkit.training import train
-from ditkit.training.codec import CodecRecipe, CodecTraining, build, losses, normalise, train_codec
+from ditkit.training.codec import (
+    CodecRecipe,
+    CodecTraining,
+    build,
+    losses,
+    normalise,
+    posterior_draws,
+    train_codec,
+)
 from ditkit.training.log import read_log
 
 diffusers = pytest.importorskip("diffusers")
@@ -150,7 +158,8 @@ def test_the_loss_is_what_the_formula_says():
     """Against diffusers' own posterior, and in closed form for a posterior that is the prior."""
     model = build(TINY)
     images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
-    batch = Batch(images, None, torch.arange(4))
+    draws = posterior_draws(TINY)
+    batch = Batch(images, None, torch.arange(4), draws=draws(range(4), (8, 8)))
     x = images.float() / 127.5 - 1
     for loss, distance in (("l1", torch.abs), ("mse", torch.square)):
         config = CodecTraining(loss=loss, kl=0.3)

@@ -17,11 +17,12 @@ from ditkit.errors import InputError, NotFinite
 from ditkit.recipe import Recipe, TrainConfig
 from ditkit.recipes import RECIPES, recipe
 from ditkit.training import monitor, train
+from ditkit.training.draws import draws_of, with_draws
 from ditkit.training.ema import Ema
 from ditkit.training.log import Log, read_log
 from ditkit.training.schedule import learning_rate
 from ditkit.training.skipped import Skipped
-from ditkit.training.step import backward, draws
+from ditkit.training.step import backward
 
 TAKEN = torch.tensor(True)
 
@@ -107,7 +108,7 @@ def test_overfits_one_batch(transport):
     from ditkit.data import Batch
 
     images, labels = torch.randint(0, 256, (32, 1, 8, 8), dtype=torch.uint8), torch.arange(32) % 10
-    batch = Batch(images, labels, torch.arange(32))
+    batch = with_draws(base, codec, Batch(images, labels, torch.arange(32)))
     optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
     losses = []
     for _ in range(150):
@@ -133,22 +134,32 @@ def test_loss_and_gradient_read_nothing_from_the_device(transport):
     meta = torch.device("meta")
     with meta:
         net = base.build_backbone()
+    codec = base.build_codec()
     batch = Batch(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.arange(8), torch.arange(8))
-    terms = backward(base, net, base.build_codec(), batch, meta)
+    terms = backward(base, net, codec, with_draws(base, codec, batch), meta)
     assert {"loss", "mse"} <= terms.keys()
     assert all(value.is_meta for value in terms.values())
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
 def test_draws_depend_on_seed_and_number_only():
-    a = draws(3, torch.tensor([5, 9, 2]), (1, 4, 4), random_codec=True)
-    b = draws(3, torch.tensor([9]), (1, 4, 4), random_codec=False)
-    assert torch.equal(a.eps[1], b.eps[0])
-    assert a.u[1] == b.u[0]
-    assert a.drop[1] == b.drop[0]
-    assert b.posterior is None
-    assert not torch.equal(a.eps[1], draws(4, torch.tensor([9]), (1, 4, 4), random_codec=False).eps[0])
-    assert not torch.equal(a.eps, a.posterior)
+    base = recipe("digits").replace(train={"seed": 3})
+    codec = base.build_codec()
+    codec.random = True
+    draws = draws_of(base, codec, [(4, 4)])
+    a, b = draws([5, 9, 2], (4, 4)), draws([9], (4, 4))
+    assert all(torch.equal(values[1], b[name][0]) for name, values in a.items())
+    other = draws_of(base.replace(train={"seed": 4}), codec, [(4, 4)])([9], (4, 4))
+    assert not any(torch.equal(values, other[name]) for name, values in b.items())
+    assert not torch.equal(a["noise"], a["posterior"])
+    assert {name: values.shape[1:] for name, values in a.items() if values.dtype == torch.float64} == {
+        "time": (),
+        "drop": (),
+    }
+    nothing = draws([], (4, 4))
+    assert {name: values.shape for name, values in nothing.items()} == {
+        name: (0, *values.shape[1:]) for name, values in a.items()
+    }
 
 
 def test_labels_are_dropped_once_per_image_at_the_stated_rate(small):
@@ -160,7 +171,8 @@ def test_labels_are_dropped_once_per_image_at_the_stated_rate(small):
     seen = []
     forward = net.forward
     net.forward = lambda x, t, cond: seen.append(cond["label"]) or forward(x, t, cond)
-    batch = Batch(torch.zeros(2000, 1, 8, 8, dtype=torch.uint8), torch.full((2000,), 3), torch.arange(2000))
+    images = torch.zeros(2000, 1, 8, 8, dtype=torch.uint8)
+    batch = with_draws(base, codec, Batch(images, torch.full((2000,), 3), torch.arange(2000)))
     for _ in range(2):
         backward(base, net, codec, batch, CPU)
     assert set(seen[0].tolist()) == {3, 10}

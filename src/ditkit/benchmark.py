@@ -36,6 +36,7 @@ from ditkit.layout import Layout, layout_of
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe as named_recipe
 from ditkit.sampling import cfg
+from ditkit.training.draws import with_draws
 from ditkit.training.ema import Ema
 from ditkit.training.step import backward, make_optimizer, update
 
@@ -261,7 +262,7 @@ def training_step(
     size = recipe.train.batch
 
     def step() -> None:
-        backward(recipe, net, codec, batch, CPU, read)
+        backward(recipe, net, codec, with_draws(recipe, codec, batch), CPU, read)
         norm = update(optimizer, recipe.train.clip)
         ema.update(size, size, norm.isfinite())
 

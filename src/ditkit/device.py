@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import BeforeValidator
+from torch import Tensor
 
 from ditkit.errors import InputError
 
@@ -79,6 +80,12 @@ def has_fast_bf16(device: torch.device) -> bool:
 def widest(device: torch.device) -> torch.dtype:
     """The most precise floating-point numbers that a device has."""
     return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def sent(value: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. The host does not wait for a copy to a CUDA GPU, which is beside its work where the memory
+    is pinned."""
+    return value.to(device, non_blocking=device.type == "cuda")
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:

@@ -5,8 +5,10 @@ the counter (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011)
 same whatever the batch, the rank, the device or the point of resumption.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -49,6 +51,61 @@ def generator(seed: int, index: int, purpose: Purpose) -> np.random.Generator:
     key = np.array([seed, index], dtype=np.uint64)  # numpy would take a list with 2^64 - 1 through float64
     counter = [0, 0, 0, _COUNTER[purpose]]
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+class Stream(NamedTuple):
+    """Random numbers that every image of a training has for one use: a function of (seed, n)."""
+
+    name: str
+    purpose: Purpose
+    law: Literal["uniform", "normal"]
+    """float64 in [0, 1), or float32 and standard normal."""
+    shape: tuple[int, ...] | None = None
+    """Of one image's numbers; None: that of its state."""
+    after: int = 0
+    """How many uniform numbers of the purpose come before, which belong to other streams."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a training draws for its images: some streams, where `shapes` says which state an image of some size has.
+
+    It holds no network, so that a loader's workers can draw ahead.
+    """
+
+    seed: int
+    streams: tuple[Stream, ...]
+    shapes: Mapping[tuple[int, ...], tuple[int, ...]]
+
+    def __call__(self, numbers: Sequence[int], size: tuple[int, ...]) -> dict[str, Tensor]:
+        """Each stream's numbers of the images n = `numbers`, all of one size, by its name: (B, *shape), on the CPU."""
+        found = {
+            stream.name: np.empty(
+                (len(numbers), *(self.shapes[size] if stream.shape is None else stream.shape)),
+                np.float64 if stream.law == "uniform" else np.float32,
+            )
+            for stream in self.streams
+        }
+        ordered = sorted(self.streams, key=lambda stream: (_COUNTER[stream.purpose], stream.after))
+        for purpose, group in groupby(ordered, key=lambda stream: stream.purpose):
+            streams = list(group)
+            for row, n in enumerate(numbers):
+                _fill(
+                    generator(self.seed, n, purpose), streams, [found[s.name][row : row + 1] for s in streams]
+                )
+        return {name: torch.from_numpy(values) for name, values in found.items()}
+
+
+def _fill(random: np.random.Generator, streams: Sequence[Stream], rows: Sequence[np.ndarray]) -> None:
+    """Draw the streams of one purpose, in their order, into their rows."""
+    passed = 0
+    for stream, row in zip(streams, rows, strict=True):
+        random.random(stream.after - passed)
+        if stream.law == "uniform":
+            random.random(out=row)
+            passed = stream.after + row.size
+        else:  # the last of its purpose: how much of the generator it takes is not known
+            random.standard_normal(dtype=np.float32, out=row)
 
 
 class RowNoise:

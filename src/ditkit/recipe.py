@@ -157,6 +157,11 @@ class Recipe(Section):
             raise ValueError(
                 "train.packed is for train.tokens and a backbone of one resolution, without train.micro_batch"
             )
+        if self.train.packed and self.transport.known_frames and self.data.shape[0] > 1:
+            raise ValueError(
+                "train.packed and transport.known_frames: in packed rows all frames of a clip have one time; give "
+                "transport.known_frames 0, or leave train.packed out"
+            )
         if self.data.aspect == "native" and (self.train.score_images or self.train.latents):
             raise ValueError(
                 "data.aspect native: train.score_images and train.latents are of images of one size; leave them out"

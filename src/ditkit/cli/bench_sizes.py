@@ -6,6 +6,7 @@ its tokens that are not padding; and packed rows. The figure is tokens of images
 """
 
 from collections.abc import Iterator
+from itertools import groupby
 from statistics import median
 
 import torch
@@ -88,8 +89,13 @@ def made_up(recipe: Recipe, plan: Plan) -> dict[str, Batch]:
         found[written(bucket.size)] = Batch(images(count, bucket.size), *labelled(count))
     mixture = Plan(plan.sizes, recipe.tokens, plan.budget, recipe.data.without, packed=True)
     places = mixture.batches(seed=0, epoch=0)[0]
-    singles = tuple(images(1, plan.sizes[place])[0] for place in places)
-    found[PACKED] = Batch(torch.empty(0, dtype=torch.uint8), *labelled(len(places)), None, singles)
+    labels, index = labelled(len(places))
+    groups = [
+        Batch(images(len(rows), size), None, index[rows])
+        for size, run in groupby(range(len(places)), key=lambda row: plan.sizes[places[row]])
+        if (rows := list(run))
+    ]
+    found[PACKED] = Batch(None, labels, index, groups=tuple(groups))
     return found
 
 
@@ -110,7 +116,7 @@ def rates(recipe: Recipe, plan: Plan, batches: dict[str, Batch], contenders: lis
         for k in rounds
     ]
     mean = tokens / len(plan)
-    packed = sum(recipe.tokens(image.shape[1:]) for image in batches[PACKED].packed)
+    packed = sum(len(group.index) * recipe.tokens(group.size) for group in batches[PACKED].groups)
     found = {
         LARGEST: (full, times[LARGEST]),
         "buckets": (tokens, an_epoch),

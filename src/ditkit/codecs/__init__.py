@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ditkit.codecs.base import Codec
+from ditkit.codecs.base import POSTERIOR, Codec
 from ditkit.codecs.identity import IdentityConfig
 from ditkit.codecs.pyramid import PyramidCodec
 from ditkit.codecs.vae import Vae, VaeConfig
@@ -19,4 +19,13 @@ CodecConfig = Annotated[IdentityConfig | VaeConfig, Field(discriminator="kind")]
 
 CODECS: dict[str, IdentityConfig | VaeConfig] = {"identity": IdentityConfig(), "vae": VaeConfig()}
 
-__all__ = ["CODECS", "Codec", "CodecConfig", "IdentityConfig", "PyramidCodec", "Vae", "VaeConfig"]
+__all__ = [
+    "CODECS",
+    "POSTERIOR",
+    "Codec",
+    "CodecConfig",
+    "IdentityConfig",
+    "PyramidCodec",
+    "Vae",
+    "VaeConfig",
+]

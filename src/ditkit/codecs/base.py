@@ -8,6 +8,10 @@ from torch import Tensor
 
 from ditkit.config import Section
 from ditkit.layout import Layout
+from ditkit.randomness import Stream
+
+POSTERIOR = Stream("posterior", "codec", "normal")
+"""What a random codec encodes a training image with."""
 
 
 class Codec(Protocol):

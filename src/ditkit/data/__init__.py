@@ -11,12 +11,13 @@ from typing import Annotated
 from pydantic import Field
 
 from ditkit.data.arrays import Digits, FashionMNIST
+from ditkit.data.batch import Batch
 from ditkit.data.buckets import Bucket, Plan, first_fit, plan_for, shard
 from ditkit.data.emoji import EmojiData
 from ditkit.data.encoded import Encoded, EncodedSection
 from ditkit.data.folder import Folder
 from ditkit.data.hub import Hub
-from ditkit.data.loader import Batch, Stream, batches, in_order, load_all, load_size, spread, workers_named
+from ditkit.data.loader import Stream, batches, in_order, load_all, load_size, spread, workers_named
 from ditkit.data.moving import MovingDigits
 from ditkit.data.numeric import ArrayFiles
 from ditkit.data.shards import Webdataset

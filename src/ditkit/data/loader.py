@@ -5,35 +5,31 @@ start at another n, and neither the batch size nor the number of workers changes
 several sizes the order, and which of them make a batch, is a plan's (buckets.py).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from multiprocessing.sharedctypes import RawValue
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from ditkit.data.batch import Batch
 from ditkit.data.buckets import Plan, places_by_size, shard, sizes, written
 from ditkit.data.latents.source import Latents
 from ditkit.data.sources import Arrays, Clips, DataSection, Source, Split, Tensors, one_shape, reader, stack
 from ditkit.device import cores
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
-from ditkit.randomness import generator
+from ditkit.randomness import Draws, generator
 from ditkit.signals import leave_to_parent, starting_workers
 
-
-class Batch(NamedTuple):
-    """B training images or clips."""
-
-    images: Tensor  # uint8, or numbers float32 in [-1, 1], (B, C, H, W), clips (B, C, F, H, W); of latents their moments
-    label: Tensor | None  # int64 (B,); None when the data is unlabelled
-    index: Tensor  # type: ignore[assignment]  # int64 (B,): the counters n; hides tuple.index
-    caption: tuple[str, ...] | None = None  # (B,); None when the data has no captions
-    packed: tuple[Tensor, ...] = ()  # of a packed plan each image by itself, (C, H, W), and `images` is empty
+FOR_A_GPU = 4
+"""Processes that draw ahead for a GPU, where reading is nothing."""
 
 
 def batches(
@@ -48,17 +44,22 @@ def batches(
     world: int = 1,
     workers: int | None = 0,
     plan: Plan | None = None,
-) -> Iterator[Batch]:
+    draws: Draws | None = None,
+    pinned: bool = False,
+) -> Generator[Batch]:
     """The images n = start, start + 1, ... below `stop`, `batch` at a time; the last may be fewer.
 
     With a plan of this source the batches are the plan's, `batch` is not used, and all images of one have one
     size or are packed; those that `start` and `stop` fall into are cut. Of `world` ranks each sees its share, together what one
     process would: of every `world` images one, of a plan's batches their `shard`, which can be empty (B = 0), so
-    that all ranks take as many steps. `workers` processes read ahead; 0 reads in this one, None takes as many as
-    there are cores where reading means decoding. InputError as the source raises it.
+    that all ranks take as many steps. InputError as the source raises it.
+
+    `draws` is what a training draws for its images; batches carry it. `workers` processes read and draw ahead; 0 does it in
+    this one, None takes as many as there are cores where reading means decoding, and some for a GPU. `pinned` memory is
+    copied to a GPU beside its work.
     """
     if workers is None:
-        workers = cores() if getattr(source, "decodes", False) else 0
+        workers = cores() if getattr(source, "decodes", False) else min(cores(), FOR_A_GPU) if pinned else 0
     counters: Iterable[list[int]]
     if plan is None:
         counters = BatchSampler(shard(range(start, stop), rank, world), batch, drop_last=False)
@@ -66,9 +67,10 @@ def batches(
         counters = (list(shard(part, rank, world)) for part in plan.counters(seed, start, stop))
     ending = RawValue("b", False)
     loader = DataLoader(
-        Stream(source, config, seed, plan),
+        Stream(source, config, seed, plan, draws),
         batch_sampler=counters,
         num_workers=workers,
+        pin_memory=pinned,
         collate_fn=_as_it_is,
         worker_init_fn=partial(_leave_signals, ending),
         generator=torch.Generator(),  # the loader seeds its workers from it, not from torch's global state
@@ -168,8 +170,16 @@ def _as_it_is(batch: Any) -> Any:
 class Stream(Dataset):
     """The training images of run `seed` by their counter n = 0, 1, 2, ..., over all epochs."""
 
-    def __init__(self, source: Source | Latents, config: DataSection, seed: int, plan: Plan | None = None):
+    def __init__(
+        self,
+        source: Source | Latents,
+        config: DataSection,
+        seed: int,
+        plan: Plan | None = None,
+        draws: Draws | None = None,
+    ):
         self._source, self._config, self._seed, self._plan = source, config, seed, plan
+        self._draws = draws
         self._length = len(source) if plan is None else len(plan)
         self._epoch, self._order = -1, np.empty(0, dtype=int)
 
@@ -198,18 +208,33 @@ class Stream(Dataset):
         return self.__getitems__([n])
 
     def __getitems__(self, counters: Sequence[int]) -> Batch:
-        """The images of these counters; DataLoader asks for a whole batch at once, which has one size."""
+        """The images of these counters; DataLoader asks for a whole batch at once, which has one size or is packed."""
         positions = [self.position(n) for n in counters]
-        packed: tuple[Tensor, ...] = ()
-        if self._plan is not None and self._plan.packed:
-            packed = tuple(self._fetch([k], [n])[0] for k, n in zip(positions, counters, strict=True))
-            images = torch.empty(0, dtype=torch.uint8)
-        else:
-            images = self._fetch(positions, counters)
         label = None if self._source.labels is None else self._source.labels[positions]
         captions = self._source.captions
         caption = None if captions is None else tuple(captions[place] for place in positions)
-        return Batch(images, label, torch.tensor(counters, dtype=torch.int64), caption, packed)
+        if self._plan is None or not self._plan.packed:
+            return replace(self._of_one_size(positions, counters), label=label, caption=caption)
+        runs = groupby(range(len(counters)), key=lambda row: self._size(positions[row]))
+        parts = [list(rows) for _, rows in runs] or [[]]
+        groups = tuple(
+            self._of_one_size([positions[k] for k in rows], [counters[k] for k in rows]) for rows in parts
+        )
+        return Batch(None, label, torch.tensor(counters, dtype=torch.int64), caption, groups=groups)
+
+    def _size(self, position: int) -> tuple[int, ...]:
+        """Of one image in pixels."""
+        return one_shape(self._config, None) if self._plan is None else self._plan.sizes[position]
+
+    def _of_one_size(self, positions: Sequence[int], counters: Sequence[int]) -> Batch:
+        """Images of one size with their draws, without labels and captions."""
+        index = torch.tensor(counters, dtype=torch.int64)
+        found = self._fetch(positions, counters)
+        if isinstance(self._source, Latents):
+            batch = Batch(None, None, index, moments=found)
+        else:
+            batch = Batch(found, None, index)
+        return batch if self._draws is None else replace(batch, draws=self._draws(counters, batch.size))
 
     def _fetch(self, positions: Sequence[int], counters: Sequence[int]) -> Tensor:
         """In this process's own thread: a loader's workers are what runs beside each other."""
@@ -217,10 +242,7 @@ class Stream(Dataset):
         flipped = [self.flipped(n) for n in counters]
         if isinstance(source, Latents):
             return source.moments(positions, flipped)
-        if self._plan is None:
-            shape = one_shape(config, None)
-        else:
-            shape = self._plan.sizes[positions[0] if positions else 0]
+        shape = self._size(positions[0] if positions else 0)
         if isinstance(source, Tensors) or (isinstance(source, Arrays) and source.boxes is None):
             images = stack(source, positions, config, shape)
         else:

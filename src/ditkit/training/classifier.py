@@ -113,7 +113,7 @@ def _train(images: Tensor, labels: Tensor, card: Card) -> tuple[nn.Sequential, n
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=length.images // size)
 
     def step(batch: Batch) -> dict[str, Tensor]:
-        inputs = scale(batch.images)
+        inputs = scale(batch.encodable)
         with autocast(device, "auto"):
             features = body(inputs)  # (B, D)
             logits, drawn = head(features).float(), redraw(features).float()

@@ -11,29 +11,29 @@ spread 1 in every channel. How a codec is used: ditkit.codecs.vae.
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from ditkit.codecs import Vae, VaeConfig
+from ditkit.codecs import POSTERIOR, Vae, VaeConfig
 from ditkit.codecs.identity import as_uint8, to_signed
 from ditkit.codecs.vae import draw, write_autoencoder
 from ditkit.config import Section
 from ditkit.data import Batch, DataConfig, Source, Split, batches, in_order, workers_named
 from ditkit.data.latents.source import LOGVAR, channel_means
-from ditkit.device import autocast, check_memory
+from ditkit.device import autocast, check_memory, sent
 from ditkit.errors import InputError
 from ditkit.evaluation import FeatureNetwork, frechet_distance, gather
 from ditkit.files import owned
 from ditkit.pictures import grid, save_picture
 from ditkit.progress import progress_bar
-from ditkit.randomness import generator
+from ditkit.randomness import Draws
 from ditkit.recipe import Count, Recipe, Training
 from ditkit.records import write_json
 from ditkit.scoring.rulers import CLASSIFIER, network
@@ -168,6 +168,8 @@ def _fit(
         stop=config.images,
         batch=config.batch,
         workers=config.workers,
+        draws=posterior_draws(recipe),
+        pinned=device.type == "cuda",
     )
 
     def step(batch: Batch) -> dict[str, Tensor]:
@@ -179,6 +181,7 @@ def _fit(
     with (
         progress_bar(config.images, "autoencoder", "img", initial=state.images, shown=progress) as bar,
         Tracking(out, config, out.name, recipe) as tracking,
+        closing(stream),  # an error ends the loader's processes at once
     ):
         hooks = run_hooks(state, out, config, requests, bar, tracking=tracking)
         fit(state, stream, step, config, hooks=hooks)
@@ -211,18 +214,17 @@ def build(recipe: CodecRecipe):
         return make()
 
 
-def losses(model, batch: Batch, config: CodecTraining, device: torch.device) -> dict[str, Tensor]:
-    """Means over a batch: "loss", its parts "pixels" and "kl", the latter in nats per pixel value.
+def posterior_draws(recipe: CodecRecipe) -> Draws:
+    """Image n's draw from its posterior, a function of (seed, n)."""
+    shape = (recipe.codec.channels, *(side // recipe.codec.downsampling for side in recipe.data.shape))
+    return Draws(recipe.train.seed, (POSTERIOR,), {recipe.data.shape: shape})
 
-    Image n's draw from its posterior is a function of (seed, n).
-    """
-    images = to_signed(batch.images.to(device))
+
+def losses(model, batch: Batch, config: CodecTraining, device: torch.device) -> dict[str, Tensor]:
+    """Means over a batch, with its draws: "loss", its parts "pixels" and "kl", the latter in nats per pixel value."""
+    images = to_signed(sent(batch.encodable, device))
     moments = model.encode(images).latent_dist.parameters.float()
-    shape = (moments.shape[1] // 2, *moments.shape[2:])
-    noise = np.stack(
-        [generator(config.seed, n, "codec").standard_normal(shape, np.float32) for n in batch.index.tolist()]
-    )
-    drawn = model.decode(draw(moments, torch.from_numpy(noise).to(device))).sample.float()
+    drawn = model.decode(draw(moments, sent(batch.draws["posterior"], device))).sample.float()
     mean, logvar = moments.chunk(2, dim=1)
     logvar = logvar.clamp(*LOGVAR)
     kl = (mean.square() + logvar.exp() - 1 - logvar).sum() / 2 / images.numel()

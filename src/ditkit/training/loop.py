@@ -5,8 +5,8 @@ run that is stopped and resumed equals one that was not, bit for bit on the same
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Generator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,12 +22,14 @@ from ditkit.errors import InputError
 from ditkit.files import owned
 from ditkit.pipeline import Pipeline
 from ditkit.progress import progress_bar
+from ditkit.randomness import Draws
 from ditkit.recipe import Recipe
 from ditkit.signals import Requests
 from ditkit.text import TextCache
 from ditkit.trackers import check_trackers
 from ditkit.training.captions import read_captions
 from ditkit.training.data import recorded, settled
+from ditkit.training.draws import draws_of
 from ditkit.training.ema import Ema
 from ditkit.training.fit import fit
 from ditkit.training.hooks import CHECKPOINTS, checkpoint_path, run_hooks
@@ -92,9 +94,10 @@ class _Opened(NamedTuple):
     codec: Codec
     encoding: Codec  # of the batches: of moments where they come from a cache
     plan: Plan | None
+    draws: Draws
     device: torch.device
 
-    def stream(self, start: int) -> Iterator[Batch]:
+    def stream(self, start: int) -> Generator[Batch]:
         """The batches from that image on."""
         data, config = self.recipe.data, self.recipe.train
         return batches(
@@ -106,6 +109,8 @@ class _Opened(NamedTuple):
             batch=config.batch,
             workers=config.workers,
             plan=self.plan,
+            draws=self.draws,
+            pinned=self.device.type == "cuda",
         )
 
 
@@ -129,7 +134,10 @@ def _open(recipe: Recipe, out: Path, device: torch.device) -> _Opened:
     if config.tokens is not None:
         plan = plan_for(source, recipe.data, recipe.multiple, recipe.tokens, config.tokens, config.packed)
         log.info(plan.describe())
-    return _Opened(recipe, source, codec, encoding, plan, device)
+    sizes = {recipe.data.shape} if plan is None else {*plan.sizes}
+    if isinstance(source, Latents):
+        sizes = {source.shape[1:]}
+    return _Opened(recipe, source, codec, encoding, plan, draws_of(recipe, encoding, sizes), device)
 
 
 def _train(
@@ -184,11 +192,12 @@ def _train(
     with (
         progress_bar(config.images, recipe.name, "img", initial=state.images, shown=progress) as bar,
         Tracking(out, config, recipe.name, recipe) as tracking,
+        closing(opened.stream(state.images)) as stream,  # an error ends the loader's processes at once
     ):
         hooks = run_hooks(
             state, out, config, requests, bar, name=recipe.name, measure=monitor.measure, tracking=tracking
         )
-        fit(state, opened.stream(state.images), step, config, hooks=hooks, rate=learning_rate)
+        fit(state, stream, step, config, hooks=hooks, rate=learning_rate)
     return checkpoint_path(out, state.images)
 
 

@@ -1,10 +1,10 @@
-"""One training step's parts: what is drawn for a batch, its loss and gradient, the optimiser."""
+"""One training step's parts: the loss and gradient of a batch, the optimiser."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,43 +12,14 @@ from ditkit.backbones import Backbone, Cond
 from ditkit.codecs import Codec
 from ditkit.conditions import Read, conditions, in_place_of_unknown, unknown
 from ditkit.data import Batch, first_fit
-from ditkit.device import autocast
+from ditkit.device import autocast, sent
 from ditkit.layout import Layout, Packed
-from ditkit.nn.packing import stacks
-from ditkit.randomness import generator
 from ditkit.recipe import Recipe, Training
 from ditkit.transports import Network
 
 ROW = 2
 """Rows of packed images are this many times as long as the longest image: fuller than rows of one, while attention
 costs more the longer a row is."""
-
-
-class Draws(NamedTuple):
-    """The randomness of a batch of training images, on the CPU."""
-
-    u: Tensor  # float64 (B,), uniform in (0, 1]: the time
-    drop: Tensor  # float64 (B,), uniform in [0, 1): label and text are dropped below label_dropout
-    eps: Tensor  # float32 (B, *S), standard normal
-    posterior: Tensor | None  # float32 (B, *S), standard normal: what a random codec encodes with
-
-
-def draws(seed: int, index: Tensor, shape: tuple[int, ...], random_codec: bool) -> Draws:
-    """Time, dropout and noise of the images numbered `index`, each from (seed, n) alone."""
-    u, drop, eps, posterior = [], [], [], []
-    for n in index.tolist():
-        stream = generator(seed, n, "train")
-        u.append(1 - stream.random())
-        drop.append(stream.random())
-        eps.append(stream.standard_normal(shape, dtype=np.float32))
-        if random_codec:
-            posterior.append(generator(seed, n, "codec").standard_normal(shape, dtype=np.float32))
-    return Draws(
-        torch.tensor(u, dtype=torch.float64),
-        torch.tensor(drop, dtype=torch.float64),
-        torch.from_numpy(np.stack(eps)),
-        torch.from_numpy(np.stack(posterior)) if random_codec else None,
-    )
 
 
 def backward(
@@ -61,15 +32,17 @@ def backward(
 ) -> dict[str, Tensor]:
     """Accumulate the gradient of the batch's mean loss; the batch's mean of every term of the loss.
 
-    `read` gives the captions' embeddings, for a network that is told a text.
+    The batch carries its draws (`draws_of`); nothing is drawn here. One without images gives a gradient and terms of 0, as
+    a process needs whose others have some. `read` gives the captions' embeddings, for a network that is told a text.
     """
-    config, total = recipe.train, len(batch.index)
+    config, total = recipe.train, len(batch.index) or math.inf
     instead = in_place_of_unknown(recipe.text, read)
     means: dict[str, Tensor] = {}
-    for part in _split(batch, config.micro_batch or total):
-        task = (_packed if part.packed else _whole)(recipe, net, codec, part, device)
+    batch = batch if len(batch.index) else _stand_in(batch)
+    for part in batch.split(config.micro_batch or len(batch.index)):
+        task = (_packed if part.groups else _whole)(recipe, net, codec, part, device)
         cond = conditions(part.label, part.caption, read, device)
-        dropped = (task.drop < config.label_dropout).to(device)
+        dropped = sent(task.drop < config.label_dropout, device)
         cond = {
             key: torch.where(dropped.view(-1, *[1] * (empty.ndim - 1)), empty, cond[key])
             for key, empty in unknown(net, cond, instead).items()
@@ -91,6 +64,23 @@ def backward(
     return means
 
 
+def _stand_in(batch: Batch) -> Batch:
+    """One image of zeros for a batch of none: networks run on some, and every parameter has its gradient."""
+
+    def one(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.new_zeros(1, *value.shape[1:])
+
+    return Batch(
+        one(batch.images),
+        one(batch.label),
+        batch.index.new_zeros(1),
+        None if batch.caption is None else ("",),
+        one(batch.moments),
+        groups=tuple(map(_stand_in, batch.groups)),
+        draws={name: values.new_zeros(1, *values.shape[1:]) for name, values in batch.draws.items()},
+    )
+
+
 class Task(NamedTuple):
     """What the loss of some training images is of."""
 
@@ -98,34 +88,29 @@ class Task(NamedTuple):
     x0: Tensor
     eps: Tensor
     t: Tensor
-    drop: Tensor  # as in `Draws`
+    drop: Tensor  # float64 (B,), uniform in [0, 1): label and text are dropped below label_dropout
     layout: Layout
     weights: Tensor | None
 
 
 def _whole(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: torch.device) -> Task:
     """Of images or clips of one size."""
-    config, transport = recipe.train, recipe.transport
-    layout = codec.layout(*part.images.shape[2:])
-    drawn = draws(config.seed, part.index, layout.shape, codec.random)
-    posterior = None if drawn.posterior is None else drawn.posterior.to(device)
-    x0 = codec.encode(part.images.to(device), posterior)
-    t, learned = transport.times(drawn.u, layout), None
-    if transport.has_known_parts:  # or else the draws would be for nothing
-        t, learned = transport.known_parts(t, known_draws(config.seed, part.index), layout)
+    config, transport, drawn = recipe.train, recipe.transport, part.draws
+    layout = codec.layout(*part.size)
+    posterior = sent(drawn["posterior"], device) if codec.random else None
+    x0 = codec.encode(sent(part.encodable, device), posterior)
+    t, learned = transport.times(1 - drawn["time"], layout), None
+    if transport.has_known_parts:
+        t, learned = transport.known_parts(t, drawn["known"], layout)
     shared, weights = mixed(net, config.level_share, len(x0))
     if learned is not None:
         weights = learned if weights is None else weights * learned
-    return Task(shared, x0, drawn.eps.to(device), t, drawn.drop, layout, weights)
+    return Task(shared, x0, sent(drawn["noise"], device), t, drawn["drop"], layout, weights)
 
 
 def _packed(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: torch.device) -> Task:
     """Of images of several sizes as one state, each with the draws that it has in a batch of its size."""
-    stacked = stacks(part.packed)
-    groups = [
-        _whole(recipe, net, codec, Batch(images, None, index), device)
-        for images, index in zip(stacked, part.index.split([*map(len, stacked)]), strict=True)
-    ]
+    groups = [_whole(recipe, net, codec, group, device) for group in part.groups]
     shapes = [group.x0.shape[1:] for group in groups for _ in group.x0]
     layout = Packed.of(shapes)
     lengths = [recipe.backbone.tokens(shape[1:]) for shape in shapes]
@@ -140,12 +125,6 @@ def _packed(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: to
     )
     t, drop = (torch.cat([getattr(group, name) for group in groups]) for name in ("t", "drop"))
     return Task(network, x0, eps, t[None], drop, layout, None)
-
-
-def known_draws(seed: int, index: Tensor) -> Tensor:
-    """float64 (B, 3), uniform in [0, 1): which parts of the states are known, and with how much noise."""
-    draws = [generator(seed, n, "given").random(3) for n in index.tolist()]
-    return torch.from_numpy(np.stack(draws))
 
 
 def mixed(net: Backbone, share: Sequence[float], count: int) -> tuple[Network, Tensor | None]:
@@ -184,11 +163,3 @@ def update(optimizer: torch.optim.Optimizer, clip: float | None) -> Tensor:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
-
-
-def _split(batch: Batch, size: int) -> Iterator[Batch]:
-    for start in range(0, len(batch.index), size):
-        rows = slice(start, start + size)
-        label = None if batch.label is None else batch.label[rows]
-        caption = None if batch.caption is None else batch.caption[rows]
-        yield Batch(batch.images[rows], label, batch.index[rows], caption, batch.packed[rows])

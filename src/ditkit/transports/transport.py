@@ -13,6 +13,7 @@ from torch import Tensor
 from ditkit.config import OneOf, Section, renamed
 from ditkit.device import widest
 from ditkit.layout import Layout
+from ditkit.randomness import Stream
 from ditkit.transports import hybrid, parts
 from ditkit.transports.denoiser import At, Cond, Denoiser, Network, expanded
 from ditkit.transports.losses import LOSSES, error
@@ -22,6 +23,11 @@ from ditkit.transports.times import TIME_LAWS, on_knots, shifted_for_size
 
 LAST_OF_AN_SDE = 0.04
 """The lowest time at which SiT asks a network in an SDE, before its last step."""
+
+TIME = Stream("time", "train", "uniform", ())
+NOISE = Stream("noise", "train", "normal", after=2)
+KNOWN = Stream("known", "given", "uniform", (3,))
+"""Which parts of a state are known, and with how much noise."""
 
 
 class Transport(Section):
@@ -130,6 +136,11 @@ class Transport(Section):
         if not self.size_shift or layout is None:
             return t
         return shifted_for_size(t, layout.shape, self.size_shift)
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """What training draws for each image: `times` are of 1 - "time", x_t of "noise", `known_parts` of "known"."""
+        return (TIME, NOISE, KNOWN) if self.has_known_parts else (TIME, NOISE)
 
     @property
     def has_known_parts(self) -> bool:

@@ -77,7 +77,7 @@ class Latents(ABC):
         """Mean and logvar of these images: float32 (B, 2 channels, height, width). NotFinite, naming the file, where
         they are no finite numbers."""
         rows = [self.row(place, flip) for place, flip in zip(places, mirrored, strict=True)]
-        moments = torch.stack(rows).float()
+        moments = torch.stack(rows).float() if rows else torch.empty((0, *self.shape))
         if not moments.isfinite().all():
             finite = moments.flatten(1).isfinite().all(1).tolist()
             place = places[finite.index(False)]
