@@ -18,9 +18,9 @@ from ditkit.layout import unpack
 from ditkit.pipeline import load
 from ditkit.recipes import recipe
 from ditkit.training import train
+from ditkit.training.draws import with_draws
 from ditkit.training.initial import load_inner
 from ditkit.training.log import read_log
-from ditkit.training.draws import with_draws
 from ditkit.training.step import backward, mixed
 
 SMALL = DiTConfig(width=16, depth=1, heads=2, patch=1)

@@ -21,8 +21,8 @@ from ditkit.recipes import recipe
 from ditkit.sampling import SAMPLERS, cfg
 from ditkit.sampling.config import SamplingConfig
 from ditkit.scoring.likelihood import likelihoods
-from ditkit.training.monitor import validation_loss
 from ditkit.training.draws import with_draws
+from ditkit.training.monitor import validation_loss
 from ditkit.training.step import backward
 from ditkit.transports import LOSSES, PATHS, PREDICTIONS, TIME_LAWS, Transport
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from ditkit.backbones import DiTConfig, UNetConfig
 from ditkit.cli import main
-from ditkit.data import Batch, Folder, MovingDigits, batches, plan_for
+from ditkit.data import Folder, MovingDigits, batches, plan_for
 from ditkit.data.video import Mixed, VideoFolder, read_movie
 from ditkit.errors import InputError
 from ditkit.interop.official import official_kind

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ditkit.backbones import Backbone, Cond
 from ditkit.checks import is_list, whole_number, whole_numbers
+from ditkit.device import sent
 from ditkit.errors import InputError, no_such
 from ditkit.text import Text, TextConfig
 
@@ -112,7 +113,7 @@ def conditions(
     cond = {} if labels is None else {"label": labels}
     if prompts is not None and read is not None:
         cond |= _named(read(prompts))
-    return {key: value.to(device) for key, value in cond.items()}
+    return {key: sent(value, torch.device(device)) for key, value in cond.items()}
 
 
 def in_place_of_unknown(

@@ -82,10 +82,10 @@ def widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
 
 
-def sent(value: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device. The host does not wait for a copy to a CUDA GPU, which is beside its work where the memory
-    is pinned."""
-    return value.to(device, non_blocking=device.type == "cuda")
+def sent(value: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor on the device, as its own type or another. The host does not wait for a CUDA GPU to copy it; from pinned
+    memory the GPU copies beside its other work."""
+    return value.to(device, dtype or value.dtype, non_blocking=device.type == "cuda")
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:

@@ -55,8 +55,8 @@ class Training(Section):
     keep: Count = 2
     """Checkpoints kept; the newest ones."""
     workers: Annotated[int, Field(ge=0, le=1_000)] | None = None
-    """Processes that read images ahead. Not given: as many as cores where images are decoded as they are read, else
-    none."""
+    """Processes that read images and draw noise ahead. Not given: as many as cores where images are decoded as they are
+    read, up to four for a GPU, else none."""
     track: Annotated[tuple[str, ...], SomeOf(TRACKERS)] = ()
     """Also follow the run with these, one or several; they read their keys and addresses from their own variables. May
     change when a run goes on, and is sent what it missed."""

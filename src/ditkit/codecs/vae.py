@@ -25,7 +25,7 @@ from torch import Tensor
 from ditkit.codecs.base import CodecSection
 from ditkit.codecs.identity import to_signed, to_uint8
 from ditkit.data.latents.source import LOGVAR
-from ditkit.device import Precision, autocast
+from ditkit.device import Precision, autocast, sent
 from ditkit.errors import InputError, NotFinite
 from ditkit.files import disk_errors, first_line
 from ditkit.layout import Layout, layout_of
@@ -261,7 +261,7 @@ class Vae:
         colours = self.autoencoder.config.in_channels
 
         def encode(part: Tensor) -> Tensor:
-            pixels = to_signed(part.to(self.device))
+            pixels = to_signed(sent(part, self.device))
             pixels = pixels.expand(-1, colours, *pixels.shape[2:])
             return self.autoencoder.encode(pixels).latent_dist.parameters
 
@@ -287,7 +287,10 @@ class Vae:
 
     def _spread(self, latents: Tensor) -> list[Tensor]:
         """Shift and scale, broadcasting with latents."""
-        return [factor.to(latents).reshape(-1, *[1] * (latents.ndim - 2)) for factor in self._factors]
+        return [
+            sent(factor, latents.device, latents.dtype).reshape(-1, *[1] * (latents.ndim - 2))
+            for factor in self._factors
+        ]
 
     def _in_parts(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         """The function of all rows, `config.batch` at a time, as float32. An autoencoder of images is given each frame of a

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from ditkit.device import sent
 from ditkit.layout import Layout
 from ditkit.transports.paths import Coeffs
 from ditkit.transports.predictions import Prediction
@@ -68,4 +69,4 @@ Values = TypeVar("Values", Coeffs, Posterior)
 
 def expanded(values: Values, layout: Layout, x: Tensor) -> Values:
     """Computed at the times' precision (float64 in samplers: small differences), then as the state's."""
-    return type(values)(*(layout.expand(value).to(x) for value in values))
+    return type(values)(*(sent(layout.expand(value), x.device, x.dtype) for value in values))

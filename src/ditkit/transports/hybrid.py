@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ditkit.device import sent
 from ditkit.layout import Layout
 from ditkit.transports.denoiser import expanded
 from ditkit.transports.paths import Coeffs
@@ -40,7 +41,7 @@ def bound(
     log_var_hat = learned_log_variance(var, step, log_variance_floor(coeffs, knots))
     kl = gaussian_kl(step.mean(x0, x_t), step.log_small.clamp(min=-50), mean_hat, log_var_hat)
     nll = discretised_nll(x0, mean_hat, log_var_hat)
-    first = (layout.expand(t) < 1.5 / knots).to(x0.device)
+    first = sent(layout.expand(t) < 1.5 / knots, x0.device)
     return layout.mean(torch.where(first, nll, kl)) / math.log(2)
 
 

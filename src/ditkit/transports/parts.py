@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ditkit.device import sent
 from ditkit.errors import InputError
 from ditkit.layout import Frames, Layout, Pyramid
 from ditkit.transports.paths import Coeffs, Path, shifted
@@ -77,7 +78,7 @@ def over_parts(
     """Losses of parts (B, K) to those of states (B,): their sum, with weights of each image's parts (B, K) and of all
     images' levels (K numbers). InputError where there are not as many levels."""
     if weights is not None:
-        losses = losses * weights.to(losses)
+        losses = losses * sent(weights, losses.device, losses.dtype)
     losses = losses * share
     if not level_weights:
         return losses.sum(1)

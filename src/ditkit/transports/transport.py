@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ditkit.config import OneOf, Section, renamed
-from ditkit.device import widest
+from ditkit.device import sent, widest
 from ditkit.layout import Layout
 from ditkit.randomness import Stream
 from ditkit.transports import hybrid, parts
@@ -222,4 +222,4 @@ class Transport(Section):
 def _as_input(t: Tensor, x: Tensor) -> Tensor:
     """Times on the network's device; float64 where the device has it, so that t · 1000 stays exact."""
     dtype = widest(x.device) if t.dtype == torch.float64 else t.dtype
-    return t.to(x.device, dtype)
+    return sent(t, x.device, dtype)
