@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from ditkit.backbones import BACKBONES, backbone
-from ditkit.backbones.plain import PLAIN
+from ditkit.backbones.sections.plain import PLAIN
 from ditkit.costs.count import count_cost
 from ditkit.errors import InputError
 from ditkit.nn.attention import MOST_EXPLICIT_TOKENS, CrossAttention, attend
 from ditkit.nn.blocks import (
-    CONDITIONINGS,
     AdaLNBlock,
     Block,
     CrossAttentionBlock,
@@ -23,6 +22,7 @@ from ditkit.nn.blocks import (
 )
 from ditkit.nn.embeddings import sincos_positions, sincos_table, sinusoid
 from ditkit.nn.patches import PatchEmbed, unpatchify
+from ditkit.nn.registries import CONDITIONINGS
 
 every_conditioning = pytest.mark.parametrize("conditioning", CONDITIONINGS)
 
@@ -574,7 +574,7 @@ def test_sinusoid_of_any_shape():
         ),
         ("DiT", {"width": 30}, "DiT: width: .*multiple of 4 .not 30"),
         ("DiT-S/2", {"depth": 0}, "DiT-S/2: depth: .*greater than or equal to 1 .not 0"),
-        ("DiT", {"conditioning": "film"}, "conditioning: .*'adaln_zero'.*'in_context' .not 'film'"),
+        ("DiT", {"conditioning": "film"}, "conditioning: unknown 'film'; there are adaln_zero, .*in_context"),
     ],
 )
 def test_errors(name, fields, message):

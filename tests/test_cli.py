@@ -18,7 +18,7 @@ from ditkit.cli.parsing import fold
 from ditkit.cli.train import parse_train
 from ditkit.codecs import CODECS
 from ditkit.data import DATA
-from ditkit.nn.blocks import CONDITIONINGS
+from ditkit.nn.registries import CONDITIONINGS
 from ditkit.pipeline import load
 from ditkit.recipe import Recipe
 from ditkit.recipes import RECIPES

@@ -132,7 +132,7 @@ def test_what_was_interrupted_goes_on_bit_for_bit(tmp_path, capsys, monkeypatch)
 
 
 def test_many_samples_are_neither_kept_in_memory_nor_all_shown(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("ditkit.cli.sample.MOST_IMAGES", 20)
+    monkeypatch.setattr("ditkit.cli.make_samples.MOST_IMAGES", 20)
     keep, batches = SampleFolder.keep, []
 
     def watched(self, part, samples, save):
@@ -277,7 +277,7 @@ def test_nothing_of_a_file_that_could_not_be_written_has_its_name(tmp_path, monk
 LIMITED = """
 import resource, signal, sys
 from ditkit.cli import main
-import ditkit.cli.sample, ditkit.cli.convert, ditkit.cli.reference, ditkit.cli.likelihood
+import ditkit.cli.make_samples, ditkit.cli.convert, ditkit.cli.reference, ditkit.cli.likelihood
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))

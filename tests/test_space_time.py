@@ -11,10 +11,11 @@ from ditkit.backbones import BACKBONES, MatryoshkaConfig, backbone
 from ditkit.costs.count import count_cost
 from ditkit.errors import InputError
 from ditkit.nn.attention import Arrangement, SelfAttention
-from ditkit.nn.blocks import CONDITIONINGS, AdaLNZeroBlock
+from ditkit.nn.blocks import AdaLNZeroBlock
 from ditkit.nn.embeddings import SizeEmbedding, sincos_positions, sincos_table
 from ditkit.nn.patches import PatchEmbed, patchify, unpatchify
 from ditkit.nn.positions import Axis, axis
+from ditkit.nn.registries import CONDITIONINGS
 from ditkit.nn.rotary import rotary_positions, rotate, unturned
 
 DIM, M = 8, 3  # of texts

@@ -11,8 +11,7 @@ import torch
 from conftest import CPU
 from PIL import Image
 
-from ditkit.backbones import DiTConfig, MatryoshkaConfig
-from ditkit.backbones.matryoshka import OuterLevel
+from ditkit.backbones import DiTConfig, MatryoshkaConfig, OuterLevel
 from ditkit.data.sources import Arrays
 from ditkit.errors import InputError
 from ditkit.pipeline import load

@@ -1,12 +1,14 @@
 """Arguments of the Python API that no section checks: whole numbers, alone and in lists."""
 
+from __future__ import annotations
+
 import operator
 from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
 
 from ditkit.errors import InputError
+from ditkit.lazy import torch
 
 
 def whole_numbers(values: object, what: str) -> list[int]:
@@ -14,7 +16,7 @@ def whole_numbers(values: object, what: str) -> list[int]:
     that is none, for anything else."""
     if not is_list(values):
         raise InputError(f"{what}: {values!r:.80} is no list; give a list or a tensor of whole numbers")
-    if isinstance(values, Tensor | np.ndarray):
+    if isinstance(values, torch.Tensor | np.ndarray):
         if values.ndim != 1:
             raise InputError(f"{what}: of shape {tuple(values.shape)}; give one dimension")
         values = values.tolist()
@@ -43,4 +45,4 @@ def whole_number(value: object, what: str, least: int | None = None) -> int:
 
 def is_list(values: object) -> bool:
     """Whether they stand in an order, one after another."""
-    return isinstance(values, Tensor | np.ndarray | Sequence) and not isinstance(values, str | bytes)
+    return isinstance(values, torch.Tensor | np.ndarray | Sequence) and not isinstance(values, str | bytes)

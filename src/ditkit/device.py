@@ -1,17 +1,21 @@
 """What this machine can do: which device, how many cores, which precision, whether blocks can be compiled."""
 
+from __future__ import annotations
+
 import functools
 import os
 import shutil
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-import torch
 from pydantic import BeforeValidator
-from torch import Tensor
 
 from ditkit.errors import InputError
+from ditkit.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "bf16", "fp32"]

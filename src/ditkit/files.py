@@ -1,5 +1,7 @@
 """Files: their hash, tensors in them, and folders of models fetched from the Hugging Face Hub."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
@@ -12,17 +14,20 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from ditkit.errors import InputError
+from ditkit.lazy import torch
 from ditkit.records import written_whole
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SNAPSHOTS = Path(__file__).parent / "assets" / "snapshots"
+"""Models that come with the package."""
 LOCK = ".lock"  # in a folder that one process writes into
 DAMAGED_ARRAYS = (
     OSError, EOFError, MemoryError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, SyntaxError,
@@ -58,6 +63,8 @@ def save_tensors(
 ) -> None:
     """A safetensors file, written whole; with the mode of other files, and the same bytes for the same tensors and
     metadata. OSError when the disk does not take it."""
+    from safetensors.torch import save_file  # imports torch
+
     with written_whole(path) as unfinished:
         with disk_errors():
             save_file(dict(tensors), unfinished, None if metadata is None else dict(metadata))

@@ -8,15 +8,18 @@ is a state like any other, of a height and a width, and what is told of a level 
 can have q times as many frames, too; frames that follow each other are then further channels, q r² C in all.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ditkit.errors import InputError
+from ditkit.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Frames(Layout):
     """The frames of a clip: states (B, C, F, H, W)."""
 
     @classmethod
-    def of(cls, channels: int, frames: int, height: int, width: int) -> "Frames":
+    def of(cls, channels: int, frames: int, height: int, width: int) -> Frames:
         return cls((channels, frames, height, width), frames)
 
     @property
@@ -80,7 +83,7 @@ class Pyramid(Layout):
     @classmethod
     def of(
         cls, channels: int, *size: int, ratios: Sequence[int], frame_ratios: Sequence[int] = ()
-    ) -> "Pyramid":
+    ) -> Pyramid:
         """For an image, (H, W), or clip, (F, H, W), of that size at the highest level; the same frames in all levels when
         `frame_ratios` are not given. InputError where the ratios do not divide it, or each other."""
         check_ratios(ratios)
@@ -124,7 +127,7 @@ class Packed(Layout):
     """Numbers of each."""
 
     @classmethod
-    def of(cls, shapes: Sequence[torch.Size]) -> "Packed":
+    def of(cls, shapes: Sequence[torch.Size]) -> Packed:
         lengths = tuple(shape.numel() for shape in shapes)
         return cls((sum(lengths),), len(lengths), lengths)
 
@@ -160,10 +163,10 @@ def unpack(x: Tensor, ratios: Sequence[int], frame_ratios: Sequence[int] = ()) -
     frame_ratios = tuple(frame_ratios) or (1,) * len(ratios)
     levels = x.split(channels_of(x.shape[1], packing(ratios, frame_ratios)), dim=1)
     if x.ndim == 4:
-        return [F.pixel_shuffle(level, ratio) for level, ratio in zip(levels, ratios, strict=True)]
+        return [torch.pixel_shuffle(level, ratio) for level, ratio in zip(levels, ratios, strict=True)]
     clips = []
     for level, ratio, frames in zip(levels, ratios, frame_ratios, strict=True):
-        shuffled = F.pixel_shuffle(level.transpose(1, 2), ratio)  # (B, f, q C, r h, r w)
+        shuffled = torch.pixel_shuffle(level.transpose(1, 2), ratio)  # (B, f, q C, r h, r w)
         clips.append(shuffled.unflatten(2, (frames, -1)).flatten(1, 2).transpose(1, 2))
     return clips
 
@@ -172,12 +175,12 @@ def pack(levels: Sequence[Tensor], ratios: Sequence[int], frame_ratios: Sequence
     """The levels, the highest first, as one state: what `unpack` undoes."""
     frame_ratios = tuple(frame_ratios) or (1,) * len(ratios)
     if levels[0].ndim == 4:
-        parts = [F.pixel_unshuffle(level, ratio) for level, ratio in zip(levels, ratios, strict=True)]
+        parts = [torch.pixel_unshuffle(level, ratio) for level, ratio in zip(levels, ratios, strict=True)]
         return torch.cat(parts, dim=1)
     parts = []
     for level, ratio, frames in zip(levels, ratios, frame_ratios, strict=True):
         grouped = level.transpose(1, 2).unflatten(1, (-1, frames)).flatten(2, 3)  # (B, f, q C, r h, r w)
-        parts.append(F.pixel_unshuffle(grouped, ratio).transpose(1, 2))
+        parts.append(torch.pixel_unshuffle(grouped, ratio).transpose(1, 2))
     return torch.cat(parts, dim=1)
 
 

@@ -11,6 +11,8 @@ What is wrong with a movie is a ValueError that says the reason alone; who knows
 as tensors and clips to train on: data/video.py. Contact sheets: pictures.py.
 """
 
+from __future__ import annotations
+
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,15 +20,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from ditkit.errors import InputError
+from ditkit.lazy import torch
 from ditkit.records import written_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VIDEOS = frozenset(
     {

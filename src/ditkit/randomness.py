@@ -5,16 +5,20 @@ the counter (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011)
 same whatever the batch, the rank, the device or the point of resumption.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ditkit.errors import InputError
+from ditkit.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Purpose = Literal[
     "order",

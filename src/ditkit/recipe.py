@@ -3,24 +3,29 @@
 Python functions in `ditkit.recipes` return recipes; every field is a flag of `ditkit train`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from pydantic import Field, model_validator
 
-from ditkit.backbones import Backbone, BackboneConfig, MatryoshkaConfig, build
+from ditkit.backbones import BackboneConfig, MatryoshkaConfig, build
 from ditkit.codecs import Codec, CodecConfig, IdentityConfig, PyramidCodec
 from ditkit.config import Section, SomeOf, read_section, write_section
 from ditkit.data import ArrayFiles, DataConfig, upgraded
 from ditkit.device import Compile, Precision, check_memory
 from ditkit.errors import InputError
+from ditkit.lazy import torch
 from ditkit.sampling.config import SamplingConfig
 from ditkit.text import TextConfig
 from ditkit.trackers import TRACKERS
 from ditkit.transports import Transport
+
+if TYPE_CHECKING:
+    from ditkit.backbones import Backbone
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -121,7 +126,7 @@ class Recipe(Section):
     sample: SamplingConfig = SamplingConfig()
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> "Recipe":
+    def _parts_fit(self) -> Recipe:
         if self.train.micro_batch and self.train.micro_batch > self.train.batch:
             raise ValueError(
                 f"train.micro_batch {self.train.micro_batch} is larger than train.batch {self.train.batch}"
@@ -237,14 +242,14 @@ class Recipe(Section):
         """Of an image of that size in pixels, (H, W), or clip, (F, H, W). InputError where it has none."""
         return self.backbone.tokens(self.build_codec().layout(*size).shape[1:])
 
-    def replace(self, **sections) -> "Recipe":
+    def replace(self, **sections) -> Recipe:
         """A copy with other sections, or with other fields of them given as dicts."""
         merged = self.model_dump()
         for name, value in sections.items():
             merged[name] = merged[name] | value if isinstance(value, dict) else value
         return Recipe.checked(merged, self.name)
 
-    def with_data(self, data: DataConfig) -> "Recipe":
+    def with_data(self, data: DataConfig) -> Recipe:
         """The recipe with other data; what is said of clips is left behind with data of images, and stages, which are of
         smaller images, with arrays, which are not resized."""
         clips = len(data.shape) == 3
@@ -254,7 +259,7 @@ class Recipe(Section):
             train={"stages": ()} if isinstance(data, ArrayFiles) else {},
         )
 
-    def with_backbone(self, backbone: BackboneConfig) -> "Recipe":
+    def with_backbone(self, backbone: BackboneConfig) -> Recipe:
         """The recipe with another backbone; what is said of levels is left behind where it has not as many."""
         if len(backbone.ratios) == len(self.backbone.ratios):
             return self.replace(backbone=backbone)
@@ -267,7 +272,7 @@ class Recipe(Section):
             sample={"level_guidance": None},
         )
 
-    def lowest(self, count: int) -> "Recipe":
+    def lowest(self, count: int) -> Recipe:
         """Of a backbone of several levels: the recipe of the lowest `count` of them alone, on images of their size."""
         whole = self.backbone
         if not isinstance(whole, MatryoshkaConfig):
@@ -293,7 +298,7 @@ class Recipe(Section):
         )
 
     @property
-    def stages(self) -> list["Recipe"]:
+    def stages(self) -> list[Recipe]:
         """The recipes of the stages before the last, which is this one itself."""
         return [
             self.lowest(count).replace(
@@ -315,6 +320,6 @@ class Recipe(Section):
         return found
 
     @classmethod
-    def read(cls, path: Path) -> "Recipe":
+    def read(cls, path: Path) -> Recipe:
         """InputError when the file is missing or is not a recipe of this version."""
         return read_section(cls, path)

@@ -4,7 +4,6 @@ A snapshot is a folder with model.safetensors (the moving average) and recipe.js
 package. A run's folder has recipe.json and checkpoints.
 """
 
-from importlib.resources import files
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -12,13 +11,11 @@ from torch import Tensor
 
 from ditkit.checkpoint import load_newest
 from ditkit.errors import InputError, NotFinite
-from ditkit.files import tensors_hash
+from ditkit.files import SNAPSHOTS, tensors_hash
 from ditkit.hub import fetch, is_id
 from ditkit.interop import Imported, Kind, read_foreign
 from ditkit.recipe import Recipe
 from ditkit.records import parse_json
-
-SNAPSHOTS = Path(str(files("ditkit"))) / "assets" / "snapshots"
 
 
 def own_folder(path: Path) -> Path | None:

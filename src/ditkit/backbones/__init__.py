@@ -1,21 +1,33 @@
 """Whole networks by name: those of one resolution (plain.py), and with levels of others around them."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from ditkit.backbones.base import Backbone, Cond
-from ditkit.backbones.compiling import compile_blocks, compiles
-from ditkit.backbones.dit import DiT, DiTConfig
-from ditkit.backbones.matryoshka import MDM_SIZES, Matryoshka, MatryoshkaConfig, OuterLevel, matryoshka
-from ditkit.backbones.mdm import MDM, MDMConfig
-from ditkit.backbones.plain import PLAIN, PlainConfig
-from ditkit.backbones.udit import UDiT, UDiTConfig
-from ditkit.backbones.unet import UNet, UNetConfig
+from ditkit.backbones.sections.dit import DiTConfig
+from ditkit.backbones.sections.matryoshka import MDM_SIZES, MatryoshkaConfig, OuterLevel, matryoshka
+from ditkit.backbones.sections.mdm import MDMConfig
+from ditkit.backbones.sections.plain import PLAIN, PlainConfig
+from ditkit.backbones.sections.udit import UDiTConfig
+from ditkit.backbones.sections.unet import UNetConfig
 from ditkit.checks import whole_number
 from ditkit.errors import InputError, no_such
 from ditkit.layout import packing
+from ditkit.lazy import exported
+
+if TYPE_CHECKING:
+    from ditkit.backbones.base import Backbone, Cond
+    from ditkit.backbones.compiling import compile_blocks, compiles
+    from ditkit.backbones.dit import DiT
+    from ditkit.backbones.matryoshka import Matryoshka
+    from ditkit.backbones.mdm import MDM
+    from ditkit.backbones.udit import UDiT
+    from ditkit.backbones.unet import UNet
+else:
+    __getattr__ = exported(__name__)
 
 BackboneConfig = Annotated[PlainConfig | MatryoshkaConfig, Field(discriminator="kind")]
 

@@ -4,16 +4,13 @@ A backbone maps (x, t, cond) to a tensor. It knows no diffusion and drops no con
 means is the transport's affair.
 """
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from ditkit.config import Section
 from ditkit.errors import InputError
 from ditkit.nn.around import Around, alone
 from ditkit.nn.blocks import summed
@@ -21,41 +18,6 @@ from ditkit.nn.embeddings import LabelEmbedding, SideBySide, TimeEmbedding
 from ditkit.nn.text import TextReader, Words
 
 Cond = dict[str, Tensor]
-
-
-MOST, WIDEST = 10_000, 1_000_000
-Count = Annotated[int, Field(ge=1, le=MOST)]
-"""Of blocks, heads, multiples: numbers above it are mistakes, and building what they say would take hours."""
-
-
-class BackboneSection(Section):
-    """The configuration of a network."""
-
-    @property
-    def ratios(self) -> tuple[int, ...]:
-        """Of a network on several resolutions, how many times each one's sides are the lowest's, highest first."""
-        return (1,)
-
-    @property
-    def frame_ratios(self) -> tuple[int, ...]:
-        """Likewise of the frames of clips."""
-        return (1,) * len(self.ratios)
-
-    @property
-    def hears(self) -> bool:
-        """Whether it can be told a text."""
-        return False
-
-    @property
-    def patch_sizes(self) -> tuple[int, ...]:
-        """What the sides of a state must be multiples of, (height, width) or of clips (frames, height, width); of a
-        state on several resolutions, those of the highest."""
-        return (1, 1)
-
-    def tokens(self, size: Sequence[int]) -> int:
-        """How many tokens or pixels its first layer works on, at the highest resolution, of a state (H, W) or (F, H, W);
-        of several resolutions, the state's size is the lowest's."""
-        return math.prod(size)
 
 
 class Said(NamedTuple):

@@ -8,120 +8,23 @@ Given a tubelet it works on clips: attention over space and time jointly, or fac
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ditkit.backbones.base import WIDEST, BackboneSection, Cond, Count, Plain, Port, Said
+from ditkit.backbones.base import Cond, Plain, Port, Said
+from ditkit.backbones.sections.dit import DiTConfig
 from ditkit.errors import InputError
+from ditkit.lazy import loaded
 from ditkit.nn.around import Around, Tokens, alone
-from ditkit.nn.attention import Arrangement, Over
-from ditkit.nn.blocks import CONDITIONINGS
+from ditkit.nn.attention import Arrangement
 from ditkit.nn.embeddings import LabelEmbedding, SizeEmbedding, TimeEmbedding, sincos_table
 from ditkit.nn.packing import Rows, check_rows, owners, packed_rows, same_image, stacks, unpacked
-from ditkit.nn.patches import PatchEmbed, patch_sizes, unpatchify
-from ditkit.nn.positions import Axis, Extrapolation, axis
+from ditkit.nn.patches import PatchEmbed, unpatchify
+from ditkit.nn.positions import Axis, axis
+from ditkit.nn.registries import CONDITIONINGS
 from ditkit.nn.rotary import rotary_positions, unturned
 from ditkit.nn.text import TextAttention, TextEmbedding
-
-
-class DiTConfig(BackboneSection):
-    """A DiT of any size; the paper's sizes have names (`ditkit list backbones`)."""
-
-    kind: Literal["DiT"] = "DiT"
-    width: Annotated[int, Field(ge=4, le=WIDEST, multiple_of=4)] = 384
-    """Channels of a token; divisible by 4 (positions) and by the heads."""
-    depth: Count = 12
-    """Number of blocks."""
-    heads: Count = 6
-    """Attention heads per block."""
-    patch: Count = 2
-    """Side of a patch in pixels of the state (latent pixels behind an autoencoder)."""
-    tubelet: Annotated[int, Field(ge=0)] = 0
-    """Frames of a patch in space and time; 0: a network of images."""
-    attention: Literal["joint", "factorised"] = "joint"
-    """Of a clip's tokens: all to all, or blocks take turns, within each frame and along time at each place."""
-    positions: Literal["sincos", "rotary"] = "sincos"
-    """Added to tokens, or turning queries and keys."""
-    grid: tuple[Count, ...] = ()
-    """Tokens along each axis, (rows, columns) or (frames, rows, columns), that positions are trained for."""
-    extrapolation: Extrapolation = "raw"
-    """Positions beyond `grid`: further out, squeezed into it, or with slower frequencies."""
-    size_embedding: bool = False
-    """Blocks are told how many tokens there are along each axis."""
-    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
-    """Width of the hidden layer of each MLP, relative to the token."""
-    conditioning: Literal["adaln_zero", "adaln", "cross_attention", "in_context"] = "adaln_zero"
-    """How blocks learn of time and label (`ditkit list conditionings`)."""
-    label: bool = True
-    """Blocks are told the class, where the data has classes."""
-    text: Literal["none", "cross_attention", "in_context"] = "none"
-    """How tokens learn of a text's: attending to them after each block, or among them in one sequence."""
-    text_pooled: bool = False
-    """The text as a whole is told as time and label are."""
-    time_scale: float = 1000.0
-    """The network reads time_scale · t + time_shift: 1000 · t - 1 is DiT's index, 1 - t is SiT's clock."""
-    time_shift: float = -1.0
-    """See time_scale."""
-    time_period: Annotated[float, Field(gt=1)] = 10_000.0
-    """The time's frequencies are time_period^(-i/128); the released DiT's and SiT's."""
-
-    @model_validator(mode="after")
-    def _of_one_kind(self) -> "DiTConfig":
-        if self.attention == "factorised" and not self.tubelet:
-            raise ValueError(
-                "attention factorised is of clips: give --backbone.tubelet 1 or more, or attention joint"
-            )
-        if self.attention == "factorised" and self.depth % 2:
-            raise ValueError(
-                f"attention factorised takes turns over space and time: depth {self.depth} is odd; use "
-                f"{self.depth + 1}"
-            )
-        axes = len(self.patch_sizes)
-        if self.grid and len(self.grid) != axes:
-            raise ValueError(
-                f"grid {self.grid} has {len(self.grid)} axes, a network with tubelet {self.tubelet} has {axes}: give "
-                + ("(frames, rows, columns)" if axes == 3 else "(rows, columns)")
-            )
-        if self.extrapolation != "raw" and not self.grid:
-            raise ValueError(
-                f"extrapolation {self.extrapolation} from what size? give the trained --backbone.grid, or raw"
-            )
-        turned = 2 if self.attention == "factorised" else axes
-        if self.positions == "rotary" and self.width % self.heads == 0:  # or else heads say so
-            channels = self.width // self.heads
-            if channels % 2 or channels < 2 * turned:
-                raise ValueError(
-                    f"rotary positions on {turned} axes need heads of an even number of channels, {2 * turned} or more, "
-                    f"not {channels}; use fewer heads or --backbone.positions sincos"
-                )
-        return self
-
-    @property
-    def hears(self) -> bool:
-        return True
-
-    @property
-    def over(self) -> tuple[Over, ...]:
-        """What the attention of the blocks is over, in turn."""
-        return ("space", "time") if self.attention == "factorised" else ("joint",)
-
-    @property
-    def patch_sizes(self) -> tuple[int, ...]:
-        return patch_sizes(self.patch, self.tubelet)
-
-    def tokens(self, size: Sequence[int]) -> int:
-        shape = (1, *size) if len(size) < len(self.patch_sizes) else size
-        return math.prod(n // p for n, p in zip(shape, self.patch_sizes, strict=True))
-
-    def build(
-        self, *, channels: int, classes: int, out_channels: int | None = None, text_dim: int = 0
-    ) -> "DiT":
-        """The network, freshly initialised. `classes` 0: unlabelled; out_channels: as `channels`; text_dim: channels
-        of the text encoder, 0 without. InputError when there is a text and no way of telling it, or no text."""
-        return DiT(self, channels, classes if self.label else 0, out_channels or channels, text_dim)
 
 
 class DiT(Plain):
@@ -152,7 +55,7 @@ class DiT(Plain):
         self.time = TimeEmbedding(width, config.time_scale, config.time_shift, config.time_period)
         self.label = LabelEmbedding(classes, width) if classes else None
         self.extent = SizeEmbedding(len(config.patch_sizes), width) if config.size_embedding else None
-        self.conditioning = CONDITIONINGS[config.conditioning]
+        self.conditioning = loaded(CONDITIONINGS[config.conditioning])
         self.blocks = nn.ModuleList(
             self.conditioning.block(width, config.heads, config.mlp_ratio, config.over[k % len(config.over)])
             for k in range(config.depth)
@@ -354,23 +257,3 @@ class DiT(Plain):
 
     def check_size(self, *size: int) -> None:
         self.patches.grid(*size)
-
-
-def _paper_sizes(prefix: str, time_scale: float, time_shift: float) -> dict[str, DiTConfig]:
-    sizes: dict[str, Sequence[int]] = {
-        "S": (384, 12, 6),
-        "B": (768, 12, 12),
-        "L": (1024, 24, 16),
-        "XL": (1152, 28, 16),
-    }
-    return {
-        f"{prefix}-{size}/{patch}": DiTConfig(
-            width=width, depth=depth, heads=heads, patch=patch, time_scale=time_scale, time_shift=time_shift
-        )
-        for size, (width, depth, heads) in sizes.items()
-        for patch in (2, 4, 8)
-    }
-
-
-DIT_SIZES = _paper_sizes("DiT", 1000.0, -1.0)
-SIT_SIZES = _paper_sizes("SiT", -1.0, 1.0)

@@ -6,73 +6,21 @@ The parts are in nn/mdm.py; its networks of several resolutions are this one wit
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ditkit.backbones.base import MOST, WIDEST, BackboneSection, Cond, Count, Plain, Port, Said
+from ditkit.backbones.base import Cond, Plain, Port, Said
+from ditkit.backbones.sections.mdm import MDMConfig
 from ditkit.errors import InputError
 from ditkit.nn.around import Around, Tokens, alone
 from ditkit.nn.embeddings import LabelEmbedding
-from ditkit.nn.mdm import GROUPS, Level, Sentence, Step
-from ditkit.nn.patches import image_size
+from ditkit.nn.mdm import Level, Sentence, Step
+from ditkit.nn.sizes import image_size
 
 SCALE = (
     "scale"  # the one micro-condition of the released networks: how large the original image was, in pixels
 )
-
-Width = Annotated[int, Field(ge=GROUPS, le=WIDEST, multiple_of=GROUPS)]
-Layers = Annotated[int, Field(ge=0, le=MOST)]
-
-
-class MDMConfig(BackboneSection):
-    """Matryoshka Diffusion's U-Net for one resolution; the released sizes have names (`ditkit list backbones`)."""
-
-    kind: Literal["MDM"] = "MDM"
-    widths: Annotated[tuple[Width, ...], Field(min_length=1)] = (64, 128)
-    """Channels at full resolution, at half of it, and so on."""
-    depth: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 1)
-    """Residual blocks of each resolution on the way down; one more on the way up."""
-    attention: tuple[Layers, ...] = (0, 1)
-    """Attention layers after each of these blocks, for each resolution."""
-    scale: Count | None = None
-    """Image size in pixels up to which the network is told the original's; without it, it is not told."""
-    heads: Count = 8
-    """Attention heads, as many in every layer."""
-    told: Annotated[int, Field(ge=8, le=WIDEST, multiple_of=8)] = 256
-    """Channels of what time, label, text and scale become; the released networks have four times their first width."""
-    text_width: Count = 256
-    """Channels of the words, whatever the text encoder's are."""
-    masked: bool = False
-    """Whether attention leaves out padding. The released networks attend to it, so that padding changes them."""
-
-    @model_validator(mode="after")
-    def _one_entry_per_resolution(self) -> "MDMConfig":
-        counts = (len(self.widths), len(self.depth), len(self.attention))
-        if len(set(counts)) > 1:
-            raise ValueError(
-                f"widths, depth and attention have {counts[0]}, {counts[1]} and {counts[2]} entries; give one of "
-                "each per resolution"
-            )
-        return self
-
-    @property
-    def hears(self) -> bool:
-        return True
-
-    @property
-    def patch_sizes(self) -> tuple[int, ...]:
-        factor = 2 ** (len(self.widths) - 1)
-        return factor, factor
-
-    def build(
-        self, *, channels: int, classes: int, out_channels: int | None = None, text_dim: int = 0
-    ) -> "MDM":
-        """The network, freshly initialised. `classes` 0: no label; out_channels: as `channels`; text_dim: channels of
-        the text encoder, 0 without."""
-        return MDM(self, channels, classes, out_channels or channels, text_dim)
 
 
 class MDM(Plain):
@@ -140,8 +88,3 @@ class MDM(Plain):
                 f"a state of {height}x{width} cannot be halved {self.halvings} times; its sides must be multiples of "
                 f"{factor}: change --data.size or give fewer --backbone.widths"
             )
-
-
-MDM_64 = MDMConfig(
-    widths=(256, 512, 768), depth=(2, 2, 2), attention=(0, 1, 5), scale=64, told=1024, text_width=2048
-)

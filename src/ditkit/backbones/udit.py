@@ -7,63 +7,26 @@ and nn/depthwise_mlp.py (MLP). The paper's ladder, from a plain transformer in a
 """
 
 import copy
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from ditkit.backbones.base import WIDEST, Backbone, BackboneSection, Count, Plain, Port, Said
+from ditkit.backbones.base import Backbone, Plain, Port, Said
+from ditkit.backbones.sections.udit import HALVINGS, UDiTConfig
 from ditkit.errors import InputError
+from ditkit.lazy import loaded
 from ditkit.nn.around import Around, Tokens, alone
 from ditkit.nn.blocks import Mlp, Modulation, modulated_norm
 from ditkit.nn.convolutions import Shuffle, Unshuffle, embedding_conv, on_planes, xavier_conv, zero_conv
 from ditkit.nn.depthwise_mlp import DepthwiseMlp, ReparameterisedMlp
-from ditkit.nn.downsampled import ATTENTIONS, Downsampler, GridBlock
+from ditkit.nn.downsampled import GridBlock
 from ditkit.nn.embeddings import LabelEmbedding, SideBySide, TimeEmbedding
 from ditkit.nn.linear import dense
-from ditkit.nn.patches import image_size
+from ditkit.nn.registries import ATTENTIONS
 from ditkit.nn.rotary import check_rotary
+from ditkit.nn.sizes import image_size
 
 MULTIPLIERS = (1, 2, 4, 2, 2)  # widths of the stages; the last is wider than the first
-HALVINGS = 2  # of the grid, on the way to the third stage
-
-
-class UDiTConfig(BackboneSection):
-    """A U-DiT of any size; the paper's sizes have names (`ditkit list backbones`)."""
-
-    kind: Literal["U-DiT"] = "U-DiT"
-    width: Annotated[int, Field(ge=4, le=WIDEST, multiple_of=4)] = 48
-    """Channels at full resolution, twice as many after each halving; divisible by the heads."""
-    depth: tuple[Count, Count, Count, Count, Count] = (2, 3, 4, 3, 2)
-    """Blocks of each stage as the paper counts them: one is attention, MLP, attention, MLP."""
-    heads: Count = 2
-    """Attention heads, as many in every stage."""
-    mlp_ratio: Annotated[float, Field(gt=0)] = 2.0
-    """Width of the hidden layer of each MLP, relative to the token."""
-    attention: Literal["token", "key_value", "full"] = "token"
-    """What is downsampled: all tokens, keys and values, or nothing (the paper's DiT-UNet)."""
-    downsampler: Downsampler = "depthwise_shortcut"
-    """What precedes downsampling: a depthwise convolution beside a shortcut, alone, or nothing."""
-    cosine: bool = True
-    """Cosine attention: queries and keys of length 1, a learned scale."""
-    rotary: bool = True
-    """Rotary positions; without them only convolutions tell tokens apart."""
-    ffn: Literal["reparameterised", "depthwise", "basic"] = "reparameterised"
-    """The MLP: with a depthwise convolution that is trained as several and fused, as one, or without."""
-    time_scale: float = 1000.0
-    """The network reads time_scale · t + time_shift, as DiT does."""
-    time_shift: float = -1.0
-    """See time_scale."""
-
-    @property
-    def patch_sizes(self) -> tuple[int, ...]:
-        factor = 2 ** (HALVINGS + ATTENTIONS[self.attention].halves)
-        return factor, factor
-
-    def build(self, *, channels: int, classes: int, out_channels: int | None = None) -> "UDiT":
-        """The network, freshly initialised. `classes` 0: unconditional; out_channels: as `channels`."""
-        return UDiT(self, channels, classes, out_channels or channels)
 
 
 class UDiT(Plain):
@@ -83,7 +46,7 @@ class UDiT(Plain):
         if config.rotary:
             check_rotary(d, config.heads)
         self.classes, self.rotary = classes, config.rotary
-        self.attention = ATTENTIONS[config.attention]
+        self.attention = loaded(ATTENTIONS[config.attention])
         self.told_widths = widths[:3]
         self.port = Port(entry=d, exit=2 * d, told=sum(self.told_widths))
         self.head_dims = [width // config.heads for width in widths]
@@ -181,9 +144,3 @@ def _mlp(config: UDiTConfig, width: int) -> nn.Module:
         return Mlp(width, config.mlp_ratio)
     kind = ReparameterisedMlp if config.ffn == "reparameterised" else DepthwiseMlp
     return kind(width, int(width * config.mlp_ratio))
-
-
-UDIT_SIZES = {
-    f"U-DiT-{size}": UDiTConfig(width=width, depth=(2, 5, 8, 5, 2), heads=heads)
-    for size, (width, heads) in {"S": (96, 4), "B": (192, 8), "L": (384, 16)}.items()
-}

@@ -4,46 +4,17 @@ Dhariwal & Nichol, 2021), without attention.
 Here to be compared with: the DiT paper's point is that its inductive bias is not needed.
 """
 
-from typing import Annotated, Literal
-
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from ditkit.backbones.base import WIDEST, BackboneSection, Count, Plain, Port, Said
+from ditkit.backbones.base import Plain, Port, Said
+from ditkit.backbones.sections.unet import UNetConfig
 from ditkit.errors import InputError
 from ditkit.nn.around import Around, Tokens, alone
-from ditkit.nn.convolutions import GROUPS, Downsample, ResidualBlock, Upsample, zero_conv
+from ditkit.nn.convolutions import Downsample, ResidualBlock, Upsample, zero_conv
 from ditkit.nn.embeddings import LabelEmbedding, TimeEmbedding
-from ditkit.nn.patches import image_size
-
-Multipliers = Annotated[tuple[Count, ...], Field(min_length=1)]
-
-
-class UNetConfig(BackboneSection):
-    """A convolutional U-Net with skip connections and no attention."""
-
-    kind: Literal["UNet"] = "UNet"
-    width: Annotated[int, Field(ge=GROUPS, le=WIDEST, multiple_of=GROUPS)] = 64
-    """Channels at full resolution."""
-    multipliers: Multipliers = (1, 2, 2)
-    """Channels of each level, in widths; every level has half the resolution of the one before."""
-    depth: Count = 2
-    """Residual blocks per level on the way down; one more on the way up."""
-    time_scale: float = 1000.0
-    """The network reads time_scale · t + time_shift, as DiT does."""
-    time_shift: float = -1.0
-    """See time_scale."""
-
-    @property
-    def patch_sizes(self) -> tuple[int, ...]:
-        factor = 2 ** (len(self.multipliers) - 1)
-        return factor, factor
-
-    def build(self, *, channels: int, classes: int, out_channels: int | None = None) -> "UNet":
-        """The network, freshly initialised. `classes` 0: unconditional; out_channels: as `channels`."""
-        return UNet(self, channels, classes, out_channels or channels)
+from ditkit.nn.sizes import GROUPS, image_size
 
 
 class UNet(Plain):

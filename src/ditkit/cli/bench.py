@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ditkit.backbones.dit import DIT_SIZES
+from ditkit.backbones.sections.dit import DIT_SIZES
 from ditkit.benchmark import CPU, STEP, TINY, Contender, Suite, baseline_of, build_suite, measure, shares
 from ditkit.cli import bench_backbones, bench_cost, bench_data, bench_levels, bench_sizes, bench_statistics
 from ditkit.cli.measured import MeasuredCommand, machine, threads, write

@@ -7,6 +7,7 @@ import tyro
 from ditkit.backbones import MatryoshkaConfig
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
+from ditkit.lazy import summary
 
 
 def registries() -> dict[str, dict[str, str]]:
@@ -15,31 +16,31 @@ def registries() -> dict[str, dict[str, str]]:
     from ditkit.codecs import CODECS
     from ditkit.data import DATA
     from ditkit.evaluation import FEATURES
-    from ditkit.nn.blocks import CONDITIONINGS
+    from ditkit.files import SNAPSHOTS
+    from ditkit.nn.registries import CONDITIONINGS
     from ditkit.recipes import RECIPES
     from ditkit.sampling import DIFFUSIONS, SAMPLERS
-    from ditkit.snapshots import SNAPSHOTS
     from ditkit.studies import STUDIES
     from ditkit.text import TEXT_ENCODERS
     from ditkit.trackers import TRACKERS
     from ditkit.transports import LOSSES, PATHS, PREDICTIONS, TIME_LAWS
 
     return {
-        "recipes": {name: _first(build) for name, build in RECIPES.items()},
+        "recipes": {name: summary(build) for name, build in RECIPES.items()},
         "backbones": {name: _sizes(config) for name, config in BACKBONES.items()},
-        "conditionings": {name: _first(block) for name, block in CONDITIONINGS.items()},
-        "codecs": {name: _first(type(config)) for name, config in CODECS.items()},
-        "data": {name: _first(type(config)) for name, config in DATA.items()},
-        "paths": {name: _first(path.coeffs) for name, path in PATHS.items()},
-        "predictions": {name: _first(prediction.view) for name, prediction in PREDICTIONS.items()},
+        "conditionings": {name: summary(block) for name, block in CONDITIONINGS.items()},
+        "codecs": {name: summary(type(config)) for name, config in CODECS.items()},
+        "data": {name: summary(type(config)) for name, config in DATA.items()},
+        "paths": {name: summary(path.coeffs) for name, path in PATHS.items()},
+        "predictions": {name: summary(prediction.view) for name, prediction in PREDICTIONS.items()},
         "losses": {name: loss.about for name, loss in LOSSES.items()},
-        "time-laws": {name: _first(law) for name, law in TIME_LAWS.items()},
-        "samplers": {name: _first(solver.step) for name, solver in SAMPLERS.items()},
-        "diffusions": {name: _first(function) for name, function in DIFFUSIONS.items()},
+        "time-laws": {name: summary(law) for name, law in TIME_LAWS.items()},
+        "samplers": {name: summary(solver.step) for name, solver in SAMPLERS.items()},
+        "diffusions": {name: summary(function) for name, function in DIFFUSIONS.items()},
         "features": {name: entry.about for name, entry in FEATURES.items()},
         "text-encoders": {name: entry.about for name, entry in TEXT_ENCODERS.items()},
         "trackers": {name: entry.about for name, entry in TRACKERS.items()},
-        "studies": {name: _first(study) for name, study in STUDIES.items()},
+        "studies": {name: summary(study) for name, study in STUDIES.items()},
         "snapshots": {folder.name: str(folder) for folder in sorted(SNAPSHOTS.glob("*"))},
     }
 
@@ -75,7 +76,3 @@ def _sizes(config: Section) -> str:
         return f"{':'.join(map(str, config.ratios))} in size, widths {[x.widths for x in config.levels]}, around {_sizes(config.inner)}"
     clock = {"time_scale", "time_shift", "time_period"}
     return ", ".join(f"{name} {value}" for name, value in config.model_dump(exclude=clock).items())
-
-
-def _first(thing: object) -> str:
-    return (getattr(thing, "__doc__", None) or "").strip().splitlines()[0] if thing.__doc__ else ""

@@ -1,21 +1,25 @@
 """Flags that several verbs share."""
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from ditkit.cli.verbs import to_type
 from ditkit.device import Compile, DeviceName
 from ditkit.errors import InputError
-from ditkit.pipeline import Pipeline
 from ditkit.recipe import Recipe
 from ditkit.records import finite, read_json
 from ditkit.sampling.config import FrameSettings, GuidanceSettings, SamplingRequest, SharedRequest
+
+if TYPE_CHECKING:
+    from ditkit.pipeline import Pipeline
 
 
 def check_writable(folder: Path) -> None:

@@ -42,12 +42,13 @@ class StudyCommand(Section):
 
 def run(argv: list[str]) -> None:
     command = parse(StudyCommand, argv, "study")
+    from ditkit.lazy import loaded
     from ditkit.studies import STUDIES
     from ditkit.studies.cells import alike, read_cells, run_cells
 
     if command.name not in STUDIES:
         raise InputError(f"unknown study {command.name!r}; choose one of: {', '.join(STUDIES)}")
-    study = STUDIES[command.name]
+    study = loaded(STUDIES[command.name])
     out = command.out or Path("studies") / command.name
     runs = command.runs or Path("runs") / "studies" / command.name
     check_writable(out)

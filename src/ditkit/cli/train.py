@@ -11,7 +11,6 @@ from ditkit.cli.parsing import parse, switch_kinds
 from ditkit.cli.verbs import to_type, typed
 from ditkit.device import DeviceName, pick_device
 from ditkit.errors import InputError
-from ditkit.evaluation import bundled_classifier
 from ditkit.recipe import Recipe
 from ditkit.recipes import RECIPES, recipe
 
@@ -108,6 +107,8 @@ def run(argv: list[str]) -> None:
 
 def next_eval(recipe: Recipe, run: Path) -> str:
     """The command that scores a run, in features that can measure its images."""
+    from ditkit.evaluation import bundled_classifier
+
     own = bundled_classifier(recipe.data.kind, recipe.data.size)
     features = [] if own else ["--features", "efficientnet-112"]
     return to_type("eval", run, *features, *lower_levels(recipe))

@@ -1,10 +1,11 @@
 """What the rest of the library needs of a codec."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 from pydantic import Field
-from torch import Tensor
 
 from ditkit.config import Section
 from ditkit.layout import Layout
@@ -12,6 +13,9 @@ from ditkit.randomness import Stream
 
 POSTERIOR = Stream("posterior", "codec", "normal")
 """What a random codec encodes a training image with."""
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Codec(Protocol):

@@ -1,13 +1,16 @@
 """The identity codec: the state is the image itself, in [-1, 1]."""
 
-from pathlib import Path
-from typing import Literal
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from ditkit.codecs.base import CodecSection
 from ditkit.layout import Layout, layout_of
+from ditkit.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def to_signed(images: Tensor) -> Tensor:
@@ -42,10 +45,10 @@ class IdentityConfig(CodecSection):
 
     kind: Literal["identity"] = "identity"
 
-    def resolved(self) -> "IdentityConfig":
+    def resolved(self) -> IdentityConfig:
         return self
 
-    def build(self, image_channels: int, device: torch.device | str = "cpu") -> "Identity":
+    def build(self, image_channels: int, device: torch.device | str = "cpu") -> Identity:
         return Identity(image_channels)
 
 

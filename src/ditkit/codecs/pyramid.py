@@ -5,16 +5,19 @@ above, of a clip of every frame or of every second, fourth, ... from the first. 
 the recipe: a network that works on several has `ratios`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ditkit.codecs.base import Codec
 from ditkit.errors import InputError
 from ditkit.layout import Pyramid, check_ratios, pack, packing, unpack
+from ditkit.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class PyramidCodec:
@@ -51,9 +54,11 @@ class PyramidCodec:
             above = levels[-1]
             if above.ndim == 5:
                 frames = above[:, :, :: more // fewer].transpose(1, 2)
-                levels.append(F.avg_pool3d(frames, (1, high // low, high // low)).transpose(1, 2))
+                levels.append(
+                    torch.nn.functional.avg_pool3d(frames, (1, high // low, high // low)).transpose(1, 2)
+                )
             else:
-                levels.append(F.avg_pool2d(above, high // low))
+                levels.append(torch.nn.functional.avg_pool2d(above, high // low))
         scaled = [scale * level for scale, level in zip(self.scales, levels, strict=True)]
         return pack(scaled, self.ratios, self.frame_ratios)
 

@@ -10,17 +10,17 @@ first needs the images and the network, the second the moments only, so that the
 built without its file. Training one on images of one's own: ditkit.training.codec.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 import shutil
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from ditkit.codecs.base import CodecSection
 from ditkit.codecs.identity import to_signed, to_uint8
@@ -29,7 +29,11 @@ from ditkit.device import Precision, autocast, sent
 from ditkit.errors import InputError, NotFinite
 from ditkit.files import disk_errors, first_line
 from ditkit.layout import Layout, layout_of
+from ditkit.lazy import torch
 from ditkit.records import parse_json, written_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STABLE_DIFFUSION = ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse")
 
@@ -116,10 +120,10 @@ class VaeConfig(CodecSection):
     precision: Precision = "fp32"
     """bf16 is faster where the machine has it, and rounds images and latents to about 1 in 256."""
 
-    def build(self, image_channels: int, device: torch.device | str = "cpu") -> "Vae":
+    def build(self, image_channels: int, device: torch.device | str = "cpu") -> Vae:
         return Vae(self.resolved(), image_channels, device)
 
-    def resolved(self) -> "VaeConfig":
+    def resolved(self) -> VaeConfig:
         """The same with what is None filled in, as far as it is known without the Hub, and a local folder by its
         whole path: a record that is read elsewhere still finds it."""
         shape, shift, scale = LatentShape(4, 8, 0), None, None
@@ -254,7 +258,6 @@ class Vae:
         """A sample of the posterior drawn with `noise` (latent's shape); its mean without."""
         return self.sample(self.moments(images), noise)
 
-    @torch.no_grad()
     def moments(self, images: Tensor) -> Tensor:
         """Mean and logvar of the posterior of images (B, C, H, W) or clips, as the network gives them: float32
         (B, 2 channels, *size of the state)."""
@@ -265,7 +268,8 @@ class Vae:
             pixels = pixels.expand(-1, colours, *pixels.shape[2:])
             return self.autoencoder.encode(pixels).latent_dist.parameters
 
-        return self._in_parts(encode, images)
+        with torch.no_grad():
+            return self._in_parts(encode, images)
 
     def sample(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """The state of a posterior's moments: a sample drawn with `noise`, or its mean, shifted and scaled."""
@@ -273,11 +277,11 @@ class Vae:
         shift, scale = self._spread(latents)
         return (latents - shift) * scale
 
-    @torch.no_grad()
     def values(self, state: Tensor) -> Tensor:
         shift, scale = self._spread(state)
-        latents = state / scale + shift
-        images = self._in_parts(lambda part: self.autoencoder.decode(part).sample, latents)
+        with torch.no_grad():
+            latents = state / scale + shift
+            images = self._in_parts(lambda part: self.autoencoder.decode(part).sample, latents)
         if self.image_channels == 1:
             images = images.mean(1, keepdim=True)
         return images

@@ -6,7 +6,7 @@ says which make a batch, and `load_size(config, "test", (28, 12), ...)` gives al
 `open`, a place in `DataConfig`, a line in `DATA`.
 """
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -17,7 +17,6 @@ from ditkit.data.emoji import EmojiData
 from ditkit.data.encoded import Encoded, EncodedSection
 from ditkit.data.folder import Folder
 from ditkit.data.hub import Hub
-from ditkit.data.loader import Stream, batches, in_order, load_all, load_size, spread, workers_named
 from ditkit.data.moving import MovingDigits
 from ditkit.data.numeric import ArrayFiles
 from ditkit.data.shards import Webdataset
@@ -34,6 +33,20 @@ from ditkit.data.sources import (
 )
 from ditkit.data.transforms import center_crop, native_size, prepare, prepare_native, to_array, to_mode
 from ditkit.data.video import VideoFolder
+from ditkit.lazy import exported
+
+if TYPE_CHECKING:
+    from ditkit.data.loader import (
+        Stream,
+        batches,
+        in_order,
+        load_all,
+        load_size,
+        spread,
+        workers_named,
+    )
+else:
+    __getattr__ = exported(__name__)
 
 DataConfig = Annotated[
     Digits | FashionMNIST | EmojiData | Folder | Hub | Webdataset | ArrayFiles | MovingDigits | VideoFolder,

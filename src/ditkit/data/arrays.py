@@ -1,17 +1,19 @@
 """Two small labelled data sets that fit in memory: scikit-learn's handwritten digits, Fashion-MNIST."""
 
+from __future__ import annotations
+
 import gzip
 import zlib
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from pydantic import model_validator
 
 from ditkit.data.hub import Hub
 from ditkit.data.sources import Arrays, Channels, DataSection, Size, Split, stack
 from ditkit.errors import InputError
+from ditkit.lazy import torch
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where `apt install dataset-fashion-mnist` puts it
 CLOTHES = (
@@ -119,7 +121,7 @@ class FashionMNIST(DataSection):
     """Fixed by the data."""
 
     @model_validator(mode="after")
-    def _garments_are_native(self) -> "FashionMNIST":
+    def _garments_are_native(self) -> FashionMNIST:
         if self.crop == "garment" and self.aspect == "square":
             raise ValueError(
                 "--data.crop garment makes pictures of unequal sizes; give --data.aspect native, too"

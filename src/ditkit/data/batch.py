@@ -1,9 +1,13 @@
 """What a training step is given."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Batch:
     """(B,); None when the data has no captions."""
     moments: Tensor | None = None
     """Mean and logvar of latents, float32 (B, 2 channels, h, w)."""
-    groups: tuple["Batch", ...] = ()
+    groups: tuple[Batch, ...] = ()
     """Of images that are packed: each size's, without labels and captions, which are here."""
     draws: Mapping[str, Tensor] = field(default_factory=dict)
     """What the training draws for each image, by the name of the stream, (B, ...); empty where nobody asked."""
@@ -42,7 +46,7 @@ class Batch:
         """(H, W) of the images, (F, H, W) of clips, (h, w) of moments."""
         return tuple(self.encodable.shape[2:])
 
-    def split(self, most: int) -> Iterator["Batch"]:
+    def split(self, most: int) -> Iterator[Batch]:
         """Its images in batches of at most so many; groups stay together."""
         if self.groups:
             yield self
@@ -58,7 +62,7 @@ class Batch:
                 draws={name: values[rows] for name, values in self.draws.items()},
             )
 
-    def pin_memory(self) -> "Batch":
+    def pin_memory(self) -> Batch:
         """The same in memory that is copied to a GPU beside its work; DataLoader calls it."""
 
         def pinned(value: Tensor | None) -> Tensor | None:

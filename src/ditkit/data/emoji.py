@@ -13,22 +13,26 @@ of the table moves, so that every colour, shape, tone, gesture and most expressi
 Everything else is for training, and the test part holds nothing else. How a picture is made smaller: transforms.py.
 """
 
+from __future__ import annotations
+
 import logging
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont, features
 from pydantic import AfterValidator
-from torch import Tensor
 
 from ditkit.data.sources import Arrays, Channels, DataSection, Size, Split
 from ditkit.data.transforms import prepare
 from ditkit.errors import InputError
+from ditkit.lazy import torch
 from ditkit.progress import progress_bar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")  # Debian's fonts-noto-color-emoji
 TABLE = Path("/usr/share/unicode/emoji/emoji-test.txt")  # Debian's unicode-data

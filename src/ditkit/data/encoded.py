@@ -5,17 +5,17 @@
 Without kept pixels an image is decoded each time it is asked for.
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
-import torch
 from PIL import Image
 from pydantic import Field
-from torch import Tensor
 
 from ditkit.data.decoding import Rule, make_pixels, open_image, own_limit
 from ditkit.data.prepared import AUTO_BYTES, Prepared, default_root, kept, look, make_room
@@ -24,6 +24,10 @@ from ditkit.data.sources import DataSection, Split
 from ditkit.data.transforms import cut_native, prepare, prepare_native, to_mode, upright_size
 from ditkit.errors import InputError, is_defect
 from ditkit.files import first_line
+from ditkit.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HELD_OUT = 0.02  # of a new run's own images
 HeldOut = Annotated[float, Field(ge=0, lt=1)]

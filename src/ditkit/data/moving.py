@@ -13,21 +13,25 @@ straight lines; a bounce is a reflection, where the original stops at the border
 on its first step, so that a caption's direction is what is seen.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-import torch
 from pydantic import AfterValidator, Field
-from torch import Tensor
 
 from ditkit.data.arrays import Digits, FashionMNIST
 from ditkit.data.sources import Arrays, Channels, Size, Split
 from ditkit.data.video import ClipSection
 from ditkit.errors import InputError
+from ditkit.lazy import torch
 from ditkit.randomness import generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SEEDS = {"train": 2**63, "test": 2**63 + 1}  # far from the seeds of runs
 MOST = 3  # digits; a clip's first digit is the same however many there are
@@ -92,7 +96,7 @@ class MovingDigits(ClipSection):
     clips: int = Field(default=10_000, ge=1)
     """Training clips; of the test part there are a tenth as many, at least 100."""
 
-    def open(self, split: Split = "train") -> "MovingClips":
+    def open(self, split: Split = "train") -> MovingClips:
         """The clips of one part; InputError when a digit has no room, or as Fashion-MNIST's `open`."""
         if self.glyph >= self.size:
             raise InputError(

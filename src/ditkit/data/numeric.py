@@ -7,17 +7,17 @@ are never rounded to 8 bits. Nothing is resized. How files are read: array_files
 array_values.py. Small data sets that are held in memory: arrays.py.
 """
 
+from __future__ import annotations
+
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from ditkit.data.array_files import WHOLE, StoredArray, find_arrays
 from ditkit.data.array_values import (
@@ -36,6 +36,10 @@ from ditkit.data.array_values import (
 )
 from ditkit.data.sources import DataSection, Split, numbered_classes
 from ditkit.errors import InputError
+from ditkit.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Numbers:
@@ -114,7 +118,7 @@ class ArrayFiles(DataSection):
     has changed."""
 
     @model_validator(mode="after")
-    def _low_is_below_high(self) -> "ArrayFiles":
+    def _low_is_below_high(self) -> ArrayFiles:
         if self.range and not (all(map(isfinite, self.range)) and self.range[0] < self.range[1]):
             raise ValueError(
                 f"--data.range {self.range[0]:g} {self.range[1]:g}: give LOW HIGH, two numbers that rise"
@@ -129,7 +133,7 @@ class ArrayFiles(DataSection):
     def bounds(self) -> Bounds | None:
         return self.range
 
-    def resolved(self) -> "ArrayFiles":
+    def resolved(self) -> ArrayFiles:
         """The same with height, width, channels and layout as the files have them, of which only headers are read.
         InputError as of `open`, values apart."""
         if self.size and self.width and self.channels and self.layout != "auto":

@@ -4,22 +4,26 @@ Compressed images are encoded.py's. Where the images come from lives in arrays.p
 shards.py; how one is made square or cut to its own size in transforms.py; order, augmentation and batches in loader.py.
 """
 
+from __future__ import annotations
+
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, Literal, Protocol, Self, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
-import torch
 from PIL import Image
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from ditkit.config import Section
 from ditkit.data.transforms import prepare, prepare_native
 from ditkit.errors import InputError
+from ditkit.lazy import torch
 from ditkit.progress import progress_bar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Split = Literal["train", "test"]
 
@@ -70,7 +74,7 @@ class Images(Listed, Protocol):
     def size(self, index: int) -> tuple[int, int]:
         """(width, height) of an image as `__getitem__` gives it, without decoding it where that can be."""
 
-    def read(self, index: int, config: "DataSection", shape: tuple[int, ...]) -> Tensor:
+    def read(self, index: int, config: DataSection, shape: tuple[int, ...]) -> Tensor:
         """One image prepared as `config` says, (H, W) = `shape`: uint8 (C, H, W)."""
 
 
@@ -135,7 +139,7 @@ class DataSection(Section):
         return {"size": self.size * part // whole}
 
     @model_validator(mode="after")
-    def _sizes_to_leave_out(self) -> "DataSection":
+    def _sizes_to_leave_out(self) -> DataSection:
         for size in self.without:
             if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size):
                 raise ValueError(f"--data.without {size}: a size is HxW in pixels, such as 28x12")

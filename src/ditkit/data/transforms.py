@@ -7,13 +7,19 @@ here is random, and nothing leaves the range 0..255: augmentation lives in loade
 How a file becomes a Pillow image is decoding.py's.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from math import ceil, floor, isqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageOps
-from torch import Tensor
+
+from ditkit.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
 EXTREME = 8  # times as long as wide: beyond it an image is cut before it is scaled

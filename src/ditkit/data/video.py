@@ -5,17 +5,17 @@ first resampled by its frames' times, so movies of different and of varying rate
 frames are counted. How a movie's frames are found: movies.py. Captions: captions.py.
 """
 
+from __future__ import annotations
+
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from ditkit.data.captions import read_captions
 from ditkit.data.decoding import DIGEST
@@ -35,7 +35,11 @@ from ditkit.data.sources import Clips, DataSection, Images, Split, each
 from ditkit.data.transforms import prepare, to_array, to_mode
 from ditkit.errors import InputError, is_defect
 from ditkit.files import first_line
+from ditkit.lazy import torch
 from ditkit.movies import ANIMATIONS, VIDEOS, Movie, frames, image_suffixes, open_movie
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Length = Annotated[int, Field(ge=1, le=100_000, description="Frames of a clip.")]
 
@@ -175,7 +179,7 @@ class VideoFolder(ClipSection):
         pictures = folder.model_copy(update={"caption_column": self.caption_column, "check": self.check})
         return Mixed(self, self.open("train"), pictures.open())
 
-    def open(self, split: Split = "train") -> "Videos":
+    def open(self, split: Split = "train") -> Videos:
         """The movies of the folder, without or with those that are held out. InputError: see `scan_movies`, `check_classes`,
         `read_captions`, `open_movie`; or no movie can be used."""
         if self.path is None:

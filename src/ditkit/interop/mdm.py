@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ditkit.backbones import Backbone, BackboneConfig, MatryoshkaConfig, MDMConfig, OuterLevel
-from ditkit.backbones.mdm import MDM_64
+from ditkit.backbones.sections.mdm import MDM_64
 from ditkit.errors import InputError
 from ditkit.files import save_torch
 from ditkit.interop.imported import Imported, State, check_fit, imported_recipe, shape_of

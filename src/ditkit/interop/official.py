@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ditkit.backbones import Backbone, DiTConfig, MatryoshkaConfig, MDMConfig, UDiTConfig
-from ditkit.backbones.dit import DIT_SIZES, SIT_SIZES
+from ditkit.backbones.sections.dit import DIT_SIZES, SIT_SIZES
 from ditkit.errors import InputError
 from ditkit.files import save_torch
 from ditkit.interop.imported import (

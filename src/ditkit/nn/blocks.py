@@ -3,7 +3,7 @@
 A block maps tokens, (B, L, D) or of a clip (B, F, S, D), and what it is told of time and label, c, to tokens; an
 `Arrangement` says who attends to whom and where tokens are. What c is, which last layer goes with the block and
 whether c passes through it as further tokens, its `Conditioning` says; choosing one by name is a line in
-`CONDITIONINGS`.
+`ditkit.nn.registries.CONDITIONINGS`.
 
 The paper's counts leave open whether the norms of the two that are not adaptive have parameters, and
 whether cross-attention has a norm of its own. Here no norm has parameters, so that the four differ by how
@@ -212,11 +212,3 @@ class InContext(Conditioning):
     """Time and label are two more tokens, last and without position, dropped before the head."""
 
     block, head, told, sequence, passes = Block, Head, staticmethod(in_sequence), True, True
-
-
-CONDITIONINGS: dict[str, type[Conditioning]] = {
-    "adaln_zero": AdaLNZero,
-    "adaln": AdaLN,
-    "cross_attention": CrossAttended,
-    "in_context": InContext,
-}

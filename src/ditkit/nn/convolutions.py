@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditkit.nn.linear import dense
-
-GROUPS = 8
+from ditkit.nn.sizes import GROUPS
 
 Map = Callable[[Tensor], Tensor]
 

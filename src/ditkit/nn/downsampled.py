@@ -12,7 +12,6 @@ most 100.
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +21,9 @@ from ditkit.nn.blocks import Modulation, modulated_norm
 from ditkit.nn.depthwise import DepthwiseConv
 from ditkit.nn.linear import dense
 from ditkit.nn.positions import Axis
+from ditkit.nn.registries import Downsampler
 from ditkit.nn.rotary import rotary_positions, rotate
 
-Downsampler = Literal["depthwise_shortcut", "depthwise", "none"]
 Positions = tuple[Tensor, Tensor]  # of the queries and of the keys
 
 START_SCALE, MOST_SCALE = math.log(10.0), math.log(100.0)
@@ -167,12 +166,6 @@ class KeyValueDownsampledAttention(_Attention):
 
 
 Attention = GridAttention | KeyValueDownsampledAttention
-
-ATTENTIONS: dict[str, type[Attention]] = {
-    "token": TokenDownsampledAttention,
-    "key_value": KeyValueDownsampledAttention,
-    "full": GridAttention,
-}
 
 
 class GridBlock(nn.Module):

@@ -16,9 +16,8 @@ from ditkit.nn.attention import attend, check_heads
 from ditkit.nn.convolutions import Downsample, ResidualBlock, Upsample, zero_conv
 from ditkit.nn.embeddings import sinusoid
 from ditkit.nn.linear import dense, zero_dense
+from ditkit.nn.sizes import MDM_GROUPS
 from ditkit.nn.text import MASK, TOKENS, Cond, TextReader, Words
-
-GROUPS = 32
 
 
 class Sentence(TextReader):
@@ -90,11 +89,11 @@ class TextualAttention(nn.Module):
         super().__init__()
         check_heads(width, heads)
         self.heads = heads
-        self.norm1 = nn.GroupNorm(GROUPS, width)
+        self.norm1 = nn.GroupNorm(MDM_GROUPS, width)
         self.qkv = dense(width, 3 * width)
         self.words = nn.Sequential(nn.LayerNorm(words), dense(words, 2 * width)) if words else None
         self.proj = zero_dense(width, width)
-        self.norm2 = nn.GroupNorm(GROUPS, width)
+        self.norm2 = nn.GroupNorm(MDM_GROUPS, width)
         self.mlp = nn.Sequential(dense(width, 4 * width), nn.GELU(), zero_dense(4 * width, width))
 
     def forward(self, x: Tensor, words: Words | None) -> Tensor:
@@ -116,8 +115,8 @@ class Step(nn.Module):
     def __init__(self, fan_in: int, fan_out: int, told: int, layers: int, heads: int, words: int):
         super().__init__()
         self.block = ResidualBlock(fan_in, fan_out, told)
-        self.block.norm1 = nn.GroupNorm(GROUPS, fan_in)
-        self.block.norm2 = nn.GroupNorm(GROUPS, fan_out)
+        self.block.norm1 = nn.GroupNorm(MDM_GROUPS, fan_in)
+        self.block.norm2 = nn.GroupNorm(MDM_GROUPS, fan_out)
         self.attention = nn.ModuleList(TextualAttention(fan_out, heads, words) for _ in range(layers))
 
     def forward(self, x: Tensor, c: Tensor, words: Words | None = None) -> Tensor:
@@ -189,7 +188,7 @@ class Level(nn.Module):
             fans = [here + skips.pop()] + [width + skips.pop() for _ in range(count)]
             self.up.append(nn.ModuleList(step(fan_in, width, attention) for fan_in in fans))
             here = width
-        self.norm = nn.GroupNorm(GROUPS, here)
+        self.norm = nn.GroupNorm(MDM_GROUPS, here)
         self.final = zero_conv(here, out_channels * patch**2)
 
     @property

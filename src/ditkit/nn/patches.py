@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
+from ditkit.nn.sizes import image_size, patch_sizes
 
 
 class PatchEmbed(nn.Module):
@@ -58,22 +59,6 @@ class PatchEmbed(nn.Module):
             return self.proj(x).flatten(2).transpose(1, 2).contiguous()
         pixels = patchify(x, patch_sizes(self.patch, self.tubelet))  # (B, f, h, w, C·pt·p·p)
         return F.linear(pixels.flatten(2, 3), self.proj.weight.flatten(1), self.proj.bias)
-
-
-def patch_sizes(patch: int, tubelet: int) -> tuple[int, ...]:
-    """(p, p), or (pt, p, p) with a tubelet."""
-    return (tubelet, patch, patch) if tubelet else (patch, patch)
-
-
-def image_size(size: Sequence[int]) -> tuple[int, int]:
-    """(H, W) of an image's state; InputError when it is a clip's, (F, H, W)."""
-    if len(size) != 2:
-        raise InputError(
-            f"frames asked of a network of images: a state of {'x'.join(map(str, size))} (frames, height, width); take a "
-            "DiT with --backbone.tubelet 1 or more, or leave --data.frames out"
-        )
-    height, width = size
-    return height, width
 
 
 def patchify(x: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -1,11 +1,15 @@
 """A solver that chooses its own times, by torchdiffeq."""
 
+from __future__ import annotations
+
 from itertools import count
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from ditkit.lazy import torch
 from ditkit.sampling.solver import Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def dopri5(step: Step, x: Tensor, memory: None = None, *, tolerance: float = 1e-4) -> tuple[Tensor, None]:

@@ -3,10 +3,15 @@
 The grid ends at t = 0, where only coefficients are needed; every step asks the network once.
 """
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from ditkit.sampling.solver import Step, rows
 from ditkit.transports.variational import Posterior, learned_log_variance
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def ddim(step: Step, x: Tensor, memory: None = None, *, eta: float = 0.0) -> tuple[Tensor, None]:

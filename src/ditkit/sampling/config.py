@@ -1,22 +1,27 @@
 """How samples are drawn: what a recipe keeps, and what is asked for when they are drawn."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, model_validator
-from torch import Tensor
+from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from ditkit.config import OneOf, Section
 from ditkit.device import Precision
 from ditkit.errors import InputError, no_such
 from ditkit.layout import Layout
+from ditkit.lazy import torch
 from ditkit.sampling import DIFFUSIONS, SAMPLERS, THRESHOLDS, time_grid
 from ditkit.sampling.grids import SPACINGS
 from ditkit.sampling.sde import LastStep
 from ditkit.sampling.solver import keywords
 from ditkit.transports import Transport
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
@@ -44,6 +49,17 @@ def _model(value: object) -> object:
 Model = Annotated[str, PlainValidator(_model)]
 """The path of a run or snapshot, which is what a flag takes, or in Python a pipeline."""
 
+
+def _tensor(value: object) -> object:
+    if not isinstance(value, torch.Tensor):
+        raise ValueError("Input should be an instance of Tensor")
+    return value
+
+
+if TYPE_CHECKING:
+    Frames = Tensor
+else:  # which names no class, so that it is imported only where there is a value
+    Frames = Annotated[Any, AfterValidator(_tensor)]
 
 Steps = Annotated[int, Field(ge=1, le=10_000)]
 """Of a grid; papers take a thousand at most."""
@@ -107,7 +123,7 @@ class SamplingConfig(SolverSettings, GuidanceSettings):
     guidance: Annotated[float, Field(ge=0)] = 1.0
 
     @model_validator(mode="after")
-    def _sampler_takes_the_choices(self) -> "SamplingConfig":
+    def _sampler_takes_the_choices(self) -> SamplingConfig:
         for choice in SolverChoices.model_fields:
             if getattr(self, choice) is not None and choice not in SAMPLERS[self.sampler].choices:
                 takers = [name for name, entry in SAMPLERS.items() if choice in entry.choices]
@@ -117,7 +133,7 @@ class SamplingConfig(SolverSettings, GuidanceSettings):
                 )
         return self
 
-    def override(self, request: SolverSettings | GuidanceSettings) -> "SamplingConfig":
+    def override(self, request: SolverSettings | GuidanceSettings) -> SamplingConfig:
         """What a request gives over this; of this, what another sampler has no use for is left out.
 
         InputError when what is given is nothing for its sampler.
@@ -191,27 +207,25 @@ class FrameSettings(Section):
 class SamplingRequest(SharedRequest, GuidanceSettings, FrameSettings):
     """All that is asked of a model besides conditions and seeds; what is not given is as in its recipe."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
     size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """Height and width in pixels, where the network takes others than those it was trained on."""
-    start: Tensor | None = None
+    start: Frames | None = None
     """Of a model of clips trained so (`transport.known_frames`): the first frames, kept as they are, uint8
     (N or 1, C, H, W) or (N or 1, C, F', H, W)."""
-    end: Tensor | None = None
+    end: Frames | None = None
     """Likewise the last frames."""
     numbers: bool = False
     """Numbers, float32 in the range of the data (of pixels 0 to 255), not rounded, instead of uint8."""
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "SamplingRequest":
+    def of(cls, values: Mapping[str, Any]) -> SamplingRequest:
         """InputError naming a value that there is not, with the nearest, or that cannot be."""
         for name in values:
             if name not in cls.model_fields:
                 raise no_such("how to sample", name, cls.model_fields)
         return cls.checked(dict(values), "")
 
-    def but(self, **values: Any) -> "SamplingRequest":
+    def but(self, **values: Any) -> SamplingRequest:
         """The same with other values. InputError as of `of`."""
         return SamplingRequest.of({name: getattr(self, name) for name in self.model_fields_set} | values)
 

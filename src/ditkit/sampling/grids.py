@@ -1,13 +1,16 @@
 """Time grids: descending times from noise to data, (S + 1,) in float64 on the CPU."""
 
-import re
-from typing import Literal
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+import re
+from typing import TYPE_CHECKING, Literal
 
 from ditkit.errors import InputError
+from ditkit.lazy import torch
 from ditkit.transports import DDPM_STEPS, Transport
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LAST_STEP_SIZE = 0.04  # of an SDE: SiT's
 CLEANEST = 1e-3  # the last time at which a spaced grid asks before it jumps to 0

@@ -1,13 +1,17 @@
 """Guidance: functions from a denoiser to a denoiser. Scale 1 is off, but for a classifier's, where 0 is."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ditkit.layout import Layout
+from ditkit.lazy import torch
 from ditkit.transports import At, Cond, Denoiser, Prediction
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def cfg(

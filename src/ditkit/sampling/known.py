@@ -4,16 +4,19 @@ models: Ho et al., "Cascaded Diffusion Models", 2022), later frames given the fi
 The network reads each part's own time, which it must have been trained with (`Transport.cascade`, `known_frames`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from ditkit.errors import InputError
 from ditkit.layout import Layout
+from ditkit.lazy import torch
 from ditkit.transports import At, Cond, Denoiser, Prediction
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Known(NamedTuple):

@@ -3,12 +3,15 @@
 Both begin with a step of first order (as after an endless one). Step sizes may vary.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
+from ditkit.lazy import torch
 from ditkit.sampling.solver import Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Past(NamedTuple):

@@ -1,9 +1,14 @@
 """Steps of the probability-flow ODE dx/dt = velocity(x, t), from noise to data."""
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from ditkit.sampling.solver import Step
 from ditkit.transports import PREDICTIONS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def euler(step: Step, x: Tensor, memory: None = None) -> tuple[Tensor, None]:

@@ -8,18 +8,21 @@ is: above that it overshoots. So there, and where D / sigma is without bounds (S
 t = 0), the bound stands in for D. Any D >= 0 has the right marginals, and so has this one.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from ditkit.errors import InputError
+from ditkit.lazy import torch
 from ditkit.sampling.solver import Step
 from ditkit.transports import Coeffs, Denoiser, Prediction
 
-Diffusion = Callable[[Tensor, Coeffs, float], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Diffusion = Callable[["Tensor", Coeffs, float], "Tensor"]
 """(t, the path at t, norm) -> D(t), all of t's shape, float64."""
 
 LastStep = Literal["mean", "tweedie", "euler", "none"]
@@ -60,14 +63,14 @@ def kl_eta(
     c: Coeffs,
     norm: float,
     eta: float = 1.0,
-    loss: Callable[[Tensor], Tensor] = torch.ones_like,
+    loss: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """norm V / sqrt(1 + (2 V)²): SBDM bounded by what its noise costs; the paper's w^{KL,eta}
 
     w^{KL,eta} = w^KL sqrt(L / (L + eta (w^KL)²)), L the velocity loss at t. The table of L the paper used is
     not public: without `loss` it is constant.
     """
-    value, at = c.score_factor, loss(t)
+    value, at = c.score_factor, torch.ones_like(t) if loss is None else loss(t)
     return norm * value * (at / (at + eta * (2 * value) ** 2)).sqrt()
 
 

@@ -7,20 +7,23 @@ A step gets the state x (B, *S) at `step.t` and gives it at `step.s`, with whate
 first gets None. Keyword-only parameters are what a user can choose (`SolverChoices`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from inspect import signature
 from itertools import pairwise
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-
+from ditkit.lazy import torch
 from ditkit.sampling.grids import time_grid
 from ditkit.transports import PATHS, At, Cond, Denoiser, Prediction
 
-Noise = Callable[[Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Noise = Callable[["Tensor"], "Tensor"]
 """Standard normal numbers of the shape of a state (B, *S)."""
 Use = Literal["ode", "sde", "jump"]
 """The kind of time grid, see `time_grid`."""
@@ -67,7 +70,7 @@ class Step:
         """s - t, which is negative, broadcasting with the state x."""
         return self.expand(self.s - self.t, x)
 
-    def of_row(self, k: int) -> "Step":
+    def of_row(self, k: int) -> Step:
         """The same step of the k-th image alone, with a store of its own."""
         return replace(self, cond={key: value[k : k + 1] for key, value in self.cond.items()}, store={})
 

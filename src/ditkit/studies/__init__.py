@@ -6,28 +6,18 @@ writes what came out. Adding one: a file, and its line below.
 
 from types import ModuleType
 
-from ditkit.studies import (
-    anysize,
-    conditionings,
-    matryoshka,
-    moving,
-    samplers,
-    scaling,
-    sit_ladder,
-    udit,
-    udit_ladder,
-)
+from ditkit.lazy import Named
 
-STUDIES: dict[str, ModuleType] = {
-    "scaling": scaling,
-    "conditionings": conditionings,
-    "samplers": samplers,
-    "sit-ladder": sit_ladder,
-    "udit": udit,
-    "udit-ladder": udit_ladder,
-    "matryoshka": matryoshka,
-    "anysize": anysize,
-    "moving": moving,
+STUDIES: dict[str, Named | ModuleType] = {
+    "scaling": Named("ditkit.studies.scaling"),
+    "conditionings": Named("ditkit.studies.conditionings"),
+    "samplers": Named("ditkit.studies.samplers"),
+    "sit-ladder": Named("ditkit.studies.sit_ladder"),
+    "udit": Named("ditkit.studies.udit"),
+    "udit-ladder": Named("ditkit.studies.udit_ladder"),
+    "matryoshka": Named("ditkit.studies.matryoshka"),
+    "anysize": Named("ditkit.studies.anysize"),
+    "moving": Named("ditkit.studies.moving"),
 }
 
 __all__ = ["STUDIES"]

@@ -32,8 +32,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from ditkit.backbones import DiTConfig, MatryoshkaConfig
-from ditkit.backbones.matryoshka import OuterLevel
+from ditkit.backbones import DiTConfig, MatryoshkaConfig, OuterLevel
 from ditkit.costs import recipe_cost
 from ditkit.data.sources import stack
 from ditkit.pictures import grid, side_by_side

@@ -8,8 +8,15 @@
 Adding an encoder by name: a line in TEXT_ENCODERS; another kind of network: `encoders.open_model`.
 """
 
-from ditkit.text.cache import TextCache, embed
+from typing import TYPE_CHECKING
+
+from ditkit.lazy import exported
 from ditkit.text.encoders import Text, TextConfig, TextEncoder, load_text_encoder
 from ditkit.text.files import TEXT_ENCODERS
+
+if TYPE_CHECKING:
+    from ditkit.text.cache import TextCache, embed
+else:
+    __getattr__ = exported(__name__)
 
 __all__ = ["TEXT_ENCODERS", "Text", "TextCache", "TextConfig", "TextEncoder", "embed", "load_text_encoder"]

@@ -126,7 +126,7 @@ def _tensors(encoder: TextEncoder, captions: Sequence[str], batch: int) -> dict[
     tokens, pooled, lengths = [], [], [0]
     for start in range(0, len(captions), batch):
         text = encoder.encode(captions[start : start + batch], batch)
-        tokens.append(text.tokens[text.mask].to(DTYPES[encoder.config.dtype]).cpu())
+        tokens.append(text.tokens[text.mask].to(getattr(torch, DTYPES[encoder.config.dtype])).cpu())
         pooled.append(text.pooled.cpu())
         lengths += text.mask.sum(1).tolist()
     ends = torch.tensor(lengths).cumsum(0).tolist()
@@ -224,7 +224,7 @@ class _Shard:
             forms = [self._form(name) for name in ("tokens", "pooled")]
         except (OSError, SafetensorError) as error:
             raise InputError(f"{file} is damaged ({error}); delete the folder") from None
-        count, kind = len(captions), DTYPES[index.encoder.dtype]
+        count, kind = len(captions), getattr(torch, DTYPES[index.encoder.dtype])
         fits = (starts.dtype, starts.shape) == (torch.int64, (count + 1,)) and forms == [
             (KINDS[kind], (int(starts[-1]), index.dim)),
             (KINDS[torch.float32], (count, index.dim)),

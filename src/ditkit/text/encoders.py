@@ -11,26 +11,29 @@ that what is computed with them does not depend on what else is in the batch. Ho
 the backbones; embeddings on disk: cache.py.
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
 
 from ditkit.config import Section
 from ditkit.errors import InputError, NotFinite
+from ditkit.lazy import torch
 from ditkit.records import parse_json
 from ditkit.text.files import find_folder, identity, width
 
-CLIP, T5 = ("clip", "clip_text_model"), ("t5", "mt5", "umt5")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Pool = Callable[[Tensor, Tensor], Tensor]  # tokens (B, L, D), mask (B, L) -> (B, D)
+CLIP, T5 = ("clip", "clip_text_model"), ("t5", "mt5", "umt5")
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}  # as torch calls them
+
+Pool = Callable[["Tensor", "Tensor"], "Tensor"]  # tokens (B, L, D), mask (B, L) -> (B, D)
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +62,12 @@ class TextConfig(Section):
     null: Literal["learned", "empty"] = "learned"
     """What the network is told where the text is unknown: something it learns, or the empty prompt."""
 
-    def build(self, device: torch.device | str = "cpu") -> "TextEncoder":
+    def build(self, device: torch.device | str = "cpu") -> TextEncoder:
         """InputError: no extra, no such encoder, or it reads fewer tokens than `length`."""
         folder = find_folder(self.id, self.revision)
-        return TextEncoder(self, *open_model(folder, DTYPES[self.dtype]), identity(folder), device)
+        return TextEncoder(
+            self, *open_model(folder, getattr(torch, DTYPES[self.dtype])), identity(folder), device
+        )
 
 
 class TextEncoder:
@@ -247,6 +252,6 @@ def sentence_pooling(folder: Path) -> Pool:
 
     def pool(tokens: Tensor, mask: Tensor) -> Tensor:
         pooled = mean(tokens, mask) if way == "mean" else tokens[:, 0]
-        return F.normalize(pooled, dim=-1) if normalised else pooled
+        return torch.nn.functional.normalize(pooled, dim=-1) if normalised else pooled
 
     return pool

@@ -1,10 +1,10 @@
 """Denoiser: what samplers see of a network, whatever it predicts."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ditkit.device import sent
 from ditkit.layout import Layout
@@ -12,8 +12,11 @@ from ditkit.transports.paths import Coeffs
 from ditkit.transports.predictions import Prediction
 from ditkit.transports.variational import Posterior, posterior
 
-Cond = dict[str, Tensor]
-Network = Callable[[Tensor, Tensor, Cond], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Cond = dict[str, "Tensor"]
+Network = Callable[["Tensor", "Tensor", Cond], "Tensor"]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """The variational bound of a learned variance, the second term of the hybrid loss (Nichol & Dhariwal, 2021)."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ditkit.device import sent
 from ditkit.layout import Layout
+from ditkit.lazy import torch
 from ditkit.transports.denoiser import expanded
 from ditkit.transports.paths import Coeffs
 from ditkit.transports.variational import (
@@ -16,6 +17,9 @@ from ditkit.transports.variational import (
     learned_log_variance,
     posterior,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def bound(

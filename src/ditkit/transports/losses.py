@@ -5,13 +5,17 @@ network that predicts clean data can be trained with the loss of the velocity (L
 that of the noise (Gu et al., 2024), and so on for every pair.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ditkit.transports.paths import Coeffs, End
 from ditkit.transports.predictions import PREDICTIONS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

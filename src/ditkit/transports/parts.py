@@ -1,14 +1,18 @@
 """States of several parts: noise and speed of a pyramid's levels, and parts that are known while others are learned."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ditkit.device import sent
 from ditkit.errors import InputError
 from ditkit.layout import Frames, Layout, Pyramid
+from ditkit.lazy import torch
 from ditkit.transports.paths import Coeffs, Path, shifted
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def level_coeffs(path: Path, t: Tensor, layout: Layout | None, shift: float) -> Coeffs:

@@ -8,14 +8,19 @@ Sources: linear, GVP and VP from SiT (Ma et al., 2024, section 3), with time rev
 code; the discrete DDPM process from Ho et al. (2020) as DiT uses it.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import torch
-from torch import Tensor
+from ditkit.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 DDPM_STEPS = 1000
 

@@ -10,13 +10,16 @@ another by the ratio of their responses (`ditkit.transports.losses`).
 `v` (Salimans & Ho, 2022; MDM and diffusers mean this) is alpha · eps - sigma · x0 and is not the velocity.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from ditkit.transports.paths import Coeffs, End
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Prediction(NamedTuple):

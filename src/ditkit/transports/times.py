@@ -1,12 +1,18 @@
 """When a network is trained: laws of the times, and their shift with the size of the state."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from ditkit.lazy import torch
 
-TimeLaw = Callable[[Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+TimeLaw = Callable[["Tensor"], "Tensor"]
 """A quantile function: u, uniform in (0, 1), to [0, 1]."""
 
 

@@ -4,15 +4,16 @@ It composes these parts into the training loss and the denoiser. It knows no net
 callable (x_t, t, cond) -> output. Guidance and solvers live in `ditkit.sampling`.
 """
 
-from typing import Annotated, Any, Literal
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from ditkit.config import OneOf, Section, renamed
 from ditkit.device import sent, widest
 from ditkit.layout import Layout
+from ditkit.lazy import torch
 from ditkit.randomness import Stream
 from ditkit.transports import hybrid, parts
 from ditkit.transports.denoiser import At, Cond, Denoiser, Network, expanded
@@ -20,6 +21,9 @@ from ditkit.transports.losses import LOSSES, error
 from ditkit.transports.paths import DDPM_STEPS, PATHS, Coeffs
 from ditkit.transports.predictions import PREDICTIONS, Prediction
 from ditkit.transports.times import TIME_LAWS, on_knots, shifted_for_size
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LAST_OF_AN_SDE = 0.04
 """The lowest time at which SiT asks a network in an SDE, before its last step."""
@@ -60,7 +64,7 @@ class Transport(Section):
     positions (frames, height and width of the state multiplied) over this number (Esser et al., 2024, eq. 23); 0: no shift."""
 
     @model_validator(mode="after")
-    def _size_shift_needs_straight_lines(self) -> "Transport":
+    def _size_shift_needs_straight_lines(self) -> Transport:
         if self.size_shift and PATHS[self.path].norm != 1:
             straight = " or ".join(name for name, path in PATHS.items() if path.norm == 1)
             raise ValueError(
@@ -69,7 +73,7 @@ class Transport(Section):
         return self
 
     @model_validator(mode="after")
-    def _learned_variance_needs_knots(self) -> "Transport":
+    def _learned_variance_needs_knots(self) -> Transport:
         if self.variance == "learned" and self.knots is None:
             stepped = " or ".join(name for name, path in PATHS.items() if path.knots)
             raise ValueError(

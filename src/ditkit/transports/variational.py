@@ -6,13 +6,16 @@ x_b given x_a and x0 is Gaussian. With alpha² + sigma² = 1 and knots of DDPM t
 equations 6-7, for any respacing; other paths follow from the same algebra.
 """
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
-
+from ditkit.lazy import torch
 from ditkit.transports.paths import Coeffs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Posterior(NamedTuple):

@@ -11,23 +11,27 @@ depends on when or in how many sittings they were made. Each shard has a checksu
 damaged later is found when encoding goes on, and when training first reads it.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from ditkit.config import Section, read_section
 from ditkit.data.latents.source import Latents, ShardFiles, channel_means, shapes
 from ditkit.data.sources import DataSection, Source, stack, upgraded
 from ditkit.errors import InputError, NotFinite
 from ditkit.files import save_tensors, tensors_hash
+from ditkit.lazy import torch
 from ditkit.progress import progress_bar
 from ditkit.records import parse_json, write_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INDEX, PLAN, CAPTIONS = "index.json", "unfinished.json", "captions.json"
 FACTS, CHECKSUM = (

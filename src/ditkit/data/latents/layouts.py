@@ -10,21 +10,26 @@ None says which autoencoder or images it was made from. A sample stands for mome
 archives, and LightningDiT's latents_stats.pt, are not read.
 """
 
+from __future__ import annotations
+
 import math
 from bisect import bisect
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ditkit.data.latents.source import LOGVAR, Latents, ShardFiles, shapes
 from ditkit.data.sources import each, numbered_classes
 from ditkit.errors import InputError
 from ditkit.files import DAMAGED_ARRAYS, first_line
+from ditkit.lazy import torch
 from ditkit.records import parse_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FAST_DIT_SCALE = 0.18215  # what its extraction multiplies samples by
 

@@ -1,14 +1,19 @@
 """What latents on disk are to the loader: a source of moments."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from ditkit.errors import InputError, NotFinite
+from ditkit.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOGVAR = (-30.0, 20.0)  # diffusers' limits
 

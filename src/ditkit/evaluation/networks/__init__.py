@@ -3,18 +3,24 @@
 The classifier of one's own data set (`classifier.py`) is not among them: it belongs to the data.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, NamedTuple
 
 from ditkit.errors import InputError
-from ditkit.evaluation.networks.dinov2_clip import load_clip, load_dinov2
-from ditkit.evaluation.networks.efficientnet import load_efficientnet
-from ditkit.evaluation.networks.frozen import Frozen
-from ditkit.evaluation.networks.inception import load_inception
+from ditkit.lazy import Named
+
+if TYPE_CHECKING:
+    import torch
+
+    from ditkit.evaluation.networks.frozen import Frozen
+
+_HERE = "ditkit.evaluation.networks"
+_inception = Named(f"{_HERE}.inception:load_inception")
+_efficientnet = Named(f"{_HERE}.efficientnet:load_efficientnet")
 
 
 class Entry(NamedTuple):
@@ -26,18 +32,24 @@ class Entry(NamedTuple):
 
 
 FEATURES: dict[str, Entry] = {
-    "inception": Entry(load_inception, "FID's Inception, read as the ADM evaluator does; fetched, 96 MB"),
+    "inception": Entry(_inception, "FID's Inception, read as the ADM evaluator does; fetched, 96 MB"),
     "inception-pytorch-fid": Entry(
-        partial(load_inception, convention="pytorch-fid"), "the same, resized and scaled as pytorch-fid does"
+        partial(_inception, convention="pytorch-fid"), "the same, resized and scaled as pytorch-fid does"
     ),
     "inception-clean": Entry(
-        partial(load_inception, convention="clean"), "the same, resized with antialiasing as clean-fid does"
+        partial(_inception, convention="clean"), "the same, resized with antialiasing as clean-fid does"
     ),
-    "dinov2": Entry(load_dinov2, "DINOv2 large, class token: FD-DINOv2; from the Hub, 1.2 GB"),
-    "clip": Entry(load_clip, "CLIP large: CLIP-FID and the CLIP score of prompts; from the Hub, 1.7 GB"),
-    "efficientnet": Entry(load_efficientnet, "EfficientNet-Lite0, 1280 features; no download"),
+    "dinov2": Entry(
+        Named(f"{_HERE}.dinov2_clip:load_dinov2"),
+        "DINOv2 large, class token: FD-DINOv2; from the Hub, 1.2 GB",
+    ),
+    "clip": Entry(
+        Named(f"{_HERE}.dinov2_clip:load_clip"),
+        "CLIP large: CLIP-FID and the CLIP score of prompts; from the Hub, 1.7 GB",
+    ),
+    "efficientnet": Entry(_efficientnet, "EfficientNet-Lite0, 1280 features; no download"),
     "efficientnet-112": Entry(
-        partial(load_efficientnet, dim=112), "the same, 112 features: enough with a few thousand images"
+        partial(_efficientnet, dim=112), "the same, 112 features: enough with a few thousand images"
     ),
 }
 

@@ -1,0 +1,62 @@
+"""What the sections of all networks share."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from ditkit.config import Section
+
+if TYPE_CHECKING:
+    from ditkit.backbones.base import Backbone
+
+MOST, WIDEST = 10_000, 1_000_000
+Count = Annotated[int, Field(ge=1, le=MOST)]
+"""Of blocks, heads, multiples: numbers above it are mistakes, and building what they say would take hours."""
+
+
+class BackboneSection(Section):
+    """The configuration of a network. It imports none: `build` does."""
+
+    kind: str
+
+    @abstractmethod
+    def build(
+        self, *, channels: int, classes: int, out_channels: int | None = None, text_dim: int = 0
+    ) -> Backbone:
+        """The network, freshly initialised.
+
+        Args:
+            channels: of the state. classes: 0 for an unconditional network. out_channels: as `channels` when not given.
+            text_dim: channels of the text encoder where `hears`; never given to a network that does not.
+        """
+
+    @property
+    def ratios(self) -> tuple[int, ...]:
+        """Of a network on several resolutions, how many times each one's sides are the lowest's, highest first."""
+        return (1,)
+
+    @property
+    def frame_ratios(self) -> tuple[int, ...]:
+        """Likewise of the frames of clips."""
+        return (1,) * len(self.ratios)
+
+    @property
+    def hears(self) -> bool:
+        """Whether it can be told a text."""
+        return False
+
+    @property
+    def patch_sizes(self) -> tuple[int, ...]:
+        """What the sides of a state must be multiples of, (height, width) or of clips (frames, height, width); of a
+        state on several resolutions, those of the highest."""
+        return (1, 1)
+
+    def tokens(self, size: Sequence[int]) -> int:
+        """How many tokens or pixels its first layer works on, at the highest resolution, of a state (H, W) or (F, H, W);
+        of several resolutions, the state's size is the lowest's."""
+        return math.prod(size)
