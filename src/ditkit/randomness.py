@@ -8,7 +8,7 @@ same whatever the batch, the rank, the device or the point of resumption.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -32,6 +32,9 @@ Purpose = Literal[
     "distractors",
     "given",
     "cascade",
+    "method",
+    "route",
+    "term",
 ]
 _COUNTER = {
     "order": 0,
@@ -45,6 +48,9 @@ _COUNTER = {
     "distractors": 8,
     "given": 9,
     "cascade": 10,
+    "method": 11,
+    "route": 12,
+    "term": 13,
 }
 
 
@@ -64,15 +70,16 @@ class Stream(NamedTuple):
     purpose: Purpose
     law: Literal["uniform", "normal"]
     """float64 in [0, 1), or float32 and standard normal."""
-    shape: tuple[int, ...] | None = None
-    """Of one image's numbers; None: that of its state."""
+    shape: tuple[int, ...] | Literal["state", "tokens"] = "state"
+    """Of one image's numbers; that of its state, or one for each of its tokens."""
     after: int = 0
     """How many uniform numbers of the purpose come before, which belong to other streams."""
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What a training draws for its images: some streams, where `shapes` says which state an image of some size has.
+    """What a training draws for its images: some streams, where `shapes` says which state an image of some size has, and
+    `tokens` how many tokens (needed where a stream has a number for each).
 
     It holds no network, so that a loader's workers can draw ahead.
     """
@@ -80,12 +87,13 @@ class Draws:
     seed: int
     streams: tuple[Stream, ...]
     shapes: Mapping[tuple[int, ...], tuple[int, ...]]
+    tokens: Mapping[tuple[int, ...], int] = field(default_factory=dict)
 
     def __call__(self, numbers: Sequence[int], size: tuple[int, ...]) -> dict[str, Tensor]:
         """Each stream's numbers of the images n = `numbers`, all of one size, by its name: (B, *shape), on the CPU."""
         found = {
             stream.name: np.empty(
-                (len(numbers), *(self.shapes[size] if stream.shape is None else stream.shape)),
+                (len(numbers), *self._shape(stream, size)),
                 np.float64 if stream.law == "uniform" else np.float32,
             )
             for stream in self.streams
@@ -98,6 +106,11 @@ class Draws:
                     generator(self.seed, n, purpose), streams, [found[s.name][row : row + 1] for s in streams]
                 )
         return {name: torch.from_numpy(values) for name, values in found.items()}
+
+    def _shape(self, stream: Stream, size: tuple[int, ...]) -> tuple[int, ...]:
+        if stream.shape == "state":
+            return self.shapes[size]
+        return (self.tokens[size],) if stream.shape == "tokens" else stream.shape
 
 
 def _fill(random: np.random.Generator, streams: Sequence[Stream], rows: Sequence[np.ndarray]) -> None:

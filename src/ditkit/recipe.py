@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ditkit.backbones import BackboneConfig, MatryoshkaConfig, build
+from ditkit.chosen import Chosen, SomeChosen, name_of
 from ditkit.codecs import Codec, CodecConfig, IdentityConfig, PyramidCodec
 from ditkit.config import Section, SomeOf, read_section, write_section
 from ditkit.data import ArrayFiles, DataConfig, upgraded
 from ditkit.device import Compile, Precision, check_memory
 from ditkit.errors import InputError
 from ditkit.lazy import torch
+from ditkit.objectives import ROUTINGS, TERMS
 from ditkit.sampling.config import SamplingConfig
 from ditkit.text import TextConfig
 from ditkit.trackers import TRACKERS
@@ -96,6 +98,10 @@ class TrainConfig(Training):
     """Samples to score each time, of seeds 0, 1, ..."""
     score_features: str = "classifier"
     """The network to score with, as in `ditkit eval`."""
+    routing: Annotated[str, Chosen(ROUTINGS)] = "none"
+    """Leave tokens out of some blocks in training (`ditkit list routings`), such as NAME:rate=0.5."""
+    terms: Annotated[tuple[str, ...], SomeChosen(TERMS)] = ()
+    """Add terms to the loss (`ditkit list terms`), each a name, or a name with settings: NAME:weight=0.2."""
     level_share: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
     """Of a network on several resolutions: the share of each batch that every level but the lowest is trained on,
     highest first (mixed resolutions; Gu et al., 2024); all of it when not given."""
@@ -167,6 +173,19 @@ class Recipe(Section):
                 "train.packed and transport.known_frames: in packed rows all frames of a clip have one time; give "
                 "transport.known_frames 0, or leave train.packed out"
             )
+        extras = [
+            *self.train.terms,
+            *(() if name_of(self.train.routing) == "none" else (self.train.routing,)),
+        ]
+        if extras and not self.backbone.uniform:
+            raise ValueError(
+                f"train.terms and train.routing ({' '.join(extras)}) are for a DiT, whose blocks all work on the same tokens, "
+                f"not for {self.backbone.kind}; leave them out"
+            )
+        if self.train.terms and self.train.packed:
+            raise ValueError(
+                "train.terms compare tokens of images of one size; leave train.packed or the terms out"
+            )
         if self.data.aspect == "native" and (self.train.score_images or self.train.latents):
             raise ValueError(
                 "data.aspect native: train.score_images and train.latents are of images of one size; leave them out"
@@ -223,7 +242,8 @@ class Recipe(Section):
         channels, *size = codec.layout(*self.data.shape).shape
         outputs = 2 * channels if self.transport.variance == "learned" else channels
         text_dim = self.text.dim if self.text else 0
-        make = partial(build, self.backbone, channels, self.data.classes, outputs, text_dim)
+        scalars = self.transport.learning.scalars
+        make = partial(build, self.backbone, channels, self.data.classes, outputs, text_dim, scalars)
         if torch.get_default_device().type != "meta":
             with torch.device("meta"):
                 check_memory(make(), "--backbone.width or --backbone.depth")

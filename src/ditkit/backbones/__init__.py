@@ -86,9 +86,15 @@ def check_name(name: str) -> PlainConfig | MatryoshkaConfig:
 
 
 def build(
-    config: BackboneConfig, channels: int, classes: int, out_channels: int, text_dim: int = 0
+    config: BackboneConfig,
+    channels: int,
+    classes: int,
+    out_channels: int,
+    text_dim: int = 0,
+    scalars: Sequence[str] = (),
 ) -> Backbone:
-    """The network of a configuration, freshly initialised. InputError for a text where it is told none."""
+    """The network of a configuration, freshly initialised, which also reads `scalars` from cond. InputError for a text where
+    it is told none."""
     shape = {"channels": channels, "classes": classes, "out_channels": out_channels}
     if text_dim:
         if not config.hears:
@@ -96,7 +102,10 @@ def build(
                 f"a {config.kind} is told no text; take a DiT or an MDM, or leave the text encoder out"
             )
         shape["text_dim"] = text_dim
-    return config.build(**shape)
+    net = config.build(**shape)
+    if scalars:
+        net.read_scalars(scalars)
+    return net
 
 
 __all__ = [

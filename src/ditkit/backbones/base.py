@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ditkit.errors import InputError
 from ditkit.nn.around import Around, alone
 from ditkit.nn.blocks import summed
-from ditkit.nn.embeddings import LabelEmbedding, SideBySide, TimeEmbedding
+from ditkit.nn.embeddings import LabelEmbedding, ScalarEmbedding, SideBySide, TimeEmbedding
 from ditkit.nn.text import TextReader, Words
 
 Cond = dict[str, Tensor]
@@ -30,10 +30,12 @@ class Said(NamedTuple):
     """Of the state, (H, W) or (F, H, W)."""
     scale: Tensor | None = None
     """(B,), not embedded: the original images' size in pixels, for the networks that are told it (MDM)."""
+    scalars: tuple[Tensor, ...] = ()
+    """(B, D) each: further numbers that the network reads."""
 
     @property
     def vectors(self) -> list[Tensor]:
-        return [vector for vector in (self.label, self.text) if vector is not None]
+        return [vector for vector in (self.label, self.text, *self.scalars) if vector is not None]
 
 
 class Port(NamedTuple):
@@ -88,6 +90,10 @@ class Backbone(nn.Module):
         raise InputError(f"--train.packed: a {type(self).__name__} takes no packed rows; leave it out")
 
     @abstractmethod
+    def read_scalars(self, names: Sequence[str]) -> None:
+        """Also read numbers from cond, (B,) each, by these names; until they are trained they change nothing."""
+
+    @abstractmethod
     def null(self, cond: Cond) -> Cond:
         """The keys that the network reads, every entry "unknown"."""
 
@@ -117,6 +123,10 @@ class Plain(Backbone):
     def __init__(self) -> None:
         super().__init__()
         self.text: TextReader | None = None
+        self.scalars = nn.ModuleDict()
+
+    def read_scalars(self, names: Sequence[str]) -> None:
+        self.scalars = nn.ModuleDict({name: ScalarEmbedding(self.port.told) for name in names})
 
     def forward(
         self, x: Tensor, t: Tensor, cond: Cond | None = None, *, around: Around | None = None
@@ -139,7 +149,10 @@ class Plain(Backbone):
                 )
             label = self.label(cond["label"])
         text, words = (None, None) if self.text is None else self.text(cond)
-        return Said(label, text, words, tuple(size))
+        if missing := [name for name in self.scalars if name not in cond]:
+            raise InputError(f"this network reads {missing[0]!r}: give cond a number (B,) of that name")
+        scalars = tuple(embedding(cond[name]) for name, embedding in self.scalars.items())
+        return Said(label, text, words, tuple(size), scalars=scalars)
 
     def condition(self, t: Tensor, said: Said) -> Tensor:
         """What the blocks are told of time, label and a text as a whole."""

@@ -201,6 +201,9 @@ class Matryoshka(Backbone):
         net.inner = cast(Plain, inner)
         return net
 
+    def read_scalars(self, names: Sequence[str]) -> None:
+        self.inner.read_scalars(names)
+
     def null(self, cond: Cond) -> Cond:
         return self.inner.null(cond)
 

@@ -1,10 +1,12 @@
 """`ditkit list`: everything that can be chosen by name."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from ditkit.backbones import MatryoshkaConfig
+from ditkit.chosen import settings_of
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
 from ditkit.lazy import summary
@@ -18,12 +20,14 @@ def registries() -> dict[str, dict[str, str]]:
     from ditkit.evaluation import FEATURES
     from ditkit.files import SNAPSHOTS
     from ditkit.nn.registries import CONDITIONINGS
+    from ditkit.objectives import ROUTINGS, TERMS
     from ditkit.recipes import RECIPES
     from ditkit.sampling import DIFFUSIONS, SAMPLERS
+    from ditkit.sampling.caching import CACHES
     from ditkit.studies import STUDIES
     from ditkit.text import TEXT_ENCODERS
     from ditkit.trackers import TRACKERS
-    from ditkit.transports import LOSSES, PATHS, PREDICTIONS, TIME_LAWS
+    from ditkit.transports import LOSSES, METHODS, PATHS, PREDICTIONS, TIME_LAWS
 
     return {
         "recipes": {name: summary(build) for name, build in RECIPES.items()},
@@ -35,8 +39,12 @@ def registries() -> dict[str, dict[str, str]]:
         "predictions": {name: summary(prediction.view) for name, prediction in PREDICTIONS.items()},
         "losses": {name: loss.about for name, loss in LOSSES.items()},
         "time-laws": {name: summary(law) for name, law in TIME_LAWS.items()},
+        "methods": _chosen(METHODS),
+        "routings": _chosen(ROUTINGS),
+        "terms": _chosen(TERMS),
         "samplers": {name: summary(solver.step) for name, solver in SAMPLERS.items()},
         "diffusions": {name: summary(function) for name, function in DIFFUSIONS.items()},
+        "caches": _chosen(CACHES),
         "features": {name: entry.about for name, entry in FEATURES.items()},
         "text-encoders": {name: entry.about for name, entry in TEXT_ENCODERS.items()},
         "trackers": {name: entry.about for name, entry in TRACKERS.items()},
@@ -51,8 +59,8 @@ class ListCommand(Section):
     what: Annotated[
         Literal[
             "all", "recipes", "backbones", "conditionings", "codecs", "data", "paths", "predictions",
-            "losses", "time-laws", "samplers", "diffusions", "features", "text-encoders", "trackers", "studies",
-            "snapshots",
+            "losses", "time-laws", "methods", "routings", "terms", "samplers", "diffusions", "caches", "features",
+            "text-encoders", "trackers", "studies", "snapshots",
         ],
         tyro.conf.Positional,
     ] = "all"  # fmt: skip
@@ -68,6 +76,15 @@ def run(argv: list[str]) -> None:
         width = max((len(name) for name in names), default=0)
         for name, line in names.items():
             print(f"  {name:{width}s}  {line}".rstrip())
+
+
+def _chosen(registry: Mapping[str, Any]) -> dict[str, str]:
+    """One line for each entry, with its settings."""
+    found = {}
+    for name, entry in registry.items():
+        settings = ", ".join(settings_of(entry))
+        found[name] = summary(entry) + (f" Settings: {settings}." if settings else "")
+    return found
 
 
 def _sizes(config: Section) -> str:

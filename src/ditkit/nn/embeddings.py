@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ditkit.nn.linear import small_dense
+from ditkit.nn.linear import small_dense, zero_dense
 from ditkit.nn.positions import Axis
 
 
@@ -39,6 +39,19 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         return self.mlp(sinusoid(self.scale * t + self.shift, self.frequencies, self.period))
+
+
+class ScalarEmbedding(nn.Module):
+    """A number from 0 to 1 as a vector that starts at zero: (B,) -> (B, width)."""
+
+    frequencies = 256
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.mlp = nn.Sequential(small_dense(self.frequencies, width), nn.SiLU(), zero_dense(width, width))
+
+    def forward(self, value: Tensor) -> Tensor:
+        return self.mlp(sinusoid(1000 * value, self.frequencies))
 
 
 class LabelEmbedding(nn.Embedding):

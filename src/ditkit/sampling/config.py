@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
+from ditkit.chosen import Chosen, chosen, name_of
 from ditkit.config import OneOf, Section
 from ditkit.device import Precision
 from ditkit.errors import InputError, no_such
 from ditkit.layout import Layout
 from ditkit.lazy import torch
 from ditkit.sampling import DIFFUSIONS, SAMPLERS, THRESHOLDS, time_grid
+from ditkit.sampling.caching import CACHES
 from ditkit.sampling.grids import SPACINGS
 from ditkit.sampling.sde import LastStep
 from ditkit.sampling.solver import keywords
-from ditkit.transports import Transport
+from ditkit.transports import At, Transport
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +36,7 @@ SamplerName = Annotated[str, OneOf(SAMPLERS)]
 Spacing = Annotated[str, OneOf(SPACINGS)]
 DiffusionName = Annotated[str, OneOf(DIFFUSIONS)]
 ThresholdName = Annotated[str, OneOf(THRESHOLDS)]
+CacheName = Annotated[str, Chosen(CACHES)]
 Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
 
 
@@ -102,6 +105,8 @@ class SolverSettings(SolverChoices):
     """Guide only so many of the first channels: 3 samples as the released DiT and SiT code; all if not given."""
     level_guidance: tuple[Annotated[float, Field(ge=0)], ...] | None = None
     """Of a pyramid of resolutions: a guidance scale for each level, highest first, instead of one for all."""
+    cache: CacheName | None = None
+    """Spare blocks of the network at some evaluations (`ditkit list caches`), such as NAME:interval=3."""
     threshold: ThresholdName | None = None
     """Keep the estimate of clean pixels between -1 and 1: clip cuts; dynamic divides by the 99.5 % quantile of each
     image's sizes first where that is larger than 1, dynamic_if by the 95 % quantile but at most 1.5."""
@@ -120,6 +125,7 @@ class SamplingConfig(SolverSettings, GuidanceSettings):
     sampler: SamplerName = "ab2"
     steps: Steps = 10
     interval: Interval = (0.0, 1.0)
+    cache: CacheName = "none"
     guidance: Annotated[float, Field(ge=0)] = 1.0
 
     @model_validator(mode="after")
@@ -131,6 +137,15 @@ class SamplingConfig(SolverSettings, GuidanceSettings):
                     f"--{choice.replace('_', '-')} {getattr(self, choice)}: sampler {self.sampler} has no such "
                     f"choice; leave it out, or take --sampler {' or '.join(takers)}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _a_cache_needs_a_grid(self) -> SamplingConfig:
+        if name_of(self.cache) != "none" and SAMPLERS[self.sampler].adaptive:
+            raise ValueError(
+                f"--cache {self.cache}: sampler {self.sampler} chooses its times by the network's answers; leave the cache out "
+                "or take another sampler"
+            )
         return self
 
     def override(self, request: SolverSettings | GuidanceSettings) -> SamplingConfig:
@@ -163,6 +178,11 @@ class SamplingConfig(SolverSettings, GuidanceSettings):
         steps = 1 if entry.adaptive else self.steps
         times = time_grid(transport, entry.use, steps, **_those(time_grid, self.choices))
         return transport.for_size(times, layout)
+
+    @property
+    def around(self) -> Callable[[Tensor, At], Any] | None:
+        """What the cache puts around the network's blocks at an evaluation."""
+        return None if name_of(self.cache) == "none" else chosen(CACHES, self.cache)
 
     @property
     def run(self) -> Callable[..., Tensor]:

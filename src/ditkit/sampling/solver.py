@@ -56,10 +56,13 @@ class Step:
     store: dict[str, Any] = field(default_factory=dict)
     """Of the whole trajectory: what wraps a network can keep something in it from one evaluation to the next."""
 
-    def ask(self, x: Tensor, time: Tensor | None = None, stage: int = 0) -> Prediction:
-        """The network at the state x (B, *S) and a time, t when not given. `stage` counts the evaluations of a step."""
+    def ask(
+        self, x: Tensor, time: Tensor | None = None, stage: int = 0, *, whole: bool = False
+    ) -> Prediction:
+        """The network at the state x (B, *S) and a time, t when not given. `stage` counts the evaluations of a step; `whole`
+        asks for an answer for the whole step, of networks that have one."""
         time = self.t if time is None else time
-        at = At(to=self.s, index=self.index, stage=stage, store=self.store)
+        at = At(to=self.s, index=self.index, stage=stage, whole=whole, store=self.store)
         return self.denoise(x, rows(time, x), self.cond, at)
 
     def expand(self, value: Tensor, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from ditkit.codecs import POSTERIOR, Codec
 from ditkit.data import Batch
+from ditkit.objectives import streams_of
 from ditkit.randomness import Draws, Stream
 from ditkit.recipe import Recipe
 
@@ -17,8 +18,19 @@ def draws_of(recipe: Recipe, codec: Codec, sizes: Iterable[tuple[int, ...]]) -> 
 
     InputError where one is none of the codec's.
     """
-    streams = (*recipe.transport.streams, DROP, *((POSTERIOR,) if codec.random else ()))
-    return Draws(recipe.train.seed, streams, {size: codec.layout(*size).shape for size in sizes})
+    streams = (
+        *recipe.transport.streams,
+        DROP,
+        *((POSTERIOR,) if codec.random else ()),
+        *streams_of(recipe),
+    )
+    shapes = {size: codec.layout(*size).shape for size in sizes}
+    return Draws(
+        recipe.train.seed,
+        streams,
+        shapes,
+        {size: recipe.backbone.tokens(shape[1:]) for size, shape in shapes.items()},
+    )
 
 
 def with_draws(recipe: Recipe, codec: Codec, batch: Batch) -> Batch:

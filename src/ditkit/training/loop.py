@@ -20,6 +20,7 @@ from ditkit.data.latents import Latents
 from ditkit.device import DeviceName, pick_device
 from ditkit.errors import InputError
 from ditkit.files import owned
+from ditkit.objectives.terms import build_terms
 from ditkit.pipeline import Pipeline
 from ditkit.progress import progress_bar
 from ditkit.randomness import Draws
@@ -158,7 +159,10 @@ def _train(
     check_sibling(recipe, out)
     net = net.to(device).train()
     average = Ema(net, config.ema_half_life_images, config.ema_rampup)
-    state = TrainState(net, make_optimizer(net, config), average=average)
+    terms = {name: term.to(device) for name, term in build_terms(config.terms, net, config.seed).items()}
+    trained = {name: term for name, term in terms.items() if any(True for _ in term.parameters())}
+    optimizer = make_optimizer(net, config, *trained.values())
+    state = TrainState(net, optimizer, average=average, auxiliary=trained)
     begins = not state.load(out / CHECKPOINTS)
     compiled = _is_compiled(opened, net, None if begins else was_compiled(state.notes, out), state.images)
     if begins and init is not None:
@@ -187,7 +191,7 @@ def _train(
         monitor.catch_up(state.images)
 
     def step(batch: Batch) -> dict[str, Tensor]:
-        return backward(recipe, net, opened.encoding, batch, device, texts)
+        return backward(recipe, net, opened.encoding, batch, device, texts, terms, average.net)
 
     with (
         progress_bar(config.images, recipe.name, "img", initial=state.images, shown=progress) as bar,

@@ -1,19 +1,25 @@
 """One training step's parts: the loss and gradient of a batch, the optimiser."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ditkit.backbones import Backbone, Cond
+from ditkit.chosen import chosen, name_of
 from ditkit.codecs import Codec
 from ditkit.conditions import Read, conditions, in_place_of_unknown, unknown
 from ditkit.data import Batch, first_fit
 from ditkit.device import autocast, sent
 from ditkit.layout import Layout, Packed
+from ditkit.nn.around import Around, composed
+from ditkit.objectives import ROUTINGS
+from ditkit.objectives.terms import Seen, Term, capturing, with_terms
 from ditkit.recipe import Recipe, Training
 from ditkit.transports import Network
 
@@ -29,13 +35,16 @@ def backward(
     batch: Batch,
     device: torch.device,
     read: Read | None = None,
+    terms: Mapping[str, Term] | None = None,
+    average: Backbone | None = None,
 ) -> dict[str, Tensor]:
     """Accumulate the gradient of the batch's mean loss; the batch's mean of every term of the loss.
 
     The batch carries its draws (`draws_of`); nothing is drawn here. One without images gives a gradient and terms of 0, as
-    a process needs whose others have some. `read` gives the captions' embeddings, for a network that is told a text.
+    a process needs whose others have some. `read` gives the captions' embeddings, for a network that reads a
+    text; `terms` are added to the loss, and `average` is the moving average of the network, which they may run.
     """
-    config, total = recipe.train, len(batch.index) or math.inf
+    config, total, terms = recipe.train, len(batch.index) or math.inf, terms or {}
     instead = in_place_of_unknown(recipe.text, read)
     means: dict[str, Tensor] = {}
     batch = batch if len(batch.index) else _stand_in(batch)
@@ -48,20 +57,49 @@ def backward(
             for key, empty in unknown(net, cond, instead).items()
         }
         with autocast(device, config.precision):
-            terms = recipe.transport.losses(
-                task.network,
-                task.x0,
-                cond,
-                t=task.t,
-                eps=task.eps,
-                layout=task.layout,
-                weights=task.weights,
-            )
-        (terms["loss"].sum() / total).backward()
-        for name, value in terms.items():
+            losses = _losses(recipe, task, cond, terms, average)
+        (losses["loss"].sum() / total).backward()
+        for name, value in losses.items():
             mean = value.detach().sum() / total
             means[name] = means[name] + mean if name in means else mean
     return means
+
+
+def _losses(
+    recipe: Recipe, task: Task, cond: Cond, terms: Mapping[str, Term], average: Backbone | None
+) -> dict[str, Tensor]:
+    """Of every image, (B,), by name; "loss" is their sum, with weights."""
+    captured: dict[int, Tensor] = {}
+    blocks = {k for term in terms.values() for k in term.blocks}
+    arounds = [capturing([*blocks], captured)] if blocks else []
+    if name_of(recipe.train.routing) != "none":
+        make = chosen(ROUTINGS, recipe.train.routing)
+        arounds.append(make(task.drawn["route"], recipe.backbone.depth))
+    network = partial(task.network, around=composed(*arounds)) if arounds else task.network
+    losses = recipe.transport.losses(
+        network,
+        task.x0,
+        cond,
+        t=task.t,
+        eps=task.eps,
+        layout=task.layout,
+        weights=task.weights,
+        drawn=task.drawn,
+    )
+    if not terms:
+        return losses
+    seen = Seen(
+        transport=recipe.transport,
+        x0=task.x0,
+        eps=task.eps,
+        t=task.t,
+        cond=cond,
+        layout=task.layout,
+        draws=task.drawn,
+        average=average,
+        captured=captured,
+    )
+    return with_terms(losses, terms, seen)
 
 
 def _stand_in(batch: Batch) -> Batch:
@@ -91,6 +129,8 @@ class Task(NamedTuple):
     drop: Tensor  # float64 (B,), uniform in [0, 1): label and text are dropped below label_dropout
     layout: Layout
     weights: Tensor | None
+    drawn: Mapping[str, Any]
+    """By the names of streams, (B, ...); of packed images lists where their sizes differ."""
 
 
 def _whole(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: torch.device) -> Task:
@@ -105,7 +145,7 @@ def _whole(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: tor
     shared, weights = mixed(net, config.level_share, len(x0))
     if learned is not None:
         weights = learned if weights is None else weights * learned
-    return Task(shared, x0, sent(drawn["noise"], device), t, drawn["drop"], layout, weights)
+    return Task(shared, x0, sent(drawn["noise"], device), t, drawn["drop"], layout, weights, drawn)
 
 
 def _packed(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: torch.device) -> Task:
@@ -116,15 +156,16 @@ def _packed(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: to
     lengths = [recipe.backbone.tokens(shape[1:]) for shape in shapes]
     rows = first_fit(lengths, ROW * max(lengths))
 
-    def network(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    def network(x: Tensor, t: Tensor, cond: Cond, around: Around | None = None) -> Tensor:
         states = [row.view(shape) for row, shape in zip(x[0].split(layout.lengths), shapes, strict=True)]
-        return torch.cat([out.flatten() for out in net.packed(states, t[0], cond, rows)])[None]
+        return torch.cat([out.flatten() for out in net.packed(states, t[0], cond, rows, around=around)])[None]
 
     x0, eps = (
         torch.cat([getattr(group, name).flatten() for group in groups])[None] for name in ("x0", "eps")
     )
     t, drop = (torch.cat([getattr(group, name) for group in groups]) for name in ("t", "drop"))
-    return Task(network, x0, eps, t[None], drop, layout, None)
+    drawn = {name: [row for group in groups for row in group.drawn[name]] for name in groups[0].drawn}
+    return Task(network, x0, eps, t[None], drop, layout, None, drawn)
 
 
 def mixed(net: Backbone, share: Sequence[float], count: int) -> tuple[Network, Tensor | None]:
@@ -139,10 +180,11 @@ def mixed(net: Backbone, share: Sequence[float], count: int) -> tuple[Network, T
     return partial(net, rows=rows), weights
 
 
-def make_optimizer(net: nn.Module, config: Training) -> torch.optim.AdamW:
-    """AdamW in one fused call over all parameters."""
+def make_optimizer(net: nn.Module, config: Training, *others: nn.Module) -> torch.optim.AdamW:
+    """AdamW in one fused call over all parameters, those of `others` too."""
+    parameters = [*net.parameters(), *(parameter for other in others for parameter in other.parameters())]
     return torch.optim.AdamW(
-        net.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
 
 

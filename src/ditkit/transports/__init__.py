@@ -7,6 +7,7 @@ from ditkit.transports.denoiser import At, Cond, Denoiser, Network
 from ditkit.transports.losses import LOSSES, Loss
 from ditkit.transports.paths import DDPM_STEPS, PATHS, Coeffs, Path
 from ditkit.transports.predictions import PREDICTIONS, Parametrisation, Prediction
+from ditkit.transports.regression import METHODS, Method
 from ditkit.transports.times import TIME_LAWS, TimeLaw
 from ditkit.transports.transport import Transport
 
@@ -22,6 +23,7 @@ def transport(path: str = "linear", **fields) -> Transport:
 __all__ = [
     "DDPM_STEPS",
     "LOSSES",
+    "METHODS",
     "PATHS",
     "PREDICTIONS",
     "TIME_LAWS",
@@ -30,6 +32,7 @@ __all__ = [
     "Cond",
     "Denoiser",
     "Loss",
+    "Method",
     "Network",
     "Parametrisation",
     "Path",

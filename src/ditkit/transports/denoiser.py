@@ -29,6 +29,9 @@ class At:
     """Of the step."""
     stage: int = 0
     """Of the evaluation in the step."""
+    whole: bool = False
+    """Whether the solver takes the answer for the whole step, to `to`, and not for its beginning: a network that knows the
+    mean velocity of a step gives that."""
     roles: tuple[str, ...] = ("cond",)
     """What the rows of the state are asked for, in as many equal parts: with the condition (cond), without (null), by a
     worse network (weak)."""

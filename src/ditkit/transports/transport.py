@@ -6,10 +6,12 @@ callable (x_t, t, cond) -> output. Guidance and solvers live in `ditkit.sampling
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from ditkit.chosen import Chosen, chosen
 from ditkit.config import OneOf, Section, renamed
 from ditkit.device import sent, widest
 from ditkit.layout import Layout
@@ -17,13 +19,17 @@ from ditkit.lazy import torch
 from ditkit.randomness import Stream
 from ditkit.transports import hybrid, parts
 from ditkit.transports.denoiser import At, Cond, Denoiser, Network, expanded
-from ditkit.transports.losses import LOSSES, error
+from ditkit.transports.losses import LOSSES
 from ditkit.transports.paths import DDPM_STEPS, PATHS, Coeffs
 from ditkit.transports.predictions import PREDICTIONS, Prediction
+from ditkit.transports.regression import METHODS, Method
 from ditkit.transports.times import TIME_LAWS, on_knots, shifted_for_size
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+AroundAt = Callable[["Tensor", At], Any]
+"""From the times (B,) or (B, K) of an evaluation, and where in the trajectory it is, to an `ditkit.nn.around.Around`."""
 
 LAST_OF_AN_SDE = 0.04
 """The lowest time at which SiT asks a network in an SDE, before its last step."""
@@ -45,6 +51,8 @@ class Transport(Section):
     loss: Annotated[str, OneOf(LOSSES)] = "output"
     """In which space errors are measured, whatever is predicted: the output's own, the velocity, the noise or the data that
     it means, or the noise weighted as the likelihood's bound."""
+    method: Annotated[str, Chosen(METHODS)] = "regression"
+    """How it learns: by the errors at one time (regression)."""
     variance: Literal["fixed", "learned"] = "fixed"
     """learned: twice the output channels and DiT's hybrid loss with the variational bound (ddpm and cosine only)."""
     time_law: Annotated[str, OneOf(TIME_LAWS)] = "uniform"
@@ -82,6 +90,11 @@ class Transport(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _method_can_train_it(self) -> Transport:
+        self.learning.check(self)
+        return self
+
     @classmethod
     def upgraded(cls, values: dict[str, Any]) -> dict[str, Any]:
         return renamed("transport", values)
@@ -104,7 +117,7 @@ class Transport(Section):
     def _at_own_speed(self, c: Coeffs, t: Tensor, layout: Layout | None) -> Coeffs:
         return parts.at_own_speed(PATHS[self.path], c, t, layout)
 
-    def _meant(self, t: Tensor, layout: Layout, x: Tensor) -> tuple[Coeffs, Coeffs]:
+    def meant(self, t: Tensor, layout: Layout, x: Tensor) -> tuple[Coeffs, Coeffs]:
         """The coefficients at t as the output means them and as the loss does, which differ in speed at most; they
         broadcast with the state x."""
         of_output, of_loss = PREDICTIONS[self.predict].timed, LOSSES[self.loss].timed
@@ -142,9 +155,16 @@ class Transport(Section):
         return shifted_for_size(t, layout.shape, self.size_shift)
 
     @property
+    def learning(self) -> Method:
+        """The method, with its settings."""
+        return chosen(METHODS, self.method)()
+
+    @property
     def streams(self) -> tuple[Stream, ...]:
-        """What training draws for each image: `times` are of 1 - "time", x_t of "noise", `known_parts` of "known"."""
-        return (TIME, NOISE, KNOWN) if self.has_known_parts else (TIME, NOISE)
+        """What training draws for each image: `times` are of 1 - "time", x_t of "noise", `known_parts` of "known"; and what
+        the method draws."""
+        known = (KNOWN,) if self.has_known_parts else ()
+        return (TIME, NOISE, *known, *self.learning.streams)
 
     @property
     def has_known_parts(self) -> bool:
@@ -168,40 +188,49 @@ class Transport(Section):
         eps: Tensor,
         layout: Layout | None = None,
         weights: Tensor | None = None,
+        drawn: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Per-image losses, each (B,): "loss" to minimise, and the terms it is made of.
 
         Args:
             x0, eps: data and noise, (B, *S). t: times, (B,), or (B, K) for a state of K parts.
             weights: (B, K), of each image's parts, besides `level_weights`.
+            drawn: what the method's streams are, by their names, (B, ...); none where a model is validated.
 
-        The mean squared error in the space of `loss` per part, then summed (of a clip's frames the mean); with a learned
-        variance the bound besides.
+        Measured as `method` does.
         """
         layout = layout or Layout(tuple(x0.shape[1:]))
-        own, measured = self._meant(t, layout, x0)
-        x_t = own.alpha * x0 + own.sigma * eps
-        out, var = self._split(net(x_t, _as_input(t, x0), cond), x0)
-        if (finite := parts.measured_at(t, weights)) is not t:
-            t, (own, measured) = finite, self._meant(finite, layout, x0)
-        found = error(self.predict, LOSSES[self.loss], out, x0, eps, own, measured)
-        mse = parts.over_parts(layout.mean(found**2), weights, layout.share, self.level_weights)
-        if var is None:
-            return {"loss": mse, "mse": mse}
-        assert self.knots is not None  # a validator has seen to it
-        x0_hat, _ = PREDICTIONS[self.predict].decode(out.detach(), x_t, own)
-        bound = hybrid.bound(
-            lambda t: self.coeffs(t, layout), self.knots, x0_hat, var, x0=x0, x_t=x_t, t=t, layout=layout
+        return self.learning.losses(
+            self, net, x0, cond, t=t, eps=eps, layout=layout, weights=weights, drawn=drawn or {}
         )
-        vb = parts.over_parts(bound, weights, layout.share, self.level_weights)
-        return {"loss": mse + vb, "mse": mse, "vb": vb}
 
-    def denoiser(self, net: Network, layout: Layout | None = None) -> Denoiser:
-        """The network as (x_t, t, cond) -> Prediction, decoded in float32 or wider."""
+    def noisy(self, x0: Tensor, eps: Tensor, t: Tensor, layout: Layout) -> Tensor:
+        """x_t, (B, *S), at times t (B,) or (B, K)."""
+        c = expanded(self.coeffs(t, layout), layout, x0)
+        return c.alpha * x0 + c.sigma * eps
+
+    def asked(
+        self, net: Network, x_t: Tensor, t: Tensor, cond: Cond, **further: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the network says at x_t (B, *S): its prediction and, where it is learned, the variance; not narrower than
+        the state. `further` is for the network."""
+        out = net(x_t, _as_input(t, x_t), cond, **further).to(x_t.dtype)
+        if self.variance == "fixed":
+            return out, None
+        prediction, var = out.chunk(2, dim=1)
+        return prediction, var
+
+    def denoiser(
+        self, net: Network, layout: Layout | None = None, around: AroundAt | None = None
+    ) -> Denoiser:
+        """The network as (x_t, t, cond) -> Prediction, decoded in float32 or wider; with what is put around its blocks at
+        each evaluation, such as a cache."""
 
         def predict(x_t: Tensor, t: Tensor, cond: Cond, at: At) -> Prediction:
             whole = layout or Layout(tuple(x_t.shape[1:]))
-            out, var = self._split(net(x_t, _as_input(t, x_t), cond), x_t)
+            further = {} if around is None else {"around": around(t, at)}
+            read = {name: sent(value, x_t.device) for name, value in self.learning.reads(t, at).items()}
+            out, var = self.asked(net, x_t, t, cond | read, **further)
             shared = self.coeffs(t, layout)
             own = self._at_own_speed(shared, t, layout) if PREDICTIONS[self.predict].timed else shared
             c = expanded(own, whole, x_t)
@@ -209,14 +238,6 @@ class Transport(Section):
             return Prediction(c if own is shared else expanded(shared, whole, x_t), x_t, x0, eps, var)
 
         return Denoiser(predict, lambda t: self.coeffs(t, layout), layout, self.predict)
-
-    def _split(self, out: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The prediction and, where it is learned, the variance; not narrower than the state."""
-        out = out.to(like.dtype)
-        if self.variance == "fixed":
-            return out, None
-        prediction, var = out.chunk(2, dim=1)
-        return prediction, var
 
     def log_variance_floor(self) -> float:
         """What stands in for the log variance of the last step to clean data (`hybrid.log_variance_floor`)."""

@@ -46,6 +46,12 @@ class BackboneSection(Section):
         return (1,) * len(self.ratios)
 
     @property
+    def uniform(self) -> bool:
+        """Whether all blocks work on the same tokens, of one width: what leaves tokens out, and what compares blocks, needs
+        that."""
+        return False
+
+    @property
     def hears(self) -> bool:
         """Whether it can be told a text."""
         return False

@@ -92,6 +92,10 @@ class DiTConfig(BackboneSection):
         return self
 
     @property
+    def uniform(self) -> bool:
+        return True
+
+    @property
     def hears(self) -> bool:
         return True
 

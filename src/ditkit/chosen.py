@@ -1,0 +1,117 @@
+"""Choices that have settings of their own: `tread`, or `tread:rate=0.5,first=2`.
+
+A registry holds functions (or classes); a choice's settings are the keyword-only parameters of its entry that have a default,
+checked against their annotations. So a new choice is one function and one line of the registry: no section, no flag.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, core_schema
+from tyro.constructors import PrimitiveConstructorSpec
+
+from ditkit.config import OneOf
+from ditkit.errors import unknown_name
+from ditkit.lazy import Named, loaded
+
+
+class Chosen(OneOf):
+    """Annotates a field that is such a choice: `Annotated[str, Chosen(CACHES)]`."""
+
+    def checked(self, name: str) -> str:
+        """The choice; ValueError where there is none of that name, or a setting is none of its."""
+        split(vars(self)["names"], name)
+        return name
+
+
+class SomeChosen(PrimitiveConstructorSpec[tuple[str, ...]]):
+    """The same of a field that is a tuple of choices, one or several, each once."""
+
+    def __init__(self, names: Mapping[str, Any]):
+        vars(self).update(
+            names=names,
+            nargs="*",
+            instance_from_str=self._checked,
+            is_instance=lambda value: isinstance(value, tuple),
+            str_from_instance=list,
+        )
+
+    @property
+    def metavar(self) -> str:  # type: ignore[override]
+        return "[{" + ",".join(vars(self)["names"]) + "} ...]"
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, choices: Iterable[str]) -> tuple[str, ...]:
+        found = tuple(choices)
+        names = [split(vars(self)["names"], choice)[0] for choice in found]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]} is there twice; give each once")
+        return found
+
+
+def chosen(registry: Mapping[str, Any], choice: str) -> Callable[..., Any]:
+    """The entry of a choice with its settings made. ValueError as of `split`."""
+    name, settings = split(registry, choice)
+    return partial(loaded(registry[name]), **settings)
+
+
+def name_of(choice: str) -> str:
+    """`tread` of `tread:rate=0.5`."""
+    return choice.partition(":")[0]
+
+
+def split(registry: Mapping[str, Any], choice: str) -> tuple[str, dict[str, Any]]:
+    """A choice's name and its settings by name. ValueError, naming what there is, where there is none of that name, or a
+    setting has no value, one of the wrong kind, or is none of its."""
+    name, colon, rest = choice.partition(":")
+    if name not in registry:
+        raise ValueError(unknown_name(name, registry))
+    if not colon:
+        return name, {}
+    known = parameters(loaded(registry[name]))
+    settings = {}
+    for pair in rest.split(","):
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise ValueError(f"{choice!r}: {pair!r} is no setting; write {name}:NAME=VALUE,NAME=VALUE")
+        if key not in known:
+            there = known or "no settings"
+            raise ValueError(f"{choice!r}: {unknown_name(key, known) if known else f'{name} has {there}'}")
+        try:
+            settings[key] = known[key].validate_strings(text)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{choice!r}: {key}: {message}") from None
+    return name, settings
+
+
+def settings_of(entry: Callable[..., Any]) -> list[str]:
+    """What one can choose of an entry, as `name=default`; of one that stands for a module that was not imported the names."""
+    if isinstance(entry, Named):
+        return entry.keywords
+    return [
+        f"{parameter.name}={parameter.default}"
+        for parameter in inspect.signature(entry).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+
+
+def parameters(entry: Callable[..., Any]) -> dict[str, TypeAdapter[Any]]:
+    """What one can choose of an entry, with what reads its values."""
+    module = vars(sys.modules[entry.__module__])
+    return {
+        parameter.name: TypeAdapter(
+            # Annotations may be text, among others that only type checkers resolve.
+            eval(parameter.annotation, module)
+            if isinstance(parameter.annotation, str)
+            else parameter.annotation
+        )
+        for parameter in inspect.signature(entry).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
+    }

@@ -1,0 +1,42 @@
+"""What is added to a training besides the transport's loss: terms of the loss, and tokens left out.
+
+A term is made for a network, and is a module that gives a number for each image; `train.terms` names some. A routing is made
+for a forward pass, and is something around the network's blocks; `train.routing` names one. Each is a line in its registry.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ditkit.chosen import name_of
+from ditkit.lazy import loaded
+from ditkit.randomness import Stream
+
+if TYPE_CHECKING:
+    from ditkit.objectives.terms import Seen, Term
+    from ditkit.recipe import Recipe
+
+
+def none(draws: Any, blocks: int) -> None:
+    """Every block works on all tokens."""
+
+
+ROUTINGS: dict[str, Any] = {
+    "none": none,
+}
+"""(draws (B, L) uniform in [0, 1), number of blocks, *, settings) -> what is put around the blocks (`ditkit.nn.around`)."""
+
+TERMS: dict[str, Any] = {}
+"""(network, *, settings) -> a `Term`."""
+
+ROUTE = Stream("route", "route", "uniform", "tokens")
+
+
+def streams_of(recipe: Recipe) -> tuple[Stream, ...]:
+    """What a recipe's routing and terms draw for each image."""
+    routed = (ROUTE,) if name_of(recipe.train.routing) != "none" else ()
+    of_terms = [loaded(TERMS[name_of(choice)]).streams for choice in recipe.train.terms]
+    return (*routed, *(stream for streams in of_terms for stream in streams))
+
+
+__all__ = ["ROUTE", "ROUTINGS", "TERMS", "Seen", "Term", "streams_of"]

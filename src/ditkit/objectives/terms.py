@@ -1,0 +1,105 @@
+"""What a term of the loss is, and how a step sums terms.
+
+class Mine(Term):
+    "One line for `ditkit list terms`."
+
+    def __init__(self, net, *, weight: float = 0.5, block: int = 4):
+        super().__init__(net, weight, blocks=(block,))
+
+    def forward(self, seen):
+        return seen.captured[4].square().mean((1, 2))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ditkit.backbones.base import Backbone, Cond
+from ditkit.chosen import chosen, name_of
+from ditkit.errors import InputError
+from ditkit.layout import Layout
+from ditkit.nn.around import Around, Run, Tokens
+from ditkit.objectives import TERMS
+from ditkit.randomness import Stream
+from ditkit.transports import Transport
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a term sees of a training step on B images."""
+
+    transport: Transport
+    x0: Tensor
+    """(B, *S), as eps and x_t."""
+    eps: Tensor
+    t: Tensor
+    """(B,), or (B, K) for a state of K parts."""
+    cond: Cond
+    layout: Layout
+    draws: Mapping[str, Tensor]
+    """By the names of streams."""
+    average: Callable[..., Tensor] | None
+    """The moving average of the network, run without a gradient."""
+    captured: dict[int, Tensor] = field(default_factory=dict)
+    """What the blocks that the term names gave, (B, L, D) or of clips (B, F, L, D)."""
+
+    def noisy(self, t: Tensor) -> Tensor:
+        """The state at other times, with the same noise."""
+        return self.transport.noisy(self.x0, self.eps, t, self.layout)
+
+
+class Term(nn.Module):
+    """Seen -> a number for each image, (B,), which is added to the loss with its weight.
+
+    Its parameters are trained, averaged and saved with the network's.
+    """
+
+    streams: ClassVar[tuple[Stream, ...]] = ()
+    """What it draws for each image."""
+
+    def __init__(self, net: Backbone, weight: float, blocks: Sequence[int] = ()):
+        """`blocks` are captured. InputError unless the network has them, and all its blocks work on the same tokens."""
+        super().__init__()
+        self.weight, self.blocks = weight, tuple(blocks)
+        if wrong := [k for k in self.blocks if not 0 <= k < len(net.blocks)]:
+            raise InputError(
+                f"train.terms: there is no block {wrong[0]}; this network has 0 to {len(net.blocks) - 1}"
+            )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return super().__call__(*args, **kwargs)
+
+
+def build_terms(choices: Sequence[str], net: Backbone, seed: int) -> dict[str, Term]:
+    """The terms of a training by name, with first weights drawn from the seed. InputError as of `Term`."""
+    found = {}
+    for choice in choices:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            found[name_of(choice)] = chosen(TERMS, choice)(net)
+    return found
+
+
+def capturing(blocks: Sequence[int], captured: dict[int, Tensor]) -> Around:
+    """Keep what these blocks give."""
+
+    def around(k: int, run: Run, h: Tensor, at: Tokens) -> Tensor:
+        h = run(h, at)
+        if k in blocks:
+            captured[k] = h[..., : at.own, :] if 0 < at.own < h.shape[-2] else h
+        return h
+
+    return around
+
+
+def with_terms(losses: dict[str, Tensor], terms: Mapping[str, Term], seen: Seen) -> dict[str, Tensor]:
+    """The losses (B,) by name, with each term's, and "loss" their weighted sum."""
+    for name, term in terms.items():
+        value = term(seen)
+        losses = losses | {name: value, "loss": losses["loss"] + term.weight * value}
+    return losses

@@ -1,0 +1,108 @@
+"""How a network learns: by its errors at one time. What else can be learned is another `Method`, in METHODS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from ditkit.randomness import Stream
+from ditkit.transports import hybrid, parts
+from ditkit.transports.losses import LOSSES, error
+from ditkit.transports.predictions import PREDICTIONS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ditkit.layout import Layout
+    from ditkit.transports.denoiser import At, Cond, Network
+    from ditkit.transports.transport import Transport
+
+
+class Method(Protocol):
+    """What a transport does in training, and what its network reads besides the state and the time."""
+
+    @property
+    def scalars(self) -> tuple[str, ...]:
+        """Numbers, one for each image, that the network reads from cond by these names."""
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """What training draws besides the time and the noise."""
+
+    def check(self, transport: Transport) -> None:
+        """ValueError for a transport that it cannot train."""
+
+    def losses(
+        self,
+        transport: Transport,
+        net: Network,
+        x0: Tensor,
+        cond: Cond,
+        *,
+        t: Tensor,
+        eps: Tensor,
+        layout: Layout,
+        weights: Tensor | None,
+        drawn: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """As `Transport.losses`; `drawn` has what `streams` declares, (B, ...), or is empty where a model is validated."""
+
+    def reads(self, t: Tensor, at: At) -> Cond:
+        """The `scalars` (B,) where a solver asks at times t (B,)."""
+
+
+class Regression:
+    """By the mean squared error at one time, in the space of the transport's loss."""
+
+    scalars: tuple[str, ...] = ()
+    streams: tuple[Stream, ...] = ()
+
+    def check(self, transport: Transport) -> None:
+        """Every transport."""
+
+    def losses(
+        self,
+        transport: Transport,
+        net: Network,
+        x0: Tensor,
+        cond: Cond,
+        *,
+        t: Tensor,
+        eps: Tensor,
+        layout: Layout,
+        weights: Tensor | None,
+        drawn: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """The mean squared error of each part, then summed (of a clip's frames the mean); with a learned variance the bound
+        besides."""
+        own, measured = transport.meant(t, layout, x0)
+        x_t = own.alpha * x0 + own.sigma * eps
+        out, var = transport.asked(net, x_t, t, cond)
+        if (finite := parts.measured_at(t, weights)) is not t:
+            t, (own, measured) = finite, transport.meant(finite, layout, x0)
+        found = error(transport.predict, LOSSES[transport.loss], out, x0, eps, own, measured)
+        mse = parts.over_parts(layout.mean(found**2), weights, layout.share, transport.level_weights)
+        if var is None:
+            return {"loss": mse, "mse": mse}
+        assert transport.knots is not None  # a validator has seen to it
+        x0_hat, _ = PREDICTIONS[transport.predict].decode(out.detach(), x_t, own)
+        bound = hybrid.bound(
+            lambda t: transport.coeffs(t, layout),
+            transport.knots,
+            x0_hat,
+            var,
+            x0=x0,
+            x_t=x_t,
+            t=t,
+            layout=layout,
+        )
+        vb = parts.over_parts(bound, weights, layout.share, transport.level_weights)
+        return {"loss": mse + vb, "mse": mse, "vb": vb}
+
+    def reads(self, t: Tensor, at: At) -> Cond:
+        return {}
+
+
+METHODS: dict[str, type[Method]] = {
+    "regression": Regression,
+}
