@@ -32,7 +32,7 @@ from ditkit.data import (
     prepare_native,
     shard,
 )
-from ditkit.data.buckets import places_by_size, sizes
+from ditkit.data.buckets import places_by_size
 from ditkit.data.sources import stack
 from ditkit.errors import InputError
 from ditkit.randomness import generator
@@ -131,7 +131,7 @@ def test_sizes_are_those_of_the_upright_image_whatever_the_format(tmp_path, chec
         assert source.size(index) == source[index][0].size
         turned += source.size(index) == (12, 20)
     assert turned == 8
-    assert places_by_size(sizes(source, config, 4)) == {
+    assert places_by_size(source.sizes(4)) == {
         (12, 20): [k for k in range(16) if source.size(k) == (20, 12)],
         (20, 12): [k for k in range(16) if source.size(k) == (12, 20)],
     }
@@ -216,11 +216,10 @@ def test_images_of_unequal_sizes_are_held_in_memory(channels):
     image, label = source[5]
     assert image.mode == ("L" if channels == 1 else "RGB")
     assert (label, np.asarray(image).min()) == (1, 60)
-    both = stack(source, [0, 5], config, (24, 8))
+    both = stack(source, [0, 5], (24, 8))
     assert both.shape == (2, channels, 24, 8)
     assert [int(image.min()) for image in both] == [200, 60]
-    square = FashionMNIST(channels=channels)
-    assert torch.equal(stack(source, [1], square)[0], prepare(source[1][0], 28, channels))
+    assert source.read([], size=(24, 8)).shape == (0, channels, 24, 8)
 
 
 @needs_clothes
@@ -237,7 +236,7 @@ def test_fashion_mnist_has_garments_of_every_aspect():
         inside = whole[index, :, top:bottom, left:right]
         assert np.array_equal(np.asarray(source[index][0])[None], inside)
         assert (whole[index] > arrays.DARK).sum() == (inside > arrays.DARK).sum()
-    places = places_by_size(sizes(source, config, 4))
+    places = places_by_size(source.sizes(4))
     assert len(places) > 15
     assert sorted(place for found in places.values() for place in found) == list(range(10_000))
     images, labels = load_size(config, "test", (28, 12), 4)
@@ -436,7 +435,7 @@ def test_batches_of_a_plan_are_right_wherever_a_run_starts_and_whoever_reads_the
             place = stream.position(n)
             shape = native_size(*source.size(place), config.size, 4)
             image = prepare_native(source[place][0], config.size, config.channels, shape)
-            assert torch.equal(part.images[row], image.flip(-1) if stream.flipped(n) else image)
+            assert torch.equal(part.images[row], image.flip(-1) if stream.draw(n).mirrored else image)
             assert part.label[row] == source.labels[place]
     for start in (1, 13, 39, 40, 41, 77, 99):
         assert flat(run(native, plan, start=start)) == expected[start:]
@@ -498,14 +497,14 @@ def test_native_images_need_a_plan_or_a_size(native):
     ):
         list(batches(source, config, seed=0, start=0, stop=4, batch=2))
     with pytest.raises(InputError, match=r"--data\.aspect native"):
-        stack(source, [0, 1], config)
+        stack(source, [0, 1])
     if isinstance(config, Folder):
         with pytest.raises(InputError, match=r"--data\.aspect native"):
             load_all(config)
         sizes = by_size_of(source, config)
         size = next(iter(sizes))
         images, labels = load_size(config, "train", size, 4)
-        assert torch.equal(images, stack(source, sizes[size], config, size))
+        assert torch.equal(images, stack(source, sizes[size], size))
         assert torch.equal(labels, source.labels[sizes[size]])
         with pytest.raises(InputError, match=r"the train part has no images of 4x400; there are \d+x\d+, "):
             load_size(config, "train", (4, 400), 4)
@@ -522,10 +521,9 @@ def test_native_images_in_memory_keep_their_size():
 # clips
 
 
-class Videos:
+class Videos(Clips):
     """Nine videos of ten frames; frame f of video k is of the value 20 k + 2 f, its left column of 1 more."""
 
-    names, labels, broken = (), None, ()
     captions = tuple(f"video {k}" for k in range(9))
 
     def __len__(self) -> int:
@@ -550,7 +548,7 @@ class VideoData(DataSection):
         return self.frames, self.size, self.size
 
     def open(self, split="train") -> Clips:
-        return Videos()
+        return Videos(self)
 
 
 @pytest.mark.parametrize("planned", [False, True])
@@ -570,7 +568,7 @@ def test_clips_are_drawn_by_their_counter_alone(planned):
         start = int(draw.integers(0, 7))
         place = stream.position(n)
         assert clip[0, :, 0, 3].tolist() == [20 * place + 2 * f for f in range(start, start + 4)]
-        assert (clip[0, 0, 0, -1] > clip[0, 0, 0, 0]) == mirrored == stream.flipped(n)
+        assert (clip[0, 0, 0, -1] > clip[0, 0, 0, 0]) == mirrored == stream.draw(n).mirrored
         starts.add(start)
     assert len(starts) > 4
     tail = list(batches(source, config, seed=4, start=11, stop=60, batch=3, plan=plan, workers=1))
@@ -591,5 +589,3 @@ def test_scoring_sees_the_middle_clip_of_every_video():
     assert labels is None
     assert images.shape == (9, 1, 4, 6, 6)
     assert images[:, 0, 0, 0, 3].tolist() == [20 * k + 6 for k in range(9)]
-    with pytest.raises(InputError, match=r"--data\.aspect native is for images"):
-        plan_for(Videos(), VideoData(aspect="native"), 2, area, 20)

@@ -596,7 +596,10 @@ def data(request, tmp_path):
 def run(data, *, seed=0, start=0, stop=50, batch=8, **options):
     """All of `batches` joined: images, label, index."""
     parts = list(batches(*data, seed=seed, start=start, stop=stop, batch=batch, **options))
-    return [torch.cat(field) for field in zip(*(part[:3] for part in parts), strict=True)]
+    return [
+        torch.cat(field)
+        for field in zip(*((part.images, part.label, part.index) for part in parts), strict=True)
+    ]
 
 
 def test_every_epoch_is_its_own_permutation(data):
@@ -634,7 +637,7 @@ def test_images_are_the_sources_own_and_about_half_are_mirrored(data):
     plain = run((source, config.model_copy(update={"flip": False})), stop=200)
     images, label, _ = run(data, stop=200)
     stream = Stream(source, config, 0)
-    mirrored = torch.tensor([stream.flipped(n) for n in range(200)])
+    mirrored = torch.tensor([stream.draw(n).mirrored for n in range(200)])
     assert 70 < mirrored.sum() < 130
     assert torch.equal(images[~mirrored], plain[0][~mirrored])
     assert torch.equal(images[mirrored], plain[0][mirrored].flip(-1))

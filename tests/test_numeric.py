@@ -20,7 +20,7 @@ import ditkit as library
 from ditkit.cli import info
 from ditkit.codecs import PyramidCodec
 from ditkit.codecs.identity import Identity, as_uint8, from_bounds, to_bounds, to_uint8
-from ditkit.data import ArrayFiles, Tensors, array_values, batches, load_all
+from ditkit.data import ArrayFiles, Source, array_values, batches, load_all
 from ditkit.data.array_files import find_arrays
 from ditkit.data.array_values import to_signed
 from ditkit.errors import InputError
@@ -82,7 +82,7 @@ def test_every_type_of_number_is_read_in_float64_and_mapped_once(tmp_path, kind)
     stored = values.astype(kind)
     source = opened(saved(tmp_path / "a.npy", stored), range=bounds)
     expected = (2 * (stored.astype(np.float64) - bounds[0]) / (bounds[1] - bounds[0]) - 1).astype(np.float32)
-    found = source.rows(range(20))
+    found = source.read(range(20))
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-7)
 
@@ -96,7 +96,7 @@ def test_8_bit_values_stay_pixels_unless_they_have_a_range(tmp_path):
     assert np.array_equal(images.numpy(), PIXELS)
     assert section.bounds is None
     assert torch.equal(
-        opened(path, range=(0, 255)).rows([3]), torch.from_numpy(to_signed(PIXELS[3:4], (0, 255)))
+        opened(path, range=(0, 255)).read([3]), torch.from_numpy(to_signed(PIXELS[3:4], (0, 255)))
     )
 
 
@@ -166,9 +166,9 @@ KINDS = ["a.npy", "columns.npy", "stored.npz", "packed.npz", "columns.npz", "a.s
 def test_every_kind_of_file_gives_the_same_images(tmp_path, name):
     path = write_all(tmp_path)[name]
     source = pickle.loads(pickle.dumps(opened(path)))
-    assert isinstance(source, Tensors)
+    assert isinstance(source, Source)
     for picks in ([3], [19, 0, 7, 7], range(5, 9), []):
-        found = source.rows(picks)
+        found = source.read(picks)
         assert found.shape == (len(picks), 2, 4, 6)
         assert np.array_equal(found.numpy(), to_signed(FIELDS[list(picks)], (-3, 5)))
     assert (source.labels is None) == (path.suffix == ".npy")
@@ -191,7 +191,7 @@ def test_bfloat16_is_read_as_float32(tmp_path):
     values = torch.from_numpy(FIELDS).bfloat16()
     save_file({"images": values}, tmp_path / "a.safetensors")
     expected = to_signed(values.float().numpy(), (-3, 5))
-    assert np.array_equal(opened(tmp_path / "a.safetensors").rows(range(20)).numpy(), expected)
+    assert np.array_equal(opened(tmp_path / "a.safetensors").read(range(20)).numpy(), expected)
 
 
 def test_the_files_of_a_folder_follow_each_other_in_natural_order(tmp_path):
@@ -201,9 +201,9 @@ def test_the_files_of_a_folder_follow_each_other_in_natural_order(tmp_path):
     saved(tmp_path / ".hidden.npy", np.zeros(3))
     (tmp_path / "notes.txt").write_text("passed over")
     source = opened(tmp_path, range=(0, 100))
-    found = ((source.rows(range(len(source)))[:, 0, 0, 0] + 1) * 50).round().int().tolist()
+    found = ((source.read(range(len(source)))[:, 0, 0, 0] + 1) * 50).round().int().tolist()
     assert found == [1] + [2] * 2 + [10] * 10 + [20] * 2
-    assert ((source.rows([13, 0, 2])[:, 0, 0, 0] + 1) * 50).round().int().tolist() == [20, 1, 2]
+    assert ((source.read([13, 0, 2])[:, 0, 0, 0] + 1) * 50).round().int().tolist() == [20, 1, 2]
     saved(tmp_path / "wide.npy", np.zeros((1, 4, 5), np.float32))
     denied(
         r"wide\.npy is float32 \(1, 4, 5\), .*part1\.npy is float32 \(1, 4, 4\); give arrays of one", tmp_path
@@ -237,7 +237,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
             with pytest.raises(
                 InputError, match=rf"cut-{name} .*cannot be read \(.*\); write it again"
             ) as caught:
-                opened(path, check=False).rows(range(20))
+                opened(path, check=False).read(range(20))
             assert "\n" not in str(caught.value)
     path = tmp_path / "open.npy"
     path.write_bytes(paths["a.npy"].read_bytes().replace(b")", b" ", 1))
@@ -262,7 +262,7 @@ def test_arrays_are_found_by_name_or_because_there_is_one(tmp_path):
     def found(asked: str | None = None, **arrays):
         np.savez(tmp_path / "a.npz", **arrays)
         source = opened(tmp_path / "a.npz", array=asked)
-        return source.labels is not None, np.array_equal(source.rows([1])[0], to_signed(FIELDS[1], (-3, 5)))
+        return source.labels is not None, np.array_equal(source.read([1])[0], to_signed(FIELDS[1], (-3, 5)))
 
     assert found(temperature=FIELDS) == (False, True)
     assert found(arr_0=FIELDS, arr_1=numbers) == (True, True)
@@ -307,7 +307,7 @@ def test_layouts_are_found_where_one_axis_is_shorter_than_both_others(tmp_path, 
     assert (resolved.layout, resolved.channels, *resolved.shape) == (layout, *image)
     assert resolved.resolved() == resolved
     shown = np.moveaxis(array, -1, 1) if layout == "nhwc" else array.reshape(len(array), *image)
-    assert np.array_equal(section.open().rows([4, 1]).numpy(), shown[[4, 1]])
+    assert np.array_equal(section.open().read([4, 1]).numpy(), shown[[4, 1]])
     assert np.array_equal(array_values.in_layout(shown, layout), array)
 
 
@@ -559,7 +559,7 @@ def test_sample_writes_numbers_convert_keeps_them(two, tmp_path, capsys):
     with np.load(tmp_path / "t" / "samples.npz") as file:
         assert np.array_equal(file["arr_0"], fields)
     again = ArrayFiles(path=tmp_path / "s" / "samples.npz", range=(-40, 80)).open()
-    np.testing.assert_allclose(to_bounds(again.rows(range(6)), (-40, 80)).numpy(), fields, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(to_bounds(again.read(range(6)), (-40, 80)).numpy(), fields, rtol=0, atol=1e-5)
 
 
 def test_five_channels_last_from_end_to_end(tmp_path, capsys):

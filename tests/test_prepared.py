@@ -119,9 +119,7 @@ def test_several_processes_find_what_one_finds(tmp_path, monkeypatch, count):
         assert source.broken == ("70.png",)
         assert len(source) == 149
         expected = center_crop(picture(149, (9, 8)), 8)
-        assert np.array_equal(
-            source.read(148, Folder(size=8), (8, 8)), np.asarray(expected).transpose(2, 0, 1)
-        )
+        assert np.array_equal(source.read([148])[0], np.asarray(expected).transpose(2, 0, 1))
 
 
 def test_an_interrupted_pass_goes_on_and_what_was_damaged_meanwhile_is_made_again(tmp_path, monkeypatch):
@@ -158,7 +156,7 @@ def test_damage_is_seen_when_it_is_met(folder, tmp_path, caplog):
     whole = pixels.read_bytes()
     pixels.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(InputError, match=f"image 11 are damaged; delete the folder {kept}"):
-        config.open().read(11, config, (12, 12))
+        config.open().read([11])
     assert len(source) == 12
     for name, content in {
         preparing.shard_name(0): whole[:-10],
@@ -269,7 +267,7 @@ def test_names_that_are_not_utf_8_are_read(tmp_path):
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     source = Folder(path=tmp_path, size=8).open()
-    assert len(source.read(0, Folder(size=8), (8, 8))) == 3
+    assert len(source.read([0])[0]) == 3
     assert list(Strings([name, "ü", ""])) == [name, "ü", ""]
     assert Strings([name])[-1] == name
 
@@ -317,12 +315,10 @@ def test_drafts_of_jpegs_are_near_what_decoding_whole_gives(tmp_path):
     y, x = np.mgrid[:256, :256]
     Image.fromarray(np.stack([x, y, (x + y) // 2], -1).astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
     config = Folder(path=tmp_path, size=16, cache="off")
-    exact, draft = (
-        config.model_copy(update={"draft": draft}).open().read(0, config, (16, 16)) for draft in (False, True)
-    )
+    exact, draft = (config.model_copy(update={"draft": draft}).open().read([0])[0] for draft in (False, True))
     assert (exact.int() - draft.int()).abs().max() <= 8
     source = config.model_copy(update={"draft": True}).open()
-    assert (source.read(0, source._config, (16, 16)).int() - exact.int()).abs().max() <= 8
+    assert (source.read([0])[0].int() - exact.int()).abs().max() <= 8
 
 
 # the held-out part
@@ -353,7 +349,7 @@ def test_copies_are_on_one_side_and_added_files_move_nothing(tmp_path, kind):
         else:
             config = Webdataset(path=shard_of(own, tmp_path / "a.tar"), size=8, held_out=0.25, cache="off")
         return tuple(
-            [bytes(source.read(k, config, (8, 8)).numpy()) for k in range(len(source))]
+            [bytes(source.read([k])[0].numpy()) for k in range(len(source))]
             for source in (config.open("train"), config.open("test"))
         )
 

@@ -22,17 +22,15 @@ from ditkit.data.numeric import ArrayFiles
 from ditkit.data.shards import Webdataset
 from ditkit.data.sources import (
     Arrays,
-    Clips,
     DataSection,
-    Images,
+    Draw,
     Source,
     Split,
-    Tensors,
     differing,
     upgraded,
 )
 from ditkit.data.transforms import center_crop, native_size, prepare, prepare_native, to_array, to_mode
-from ditkit.data.video import VideoFolder
+from ditkit.data.video import Clips, VideoFolder
 from ditkit.lazy import exported
 
 if TYPE_CHECKING:
@@ -78,19 +76,18 @@ __all__ = [
     "DataConfig",
     "DataSection",
     "Digits",
+    "Draw",
     "EmojiData",
     "Encoded",
     "EncodedSection",
     "FashionMNIST",
     "Folder",
     "Hub",
-    "Images",
     "MovingDigits",
     "Plan",
     "Source",
     "Split",
     "Stream",
-    "Tensors",
     "VideoFolder",
     "Webdataset",
     "batches",

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 from pydantic import model_validator
 
 from ditkit.data.hub import Hub
-from ditkit.data.sources import Arrays, Channels, DataSection, Size, Split, stack
+from ditkit.data.sources import Arrays, Channels, DataSection, Size, Split, each, stack
+from ditkit.data.transforms import prepare
 from ditkit.errors import InputError
 from ditkit.lazy import torch
 
@@ -34,10 +36,16 @@ def in_memory(
     images = torch.from_numpy(pixels)[:, None]  # (N, 1, H, W)
     targets = torch.from_numpy(labels.astype(np.int64))
     if config.aspect == "square" and pixels.shape[1:] != config.shape:
-        native = Arrays(images, None, ())
-        images = stack(native, range(len(native)), config.model_copy(update={"channels": 1}))
+
+        def resized(index: int) -> torch.Tensor:
+            return prepare(Image.fromarray(pixels[index]), config.size, 1)
+
+        images = torch.stack(each(resized, range(len(pixels)), "preparing images"))
     images = images.expand(-1, config.channels, -1, -1)  # a view: grey is stored once
-    return Arrays(images, targets, names, boxes=None if boxes is None else torch.from_numpy(boxes))
+    native = config.size if config.aspect == "native" else None
+    return Arrays(
+        images, targets, names, boxes=None if boxes is None else torch.from_numpy(boxes), native=native
+    )
 
 
 def bounding_boxes(pixels: np.ndarray) -> np.ndarray:
@@ -151,7 +159,7 @@ class FashionMNIST(DataSection):
                 "Fashion-MNIST is neither installed nor reachable on the Hub: "
                 "apt install dataset-fashion-mnist, or --data.root DIR"
             ) from error
-        pixels = stack(source, range(len(source)), hub)[:, 0].numpy()  # (N, 28, 28)
+        pixels = stack(source, range(len(source)))[:, 0].numpy()  # (N, 28, 28)
         return self._held(pixels, np.asarray(source.labels))
 
     def _held(self, pixels: np.ndarray, labels: np.ndarray) -> Arrays:

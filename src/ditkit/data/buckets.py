@@ -18,10 +18,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from ditkit.data.latents.source import Latents
-from ditkit.data.sources import DataSection, Images, Source, each
-from ditkit.data.transforms import native_size
-from ditkit.data.video import Mixed
+from ditkit.data.sources import DataSection, Source
 from ditkit.errors import InputError
 from ditkit.randomness import generator
 
@@ -157,35 +154,18 @@ class Plan:
 
 
 def plan_for(
-    source: Source | Latents,
+    source: Source,
     config: DataSection,
     multiple: int,
     tokens: Callable[[Size], int],
     budget: int,
     packed: bool = False,
 ) -> Plan:
-    """The plan of a source's training: `sizes` in pixels, `tokens` of such a size, at most `budget` a batch.
+    """The plan of a source's training: `tokens` of each of its sizes, at most `budget` a batch.
 
-    InputError: see `sizes`, `Plan`.
+    InputError: see `Source.sizes`, `Plan`.
     """
-    return Plan(sizes(source, config, multiple), tokens, budget, config.without, packed)
-
-
-def sizes(source: Source | Latents, config: DataSection, multiple: int) -> list[Size]:
-    """The size of every sample as it is trained on: the section's, of single frames among clips one frame, or each
-    native image's own with sides that
-    are multiples of `multiple` pixels. InputError when a native image cannot be read, or the source has no images."""
-    if isinstance(source, Mixed):
-        return source.sizes
-    if config.aspect == "square":
-        return [config.shape] * len(source)
-    if not isinstance(source, Images):
-        raise InputError("--data.aspect native is for images; clips and latents on disk are all of one size")
-
-    def one(index: int) -> Size:
-        return native_size(*source.size(index), config.size, multiple)
-
-    return each(one, range(len(source)), "reading sizes")
+    return Plan(source.sizes(multiple), tokens, budget, config.without, packed)
 
 
 def places_by_size(sizes: Sequence[Size]) -> dict[Size, list[int]]:

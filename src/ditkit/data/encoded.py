@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from PIL import Image
@@ -20,8 +20,8 @@ from pydantic import Field
 from ditkit.data.decoding import Rule, make_pixels, open_image, own_limit
 from ditkit.data.prepared import AUTO_BYTES, Prepared, default_root, kept, look, make_room
 from ditkit.data.preparing import Store
-from ditkit.data.sources import DataSection, Split
-from ditkit.data.transforms import cut_native, prepare, prepare_native, to_mode, upright_size
+from ditkit.data.sources import DataSection, Draw, Source, Split, by_itself, each, one_shape
+from ditkit.data.transforms import cut_native, native_size, prepare_native, to_mode, upright_size
 from ditkit.errors import InputError, is_defect
 from ditkit.files import first_line
 from ditkit.lazy import torch
@@ -38,8 +38,6 @@ log = logging.getLogger(__name__)
 class EncodedSection(DataSection):
     """Settings of every source of compressed images."""
 
-    own: ClassVar[bool] = False
-    """Whether these are somebody's own files, of which a new run keeps a part for validation and scores."""
     held_out: HeldOut | None = None
     """Share of the images kept for validation and scores, by a hash of each file's bytes: copies stay together, and
     added files move no other. Not given: as the run has it; 0.02 of a new run's own files."""
@@ -67,7 +65,7 @@ class EncodedSection(DataSection):
         return Rule(self.size, self.aspect, self.channels, self.max_pixels, self.draft)
 
 
-class Encoded:
+class Encoded(Source):
     """The images of one part of a store, prepared as its section says.
 
     Those that one pass over all of them found to be broken, and where there are `captions` those whose caption is
@@ -126,31 +124,46 @@ class Encoded:
         with self._named(number), open_image(self._store.read(number), self._config.max_pixels) as file:
             return upright_size(file)
 
-    def read(self, index: int, config: DataSection, shape: tuple[int, ...]) -> Tensor:
-        """One image prepared as `config` says, (H, W) = `shape`: uint8 (C, H, W)."""
-        number = int(self._kept[index])
-        own = self._config
-        alike = (config.size, config.aspect, config.channels) == (own.size, own.aspect, own.channels)
-        if alike and self._found is not None and self._found.pixels is not None:
+    def sizes(self, multiple: int = 1) -> Sequence[tuple[int, ...]]:
+        config = self._config
+        if config.aspect == "square":
+            return [config.shape] * len(self)
+
+        def one(index: int) -> tuple[int, ...]:
+            return native_size(*self.size(index), config.size, multiple)
+
+        return each(one, range(len(self)), "reading sizes")
+
+    def unmirrored(
+        self, places: Sequence[int], draws: Sequence[Draw] | None = None, size: tuple[int, ...] | None = None
+    ) -> Tensor:
+        shape = one_shape(self._config, size)
+
+        def read(place: int, draw: Draw | None) -> Tensor:
+            return self._one(place, shape)
+
+        return by_itself(read, places, draws, (self._config.channels, *shape))
+
+    def _one(self, index: int, shape: tuple[int, ...]) -> Tensor:
+        """One image prepared as the section says, (H, W) = `shape`: uint8 (C, H, W)."""
+        number, config = int(self._kept[index]), self._config
+        if self._found is not None and self._found.pixels is not None:
             pixels = self._found.pixels.read(number)
             if config.aspect == "square":
                 return torch.from_numpy(pixels)
             if (cut := cut_native(pixels, shape)) is not None:
                 return torch.from_numpy(np.ascontiguousarray(cut))
-        with self._named(number), open_image(self._store.read(number), own.max_pixels) as file:
-            if alike and config.aspect == "square":
-                return torch.from_numpy(make_pixels(file, own.rule))
+        with self._named(number), open_image(self._store.read(number), config.max_pixels) as file:
             if config.aspect == "square":
-                return prepare(file, config.size, config.channels)
+                return torch.from_numpy(make_pixels(file, config.rule))
             return prepare_native(file, config.size, config.channels, shape)
 
     @property
-    def decodes(self) -> bool:
-        """Whether reading an image means decoding it, so that processes which read ahead pay."""
+    def decodes(self) -> bool:  # type: ignore[override]
         return self._found is None or self._found.pixels is None
 
     @property
-    def lines(self) -> list[str]:
+    def lines(self) -> list[str]:  # type: ignore[override]
         """The store's images that can be used, both parts: the hash of each one's bytes, "-" where they were not read,
         and its title."""
         found, store = self._found, self._store

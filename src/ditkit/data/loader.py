@@ -19,9 +19,8 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from ditkit.data.batch import Batch
-from ditkit.data.buckets import Plan, places_by_size, shard, sizes, written
-from ditkit.data.latents.source import Latents
-from ditkit.data.sources import Arrays, Clips, DataSection, Source, Split, Tensors, one_shape, reader, stack
+from ditkit.data.buckets import Plan, places_by_size, shard, written
+from ditkit.data.sources import DataSection, Draw, Source, Split, one_shape, stack
 from ditkit.device import cores
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
@@ -33,7 +32,7 @@ FOR_A_GPU = 4
 
 
 def batches(
-    source: Source | Latents,
+    source: Source,
     config: DataSection,
     *,
     seed: int,
@@ -59,7 +58,7 @@ def batches(
     copied to a GPU beside its work.
     """
     if workers is None:
-        workers = cores() if getattr(source, "decodes", False) else min(cores(), FOR_A_GPU) if pinned else 0
+        workers = cores() if source.decodes else min(cores(), FOR_A_GPU) if pinned else 0
     counters: Iterable[list[int]]
     if plan is None:
         counters = BatchSampler(shard(range(start, stop), rank, world), batch, drop_last=False)
@@ -126,7 +125,7 @@ def in_order(
             for start in range(0, count, batch):
                 places = picks[start : start + batch]
                 labels = None if source.labels is None else source.labels[places]
-                yield stack(source, places, config, shown=False), labels
+                yield source.read(places), labels
                 bar.update(len(places))
 
     return read()
@@ -154,13 +153,13 @@ def load_size(
     InputError, naming the sizes there are, when there is none.
     """
     source = config.open(split)
-    places = places_by_size(sizes(source, config, multiple))
+    places = places_by_size(source.sizes(multiple))
     if size not in places:
         raise InputError(
             f"the {split} part has no images of {written(size)}; there are {', '.join(map(written, places))}"
         )
     picks = places[size]
-    return stack(source, picks, config, size), None if source.labels is None else source.labels[picks]
+    return stack(source, picks, size), None if source.labels is None else source.labels[picks]
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -172,7 +171,7 @@ class Stream(Dataset):
 
     def __init__(
         self,
-        source: Source | Latents,
+        source: Source,
         config: DataSection,
         seed: int,
         plan: Plan | None = None,
@@ -194,15 +193,9 @@ class Stream(Dataset):
             self._epoch, self._order = epoch, order
         return int(self._order[place])
 
-    def flipped(self, n: int) -> bool:
-        """Whether image number n is mirrored."""
-        return self._config.flip and generator(self._seed, n, "augment").random() < 0.5
-
-    def start(self, n: int) -> np.random.Generator:
-        """What draws where clip number n starts; the same whether or not clips are mirrored."""
-        draw = generator(self._seed, n, "augment")
-        draw.random()  # the flip's
-        return draw
+    def draw(self, n: int) -> Draw:
+        """How image number n is augmented."""
+        return Draw(self._seed, n, self._config.flip)
 
     def __getitem__(self, n: int) -> Batch:
         return self.__getitems__([n])
@@ -222,35 +215,15 @@ class Stream(Dataset):
         )
         return Batch(None, label, torch.tensor(counters, dtype=torch.int64), caption, groups=groups)
 
-    def _size(self, position: int) -> tuple[int, ...]:
-        """Of one image in pixels."""
-        return one_shape(self._config, None) if self._plan is None else self._plan.sizes[position]
+    def _size(self, position: int) -> tuple[int, ...] | None:
+        """Of one image; None where all have one."""
+        return None if self._plan is None else self._plan.sizes[position]
 
     def _of_one_size(self, positions: Sequence[int], counters: Sequence[int]) -> Batch:
-        """Images of one size with their draws, without labels and captions."""
-        index = torch.tensor(counters, dtype=torch.int64)
-        found = self._fetch(positions, counters)
-        if isinstance(self._source, Latents):
-            batch = Batch(None, None, index, moments=found)
-        else:
-            batch = Batch(found, None, index)
+        """Images of one size with their draws, without labels and captions. They are read in this process's own thread: a
+        loader's workers are what runs beside each other."""
+        drawn = [self.draw(n) for n in counters]
+        found = self._source.read(positions, drawn, self._size(positions[0] if positions else 0))
+        index, images = torch.tensor(counters, dtype=torch.int64), self._source.gives == "images"
+        batch = Batch(found if images else None, None, index, moments=None if images else found)
         return batch if self._draws is None else replace(batch, draws=self._draws(counters, batch.size))
-
-    def _fetch(self, positions: Sequence[int], counters: Sequence[int]) -> Tensor:
-        """In this process's own thread: a loader's workers are what runs beside each other."""
-        source, config = self._source, self._config
-        flipped = [self.flipped(n) for n in counters]
-        if isinstance(source, Latents):
-            return source.moments(positions, flipped)
-        shape = self._size(positions[0] if positions else 0)
-        if isinstance(source, Tensors) or (isinstance(source, Arrays) and source.boxes is None):
-            images = stack(source, positions, config, shape)
-        else:
-            read = reader(source, config, shape)
-            drawn = isinstance(source, Clips)
-            images = torch.empty((len(positions), config.channels, *shape), dtype=torch.uint8)
-            for row, (place, n) in enumerate(zip(positions, counters, strict=True)):
-                images[row] = read(place, self.start(n) if drawn else None)
-        chosen = torch.tensor(flipped, dtype=torch.bool)
-        images[chosen] = images[chosen].flip(-1)
-        return images

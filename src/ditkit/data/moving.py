@@ -25,7 +25,7 @@ from pydantic import AfterValidator, Field
 
 from ditkit.data.arrays import Digits, FashionMNIST
 from ditkit.data.sources import Arrays, Channels, Size, Split
-from ditkit.data.video import ClipSection
+from ditkit.data.video import Clips, ClipSection
 from ditkit.errors import InputError
 from ditkit.lazy import torch
 from ditkit.randomness import generator
@@ -112,13 +112,13 @@ class MovingDigits(ClipSection):
         return MovingClips(self, source, split)
 
 
-class MovingClips:
+class MovingClips(Clips):
     """The clips of one part. Clip k depends on k and the part only, not on how many there are or how long."""
 
-    broken: tuple[str, ...] = ()
+    _config: MovingDigits
 
     def __init__(self, config: MovingDigits, glyphs: Arrays, split: Split):
-        self._config = config
+        super().__init__(config)
         self._glyphs = glyphs.images[:, 0].float()  # (number of them, g, g)
         count = config.clips if split == "train" else max(100, config.clips // 10)
         # Row k of the stream is clip k's, whatever the count. Angles point from the columns' axis to the rows'.

@@ -1,6 +1,6 @@
 """Arrays of numbers as images: scientific data of any number of channels, in .npy, .npz or safetensors files.
 
-    ArrayFiles(path="wind.npy", range=(-40, 40)).open().rows([0, 1])      # float32 (2, C, H, W) in [-1, 1]
+    ArrayFiles(path="wind.npy", range=(-40, 40)).open().read([0, 1])      # float32 (2, C, H, W) in [-1, 1]
 
 8-bit values are pixels, 0 to 255, and stay so. Of all others the range is stated, whose ends become -1 and 1, and they
 are never rounded to 8 bits. Nothing is resized. How files are read: array_files.py; what their arrays mean:
@@ -34,7 +34,7 @@ from ditkit.data.array_values import (
     read_labels,
     to_signed,
 )
-from ditkit.data.sources import DataSection, Split, numbered_classes
+from ditkit.data.sources import DataSection, Draw, Source, Split, numbered_classes
 from ditkit.errors import InputError
 from ditkit.lazy import torch
 
@@ -42,11 +42,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Numbers:
+class Numbers(Source):
     """The images of stored arrays, read when they are asked for."""
-
-    captions: Sequence[str] | None = None
-    broken: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -65,17 +62,22 @@ class Numbers:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def rows(self, picks: Sequence[int]) -> Tensor:
+    def sizes(self, multiple: int = 1) -> Sequence[tuple[int, ...]]:
+        return [image_shape(self._arrays[0], self._layout)[1:]] * len(self)
+
+    def unmirrored(
+        self, places: Sequence[int], draws: Sequence[Draw] | None = None, size: tuple[int, ...] | None = None
+    ) -> Tensor:
         """(B, C, H, W): float32 whose -1 and 1 are the ends of the range, or uint8 where none is stated."""
         shape = image_shape(self._arrays[0], self._layout)
-        rows = np.empty((len(picks), *shape), np.uint8 if self._bounds is None else np.float32)
+        rows = np.empty((len(places), *shape), np.uint8 if self._bounds is None else np.float32)
         by_array: dict[int, list[int]] = {}
-        for row, place in enumerate(picks):
+        for row, place in enumerate(places):
             by_array.setdefault(bisect_right(self._ends, place), []).append(row)
         for number, some in by_array.items():
             begin = self._ends[number - 1] if number else 0
             values = channels_first(
-                self._arrays[number].rows([picks[row] - begin for row in some]), self._layout
+                self._arrays[number].rows([places[row] - begin for row in some]), self._layout
             )
             rows[some] = values if self._bounds is None else to_signed(values, self._bounds)
         return torch.from_numpy(rows)

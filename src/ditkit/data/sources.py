@@ -7,20 +7,21 @@ shards.py; how one is made square or cut to its own size in transforms.py; order
 from __future__ import annotations
 
 import re
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
 from ditkit.config import Section
-from ditkit.data.transforms import prepare, prepare_native
+from ditkit.data.transforms import native_size, prepare_native
 from ditkit.errors import InputError
 from ditkit.lazy import torch
 from ditkit.progress import progress_bar
+from ditkit.randomness import generator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +40,8 @@ Size = Annotated[
 ]
 Channels = Annotated[Literal[1, 3], Field(description="1 for grey images, 3 for colour.")]
 Result = TypeVar("Result")
+AT_ONCE = 100
+"""Images that are read between two movements of a progress bar."""
 
 
 def each(
@@ -54,52 +57,85 @@ def each(
         return results
 
 
-class Listed(Protocol):
-    """Things with or without a class and a caption, numbered 0 .. len - 1 in an order that never changes."""
+class Draw:
+    """What decides how image n of a training is augmented: a function of (seed, n)."""
 
-    names: tuple[str, ...]  # of the classes, in the order of their labels; () when unlabelled
-    labels: Tensor | None  # int64 (N,); None when unlabelled
-    captions: Sequence[str] | None  # (N,), none of them empty; None when there are none
-    broken: tuple[str, ...]  # names of those left out: they cannot be decoded, or lack a caption
+    def __init__(self, seed: int, number: int, flip: bool):
+        self._seed, self._number, self._flip = seed, number, flip
 
+    @property
+    def mirrored(self) -> bool:
+        return self._flip and generator(self._seed, self._number, "augment").random() < 0.5
+
+    def start(self) -> np.random.Generator:
+        """What draws where a clip starts; the same whether or not clips are mirrored."""
+        draw = generator(self._seed, self._number, "augment")
+        draw.random()  # the mirror's
+        return draw
+
+
+class Source(ABC):
+    """Images, clips or latents, numbered 0 .. len - 1 in an order that never changes.
+
+    One of one's own has `__len__`, `sizes` and `unmirrored`, and of the rest what it has. It travels to a loader's
+    processes, so it can be pickled.
+    """
+
+    names: tuple[str, ...] = ()
+    """Of the classes, in the order of their labels; () when unlabelled."""
+    labels: Tensor | None = None
+    """int64 (N,); None when unlabelled."""
+    captions: Sequence[str] | None = None
+    """(N,), none of them empty; None when there are none."""
+    broken: tuple[str, ...] = ()
+    """Names of those left out: they cannot be decoded, or lack a caption."""
+    lines: Sequence[str] = ()
+    """Where they are of files, the hash of each one's bytes and its name."""
+    decodes: bool = False
+    """Whether reading means decoding, so that processes which read ahead pay."""
+    gives: Literal["images", "moments"] = "images"
+    """What is read, as `Batch` names it."""
+
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
+    def sizes(self, multiple: int = 1) -> Sequence[tuple[int, ...]]:
+        """(H, W) of each as it is read, of clips (F, H, W); of images that keep their own with sides that are multiples of
+        `multiple` pixels. Nothing is decoded where that can be. InputError when one cannot be read."""
 
-@runtime_checkable
-class Images(Listed, Protocol):
-    """A source of images."""
+    @abstractmethod
+    def unmirrored(
+        self, places: Sequence[int], draws: Sequence[Draw] | None = None, size: tuple[int, ...] | None = None
+    ) -> Tensor:
+        """As `read`, before anything is mirrored."""
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int | None]: ...
+    def read(
+        self, places: Sequence[int], draws: Sequence[Draw] | None = None, size: tuple[int, ...] | None = None
+    ) -> Tensor:
+        """Those at `places`, (B, C, *size): uint8, or float32 in [-1, 1].
 
-    def size(self, index: int) -> tuple[int, int]:
-        """(width, height) of an image as `__getitem__` gives it, without decoding it where that can be."""
+        Augmented as `draws` say, one for each, in this thread; without them not at all (of clips the middle ones). `size`
+        is one of `sizes`, which all of them have; not needed where all are of one. InputError as they are read.
+        """
+        images = self.unmirrored(places, draws, size)
+        if draws is not None:
+            chosen = torch.tensor([draw.mirrored for draw in draws], dtype=torch.bool)
+            images[chosen] = images[chosen].flip(-1)
+        return images
 
-    def read(self, index: int, config: DataSection, shape: tuple[int, ...]) -> Tensor:
-        """One image prepared as `config` says, (H, W) = `shape`: uint8 (C, H, W)."""
-
-
-@runtime_checkable
-class Clips(Listed, Protocol):
-    """A source of videos, of which clips are cut."""
-
-    def clip(self, index: int, draw: np.random.Generator | None) -> Tensor:
-        """A clip of a video, uint8 (C, F, H, W): a random one by the draws of `draw`, the middle one for None."""
-
-
-@runtime_checkable
-class Tensors(Listed, Protocol):
-    """A source of images that need no preparing, all of one size."""
-
-    def rows(self, picks: Sequence[int]) -> Tensor:
-        """Some of the images (B, C, H, W): uint8, or float32 in [-1, 1]."""
-
-
-Source = Images | Clips | Tensors
+    @property
+    def alone(self) -> Source | None:
+        """What is measured where nothing is held out: these without what is only trained on besides; None where there are
+        no images."""
+        return self
 
 
 class DataSection(Section):
     """Settings every source has."""
 
+    own: ClassVar[bool] = False
+    """Whether these are somebody's own files, of which a new run keeps a part for validation and scores."""
     kind: str
     size: Size = 256
     aspect: Literal["square", "native"] = "square"
@@ -210,64 +246,60 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     return (_VERSION_0_1.get(kind, {}) if isinstance(kind, str) else {}) | values
 
 
-def stack(
-    source: Source,
-    picks: Sequence[int],
-    config: DataSection,
-    shape: tuple[int, ...] | None = None,
-    *,
-    shown: bool = True,
+def stack(source: Source, places: Sequence[int], size: tuple[int, ...] | None = None) -> Tensor:
+    """`source.read` of many, without augmentation; a progress bar when it takes long."""
+    if not len(places):
+        return source.read(places, size=size)
+    parts = []
+    with progress_bar(len(places), "preparing images", "image", delay=1.0) as bar:
+        for start in range(0, len(places), AT_ONCE):
+            parts.append(source.read(places[start : start + AT_ONCE], size=size))
+            bar.update(len(parts[-1]))
+    return torch.cat(parts)
+
+
+def by_itself(
+    read: Callable[[int, Draw | None], Tensor],
+    places: Sequence[int],
+    draws: Sequence[Draw] | None,
+    shape: tuple[int, ...],
 ) -> Tensor:
-    """The images `picks` of a source, prepared without augmentation: uint8 (N, C, size, size), of `Tensors` as they are;
-    of a source of clips the middle ones, (N, C, F, H, W). `shape` (H, W) is the size that all of them have as native
-    images; InputError when it is missing."""
-    if isinstance(source, Tensors):
-        return source.rows(picks)
-    shape = one_shape(config, shape)
-    if (
-        isinstance(source, Arrays)
-        and source.boxes is None
-        and source.images.shape[1:] == (config.channels, *shape)
-    ):
-        return source.images[picks]
-    images = torch.empty((len(picks), config.channels, *shape), dtype=torch.uint8)
-    read = reader(source, config, shape)
+    """For sources that read one image at a time, uint8 `shape`: those at `places`, (B, *shape); on a pool of threads where
+    nothing is drawn, as a training's images are read by processes beside each other."""
+    images = torch.empty((len(places), *shape), dtype=torch.uint8)
 
     def put(row: int) -> None:
-        images[row] = read(picks[row], None)
+        images[row] = read(places[row], None if draws is None else draws[row])
 
-    each(put, range(len(picks)), "preparing images", shown)
+    if draws is None and len(places) > 1:
+        each(put, range(len(places)), "preparing images", shown=False)
+    else:
+        for row in range(len(places)):
+            put(row)
     return images
 
 
-def one_shape(config: DataSection, shape: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The size of every image of a batch: `shape`, or what the section says; InputError where it says none."""
-    if shape is None and config.aspect == "native":
-        raise InputError(
-            "--data.aspect native: images of several sizes do not make one array; take those of one size, or give "
-            "--data.aspect square"
-        )
-    return shape or config.shape
+def one_shape(config: DataSection, size: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The size of every image of a batch: `size`, or what the section says; InputError where it says none."""
+    if size is None and config.aspect == "native":
+        raise several_sizes()
+    return size or config.shape
 
 
-def reader(
-    source: Images | Clips, config: DataSection, shape: tuple[int, ...]
-) -> Callable[[int, np.random.Generator | None], Tensor]:
-    """What reads one image, prepared to `shape`, uint8 (C, H, W), or one clip, (C, F, H, W), as `Clips.clip` does."""
-    if isinstance(source, Clips):
-        return source.clip
-
-    return lambda index, draw: source.read(index, config, shape)
+def several_sizes() -> InputError:
+    """For images that are to be one array and are of several sizes."""
+    return InputError(
+        "--data.aspect native: images of several sizes do not make one array; take those of one size, or give "
+        "--data.aspect square"
+    )
 
 
-class Arrays:
+class Arrays(Source):
     """Images held in memory: uint8 (N, C, H, W), with int64 labels (N,) or None and captions (N,) or None.
 
     With `boxes`, int64 (N, 4), an image is only what lies in its (left, top, right, bottom), so that images of
-    unequal sizes are held, too.
+    unequal sizes are held, too. `native` says that each is read at its own size, cut as images of at most native² pixels.
     """
-
-    broken: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -276,9 +308,10 @@ class Arrays:
         names: tuple[str, ...],
         captions: Sequence[str] | None = None,
         boxes: Tensor | None = None,
+        native: int | None = None,
     ):
         self.images, self.labels, self.names, self.captions = images, labels, names, captions
-        self.boxes = boxes
+        self.boxes, self._native = boxes, native
 
     def __len__(self) -> int:
         return len(self.images)
@@ -292,14 +325,30 @@ class Arrays:
         return image, None if self.labels is None else int(self.labels[index])
 
     def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of an image."""
         left, top, right, bottom = self._box(index)
         return right - left, bottom - top
 
-    def read(self, index: int, config: DataSection, shape: tuple[int, ...]) -> Tensor:
-        image, _ = self[index]
-        if config.aspect == "native":
-            return prepare_native(image, config.size, config.channels, shape)
-        return prepare(image, config.size, config.channels)
+    def sizes(self, multiple: int = 1) -> Sequence[tuple[int, ...]]:
+        if self._native is None:
+            return [tuple(self.images.shape[2:])] * len(self)
+        return [native_size(*self.size(index), self._native, multiple) for index in range(len(self))]
+
+    def unmirrored(
+        self, places: Sequence[int], draws: Sequence[Draw] | None = None, size: tuple[int, ...] | None = None
+    ) -> Tensor:
+        if self._native is None:
+            return self.images[places]
+        if size is None:
+            raise several_sizes()
+        most, channels = self._native, self.images.shape[1]
+        if self.boxes is None and size == tuple(self.images.shape[2:]):
+            return self.images[places]
+
+        def read(place: int, draw: Draw | None) -> Tensor:
+            return prepare_native(self[place][0], most, channels, size)
+
+        return by_itself(read, places, draws, (channels, *size))
 
     def _box(self, index: int) -> tuple[int, ...]:
         if self.boxes is None:

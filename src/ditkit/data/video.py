@@ -8,6 +8,7 @@ frames are counted. How a movie's frames are found: movies.py. Captions: caption
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
@@ -31,7 +32,7 @@ from ditkit.data.listing import (
     report_empty,
     report_passed_over,
 )
-from ditkit.data.sources import Clips, DataSection, Images, Split, each
+from ditkit.data.sources import DataSection, Draw, Source, Split, by_itself, each
 from ditkit.data.transforms import prepare, to_array, to_mode
 from ditkit.errors import InputError, is_defect
 from ditkit.files import first_line
@@ -131,9 +132,12 @@ class ClipSection(DataSection):
     def several_sizes(self) -> bool:
         return self.single_frames > 0
 
+    @abstractmethod
+    def open(self, split: Split = "train") -> Clips:
+        """The clips of one part; InputError when they cannot be found or read."""
+
     def training(self) -> Clips:
         clips = self.open("train")
-        assert isinstance(clips, Clips)
         return Mixed(self, clips) if self.several_sizes else clips
 
 
@@ -196,15 +200,37 @@ class VideoFolder(ClipSection):
         return Videos(self, self.path, found, captions, split)
 
 
-class Mixed:
+class Clips(Source):
+    """A source of videos, of which clips are cut, all of one size."""
+
+    def __init__(self, config: ClipSection):
+        self._config = config
+
+    @abstractmethod
+    def clip(self, index: int, draw: np.random.Generator | None = None) -> Tensor:
+        """A clip of a video, uint8 (C, F, H, W): a random one by the draws of `draw`, the middle one for None."""
+
+    def sizes(self, multiple: int = 1) -> Sequence[tuple[int, ...]]:
+        return [self._config.shape] * len(self)
+
+    def unmirrored(
+        self, places: Sequence[int], draws: Sequence[Draw] | None = None, size: tuple[int, ...] | None = None
+    ) -> Tensor:
+        def read(place: int, draw: Draw | None) -> Tensor:
+            return self.clip(place, None if draw is None else draw.start())
+
+        return by_itself(read, places, draws, (self._config.channels, *(size or self._config.shape)))
+
+
+class Mixed(Clips):
     """What clips are trained on with: the clips, then single frames of them, then pictures, each a clip of one frame."""
 
-    broken: tuple[str, ...] = ()
     decodes = True
 
-    def __init__(self, config: ClipSection, clips: Clips, pictures: Images | None = None):
+    def __init__(self, config: ClipSection, clips: Clips, pictures: Source | None = None):
         """InputError where pictures have no classes or captions and clips have, or other classes."""
-        self._config, self.clips, self._pictures = config, clips, pictures
+        super().__init__(config)
+        self._clips, self._pictures = clips, pictures
         singles = round(config.single_frames * len(clips))
         self._of = [*range(len(clips)), *(k * len(clips) // singles for k in range(singles))]
         self.names = clips.names
@@ -227,24 +253,26 @@ class Mixed:
         return len(self._of) + (0 if self._pictures is None else len(self._pictures))
 
     @property
-    def sizes(self) -> list[tuple[int, ...]]:
-        """(F, H, W) of each."""
+    def alone(self) -> Source:
+        return self._clips
+
+    def sizes(self, multiple: int = 1) -> Sequence[tuple[int, ...]]:
         clip = self._config.shape
-        return [clip if index < len(self.clips) else (1, *clip[1:]) for index in range(len(self))]
+        return [clip if index < len(self._clips) else (1, *clip[1:]) for index in range(len(self))]
 
-    def clip(self, index: int, draw: np.random.Generator | None) -> Tensor:
+    def clip(self, index: int, draw: np.random.Generator | None = None) -> Tensor:
         if index < len(self._of):
-            clip = self.clips.clip(self._of[index], draw)
-            return clip if index < len(self.clips) else clip[:, :1]
+            clip = self._clips.clip(self._of[index], draw)
+            return clip if index < len(self._clips) else clip[:, :1]
         assert self._pictures is not None
-        image, _ = self._pictures[index - len(self._of)]
-        return prepare(image, self._config.size, self._config.channels)[:, None]
+        return self._pictures.read([index - len(self._of)])[0][:, None]
 
 
-class Videos:
+class Videos(Clips):
     """The movies of one part of a folder that give clips, decoded each time they are asked for."""
 
     decodes = True
+    _config: VideoFolder
 
     def __init__(
         self,
@@ -256,7 +284,8 @@ class Videos:
     ):
         titles = found.files
         self.names = found.names
-        self._config, self._folder = config, folder
+        super().__init__(config)
+        self._folder = folder
         self._span = (config.frames - 1) * config.stride + 1
 
         def examine(number: int) -> Movie | str:
@@ -308,7 +337,7 @@ class Videos:
     def __len__(self) -> int:
         return len(self._movies)
 
-    def clip(self, index: int, draw: np.random.Generator | None) -> Tensor:
+    def clip(self, index: int, draw: np.random.Generator | None = None) -> Tensor:
         """A clip of movie `index`, uint8 (C, F, size, size), from a start that `draw` draws, or the middle for None."""
         movie, config = self._movies[index], self._config
         numbers = movie.numbers(config.fps)

@@ -68,7 +68,7 @@ def nearest_images(found: Statistics, ruler: Ruler, reference: DataSection, coun
     first = int((found.index == torch.arange(len(found.index))).sum())  # rows kept from the start on
     _, places = nearest(ruler.reference.rows, found.rows[: min(first, count)])
     items, length = ruler.reference.index[places], math.prod(reference.shape[:-2])
-    stored = as_uint8(stack(reference.open("train"), (items // length).tolist(), reference))
+    stored = as_uint8(stack(reference.open("train"), (items // length).tolist()))
     return stored if stored.ndim == 4 else stored[torch.arange(len(items)), :, items % length]
 
 

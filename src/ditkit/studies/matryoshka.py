@@ -120,7 +120,7 @@ def held_out(pipeline: Pipeline, **given: Any) -> dict[str, Any]:
     """What it makes of CAPTIONS below the glyphs that have them, as a picture."""
     source = pipeline.recipe.data.open("test")
     assert source.captions
-    glyphs = stack(source, [source.captions.index(caption) for caption in CAPTIONS], pipeline.recipe.data)
+    glyphs = stack(source, [source.captions.index(caption) for caption in CAPTIONS])
     said = CAPTIONS * (
         BATCH // len(CAPTIONS)
     )  # as many as the points' batches have, for which it is compiled

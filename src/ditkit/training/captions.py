@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from ditkit.data import Source
-from ditkit.data.latents import Latents
 from ditkit.errors import InputError
 from ditkit.recipe import Recipe
 from ditkit.text import TextCache, embed
@@ -14,7 +13,7 @@ from ditkit.text import TextCache, embed
 TEXT = "text"  # the folder's name
 
 
-def read_captions(recipe: Recipe, source: Source | Latents, out: Path, device: torch.device) -> TextCache:
+def read_captions(recipe: Recipe, source: Source, out: Path, device: torch.device) -> TextCache:
     """Their embeddings: of `train.texts`, or of the folder `text` beside the latents that the run trains from, where
     `ditkit encode` put them, or the run's own; made when they are not there. InputError as of `embed`."""
     folder = recipe.train.texts
@@ -24,7 +23,7 @@ def read_captions(recipe: Recipe, source: Source | Latents, out: Path, device: t
     return embed_captions(recipe, source, folder, device)
 
 
-def embed_captions(recipe: Recipe, source: Source | Latents, folder: Path, device: torch.device) -> TextCache:
+def embed_captions(recipe: Recipe, source: Source, folder: Path, device: torch.device) -> TextCache:
     """The same in a given folder."""
     assert recipe.text is not None
     assert source.captions is not None

@@ -12,9 +12,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ditkit.data import DataSection, EncodedSection, Source, VideoFolder, differing, upgraded
+from ditkit.data import DataSection, Source, differing, upgraded
 from ditkit.data.encoded import HELD_OUT
-from ditkit.data.latents import INDEX, PLAN, Latents
+from ditkit.data.latents import INDEX, PLAN
 from ditkit.errors import InputError
 from ditkit.records import append_line, read_json, write_whole
 
@@ -36,14 +36,13 @@ def settled(data: Data, settings: Path, latents: Path | None = None) -> Data:
     elif latents is not None:
         index = next((latents / name for name in (INDEX, PLAN) if (latents / name).is_file()), None)
         before = upgraded(read_json(index).get("data", {})) if index else {}
-    own = isinstance(data, VideoFolder) or (isinstance(data, EncodedSection) and data.own)
-    begins = {"order": "natural", "held_out": HELD_OUT if own else 0.0}
+    begins = {"order": "natural", "held_out": HELD_OUT if data.own else 0.0}
     alike = before if before.get("kind") == data.kind else {}
     missing = {name: value for name, value in begins.items() if getattr(data, name, value) is None}
     return data.model_copy(update={name: alike.get(name, value) for name, value in missing.items()})
 
 
-def recorded(data: Data, source: Source | Latents) -> Data:
+def recorded(data: Data, source: Source) -> Data:
     """The section with what the opened source has: how many classes, their names, and a hash of the images."""
     lines = image_lines(source)
     content = sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest() if lines else None
@@ -51,12 +50,12 @@ def recorded(data: Data, source: Source | Latents) -> Data:
     return data.model_copy(update=facts)
 
 
-def image_lines(source: Source | Latents) -> list[str]:
+def image_lines(source: Source) -> list[str]:
     """Every image of a source of files: the hash of its bytes and its name, composed as NFC; [] of others."""
-    return [unicodedata.normalize("NFC", line) for line in getattr(source, "lines", ())]
+    return [unicodedata.normalize("NFC", line) for line in source.lines]
 
 
-def check_data(before: DataSection, now: DataSection, source: Source | Latents, out: Path) -> None:
+def check_data(before: DataSection, now: DataSection, source: Source, out: Path) -> None:
     """InputError naming the first thing that has changed since a run began, unless `now.changed` accepts it; then it
     is recorded. Nothing is compared where a run of version 0.1 recorded nothing."""
     found = _classes_changed(before, now)
@@ -109,7 +108,7 @@ def _by_name(lines: Sequence[str]) -> dict[str, str]:
     return {name: value for value, _, name in parts}
 
 
-def write_lines(source: Source | Latents, out: Path) -> None:
+def write_lines(source: Source, out: Path) -> None:
     """Keep the list of images in a run's folder."""
     if lines := image_lines(source):
         text = "".join(f"{line}\n" for line in lines)

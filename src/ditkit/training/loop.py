@@ -16,7 +16,6 @@ from torch import Tensor
 from ditkit.backbones import Backbone, compile_blocks, compiles
 from ditkit.codecs import Codec
 from ditkit.data import Batch, Plan, Source, batches, plan_for, workers_named
-from ditkit.data.latents import Latents
 from ditkit.device import DeviceName, pick_device
 from ditkit.errors import InputError
 from ditkit.files import owned
@@ -91,7 +90,7 @@ class _Opened(NamedTuple):
     """What a run reads, and the recipe with nothing left open."""
 
     recipe: Recipe
-    source: Source | Latents
+    source: Source
     codec: Codec
     encoding: Codec  # of the batches: of moments where they come from a cache
     plan: Plan | None
@@ -120,7 +119,7 @@ def _open(recipe: Recipe, out: Path, device: torch.device) -> _Opened:
     config = recipe.train
     recipe = recipe.replace(data=settled(recipe.data, out / RECIPE, config.latents))
     codec = recipe.build_codec(device)
-    source: Source | Latents
+    source: Source
     if config.latents is None:
         source, encoding = recipe.data.training(), codec
     else:
@@ -133,11 +132,13 @@ def _open(recipe: Recipe, out: Path, device: torch.device) -> _Opened:
         )
     plan = None
     if config.tokens is not None:
-        plan = plan_for(source, recipe.data, recipe.multiple, recipe.tokens, config.tokens, config.packed)
+
+        def tokens(size: tuple[int, ...]) -> int:
+            return recipe.backbone.tokens(encoding.layout(*size).shape[1:])
+
+        plan = plan_for(source, recipe.data, recipe.multiple, tokens, config.tokens, config.packed)
         log.info(plan.describe())
-    sizes = {recipe.data.shape} if plan is None else {*plan.sizes}
-    if isinstance(source, Latents):
-        sizes = {source.shape[1:]}
+    sizes = {*source.sizes(recipe.multiple)} if plan is None else {*plan.sizes}
     return _Opened(recipe, source, codec, encoding, plan, draws_of(recipe, encoding, sizes), device)
 
 

@@ -18,10 +18,7 @@ from torch import Tensor
 
 from ditkit.conditions import conditions
 from ditkit.data import Source, spread
-from ditkit.data.buckets import places_by_size, sizes
-from ditkit.data.latents import Latents
-from ditkit.data.sources import stack
-from ditkit.data.video import Mixed
+from ditkit.data.buckets import places_by_size
 from ditkit.device import autocast
 from ditkit.errors import InputError, NotFinite
 from ditkit.pipeline import Pipeline
@@ -42,7 +39,7 @@ IMAGES, LEVELS = 200, 10  # of the validation loss: 2,000 evaluations
 class Monitor:
     """Measures a run's moving average; made once, before the first step."""
 
-    def __init__(self, pipeline: Pipeline, out: Path, seen: int, training: Source | Latents):
+    def __init__(self, pipeline: Pipeline, out: Path, seen: int, training: Source):
         """Goes on after `seen` images of `training`. `pipeline` holds the moving average, which training goes on to
         change.
 
@@ -202,7 +199,7 @@ class _Group(NamedTuple):
     numbers: list[int]
 
 
-def _validation_images(pipeline: Pipeline, training: Source | Latents) -> list[_Group]:
+def _validation_images(pipeline: Pipeline, training: Source) -> list[_Group]:
     """Held-out images, evenly spread, labels and captions, by size; training images where nothing is held out."""
     recipe, data = pipeline.recipe, pipeline.recipe.data
     source: Source
@@ -210,18 +207,17 @@ def _validation_images(pipeline: Pipeline, training: Source | Latents) -> list[_
         source = data.open("test")
     except InputError:
         log.info("validation loss: this data has no held-out part, training images are used")
-        whole = training.clips if isinstance(training, Mixed) else training
-        # Opened once more only where training reads something else: looking for broken files can take long.
-        source = data.open("train") if isinstance(whole, Latents) else whole
+        # Opened once more only where training reads no images: looking for broken files can take long.
+        source = data.open("train") if training.alone is None else training.alone
     places = spread(len(source), IMAGES)
     by_size = {data.shape: list(range(len(places)))}
     if data.aspect == "native":
-        native = sizes(source, data, recipe.multiple)
+        native = source.sizes(recipe.multiple)
         by_size = places_by_size([native[place] for place in places])
     groups = []
     for size, numbers in by_size.items():
         picks = [places[n] for n in numbers]
         labels = source.labels[picks] if pipeline.classes and source.labels is not None else None
         captions = [source.captions[k] for k in picks] if recipe.text and source.captions else None
-        groups.append(_Group(stack(source, picks, data, size, shown=False), labels, captions, numbers))
+        groups.append(_Group(source.read(picks, size=size), labels, captions, numbers))
     return groups

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ditkit.config import Section, read_section, write_section
 from ditkit.data import Source
-from ditkit.data.latents import Latents
 from ditkit.errors import InputError
 from ditkit.records import read_json
 from ditkit.training.data import check_data, write_lines
@@ -44,7 +43,7 @@ MAY_CHANGE = {
 }
 
 
-def check_run(settings: Settings, out: Path, source: Source | Latents, name: str = RECIPE) -> None:
+def check_run(settings: Settings, out: Path, source: Source, name: str = RECIPE) -> None:
     """InputError when `out` belongs to another recipe, naming the first field that differs, was made of other images
     than those of `source`, or holds something else. Writes nothing but which changes were accepted.
 
@@ -76,9 +75,7 @@ def _is_content(path: Path) -> bool:
     return path.name[0] != "." and not (path.is_dir() and not any(path.iterdir()))
 
 
-def claim_run(
-    settings: "Recipe | CodecRecipe", out: Path, source: Source | Latents, name: str = RECIPE
-) -> None:
+def claim_run(settings: "Recipe | CodecRecipe", out: Path, source: Source, name: str = RECIPE) -> None:
     """Make the folder and write the settings and the list of images into it; InputError when that is not possible."""
     try:
         (out / "previews").mkdir(parents=True, exist_ok=True)

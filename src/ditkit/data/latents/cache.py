@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from ditkit.config import Section, read_section
 from ditkit.data.latents.source import Latents, ShardFiles, channel_means, shapes
-from ditkit.data.sources import DataSection, Source, stack, upgraded
+from ditkit.data.sources import DataSection, Source, upgraded
 from ditkit.errors import InputError, NotFinite
 from ditkit.files import save_tensors, tensors_hash
 from ditkit.lazy import torch
@@ -203,7 +203,7 @@ def _shard(
     dtype = getattr(torch, plan.dtype)
     parts: dict[str, list[Tensor]] = {name: [] for name in plan.tensors}
     picks = [places[start : start + batch] for start in range(0, len(places), batch)]
-    for images in _ahead(lambda part: stack(source, part, data, shown=False), picks):
+    for images in _ahead(source.read, picks):
         for name, some in zip(plan.tensors, (images, images.flip(-1)), strict=False):
             parts[name].append(moments(some).to("cpu", dtype))
         done(len(images))

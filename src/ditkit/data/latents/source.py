@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
+from ditkit.data.sources import Draw, Source
 from ditkit.errors import InputError, NotFinite
 from ditkit.lazy import torch
 
@@ -51,24 +52,16 @@ class ShardFiles:
             raise InputError(f"{file} is missing or damaged ({error}); encode it again") from None
 
 
-class Latents(ABC):
-    """The moments of a data set's images, numbered 0 .. len - 1 in an order that never changes."""
+class Latents(Source):
+    """The moments of a data set's images."""
 
-    names: tuple[str, ...]
-    """Of the classes; () when unlabelled."""
-    labels: Tensor | None
-    """int64 (N,); None when unlabelled."""
-    captions: Sequence[str] | None = None
-    """(N,); None when there are none."""
+    gives = "moments"
     shape: tuple[int, ...]
     """(2 channels, height, width) of the moments of one image."""
     flips: bool
     """Whether there are the mirrored images' moments, too."""
     note: str = ""
     """What the layout lacks."""
-
-    @abstractmethod
-    def __len__(self) -> int: ...
 
     @abstractmethod
     def row(self, place: int, mirrored: bool) -> Tensor:
@@ -78,9 +71,27 @@ class Latents(ABC):
     def file(self, place: int) -> Path:
         """Where the moments of one image are."""
 
+    @property
+    def alone(self) -> None:
+        return None
+
+    def sizes(self, multiple: int = 1) -> Sequence[tuple[int, ...]]:
+        return [self.shape[1:]] * len(self)
+
+    def unmirrored(
+        self, places: Sequence[int], draws: Sequence[Draw] | None = None, size: tuple[int, ...] | None = None
+    ) -> Tensor:
+        return self.moments(places, [False] * len(places))
+
+    def read(
+        self, places: Sequence[int], draws: Sequence[Draw] | None = None, size: tuple[int, ...] | None = None
+    ) -> Tensor:
+        mirrored = [False] * len(places) if draws is None else [draw.mirrored for draw in draws]
+        return self.moments(places, mirrored)
+
     def moments(self, places: Sequence[int], mirrored: Sequence[bool]) -> Tensor:
-        """Mean and logvar of these images: float32 (B, 2 channels, height, width). NotFinite, naming the file, where
-        they are no finite numbers."""
+        """Mean and logvar of these images, or of them mirrored: float32 (B, 2 channels, height, width). NotFinite, naming
+        the file, where they are no finite numbers."""
         rows = [self.row(place, flip) for place, flip in zip(places, mirrored, strict=True)]
         moments = torch.stack(rows).float() if rows else torch.empty((0, *self.shape))
         if not moments.isfinite().all():
