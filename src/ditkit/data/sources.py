@@ -101,14 +101,14 @@ class Source(ABC):
 
     @abstractmethod
     def sizes(self, multiple: int = 1) -> Sequence[tuple[int, ...]]:
-        """(H, W) of each as it is read, of clips (F, H, W); of images that keep their own with sides that are multiples of
+        """(H, W) of each as it is read, of clips (F, H, W), of moments (h, w); of images that keep their own with sides that are multiples of
         `multiple` pixels. Nothing is decoded where that can be. InputError when one cannot be read."""
 
     @abstractmethod
     def unmirrored(
         self, places: Sequence[int], draws: Sequence[Draw] | None = None, size: tuple[int, ...] | None = None
     ) -> Tensor:
-        """As `read`, before anything is mirrored."""
+        """As `read`, before anything is mirrored; a tensor that may be written to."""
 
     def read(
         self, places: Sequence[int], draws: Sequence[Draw] | None = None, size: tuple[int, ...] | None = None
