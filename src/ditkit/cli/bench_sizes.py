@@ -88,7 +88,7 @@ def made_up(recipe: Recipe, plan: Plan) -> dict[str, Batch]:
         count = min(bucket.batch, bucket.images)
         found[written(bucket.size)] = Batch(images(count, bucket.size), *labelled(count))
     mixture = Plan(plan.sizes, recipe.tokens, plan.budget, recipe.data.without, packed=True)
-    places = mixture.batches(seed=0, epoch=0)[0]
+    places = mixture.batches(seed=0, epoch=0)[0].tolist()
     labels, index = labelled(len(places))
     groups = [
         Batch(images(len(rows), size), None, index[rows])
