@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from ditkit.backbones import DiTConfig, UNetConfig
 from ditkit.cli import main
 from ditkit.data import Folder, MovingDigits, batches, plan_for
-from ditkit.data.video import Mixed, VideoFolder, read_movie
+from ditkit.data.clips import Mixed
+from ditkit.data.video import VideoFolder, read_movie
 from ditkit.errors import InputError
 from ditkit.interop.official import official_kind
 from ditkit.movies import save_movie

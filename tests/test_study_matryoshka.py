@@ -12,7 +12,7 @@ from conftest import CPU
 from PIL import Image
 
 from ditkit.backbones import DiTConfig, MatryoshkaConfig, OuterLevel
-from ditkit.data.sources import Arrays
+from ditkit.data.memory import Arrays
 from ditkit.errors import InputError
 from ditkit.pipeline import load
 from ditkit.scoring.samples import captioned

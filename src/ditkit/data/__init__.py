@@ -13,15 +13,16 @@ from pydantic import Field
 from ditkit.data.arrays import Digits, FashionMNIST
 from ditkit.data.batch import Batch
 from ditkit.data.buckets import Bucket, Plan, first_fit, plan_for, shard
+from ditkit.data.clips import Clips
 from ditkit.data.emoji import EmojiData
 from ditkit.data.encoded import Encoded, EncodedSection
 from ditkit.data.folder import Folder
 from ditkit.data.hub import Hub
+from ditkit.data.memory import Arrays
 from ditkit.data.moving import MovingDigits
 from ditkit.data.numeric import ArrayFiles
 from ditkit.data.shards import Webdataset
 from ditkit.data.sources import (
-    Arrays,
     DataSection,
     Draw,
     Source,
@@ -30,7 +31,7 @@ from ditkit.data.sources import (
     upgraded,
 )
 from ditkit.data.transforms import center_crop, native_size, prepare, prepare_native, to_array, to_mode
-from ditkit.data.video import Clips, VideoFolder
+from ditkit.data.video import VideoFolder
 from ditkit.lazy import exported
 
 if TYPE_CHECKING:

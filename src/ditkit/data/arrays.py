@@ -12,7 +12,8 @@ from PIL import Image
 from pydantic import model_validator
 
 from ditkit.data.hub import Hub
-from ditkit.data.sources import Arrays, Channels, DataSection, Size, Split, each, stack
+from ditkit.data.memory import Arrays
+from ditkit.data.sources import Channels, DataSection, Size, Split, each, stack
 from ditkit.data.transforms import prepare
 from ditkit.errors import InputError
 from ditkit.lazy import torch

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 from PIL import Image, ImageColor, ImageDraw, ImageFont, features
 from pydantic import AfterValidator
 
-from ditkit.data.sources import Arrays, Channels, DataSection, Size, Split
+from ditkit.data.memory import Arrays
+from ditkit.data.sources import Channels, DataSection, Size, Split
 from ditkit.data.transforms import prepare
 from ditkit.errors import InputError
 from ditkit.lazy import torch

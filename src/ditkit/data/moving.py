@@ -24,8 +24,9 @@ import numpy as np
 from pydantic import AfterValidator, Field
 
 from ditkit.data.arrays import Digits, FashionMNIST
-from ditkit.data.sources import Arrays, Channels, Size, Split
-from ditkit.data.video import Clips, ClipSection
+from ditkit.data.clips import Clips, ClipSection
+from ditkit.data.memory import Arrays
+from ditkit.data.sources import Channels, Size, Split
 from ditkit.errors import InputError
 from ditkit.lazy import torch
 from ditkit.randomness import generator

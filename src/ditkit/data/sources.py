@@ -1,6 +1,6 @@
-"""What a source of images or clips is, the settings all sources share, and images in memory.
+"""What a source of images or clips is, and the settings all sources share.
 
-Compressed images are encoded.py's. Where the images come from lives in arrays.py, emoji.py, folder.py, hub.py and
+Images in memory are memory.py's, compressed ones encoded.py's, clips clips.py's. Where the images come from lives in arrays.py, emoji.py, folder.py, hub.py and
 shards.py; how one is made square or cut to its own size in transforms.py; order, augmentation and batches in loader.py.
 """
 
@@ -13,11 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
-from PIL import Image
 from pydantic import Field, model_validator
 
 from ditkit.config import Section
-from ditkit.data.transforms import native_size, prepare_native
 from ditkit.errors import InputError
 from ditkit.lazy import torch
 from ditkit.progress import progress_bar
@@ -292,65 +290,3 @@ def several_sizes() -> InputError:
         "--data.aspect native: images of several sizes do not make one array; take those of one size, or give "
         "--data.aspect square"
     )
-
-
-class Arrays(Source):
-    """Images held in memory: uint8 (N, C, H, W), with int64 labels (N,) or None and captions (N,) or None.
-
-    With `boxes`, int64 (N, 4), an image is only what lies in its (left, top, right, bottom), so that images of
-    unequal sizes are held, too. `native` says that each is read at its own size, cut as images of at most native² pixels.
-    """
-
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor | None,
-        names: tuple[str, ...],
-        captions: Sequence[str] | None = None,
-        boxes: Tensor | None = None,
-        native: int | None = None,
-    ):
-        self.images, self.labels, self.names, self.captions = images, labels, names, captions
-        self.boxes, self._native = boxes, native
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int | None]:
-        left, top, right, bottom = self._box(index)
-        pixels = (
-            self.images[index, :, top:bottom, left:right].permute(1, 2, 0).contiguous().numpy()
-        )  # (H, W, C)
-        image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-        return image, None if self.labels is None else int(self.labels[index])
-
-    def size(self, index: int) -> tuple[int, int]:
-        """(width, height) of an image."""
-        left, top, right, bottom = self._box(index)
-        return right - left, bottom - top
-
-    def sizes(self, multiple: int = 1) -> Sequence[tuple[int, ...]]:
-        if self._native is None:
-            return [tuple(self.images.shape[2:])] * len(self)
-        return [native_size(*self.size(index), self._native, multiple) for index in range(len(self))]
-
-    def unmirrored(
-        self, places: Sequence[int], draws: Sequence[Draw] | None = None, size: tuple[int, ...] | None = None
-    ) -> Tensor:
-        if self._native is None:
-            return self.images[places]
-        if size is None:
-            raise several_sizes()
-        most, channels = self._native, self.images.shape[1]
-        if self.boxes is None and size == tuple(self.images.shape[2:]):
-            return self.images[places]
-
-        def read(place: int, draw: Draw | None) -> Tensor:
-            return prepare_native(self[place][0], most, channels, size)
-
-        return by_itself(read, places, draws, (channels, *size))
-
-    def _box(self, index: int) -> tuple[int, ...]:
-        if self.boxes is None:
-            return 0, 0, self.images.shape[3], self.images.shape[2]
-        return tuple(self.boxes[index].tolist())
