@@ -69,10 +69,24 @@ def test_a_stream_does_not_depend_on_which_others_are_drawn(stream):
 
 
 def test_a_stream_of_ones_own_changes_no_other():
-    own = Stream("route", "given", "uniform", (2,), after=3)
-    found = Draws(3, (*EVERY, own), {(4, 4): (2, 3, 3)})(NUMBERS, (4, 4))
+    own = (Stream("route", "route", "uniform", (2,)), Stream("more", "given", "uniform", (2,), after=3))
+    found = Draws(3, (*EVERY, *own), {(4, 4): (2, 3, 3)})(NUMBERS, (4, 4))
     assert all(hashed(found[name]) == digest for name, (_, digest) in AS_EVER.items())
-    assert not set(found["route"].flatten().tolist()) & set(found["known"].flatten().tolist())
+    uniform = [found[name].flatten() for name in ("route", "more", "known", "time", "drop")]
+    assert len(set(torch.cat(uniform).tolist())) == 3 * (2 + 2 + 3 + 1 + 1)
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [
+        (Stream("late", "train", "uniform", (), after=1), "drop and late take the same numbers of 'train'"),
+        (Stream("late", "train", "uniform", (), after=7), "noise and late take the same numbers of 'train'"),
+        (Stream("time", "own", "uniform", ()), "two streams are called time"),
+    ],
+)
+def test_streams_that_would_change_each_other_are_refused(stream, message):
+    with pytest.raises(ValueError, match=message):
+        Draws(3, (*EVERY, stream), {})
 
 
 def test_a_training_has_the_losses_that_it_had(tmp_path):

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from hashlib import blake2b
+from itertools import groupby, pairwise
+from math import inf, prod
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -32,9 +34,6 @@ Purpose = Literal[
     "distractors",
     "given",
     "cascade",
-    "method",
-    "route",
-    "term",
 ]
 _COUNTER = {
     "order": 0,
@@ -48,32 +47,46 @@ _COUNTER = {
     "distractors": 8,
     "given": 9,
     "cascade": 10,
-    "method": 11,
-    "route": 12,
-    "term": 13,
 }
 
 
 def generator(seed: int, index: int, purpose: Purpose) -> np.random.Generator:
     """The random stream of item `index` of the run `seed`; InputError unless both are in [0, 2^64)."""
+    return _philox(seed, index, _COUNTER[purpose])
+
+
+def _philox(seed: int, index: int, counter: int) -> np.random.Generator:
     if not (0 <= seed < 2**64 and 0 <= index < 2**64):
         raise InputError(f"seed {seed} and index {index} must both be whole numbers from 0 to 2^64 - 1")
     key = np.array([seed, index], dtype=np.uint64)  # numpy would take a list with 2^64 - 1 through float64
-    counter = [0, 0, 0, _COUNTER[purpose]]
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+    counters = np.array([0, 0, 0, counter], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counters))
+
+
+def _counter(purpose: str) -> int:
+    """Of one of ditkit's own purposes, or of any other, by its name: those are from 2^63 on."""
+    if purpose in _COUNTER:
+        return _COUNTER[purpose]
+    return 2**63 | int.from_bytes(blake2b(purpose.encode(), digest_size=8).digest())
 
 
 class Stream(NamedTuple):
     """Random numbers that every image of a training has for one use: a function of (seed, n)."""
 
     name: str
-    purpose: Purpose
+    purpose: str
+    """Streams of a purpose share a generator. A new stream takes a name that no other has, its own."""
     law: Literal["uniform", "normal"]
     """float64 in [0, 1), or float32 and standard normal."""
     shape: tuple[int, ...] | Literal["state", "tokens"] = "state"
     """Of one image's numbers; that of its state, or one for each of its tokens."""
     after: int = 0
     """How many uniform numbers of the purpose come before, which belong to other streams."""
+
+    @property
+    def ends(self) -> float:
+        """How many of the purpose's numbers come before what follows; nothing can follow normal ones."""
+        return inf if self.law == "normal" or isinstance(self.shape, str) else self.after + prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -89,6 +102,19 @@ class Draws:
     shapes: Mapping[tuple[int, ...], tuple[int, ...]]
     tokens: Mapping[tuple[int, ...], int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """ValueError where two streams have one name, or take the same numbers of a generator."""
+        for before, stream in pairwise(
+            sorted(self.streams, key=lambda stream: (stream.purpose, stream.after))
+        ):
+            if before.purpose == stream.purpose and stream.after < before.ends:
+                raise ValueError(
+                    f"the streams {before.name} and {stream.name} take the same numbers of {stream.purpose!r}"
+                )
+        names = [stream.name for stream in self.streams]
+        if again := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two streams are called {again[0]}; give one another name")
+
     def __call__(self, numbers: Sequence[int], size: tuple[int, ...]) -> dict[str, Tensor]:
         """Each stream's numbers of the images n = `numbers`, all of one size, by its name: (B, *shape), on the CPU."""
         found = {
@@ -98,13 +124,12 @@ class Draws:
             )
             for stream in self.streams
         }
-        ordered = sorted(self.streams, key=lambda stream: (_COUNTER[stream.purpose], stream.after))
+        ordered = sorted(self.streams, key=lambda stream: (stream.purpose, stream.after))
         for purpose, group in groupby(ordered, key=lambda stream: stream.purpose):
             streams = list(group)
             for row, n in enumerate(numbers):
-                _fill(
-                    generator(self.seed, n, purpose), streams, [found[s.name][row : row + 1] for s in streams]
-                )
+                random = _philox(self.seed, n, _counter(purpose))
+                _fill(random, streams, [found[stream.name][row : row + 1] for stream in streams])
         return {name: torch.from_numpy(values) for name, values in found.items()}
 
     def _shape(self, stream: Stream, size: tuple[int, ...]) -> tuple[int, ...]:
@@ -121,7 +146,7 @@ def _fill(random: np.random.Generator, streams: Sequence[Stream], rows: Sequence
         if stream.law == "uniform":
             random.random(out=row)
             passed = stream.after + row.size
-        else:  # the last of its purpose: how much of the generator it takes is not known
+        else:
             random.standard_normal(dtype=np.float32, out=row)
 
 
