@@ -13,7 +13,7 @@ from PIL import Image
 
 from ditkit.backbones import BACKBONES
 from ditkit.cli import VERBS, main
-from ditkit.cli.listing import registries
+from ditkit.cli.listing import TITLES
 from ditkit.cli.parsing import fold
 from ditkit.cli.train import parse_train
 from ditkit.codecs import CODECS
@@ -174,8 +174,9 @@ def test_a_folder_keeps_the_size_of_the_recipe(tmp_path):
 def test_list_names_every_registry(capsys):
     status, out, _ = ditkit(capsys, "list")
     assert status == 0
-    for names in registries().values():
-        assert all(name in out for name in names)
+    for title, names in TITLES.items():
+        assert all(name in out for name in [title, *names()])
+    assert max(map(len, out.splitlines())) <= 100
     status, out, _ = ditkit(capsys, "list", "samplers")
     assert "heun" in out
     assert "DiT-S/2" not in out

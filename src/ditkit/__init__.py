@@ -20,6 +20,7 @@ _PUBLIC = {
     "backbone": "ditkit.backbones",
     "cost": "ditkit.costs",
     "load": "ditkit.pipeline",
+    "register": "ditkit.extending",
     "train": "ditkit.training",
     "transport": "ditkit.transports",
 }
@@ -32,6 +33,7 @@ __all__ = [
     "backbone",
     "cost",
     "load",
+    "register",
     "train",
     "transport",
 ]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, field_validator
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from tyro.constructors import PrimitiveConstructorSpec
 
 from ditkit.errors import InputError, no_such, unknown_name
@@ -15,6 +15,7 @@ from ditkit.records import CHECKSUM, checksum, finite, read_json, write_json
 log = logging.getLogger(__name__)
 
 Checked = TypeVar("Checked", bound="Section")
+UNKNOWN = "unknown_name"  # the type of an error
 LARGEST = 2**53  # up to which JSON means the same everywhere
 
 RENAMED: dict[str, dict[str, tuple[str, dict[str, str]]]] = {
@@ -47,7 +48,7 @@ class OneOf(PrimitiveConstructorSpec[str]):
         vars(self).update(  # the base class is frozen, and its own `__init__` would set `metavar`
             names=names,
             nargs=1,
-            instance_from_str=lambda words: self.checked(words[0]),
+            instance_from_str=lambda words: words[0],  # `checked` comes later
             is_instance=lambda value: isinstance(value, str),
             str_from_instance=lambda value: [value],
         )
@@ -63,8 +64,38 @@ class OneOf(PrimitiveConstructorSpec[str]):
         """The name; ValueError where it is none of them."""
         names = vars(self)["names"]
         if name not in names:
-            raise ValueError(unknown_name(name, names))
+            raise not_there(name, names)
         return name
+
+
+def not_there(name: object, names: Iterable[str]) -> PydanticCustomError:
+    """The error of a name that is not in a registry; what it is in a file of another's, `refusal` says."""
+    found = list(names)
+    return PydanticCustomError(UNKNOWN, "{message}", {"message": unknown_name(name, found), "names": found})
+
+
+class KindOf:
+    """Annotates a field that is a section of one of the kinds in a registry: `Annotated[BackboneSection, KindOf(BACKBONES)]`.
+
+    The kind is the section's `kind`, looked up whenever values are checked, so kinds that are registered later are known.
+    """
+
+    def __init__(self, sections: Mapping[str, Any]):
+        self.sections = sections
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.checked)
+
+    def checked(self, value: Any) -> "Section":
+        """The section of these values; ValueError where they are of no kind that there is, or not what it takes."""
+        kinds: dict[str, type[Section]] = {section.kind: type(section) for section in self.sections.values()}
+        if type(value) in kinds.values():
+            return value
+        if not isinstance(value, Mapping) or "kind" not in value:
+            raise ValueError(f"no section: give its values, with a kind, one of {', '.join(kinds)}")
+        if value["kind"] not in kinds:
+            raise not_there(value["kind"], kinds)
+        return kinds[value["kind"]].model_validate(value)
 
 
 class SomeOf(PrimitiveConstructorSpec[tuple[str, ...]]):
@@ -75,7 +106,7 @@ class SomeOf(PrimitiveConstructorSpec[tuple[str, ...]]):
         vars(self).update(
             one=one,
             nargs="*",
-            instance_from_str=self._checked,
+            instance_from_str=tuple,
             is_instance=lambda value: isinstance(value, tuple),
             str_from_instance=list,
         )
@@ -109,18 +140,28 @@ def read_section(cls: "type[Checked]", path: Path) -> Checked:
     return cls.recorded(values, str(path))
 
 
-def refusal(error: ValidationError, what: str, known: Iterable[str] = ()) -> InputError:
+def refusal(
+    error: ValidationError, what: str, known: Iterable[str] = (), *, of_file: bool = False
+) -> InputError:
     """The first problem that pydantic found, in one line that begins with `what` and names the field; `known` are the
-    fields that there are."""
+    fields that there are. `of_file`: the values are a file's, whose names need not be typing errors."""
     problem = error.errors(include_url=False)[0]
     if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
         return no_such(what, problem["loc"][0], known)
     place = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     value = problem["input"]
+    if problem["type"] == UNKNOWN and of_file:
+        there = ", ".join(problem["ctx"]["names"])
+        message = f"unknown {problem_name(value)!r}; there are {there}; a module of one's own may have made it: --plugin MODULE"
     short = isinstance(value, str | float) or (isinstance(value, int) and value.bit_length() <= 1000)
     shown = f" (not {value!r})" if short and repr(value) not in message else ""
     return InputError(": ".join(part for part in (what, place, message) if part) + shown)
+
+
+def problem_name(value: Any) -> Any:
+    """The name that is unknown, of a section its kind."""
+    return value.get("kind") if isinstance(value, Mapping) else value
 
 
 class Section(BaseModel):
@@ -148,7 +189,10 @@ class Section(BaseModel):
     @classmethod
     def recorded(cls: type[Checked], values: dict[str, Any], what: str) -> Checked:
         """The section of the values in a file of any version; InputError as of `checked`."""
-        return cls.checked(cls.upgraded(values), what)
+        try:
+            return cls.model_validate(cls.upgraded(values))
+        except ValidationError as error:
+            raise refusal(error, what, cls.model_fields, of_file=True) from None
 
     @classmethod
     def checked(cls: type[Checked], values: dict[str, Any], what: str) -> Checked:

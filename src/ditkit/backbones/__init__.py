@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
-
+from ditkit.backbones.sections.base import BackboneSection
 from ditkit.backbones.sections.dit import DiTConfig
 from ditkit.backbones.sections.matryoshka import MDM_SIZES, MatryoshkaConfig, OuterLevel, matryoshka
 from ditkit.backbones.sections.mdm import MDMConfig
-from ditkit.backbones.sections.plain import PLAIN, PlainConfig
+from ditkit.backbones.sections.plain import PLAIN
 from ditkit.backbones.sections.udit import UDiTConfig
 from ditkit.backbones.sections.unet import UNetConfig
 from ditkit.checks import whole_number
+from ditkit.config import KindOf
 from ditkit.errors import InputError, no_such
 from ditkit.layout import packing
 from ditkit.lazy import exported
@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 else:
     __getattr__ = exported(__name__)
 
-BackboneConfig = Annotated[PlainConfig | MatryoshkaConfig, Field(discriminator="kind")]
-
-BACKBONES: dict[str, PlainConfig | MatryoshkaConfig] = {
+BACKBONES: dict[str, BackboneSection] = {
     **PLAIN,
     **MDM_SIZES,
     "Matryoshka": MatryoshkaConfig(),
 }
+"""By name. One of one's own is another entry, a section whose `build` gives the network (`ditkit.register`)."""
+
+BackboneConfig = Annotated[BackboneSection, KindOf(BACKBONES)]
 
 
 def backbone(
@@ -68,7 +69,7 @@ def backbone(
     return build(config, packed, classes, 2 * packed if learned_variance else packed, text_dim)
 
 
-def configured(name: str, known: Sequence[str] = (), **overrides) -> PlainConfig | MatryoshkaConfig:
+def configured(name: str, known: Sequence[str] = (), **overrides) -> BackboneSection:
     """The configuration of that name with other fields; `known` are further names that a wrong one may be near to.
     InputError as of `backbone`."""
     config = check_name(name)
@@ -78,7 +79,7 @@ def configured(name: str, known: Sequence[str] = (), **overrides) -> PlainConfig
     return type(config).checked(config.model_dump() | overrides, name)
 
 
-def check_name(name: str) -> PlainConfig | MatryoshkaConfig:
+def check_name(name: str) -> BackboneSection:
     """The configuration of that name; InputError listing the names when there is none."""
     if name not in BACKBONES:
         raise InputError(f"unknown backbone {name!r}; choose one of: {', '.join(BACKBONES)}")
@@ -113,6 +114,7 @@ __all__ = [
     "MDM",
     "Backbone",
     "BackboneConfig",
+    "BackboneSection",
     "Cond",
     "DiT",
     "DiTConfig",

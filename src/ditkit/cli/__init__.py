@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from types import FrameType
 
+from ditkit.cli.plugins import load_plugins
 from ditkit.cli.refusals import refusal
 from ditkit.cli.streams import PrintableFormatter, one_line, tolerant
 from ditkit.cli.verbs import VERBS, explained, program, to_type, typed
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tolerant(), handled(dict.fromkeys(STOPS, stop)):
         try:
             _quieten()
+            arguments[:] = load_plugins(arguments)
             _run(arguments)
             sys.stdout.flush()  # here, so that what goes wrong with it is caught here
         except InputError as error:
@@ -100,5 +102,6 @@ def _help() -> str:
         f"usage: {program()} VERB ...\n\n"
         "Diffusion transformers from the same small parts, trained, sampled and scored with one tool.\n\n"
         f"{verbs}\n\n"
-        f"{program()} VERB --help explains one. A first look: {to_type('demo')}"
+        f"{program()} VERB --help explains one. A first look: {to_type('demo')}\n"
+        "--plugin my_module, with any of them, imports a module of your own first (ditkit.register)"
     )

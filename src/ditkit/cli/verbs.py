@@ -25,6 +25,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "bench": ("bench", "speed against diffusers on this machine"),
 }
 
+PLUGINS: list[str] = []
+"""Modules of the user's own that this command was given, which the commands that it prints need too."""
+
 WITH_SECTIONS = ("train", "train-codec", "encode", "info", "classifier")
 """Verbs that have a recipe's flags, --data.size and the like."""
 
@@ -45,7 +48,8 @@ def program() -> str:
 
 def to_type(*words: object) -> str:
     """A verb and its arguments as one types them here."""
-    return f"{program()} {shlex.join(map(str, words))}"
+    own = [word for name in PLUGINS for word in ("--plugin", name)]
+    return f"{program()} {shlex.join([*map(str, words), *own])}"
 
 
 def explained(text: str, verb: str) -> str:

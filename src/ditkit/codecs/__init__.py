@@ -8,22 +8,22 @@ float32 in [-1, 1], noise) -> state float32`, `.values(state) -> float32` and `.
 
 from typing import Annotated
 
-from pydantic import Field
-
-from ditkit.codecs.base import POSTERIOR, Codec
+from ditkit.codecs.base import POSTERIOR, Codec, CodecSection
 from ditkit.codecs.identity import IdentityConfig
 from ditkit.codecs.pyramid import PyramidCodec
 from ditkit.codecs.vae import Vae, VaeConfig
+from ditkit.config import KindOf
 
-CodecConfig = Annotated[IdentityConfig | VaeConfig, Field(discriminator="kind")]
+CODECS: dict[str, CodecSection] = {"identity": IdentityConfig(), "vae": VaeConfig()}
 
-CODECS: dict[str, IdentityConfig | VaeConfig] = {"identity": IdentityConfig(), "vae": VaeConfig()}
+CodecConfig = Annotated[CodecSection, KindOf(CODECS)]
 
 __all__ = [
     "CODECS",
     "POSTERIOR",
     "Codec",
     "CodecConfig",
+    "CodecSection",
     "IdentityConfig",
     "PyramidCodec",
     "Vae",

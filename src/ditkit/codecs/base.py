@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol, Self
 
 from pydantic import Field
 
@@ -15,6 +16,7 @@ POSTERIOR = Stream("posterior", "codec", "normal")
 """What a random codec encodes a training image with."""
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -45,6 +47,15 @@ class Codec(Protocol):
 class CodecSection(Section):
     """The configuration of a codec."""
 
+    kind: str
     level_scale: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Of a pyramid of resolutions: what each level's state is multiplied by, highest first, so that its spread is
     about 1 where averaging shrinks it (latents); 1 when not given."""
+
+    def resolved(self) -> Self:
+        """These settings with what is known of the codec's files filled in."""
+        return self
+
+    @abstractmethod
+    def build(self, image_channels: int, device: torch.device | str = "cpu") -> Codec:
+        """The codec of images of so many channels."""

@@ -45,9 +45,6 @@ class IdentityConfig(CodecSection):
 
     kind: Literal["identity"] = "identity"
 
-    def resolved(self) -> IdentityConfig:
-        return self
-
     def build(self, image_channels: int, device: torch.device | str = "cpu") -> Identity:
         return Identity(image_channels)
 

@@ -3,13 +3,12 @@
 `DATA["digits"].open()` gives a source, `batches(source, config, ...)` its training batches,
 `load_all(config, "test")` every image of a part. Where images have several sizes, `plan_for(source, config, ...)`
 says which make a batch, and `load_size(config, "test", (28, 12), ...)` gives all of one size. To add a kind: a section with a `kind` literal and
-`open`, a place in `DataConfig`, a line in `DATA`.
+`open`, and a line in `DATA`.
 """
 
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
-
+from ditkit.config import KindOf
 from ditkit.data.arrays import Digits, FashionMNIST
 from ditkit.data.batch import Batch
 from ditkit.data.buckets import Bucket, Plan, first_fit, plan_for, shard
@@ -47,15 +46,7 @@ if TYPE_CHECKING:
 else:
     __getattr__ = exported(__name__)
 
-DataConfig = Annotated[
-    Digits | FashionMNIST | EmojiData | Folder | Hub | Webdataset | ArrayFiles | MovingDigits | VideoFolder,
-    Field(discriminator="kind"),
-]
-
-DATA: dict[
-    str,
-    Digits | FashionMNIST | EmojiData | Folder | Hub | Webdataset | ArrayFiles | MovingDigits | VideoFolder,
-] = {
+DATA: dict[str, DataSection] = {
     "digits": Digits(),
     "fashion-mnist": FashionMNIST(),
     "emoji": EmojiData(),
@@ -66,6 +57,9 @@ DATA: dict[
     "moving-digits": MovingDigits(),
     "video": VideoFolder(),
 }
+"""By name. One of one's own is another entry, a section whose `open` gives the images (`ditkit.register`)."""
+
+DataConfig = Annotated[DataSection, KindOf(DATA)]
 
 __all__ = [
     "DATA",

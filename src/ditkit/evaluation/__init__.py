@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ditkit.evaluation.inception_score import InceptionScore
     from ditkit.evaluation.kernel import KernelDistance, cmmd, kernel_distance
     from ditkit.evaluation.neighbours import PrecisionRecall, authenticity, nearest, precision_recall
-    from ditkit.evaluation.networks import FEATURES, load_features
+    from ditkit.evaluation.networks import FEATURES, Entry, load_features
     from ditkit.evaluation.networks.classifier import (
         Card,
         Classifier,
@@ -36,6 +36,7 @@ __all__ = [
     "FEATURES",
     "Card",
     "Classifier",
+    "Entry",
     "FeatureNetwork",
     "Features",
     "Gaussian",

@@ -7,7 +7,7 @@ what papers sample velocities with, `dopri5` is for the ODE's own answer. Every 
 
 from ditkit.sampling.adaptive import dopri5
 from ditkit.sampling.ancestral import ancestral, ddim
-from ditkit.sampling.grids import respaced, time_grid
+from ditkit.sampling.grids import SPACINGS, respaced, time_grid
 from ditkit.sampling.guidance import THRESHOLDS, autoguidance, cfg, classifier_guidance, threshold
 from ditkit.sampling.known import Known, with_known
 from ditkit.sampling.multistep import ab2, dpmpp_2m
@@ -30,6 +30,7 @@ SAMPLERS: dict[str, Solver] = {
 __all__ = [
     "DIFFUSIONS",
     "SAMPLERS",
+    "SPACINGS",
     "THRESHOLDS",
     "Known",
     "Solver",

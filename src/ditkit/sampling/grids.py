@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from ditkit.errors import InputError
@@ -58,6 +59,7 @@ def time_grid(
 
 
 def _uniform(transport: Transport, high: float, low: float, steps: int) -> Tensor:
+    """Even in t."""
     return torch.linspace(high, low, steps + 1, dtype=torch.float64)
 
 
@@ -84,7 +86,12 @@ def _karras(transport: Transport, high: float, low: float, steps: int) -> Tensor
     )
 
 
-SPACINGS = {"uniform": _uniform, "log_snr": _log_snr, "karras": _karras, "shifted": _shifted}
+SPACINGS: dict[str, Callable[[Transport, float, float, int], Tensor]] = {
+    "uniform": _uniform,
+    "log_snr": _log_snr,
+    "karras": _karras,
+    "shifted": _shifted,
+}
 
 
 def _ratios(transport: Transport, high: float, low: float) -> tuple[Tensor, Tensor]:

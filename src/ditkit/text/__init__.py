@@ -12,11 +12,20 @@ from typing import TYPE_CHECKING
 
 from ditkit.lazy import exported
 from ditkit.text.encoders import Text, TextConfig, TextEncoder, load_text_encoder
-from ditkit.text.files import TEXT_ENCODERS
+from ditkit.text.files import TEXT_ENCODERS, Entry
 
 if TYPE_CHECKING:
     from ditkit.text.cache import TextCache, embed
 else:
     __getattr__ = exported(__name__)
 
-__all__ = ["TEXT_ENCODERS", "Text", "TextCache", "TextConfig", "TextEncoder", "embed", "load_text_encoder"]
+__all__ = [
+    "TEXT_ENCODERS",
+    "Entry",
+    "Text",
+    "TextCache",
+    "TextConfig",
+    "TextEncoder",
+    "embed",
+    "load_text_encoder",
+]

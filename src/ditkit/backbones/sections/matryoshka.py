@@ -12,8 +12,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from ditkit.backbones.sections.base import BackboneSection, Count
 from ditkit.backbones.sections.dit import DiTConfig
 from ditkit.backbones.sections.mdm import MDM_64, Width
-from ditkit.backbones.sections.plain import PLAIN, PlainConfig
-from ditkit.config import Section
+from ditkit.backbones.sections.plain import PLAIN
+from ditkit.config import KindOf, Section
 
 if TYPE_CHECKING:
     from ditkit.backbones.matryoshka import Matryoshka
@@ -67,7 +67,7 @@ class MatryoshkaConfig(BackboneSection):
     """A network for low resolution and levels of higher ones around it."""
 
     kind: Literal["Matryoshka"] = "Matryoshka"
-    inner: Annotated[PlainConfig, Field(discriminator="kind"), BeforeValidator(_by_name)] = DiTConfig()
+    inner: Annotated[BackboneSection, KindOf(PLAIN), BeforeValidator(_by_name)] = DiTConfig()
     """The network of the lowest resolution, in Python also by name."""
     levels: Annotated[tuple[OuterLevel, ...], Field(min_length=1)] = (OuterLevel(),)
     """Those around it, the highest resolution first."""
@@ -106,7 +106,7 @@ class MatryoshkaConfig(BackboneSection):
     def tokens(self, size: Sequence[int]) -> int:
         return math.prod(size) * self.ratios[0] ** 2 // self.levels[0].patch ** 2
 
-    def lowest(self, count: int) -> PlainConfig | MatryoshkaConfig:
+    def lowest(self, count: int) -> BackboneSection:
         """That of the lowest `count` levels alone, the inner network among them."""
         around = self.levels[len(self.levels) + 1 - count :]
         return self.model_copy(update={"levels": around}) if around else self.inner
@@ -121,7 +121,7 @@ class MatryoshkaConfig(BackboneSection):
         return Matryoshka(self, channels, classes, out_channels or channels, text_dim)
 
 
-def matryoshka(inner: str | PlainConfig, levels: int | Sequence[OuterLevel] = 1) -> MatryoshkaConfig:
+def matryoshka(inner: str | BackboneSection, levels: int | Sequence[OuterLevel] = 1) -> MatryoshkaConfig:
     """The configuration of `inner`, a backbone's name or configuration, with levels around it, highest resolution
     first; a number: so many, each of twice the size of the one inside, 32 and 64 channels wide.
 
