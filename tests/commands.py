@@ -22,7 +22,8 @@ from ditkit.cli import (
 )
 from ditkit.cli.encode import parse_encode
 from ditkit.cli.info import parse_info
-from ditkit.cli.parsing import data_section, parse
+from ditkit.cli.kinds import data_section
+from ditkit.cli.parsing import parse
 from ditkit.cli.train import parse_train
 from ditkit.cli.train_codec import parse_train_codec
 

@@ -19,7 +19,6 @@ from ditkit.studies import STUDIES
 HEAVY = ("torch", "torchdiffeq", "scipy", "diffusers", "transformers", "datasets", "sklearn", "matplotlib")
 QUICK = """
 import sys
-from pathlib import Path
 from ditkit.cli import main
 for argv in {commands}:
     try:

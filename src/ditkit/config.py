@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, field_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
-from tyro.constructors import PrimitiveConstructorSpec
 
 from ditkit.errors import InputError, no_such, unknown_name
 from ditkit.records import CHECKSUM, checksum, finite, read_json, write_json
@@ -37,7 +36,7 @@ def renamed(section: str, values: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-class OneOf(PrimitiveConstructorSpec[str]):
+class OneOf:
     """Annotates a field that is a name in a registry: `Annotated[str, OneOf(PATHS)]`.
 
     The registry is read whenever a name is checked or the help is shown, so names that are registered later are known.
@@ -45,26 +44,15 @@ class OneOf(PrimitiveConstructorSpec[str]):
     """
 
     def __init__(self, names: Mapping[str, Any]):
-        vars(self).update(  # the base class is frozen, and its own `__init__` would set `metavar`
-            names=names,
-            nargs=1,
-            instance_from_str=lambda words: words[0],  # `checked` comes later
-            is_instance=lambda value: isinstance(value, str),
-            str_from_instance=lambda value: [value],
-        )
-
-    @property
-    def metavar(self) -> str:  # type: ignore[override]
-        return "{" + ",".join(vars(self)["names"]) + "}"
+        self.names = names
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self.checked, handler(source))
 
     def checked(self, name: str) -> str:
         """The name; ValueError where it is none of them."""
-        names = vars(self)["names"]
-        if name not in names:
-            raise not_there(name, names)
+        if name not in self.names:
+            raise not_there(name, self.names)
         return name
 
 
@@ -98,28 +86,17 @@ class KindOf:
         return kinds[value["kind"]].model_validate(value)
 
 
-class SomeOf(PrimitiveConstructorSpec[tuple[str, ...]]):
+class SomeOf:
     """The same of a field that is a tuple of such names, one or several: `Annotated[tuple[str, ...], SomeOf(TRACKERS)]`."""
 
     def __init__(self, names: Mapping[str, Any]):
-        one = OneOf(names)
-        vars(self).update(
-            one=one,
-            nargs="*",
-            instance_from_str=tuple,
-            is_instance=lambda value: isinstance(value, tuple),
-            str_from_instance=list,
-        )
-
-    @property
-    def metavar(self) -> str:  # type: ignore[override]
-        return f"[{vars(self)['one'].metavar} ...]"
+        self.names = names
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._checked, handler(source))
 
     def _checked(self, names: Iterable[str]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(map(vars(self)["one"].checked, names)))
+        return tuple(dict.fromkeys(map(OneOf(self.names).checked, names)))
 
 
 def write_section(section: "Section", path: Path) -> None:

@@ -102,6 +102,6 @@ def _help() -> str:
         f"usage: {program()} VERB ...\n\n"
         "Diffusion transformers from the same small parts, trained, sampled and scored with one tool.\n\n"
         f"{verbs}\n\n"
-        f"{program()} VERB --help explains one. A first look: {to_type('demo')}\n"
-        "--plugin my_module, with any of them, imports a module of your own first (ditkit.register)"
+        f"{program()} VERB --help explains one. --plugin MODULE, with any of them, imports a module of your own first.\n"
+        f"A first look: {to_type('demo')}"
     )

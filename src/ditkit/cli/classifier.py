@@ -7,8 +7,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ditkit.cli.kinds import data_section
 from ditkit.cli.options import check_new
-from ditkit.cli.parsing import data_section, parse
+from ditkit.cli.parsing import parse
 from ditkit.cli.verbs import to_type, typed
 from ditkit.config import Section
 from ditkit.data import DataConfig, DataSection, Split, load_all

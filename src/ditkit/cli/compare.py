@@ -6,13 +6,13 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
 from pydantic import Field
 
 from ditkit.cli.compare_siblings import expanded, group_record, group_table, groups_by_title, titles_of
 from ditkit.cli.evaluate import find_reference
 from ditkit.cli.options import SolverOptions, check_writable
 from ditkit.cli.parsing import parse
+from ditkit.cli.shapes import Positional
 from ditkit.device import pick_device
 from ditkit.errors import InputError
 from ditkit.files import LOCK, owned
@@ -38,7 +38,7 @@ class CompareCommand(SolverOptions):
     command goes on; a model more costs only its own samples.
     """
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional, Field(min_length=1)]
+    runs: Annotated[tuple[str, ...], Positional, Field(min_length=1)]
     """Runs or snapshots, or folders of runs made by `ditkit train --seeds`; differences are to the first of them, with the first of the solvers."""
     n: Annotated[int, Field(ge=4)] = 1000
     """Images to sample from each, the same number of every class."""

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-import tyro
 from pydantic import Field
 
 from ditkit.cli.options import check_writable, next_sample
 from ditkit.cli.parsing import parse
+from ditkit.cli.shapes import Positional
 from ditkit.config import Section
 from ditkit.errors import InputError
 from ditkit.hub import is_id, publish
@@ -27,7 +27,7 @@ class ConvertCommand(Section):
     ever run.
     """
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, Positional]
     """A run's folder, a snapshot, an official .pt or .safetensors file, or a folder of diffusers'."""
     out: Path
     """The folder to write; a new or an empty one."""

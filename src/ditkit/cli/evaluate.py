@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import tyro
 from pydantic import Field
 from torch import Tensor
 
+from ditkit.cli.kinds import data_section
 from ditkit.cli.options import SamplingOptions, check_new, own_folder
-from ditkit.cli.parsing import data_section, parse
+from ditkit.cli.parsing import parse
+from ditkit.cli.shapes import Positional
 from ditkit.data import DATA, DataSection, Folder
 from ditkit.device import pick_device
 from ditkit.errors import InputError
@@ -43,7 +44,7 @@ class EvalCommand(SamplingOptions):
     A value is worth comparing only with others of the same network, reference and N.
     """
 
-    what: Annotated[str, tyro.conf.Positional]
+    what: Annotated[str, Positional]
     """A run, a snapshot, a folder of images (one sub-folder per class, or none), one that `ditkit sample` wrote with --png or
     --npz, or an .npz file with arr_0."""
     n: Annotated[int, Field(ge=2)] = 2000

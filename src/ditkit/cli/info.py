@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import tyro
 from pydantic import Field
 
 from ditkit.backbones import BACKBONES, DiTConfig, UDiTConfig
-from ditkit.cli.parsing import parse, switch_kinds
+from ditkit.cli.kinds import switch_kinds
+from ditkit.cli.parsing import parse
+from ditkit.cli.shapes import Called
 from ditkit.cli.verbs import typed
 from ditkit.config import Section
 from ditkit.costs import cost, published, recipe_cost
@@ -63,7 +64,7 @@ class RecipeCommand(Recipe):
     """Images of a training step; the recipe's own when not given."""
     modules: bool = False
     """Also a table by module."""
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    as_json: Annotated[bool, Called("json")] = False
     """Print the recipe as JSON instead."""
 
 

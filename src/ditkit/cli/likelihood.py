@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import tyro
 from pydantic import Field
 
 from ditkit.cli.options import check_new, own_folder
 from ditkit.cli.parsing import parse
+from ditkit.cli.shapes import Positional
 from ditkit.config import Section
 from ditkit.data import Split
 from ditkit.device import Compile, DeviceName
@@ -29,7 +29,7 @@ class LikelihoodCommand(Section):
     Training images far below held-out ones mean that the model has learned them by heart.
     """
 
-    what: Annotated[str, tyro.conf.Positional]
+    what: Annotated[str, Positional]
     """A run or a snapshot of a model of pixels; the images are of its own data."""
     n: Annotated[int, Field(ge=2)] = 200
     """Images of each part, evenly spread."""

@@ -5,11 +5,10 @@ from functools import partial
 from textwrap import wrap
 from typing import Annotated, Any
 
-import tyro
-
 from ditkit.backbones import BACKBONES, BackboneSection, MatryoshkaConfig
 from ditkit.chosen import settings_of
 from ditkit.cli.parsing import parse
+from ditkit.cli.shapes import Positional
 from ditkit.config import OneOf, Section
 from ditkit.extending import entries
 from ditkit.files import SNAPSHOTS
@@ -85,7 +84,7 @@ TITLES = _titles()
 class ListCommand(Section):
     """Names for flags: recipes for `train`, samplers for --sampler, paths for --transport.path, ..."""
 
-    what: Annotated[str, OneOf({"all": None, **TITLES}), tyro.conf.Positional] = "all"
+    what: Annotated[str, OneOf({"all": None, **TITLES}), Positional] = "all"
     """One kind of name, or all."""
 
 

@@ -1,66 +1,144 @@
-"""Flags by tyro, and its framed errors folded to the one line every error of ditkit is.
+"""Flags made from sections: every field is one, and what a section says of a value is what its flag says.
 
-Of a switch both `--no-train.packed` and tyro's own `--train.no-packed` are understood, and of a choice between on, off and
-others also what a switch has: `--train.compile` is on, `--train.no-compile` off.
+Of a switch both `--no-train.packed` and `--train.no-packed` are understood, and of a choice between on, off and others also
+what a switch has: `--train.compile` is on, `--train.no-compile` off.
 """
 
-import contextlib
-import io
-import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import zip_longest
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
-import tyro
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from ditkit.backbones import BACKBONES, MatryoshkaConfig
-from ditkit.cli.verbs import program
-from ditkit.codecs import CODECS
+from ditkit.cli.helping import help_text
+from ditkit.cli.shapes import Called, Positional, shape_of
 from ditkit.config import RENAMED, Section
-from ditkit.data import DATA, DataConfig, Folder
-from ditkit.errors import InputError
-from ditkit.recipe import Recipe
-from ditkit.sampling.config import SamplingRequest
-from ditkit.text import TEXT_ENCODERS, TextConfig
-from ditkit.text.files import width
+from ditkit.errors import InputError, unknown_name
 
-# Sections that come in kinds: `--backbone NAME` replaces the section by that name's default.
-KINDS: dict[str, dict[str, Any]] = {"backbone": BACKBONES, "codec": CODECS, "data": DATA}
+Command = TypeVar("Command", bound=Section)
 
-KINDS_OF_NUMBERS = {"INT": "whole number", "FLOAT": "number"}
-NO_NUMBERS = {  # what int() and float() say
-    "whole number": r"invalid literal for int\(\) with base 10",
-    "number": "could not convert string to float",
+HELP = ("-h", "--help", "--help-all")
+SAID = {  # by the type of pydantic's error
+    "int_parsing": "{input!r} is no whole number",
+    "int_from_float": "{input!r} is no whole number",
+    "float_parsing": "{input!r} is no number",
+    "missing": "it is missing",
 }
 
-WIDE = 4000  # characters: boxes so wide that folding them breaks no word
 
-
-def parse(target: type[Section], argv: list[str], prog: str, default: Any = None) -> Any:
-    """`target` filled from the flags; InputError for anything that is not understood."""
-    options: dict[str, Any] = {"default": default} if default is not None else {}
+def parse(target: type[Command], argv: Sequence[str], prog: str, default: Command | None = None) -> Command:
+    """`target` filled from the flags, over `default`; InputError for anything that is not understood. Help is printed, and
+    ends with SystemExit."""
     known = dict(fields(default or target))
-    captured = io.StringIO()
-    wants_help = bool({"-h", "--help"} & set(argv))
+    if asked := {*HELP} & {*argv}:
+        print(help_text(target, prog, known, default, "--help-all" in asked))
+        raise SystemExit(0)
     try:
-        with contextlib.redirect_stderr(captured), _columns(100 if wants_help else WIDE):
-            return tyro.cli(
-                target,
-                args=plain(argv, known),
-                prog=f"{program() if wants_help else 'ditkit'} {prog}",  # of errors `main` changes it
-                config=(tyro.conf.AvoidSubcommands, tyro.conf.DisallowNone),
-                **options,
-            )
-    except SystemExit as end:
-        if not end.code:
-            raise
-        if unknown := unknown_flags(argv, known):
-            raise InputError(f"{unknown} (see ditkit {prog} --help)") from None
-        raise InputError(own_flags(fold(captured.getvalue()), known, argv)) from None
+        values = default.model_dump() if default is not None else _defaults(target)
+        for flag, value in _given(argv, known).items():
+            _put(values, _place(flag, known), value)
+        return target.model_validate(values)
+    except ValidationError as error:
+        message = own_flags(_said(error, known), known, argv)
+    except InputError as error:
+        message = str(error)
+    raise InputError(f"{message} (see ditkit {prog} --help)")
+
+
+def _given(argv: Sequence[str], known: Mapping[str, FieldInfo]) -> dict[str, Any]:
+    """Flag -> what its field is given. InputError for flags that there are not, and words that belong to none."""
+    if unknown := unknown_flags(argv, known):
+        raise InputError(unknown)
+    given: dict[str, Any] = {}
+    loose: list[str] = []
+    for group, words in _by_flag(plain(argv, known)):
+        if not group:
+            loose += words
+            continue
+        name, equals, first = words[0].removeprefix("--").partition("=")
+        own = ([first] if equals else []) + words[1:]
+        name = name.replace("_", "-")
+        field = known.get(name)
+        if field is None:  # --data.no-check
+            flag = re.sub(r"(^|\.)no-", r"\1", name, count=1)
+            if known[flag].annotation is not bool:
+                raise InputError(
+                    f"--{name}: --{flag} is no switch, and takes {shape_of(known[flag]).metavar}"
+                )
+            given[flag] = False
+            loose += own
+            continue
+        shape = shape_of(field)
+        count = len(own) if shape.count is None else shape.count
+        if len(own) < count or (shape.alone and not own):
+            raise InputError(f"--{name}: give {shape.metavar}")
+        loose += own[count:]
+        given[name] = shape.value(own[:count]) if count or shape.count is None else True
+    return given | _positional(loose, known)
+
+
+def _positional(words: list[str], known: Mapping[str, FieldInfo]) -> dict[str, Any]:
+    """What is given without a flag. InputError for more than is taken."""
+    names = [flag for flag, field in known.items() if Positional in field.metadata]
+    if words and not names:
+        raise InputError(f"{words[0]!r} belongs to no flag; leave it out, or write it beside its own")
+    if not words:
+        return {}
+    shape = shape_of(known[names[0]])
+    if shape.count is not None and len(words) > shape.count:
+        raise InputError(
+            f"{words[shape.count]!r} is too much beside {words[0]!r}; leave it out, or name its flag"
+        )
+    return {names[0]: shape.value(words)}
+
+
+def _defaults(target: type[Section]) -> dict[str, Any]:
+    """The values of sections inside, whose fields can be given one by one."""
+    return {
+        name: field.default.model_dump()
+        for name, field in target.model_fields.items()
+        if isinstance(field.default, Section)
+    }
+
+
+def _place(flag: str, known: Mapping[str, FieldInfo]) -> list[str]:
+    """Of a flag's field among the values: the names of the sections that it is in, and its own."""
+    *above, name = flag.replace("-", "_").split(".")
+    return [*above, "as_json" if any(isinstance(note, Called) for note in known[flag].metadata) else name]
+
+
+def _put(values: Any, place: Sequence[str], value: Any) -> None:
+    """Set a value among those of sections, which may be inside others, or in a tuple of several."""
+    *above, name = place
+    for part in above:
+        key: Any = int(part) if part.isdecimal() else part
+        if isinstance(values[key], tuple):
+            values[key] = [*values[key]]
+        values = values[key]
+    values[name] = value
+
+
+def _said(error: ValidationError, known: Mapping[str, FieldInfo]) -> str:
+    """The first problem that was found, in a line that begins with its flag."""
+    problem = error.errors(include_url=False)[0]
+    parts = [str(part).replace("_", "-") for part in problem["loc"]]
+    whole = ".".join(parts)
+    flag = next(
+        (".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in known), whole
+    )
+    field, value = known.get(flag), problem["input"]
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in SAID:
+        message = SAID[problem["type"]].format(input=value)
+    elif problem["type"] == "literal_error" and field is not None:
+        message = unknown_name(value, map(str, shape_of(field).literals))
+    message = re.sub(r"--[\w.]+", lambda found: found[0].replace("_", "-"), message)
+    if not flag or message.startswith("--"):
+        return message
+    return f"{flag if field is not None and Positional in field.metadata else f'--{flag}'}: {message}"
 
 
 def fields(section: Section | type[Section], above: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -68,7 +146,8 @@ def fields(section: Section | type[Section], above: str = "") -> Iterator[tuple[
     kind = section if isinstance(section, type) else type(section)
     for name, field in kind.model_fields.items():
         value = field.default if isinstance(section, type) else getattr(section, name)
-        flag = above + name.replace("_", "-")
+        called = next((note.name for note in field.metadata if isinstance(note, Called)), name)
+        flag = above + called.replace("_", "-")
         parts = (
             {f"{flag}.{k}": part for k, part in enumerate(value)}
             if isinstance(value, tuple)
@@ -82,9 +161,9 @@ def fields(section: Section | type[Section], above: str = "") -> Iterator[tuple[
 
 
 def plain(argv: Sequence[str], known: Mapping[str, FieldInfo]) -> list[str]:
-    """The arguments with every way of writing a switch as tyro reads it: `--no-data.check` as `--data.no-check`; of a
+    """The arguments with every way of writing a switch as the section has it: `--no-data.check` as `--data.no-check`; of a
     choice that has on and off, `--compile` as `--compile on` and `--no-compile` as `--compile off`."""
-    positional = any(tyro.conf.Positional in field.metadata for field in known.values())
+    positional = any(Positional in field.metadata for field in known.values())
     found: list[str] = []
     for word, after in zip_longest(argv, argv[1:], fillvalue=""):
         found.append(word)
@@ -154,151 +233,3 @@ def _by_flag(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
             flag, words = word[2:].partition("=")[0].replace("-", "_"), []
         words.append(word)
     yield flag, words
-
-
-def _no_type(found: re.Match[str]) -> str:
-    """What tyro says of a value that is of no type that its flag takes, without these types."""
-    known = KINDS_OF_NUMBERS.get(found[1])
-    return f"{found[2]} is no {known}" if known else f"{found[2]}: not {found[1].strip('{}')}"
-
-
-def fold(framed: str) -> str:
-    """tyro's boxed message as one line."""
-    parts: list[list[str]] = [[]]
-    helping = False  # in the help of the argument, which tyro adds
-    for line in framed.splitlines():
-        text = line.strip("│╭╮╰╯|+ \t")
-        helping = (helping or text == "Argument helptext:") and not text.startswith(("───", "---"))
-        if helping or not text.strip("─- "):
-            parts.append([])
-        elif "───" not in text and "-----" not in text:  # the title of the box is in its frame
-            parts[-1].append(text)
-    text = "; ".join(" ".join(part) for part in parts if part)
-    text = re.sub(
-        r"(\d+ validation errors for .*?)\[type=.*?(?=; For full|$)", r"\1", text
-    )  # the first of several
-    text = re.sub(
-        r"\[type=.*?\]|For further information visit \S+|Value error[,;] ",
-        "",
-        text,
-    )
-    text = re.sub(
-        r"Error parsing (\S+): \d+ validation errors? for \w+ ([a-z_.]+?)(?:\.\d+)* (?=Input)",
-        r"--\1.\2: ",
-        text,
-    )
-    text = re.sub(
-        r"no type matching (.+?) could be instantiated from \[(.*?)\]\.; Got errors: .*?(?=; For full|$)",
-        _no_type,
-        text,
-    )
-    for kind, pattern in NO_NUMBERS.items():
-        text = re.sub(rf"{pattern}: ('.*?')(?=;|$)", rf"\1 is no {kind}", text)
-    text = re.sub(r"--[A-Z]\w*\.", "--", text)  # a verb's own flags have no section
-    text = re.sub(
-        r"Error parsing \S+: \d+ validation errors? for \w+ |\d+ validation errors? for \w+ ", "", text
-    )
-    text = re.sub(r"^Error parsing (?=--)", "", text)
-    text = re.sub(r"--[\w.]+", lambda flag: flag[0].replace("_", "-"), text)  # fields as their flags
-    text = re.sub(r";?\s*For full helptext, (?:run|see) (.*)", r" (see \1)", text)
-    return re.sub(r"\s+", " ", text).replace(":;", ":").strip()
-
-
-@contextlib.contextmanager
-def _columns(width: int):
-    """A terminal of that width, for as long as it is needed."""
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(width)
-    try:
-        yield
-    finally:
-        os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)
-
-
-def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
-    """The recipe with the sections chosen by name replaced, and the flags that are left.
-
-    `--backbone DiT-S/4`, `--codec vae`, `--text minilm`, `--data fashion-mnist`, or `--data DIR`, a folder of
-    images. Of a backbone of several levels `--backbone.inner` names the network inside, or a run that has it, and
-    `--backbone.levels N` puts so many levels like its last around it.
-    """
-    sections: dict[str, Any] = {}
-    nested: dict[str, str] = {}
-    rest: list[str] = []
-    flags = iter(argv)
-    for flag in flags:
-        name, _, value = flag.removeprefix("--").partition("=")
-        if flag.startswith("--") and name in ("backbone.inner", "backbone.levels"):
-            nested[name] = value or next(flags, "")
-            continue
-        if (
-            flag.startswith("--") and name == "sample.sampler"
-        ):  # leaves behind what only the recipe's own lets one choose
-            try:
-                request = SamplingRequest.of({"sampler": value or next(flags, "")})
-                sections["sample"] = recipe.sample.override(request)
-            except InputError as error:
-                raise InputError(f"--sample.{error}") from None
-            continue
-        if not flag.startswith("--") or name not in (*KINDS, "text"):
-            rest.append(flag)
-            continue
-        value = value or next(flags, "")
-        if name == "text":
-            sections[name] = text_section(value)
-        elif name == "data":
-            sections[name] = data_section(value, like=recipe.data)
-        elif value in KINDS[name]:
-            sections[name] = KINDS[name][value]
-        else:
-            raise InputError(f"--{name}: unknown {value!r}; choose one of: {', '.join(KINDS[name])}")
-    backbone = sections.pop("backbone", recipe.backbone)
-    chosen = recipe.with_data(sections.pop("data", recipe.data))
-    chosen = chosen.with_backbone(nest(backbone, nested) if nested else backbone)
-    return chosen.replace(**sections), rest
-
-
-def nest(config: Section, flags: dict[str, str]) -> MatryoshkaConfig:
-    """The configuration with another network inside or another number of levels; InputError for one without."""
-    if not isinstance(config, MatryoshkaConfig):
-        raise InputError(f"--{next(iter(flags))} is for --backbone Matryoshka or another of several levels")
-    changes: dict[str, Any] = {}
-    if (name := flags.get("backbone.inner")) is not None:
-        file = Path(name) / "recipe.json"
-        changes["inner"] = Recipe.read(file).backbone.model_dump() if file.exists() else name
-    if (count := flags.get("backbone.levels")) is not None:
-        if not count.isdecimal() or not int(count):
-            raise InputError(
-                f"--backbone.levels {count!r}: give the number of levels around the inner network"
-            )
-        kept = config.levels[-int(count) :]
-        changes["levels"] = (kept[0],) * (int(count) - len(kept)) + kept
-    return MatryoshkaConfig.checked(config.model_dump() | changes, "--backbone")
-
-
-def text_section(name: str) -> TextConfig:
-    """The section of a text encoder's name, folder or Hub id; of one on the Hub --text.dim says how wide."""
-    if name in TEXT_ENCODERS:
-        return TextConfig(id=name, dim=TEXT_ENCODERS[name].dim)
-    return TextConfig(id=name, dim=width(Path(name))) if Path(name).is_dir() else TextConfig(id=name)
-
-
-def data_section(name: str, like: DataConfig | None = None, flag: str | None = "data") -> DataConfig:
-    """The default section of a data set's name, or that of a folder of images.
-
-    A folder takes size, channels and flip from `like`, the recipe's own data: a recipe for 28 pixels
-    stays one. Its classes are counted.
-    """
-    if name in DATA:
-        return DATA[name]
-    if Path(name).is_dir():
-        if isinstance(like, Folder):
-            return like.model_copy(update={"path": Path(name), "classes": None})
-        if like is None:
-            return Folder(path=Path(name))
-        kept = {"size": like.size, "channels": like.channels, "flip": like.flip}
-        return Folder.checked({"path": Path(name), **kept}, f"--{flag} {name}")
-    raise InputError(
-        f"{f'--{flag}: unknown' if flag else 'unknown data'} {name!r}; choose one of: {', '.join(DATA)}, or an existing "
-        "folder of images"
-    )

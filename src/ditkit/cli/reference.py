@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from ditkit.cli.evaluate import find_reference
 from ditkit.cli.options import check_new
 from ditkit.cli.parsing import parse
+from ditkit.cli.shapes import Positional
 from ditkit.cli.verbs import to_type
 from ditkit.config import Section
 from ditkit.device import DeviceName, pick_device
@@ -20,7 +19,7 @@ class ReferenceCommand(Section):
     """Compute the statistics of a reference, to be given as --reference FILE: mean and covariance of all
     its images, in ADM's names, and the features of 10,000 of them."""
 
-    data: Annotated[str, tyro.conf.Positional]
+    data: Annotated[str, Positional]
     """A data set's name (its training split), or a folder of images."""
     out: Path
     """The .npz file to write."""

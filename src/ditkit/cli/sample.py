@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
 from pydantic import Field
 
 from ditkit.cli.options import SamplingOptions
 from ditkit.cli.parsing import parse
+from ditkit.cli.shapes import Positional
 from ditkit.sampling.config import FrameSettings
 
 
@@ -18,7 +18,7 @@ class SampleCommand(SamplingOptions, FrameSettings):
     same command goes on.
     """
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, Positional]
     """A run's folder, a snapshot's folder, or the name of a bundled snapshot."""
     labels: tuple[str, ...] = ()
     """Classes to sample, by name or number, over and over; all of them when not given."""

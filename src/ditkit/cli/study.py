@@ -4,10 +4,9 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from ditkit.cli.options import check_writable
 from ditkit.cli.parsing import parse
+from ditkit.cli.shapes import Positional
 from ditkit.config import Section
 from ditkit.device import Compile, DeviceName, check_compiler, no_compiler, pick_device
 from ditkit.errors import InputError
@@ -24,7 +23,7 @@ class StudyCommand(Section):
     processes (one thread each on a CPU) shares the cells.
     """
 
-    name: Annotated[str, tyro.conf.Positional]
+    name: Annotated[str, Positional]
     """The study, as in `ditkit list studies`."""
     cells: tuple[str, ...] = ()
     """Only these cells; all when not given."""

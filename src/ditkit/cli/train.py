@@ -6,8 +6,9 @@ from typing import Annotated, TypeVar
 
 from pydantic import Field
 
+from ditkit.cli.kinds import switch_kinds
 from ditkit.cli.options import lower_levels, next_sample
-from ditkit.cli.parsing import parse, switch_kinds
+from ditkit.cli.parsing import parse
 from ditkit.cli.verbs import to_type, typed
 from ditkit.device import DeviceName, pick_device
 from ditkit.errors import InputError

@@ -5,8 +5,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ditkit.cli.kinds import data_section
 from ditkit.cli.options import check_writable
-from ditkit.cli.parsing import data_section, only, parse
+from ditkit.cli.parsing import only, parse
 from ditkit.cli.verbs import to_type, typed
 from ditkit.device import DeviceName, pick_device
 from ditkit.errors import InputError
