@@ -229,8 +229,9 @@ class Transport(Section):
         def predict(x_t: Tensor, t: Tensor, cond: Cond, at: At) -> Prediction:
             whole = layout or Layout(tuple(x_t.shape[1:]))
             further = {} if around is None else {"around": around(t, at)}
-            read = {name: sent(value, x_t.device) for name, value in self.learning.reads(t, at).items()}
-            out, var = self.asked(net, x_t, t, cond | read, **further)
+            if read := self.learning.reads(t, at):
+                cond = cond | {name: sent(value, x_t.device) for name, value in read.items()}
+            out, var = self.asked(net, x_t, t, cond, **further)
             shared = self.coeffs(t, layout)
             own = self._at_own_speed(shared, t, layout) if PREDICTIONS[self.predict].timed else shared
             c = expanded(own, whole, x_t)
