@@ -5,6 +5,7 @@ Which one? `ab2` with about ten steps on most networks that were measured (docs/
 what papers sample velocities with, `dopri5` is for the ODE's own answer. Every sampler runs on every transport.
 """
 
+from ditkit.lazy import Named
 from ditkit.sampling.adaptive import dopri5
 from ditkit.sampling.ancestral import ancestral, ddim
 from ditkit.sampling.grids import SPACINGS, respaced, time_grid
@@ -19,6 +20,9 @@ SAMPLERS: dict[str, Solver] = {
     "euler": Solver(euler, "ode"),
     "heun": Solver(heun, "ode"),
     "ab2": Solver(ab2, "ode"),
+    "ab3": Solver(Named("ditkit.sampling.adams:ab3"), "ode"),
+    "ab4": Solver(Named("ditkit.sampling.adams:ab4"), "ode"),
+    "ipndm": Solver(Named("ditkit.sampling.adams:ipndm"), "ode"),
     "dopri5": Solver(dopri5, "ode", adaptive=True),
     "dpmpp_2m": Solver(dpmpp_2m, "jump"),
     "ddim": Solver(ddim, "jump"),
