@@ -453,6 +453,7 @@ def test_numbers_that_were_changed_on_disk_are_refused(t5, tmp_path):
     """A flipped bit in tokens, in pooled vectors or in where captions begin gives no other embedding in silence."""
     folder = tmp_path / "cache"
     whole = embed(CAPTIONS, TextConfig(id=str(t5), dim=24, length=8), folder)
+    expected = whole(CAPTIONS)
     file = folder / "text-00000.safetensors"
     kept = load_file(file)
     for name in ("tokens", "pooled", "starts"):
@@ -464,7 +465,7 @@ def test_numbers_that_were_changed_on_disk_are_refused(t5, tmp_path):
         assert "\n" not in str(caught.value)
     changed = {key: value for key, value in kept.items() if key != "sums"}  # as version 0.1 wrote it
     save_file(changed, file, whole._shards[0]._file.metadata())
-    assert same(TextCache(folder)(CAPTIONS), whole(CAPTIONS))
+    assert same(TextCache(folder)(CAPTIONS), expected)
 
 
 def test_a_cache_of_something_else_is_refused_by_name(t5, clip, tmp_path):
