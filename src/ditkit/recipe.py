@@ -16,7 +16,7 @@ from ditkit.backbones import BackboneConfig, MatryoshkaConfig, build
 from ditkit.chosen import Chosen, SomeChosen, name_of
 from ditkit.codecs import Codec, CodecConfig, IdentityConfig, PyramidCodec
 from ditkit.config import Section, SomeOf, read_section, write_section
-from ditkit.data import ArrayFiles, DataConfig, upgraded
+from ditkit.data import DataConfig, upgraded
 from ditkit.device import Compile, Precision, check_memory
 from ditkit.errors import InputError
 from ditkit.lazy import torch
@@ -199,7 +199,7 @@ class Recipe(Section):
                 "train.stages: of levels of more frames the lower ones are no clips of the data; train all, or leave the "
                 "levels' frames at 1"
             )
-        if self.train.stages and isinstance(self.data, ArrayFiles):
+        if self.train.stages and not self.data.resizes:
             raise ValueError(
                 "train.stages: data arrays is not resized, so lower levels have no data of their size; train all levels at "
                 "once"
@@ -276,7 +276,7 @@ class Recipe(Section):
         return self.replace(
             data=data,
             transport={} if clips else {"known_frames": 0.0},
-            train={"stages": ()} if isinstance(data, ArrayFiles) else {},
+            train={} if data.resizes else {"stages": ()},
         )
 
     def with_backbone(self, backbone: BackboneConfig) -> Recipe:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -90,6 +90,7 @@ class ArrayFiles(DataSection):
     and channels are the array's own: nothing is resized.
     """
 
+    resizes: ClassVar[bool] = False
     kind: Literal["arrays"] = "arrays"
     path: Path | None = None
     """The file, or a folder of such files, which are taken in natural order: 2 before 10."""

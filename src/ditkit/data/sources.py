@@ -134,6 +134,8 @@ class DataSection(Section):
 
     own: ClassVar[bool] = False
     """Whether these are somebody's own files, of which a new run keeps a part for validation and scores."""
+    resizes: ClassVar[bool] = True
+    """Whether images are made of `size`; otherwise they have the size that they have."""
     kind: str
     size: Size = 256
     aspect: Literal["square", "native"] = "square"

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ditkit.codecs import Codec, PyramidCodec, Vae, VaeConfig
-from ditkit.data.latents import Cache, Latents, known_facts, open_latents
+from ditkit.data.latents import Index, Latents, known_facts, open_latents
 from ditkit.data.latents.cache import data_facts
 from ditkit.errors import InputError
 from ditkit.layout import Layout, layout_of
@@ -50,9 +50,9 @@ def open_for(recipe: Recipe, codec: Codec, folder: Path) -> tuple[Latents, Codec
         raise InputError(
             f"{where} has no mirrored images, but --data.flip is True; give --data.no-flip, or encode with flips"
         )
-    if isinstance(found, Cache):
+    if found.index is not None:
         recipe.data.check_classes(found.names, where)
-        _check_origin(found, recipe, codec, where)
+        _check_origin(found.index, recipe, codec, where)
         check_images(found, recipe, where)
     else:
         log.info(f"{folder}: {found.note}; which autoencoder and images it was made from is not recorded")
@@ -70,9 +70,8 @@ def open_for(recipe: Recipe, codec: Codec, folder: Path) -> tuple[Latents, Codec
     return found, recipe.nested(FromMoments(codec))
 
 
-def _check_origin(found: Cache, recipe: Recipe, codec: Vae, where: str) -> None:
+def _check_origin(index: Index, recipe: Recipe, codec: Vae, where: str) -> None:
     """InputError at the first thing that the cache was made with and the recipe has otherwise."""
-    index = found.index
     theirs = {f"data.{name}": value for name, value in known_facts(index, recipe.data).items()}
     ours = {f"data.{name}": value for name, value in data_facts(recipe.data).items()}
     facts = codec_facts(codec.config)
@@ -94,7 +93,7 @@ def _check_origin(found: Cache, recipe: Recipe, codec: Vae, where: str) -> None:
 
 def check_images(found: Latents, recipe: Recipe, where: str) -> None:
     """InputError when the recipe's images, where they are at hand for validation, are not those that were encoded."""
-    made_of = found.index.data.get("content") if isinstance(found, Cache) else None
+    made_of = None if found.index is None else found.index.data.get("content")
     if made_of is None or not recipe.train.validate_images:
         return
     try:

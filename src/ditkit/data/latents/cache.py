@@ -274,6 +274,8 @@ def _read_captions(file: Path) -> list[str]:
 class Cache(Latents):
     """A finished cache; its files are mapped into memory, checked when they are first read, and read row by row."""
 
+    index: Index
+
     def __init__(self, folder: Path):
         """InputError when a file is missing or damaged."""
         self.index = read_section(Index, folder / INDEX)

@@ -16,6 +16,8 @@ from ditkit.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ditkit.data.latents.cache import Index
+
 LOGVAR = (-30.0, 20.0)  # diffusers' limits
 
 
@@ -62,6 +64,8 @@ class Latents(Source):
     """Whether there are the mirrored images' moments, too."""
     note: str = ""
     """What the layout lacks."""
+    index: Index | None = None
+    """What they were made from and by which encoder, where the layout says it."""
 
     @abstractmethod
     def row(self, place: int, mirrored: bool) -> Tensor:
