@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ditkit.chosen import name_of
-from ditkit.lazy import loaded
+from ditkit.lazy import Named, loaded
 from ditkit.randomness import Stream
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def none(draws: Any, blocks: int) -> None:
 
 ROUTINGS: dict[str, Any] = {
     "none": none,
+    "tread": Named("ditkit.objectives.tread:tread"),
 }
 """(draws (B, L) uniform in [0, 1), number of blocks, *, settings) -> what is put around the blocks (`ditkit.nn.around`)."""
 

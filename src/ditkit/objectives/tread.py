@@ -1,0 +1,72 @@
+"""TREAD (Krause et al., "TREAD: Token Routing for Efficient Architecture-agnostic Diffusion Training", 2025).
+
+Some blocks work on a part of each image's tokens; the others come back as they were after the last of these blocks. A
+step costs less, and more is learned in each; sampling has all tokens.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ditkit.errors import InputError
+from ditkit.nn.around import Around, Run, Tokens, put_back, taken
+from ditkit.nn.packing import packed_rows
+
+
+def tread(
+    draws: Tensor | Sequence[Tensor],
+    blocks: int,
+    *,
+    rate: Annotated[float, Field(ge=0, lt=1)] = 0.5,
+    first: Annotated[int, Field(ge=0)] = 2,
+    last: Annotated[int, Field(ge=-1)] = -1,
+) -> Around:
+    """Blocks number `first` to `last`, that one among them (-1: four from the end), leave a `rate` of the tokens out.
+
+    `draws`, uniform in [0, 1), (B, at least L): the tokens with the smallest ones stay. Of clips the same tokens of every
+    frame; of images that share rows of tokens a list, (at least L_i) each. A text's tokens stay. Made for one forward pass.
+    InputError where there are no such blocks.
+    """
+    end = max(blocks - 4, first) if last == -1 else last
+    if not first <= end < blocks:
+        raise InputError(
+            f"train.routing tread: first {first} and last {end} of {blocks} blocks, 0 to {blocks - 1}; give others"
+        )
+    whole: list[Tensor] = []
+    index: list[Tensor] = []
+
+    def around(k: int, run: Run, h: Tensor, at: Tokens) -> Tensor:
+        if not first <= k <= end:
+            return run(h, at)
+        if k == first:
+            whole[:], index[:] = [h], [kept(draws, rate, h.shape[-2], at).to(h.device)]
+            h = taken(h, index[0])
+        h = run(h, at.take(index[0]))
+        return put_back(whole[0], index[0], h) if k == end else h
+
+    return around
+
+
+def kept(draws: Tensor | Sequence[Tensor], rate: float, count: int, at: Tokens) -> Tensor:
+    """Which of `count` tokens stay, in their order: int64 (B, L'), -1 for none where rows have fewer than others."""
+    if at.rows:
+        own = [_smallest(row[:n], rate) for row, n in zip(draws, at.lengths, strict=True)]
+        places = [0] * len(own)
+        for row in at.rows:
+            start = 0
+            for k in row:
+                places[k], start = start, start + at.lengths[k]
+        return packed_rows([some + place for some, place in zip(own, places, strict=True)], at.rows, -1)
+    assert isinstance(draws, Tensor)
+    own_tokens = _smallest(draws[:, : at.own], rate)
+    others = torch.arange(at.own, count).expand(len(draws), -1)
+    return torch.cat([own_tokens, others], dim=1)
+
+
+def _smallest(draws: Tensor, rate: float) -> Tensor:
+    """The places of the smallest draws along the last axis, ascending; at least one."""
+    count = draws.shape[-1]
+    return draws.topk(max(1, count - int(rate * count)), largest=False).indices.sort(-1).values
