@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ditkit.lazy import Named
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -23,4 +25,5 @@ def none(t: Tensor, at: At) -> None:
 
 CACHES: dict[str, Any] = {
     "none": none,
+    "taylor_seer": Named("ditkit.sampling.taylor_seer:taylor_seer"),
 }
