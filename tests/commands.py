@@ -55,6 +55,9 @@ BENCHES = {
 def understood(words):
     """The section of a command, `VERB ...`. InputError for what is not understood."""
     verb, *rest = words
+    if "--plugin" in rest:  # which is taken away before
+        place = rest.index("--plugin")
+        del rest[place : place + 2]
     assert verb in VERBS
     if verb in OWN:
         return OWN[verb](rest)

@@ -545,7 +545,10 @@ def test_defects_show_their_traceback(monkeypatch):
 
 def test_import_is_quick_and_lazy():
     """`import ditkit` loads neither torch nor anything else heavy."""
-    code = "import sys, ditkit; assert 'torch' not in sys.modules; ditkit.backbone; assert 'torch' in sys.modules"
+    code = (
+        "import sys, ditkit; ditkit.backbone, ditkit.transport, ditkit.Recipe; assert 'torch' not in sys.modules; "
+        "ditkit.backbone('DiT-S/2', depth=1); assert 'torch' in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

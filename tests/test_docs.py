@@ -34,7 +34,8 @@ PLACES = ("DIR", "/data/imagenet/train")
 def test_every_documented_command_is_understood(words, tmp_path):
     """Flags are parsed as the verb does it; nothing is run."""
     Image.new("L", (8, 8)).save(tmp_path / "0.png")
-    understood([str(tmp_path) if word in PLACES else word for word in words])
+    own = {"midpoint": "heun"}  # what a module of one's own registers
+    understood([str(tmp_path) if word in PLACES else own.get(word, word) for word in words])
 
 
 def test_what_the_readme_says_can_be_typed_in_its_order():
@@ -63,6 +64,7 @@ def test_commands_within_sentences_are_understood(tmp_path):
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(SAMPLERS, "midpoint", None)  # to be taken out again
+    del SAMPLERS["midpoint"]
     names: dict = {}
     for code in blocks(ROOT / "README.md", "python"):
         exec(code, names)

@@ -91,9 +91,8 @@ class Matryoshka(Backbone):
             )
         self.ratios, self.frame_ratios = config.ratios, config.frame_ratios
         image = channels_of(channels, packing(self.ratios, self.frame_ratios))[-1]
-        self.inner: Plain = config.inner.build(
-            channels=image, classes=classes, **({"text_dim": text_dim} if config.hears else {})
-        )
+        inner = config.inner.build(channels=image, classes=classes, text_dim=text_dim if config.hears else 0)
+        self.inner = cast(Plain, inner)
         self.classes = self.inner.classes
         entry, exit, told, patch = self.inner.port
         self.outer = nn.ModuleList()

@@ -92,7 +92,7 @@ def made_up(recipe: Recipe, plan: Plan) -> dict[str, Batch]:
     labels, index = labelled(len(places))
     groups = [
         Batch(images(len(rows), size), None, index[rows])
-        for size, run in groupby(range(len(places)), key=lambda row: plan.sizes[places[row]])
+        for size, run in groupby(range(len(places)), key=lambda row: plan.sizes[int(places[row])])
         if (rows := list(run))
     ]
     found[PACKED] = Batch(None, labels, index, groups=tuple(groups))

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -69,7 +69,12 @@ def run(argv: list[str]) -> None:
     check_record(command.out, command.replace)
     with threads(command.threads):
         seconds = _measure(command.n)
-        record = {"machine": machine(), "software": software(), "n": command.n, "seconds": seconds}
+        record: dict[str, Any] = {
+            "machine": machine(),
+            "software": software(),
+            "n": command.n,
+            "seconds": seconds,
+        }
     for name, value in {**seconds, "together": sum(seconds.values())}.items():
         print(f"{name:52s}{value:8.2f} s")
     print(f"{command.n:,} images in each set, {machine()['cpu']}, {record['machine']['threads']} threads")

@@ -67,10 +67,8 @@ def help_text(
     lines += _paragraphs(target.__doc__ or "")
     for flag, field in loose.items():
         lines += ["", *_row(flag.upper(), _about(target, flag, field, None))]
-    of_recipe = default is not None and verb in SWITCHING
-    switched = {
-        flag: said for flag, said in SWITCHED.items() if of_recipe and flag in type(default).model_fields
-    }
+    own = type(default).model_fields if default is not None and verb in SWITCHING else {}
+    switched = {flag: said for flag, said in SWITCHED.items() if flag in own}
     for section in dict.fromkeys(["", *switched, *map(_section, shown)]):
         rows = (
             list(_row(f"--{section} {switched[section][0]}", switched[section][1]))

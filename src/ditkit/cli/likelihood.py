@@ -1,5 +1,6 @@
 """`ditkit likelihood RUN`: bits per dimension of real images, and a picture of the likeliest."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -112,7 +113,7 @@ def _error(found: Likelihoods) -> float:
     return (found.bits.std() / len(found.bits) ** 0.5).item()
 
 
-def _extremes(found: dict[str, Likelihoods], path: Path) -> None:
+def _extremes(found: Mapping[Split, Likelihoods], path: Path) -> None:
     """The likeliest images above the unlikeliest, a panel for each part."""
     panels = []
     for split, each in found.items():

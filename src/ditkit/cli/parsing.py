@@ -72,11 +72,11 @@ def _given(argv: Sequence[str], known: Mapping[str, FieldInfo]) -> dict[str, Any
             loose += own
             continue
         shape = shape_of(field)
-        count = len(own) if shape.count is None else shape.count
+        count = len(own) if shape.words is None else shape.words
         if len(own) < count or (shape.alone and not own):
             raise InputError(f"--{name}: give {shape.metavar}")
         loose += own[count:]
-        given[name] = shape.value(own[:count]) if count or shape.count is None else True
+        given[name] = shape.value(own[:count]) if count or shape.words is None else True
     return given | _positional(loose, known)
 
 
@@ -88,9 +88,9 @@ def _positional(words: list[str], known: Mapping[str, FieldInfo]) -> dict[str, A
     if not words:
         return {}
     shape = shape_of(known[names[0]])
-    if shape.count is not None and len(words) > shape.count:
+    if shape.words is not None and len(words) > shape.words:
         raise InputError(
-            f"{words[shape.count]!r} is too much beside {words[0]!r}; leave it out, or name its flag"
+            f"{words[shape.words]!r} is too much beside {words[0]!r}; leave it out, or name its flag"
         )
     return {names[0]: shape.value(words)}
 
@@ -187,7 +187,7 @@ def unknown_flags(argv: Sequence[str], known: Collection[str]) -> str:
     found = []
     for word in argv:
         name = word.removeprefix("--").partition("=")[0].replace("_", "-")
-        if not word.startswith("--") or {name, re.sub(r"(^|\.)no-", r"\1", name, count=1)} & {*known, "help"}:
+        if not word.startswith("--") or {name, re.sub(r"(^|\.)no-", r"\1", name, count=1)} & {*known}:
             continue
         inside = {flag.rpartition(".")[2]: flag for flag in known}
         section, _, field = name.replace("-", "_").rpartition(".")

@@ -30,7 +30,7 @@ class Shape(NamedTuple):
     """The words that a flag takes."""
 
     metavar: str
-    count: int | None = 1
+    words: int | None = 1
     """How many; None: any number, of what can be one value or several values (`alone`) at least one."""
     literals: tuple[Any, ...] = ()
     """The values of a choice, which need not be texts."""
@@ -40,7 +40,7 @@ class Shape(NamedTuple):
         """What the section is given for these words."""
         known = {str(literal): literal for literal in self.literals}
         values = [known.get(word, word) for word in words]
-        return values[0] if (self.count == 1 or (self.alone and len(values) == 1)) else values
+        return values[0] if (self.words == 1 or (self.alone and len(values) == 1)) else values
 
 
 def shape_of(field: FieldInfo) -> Shape:
@@ -60,7 +60,7 @@ def _shape(kind: Any, metadata: Sequence[Any] = ()) -> Shape:
         parts = [_shape(part) for part in inside if part is not NoneType]
         if len(parts) == 1:
             return parts[0]
-        several = any(part.count is None for part in parts)
+        several = any(part.words is None for part in parts)
         literals = tuple(literal for part in parts for literal in part.literals)
         return Shape("|".join(part.metavar for part in parts), None if several else 1, literals, several)
     if origin is Literal:

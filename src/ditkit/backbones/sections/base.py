@@ -32,7 +32,7 @@ class BackboneSection(Section):
 
         Args:
             channels: of the state. classes: 0 for an unconditional network. out_channels: as `channels` when not given.
-            text_dim: channels of the text encoder where `hears`; never given to a network that does not.
+            text_dim: channels of the text encoder; 0 without one, and where the network does not `hear`.
         """
 
     @property

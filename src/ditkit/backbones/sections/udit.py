@@ -49,8 +49,11 @@ class UDiTConfig(BackboneSection):
         factor = 2 ** (HALVINGS + loaded(ATTENTIONS[self.attention]).halves)
         return factor, factor
 
-    def build(self, *, channels: int, classes: int, out_channels: int | None = None) -> UDiT:
-        """The network, freshly initialised. `classes` 0: unconditional; out_channels: as `channels`."""
+    def build(
+        self, *, channels: int, classes: int, out_channels: int | None = None, text_dim: int = 0
+    ) -> UDiT:
+        """The network, freshly initialised. `classes` 0: unconditional; out_channels: as `channels`; text_dim: 0, it is told no
+        text."""
         from ditkit.backbones.udit import UDiT
 
         return UDiT(self, channels, classes, out_channels or channels)

@@ -35,8 +35,11 @@ class UNetConfig(BackboneSection):
         factor = 2 ** (len(self.multipliers) - 1)
         return factor, factor
 
-    def build(self, *, channels: int, classes: int, out_channels: int | None = None) -> UNet:
-        """The network, freshly initialised. `classes` 0: unconditional; out_channels: as `channels`."""
+    def build(
+        self, *, channels: int, classes: int, out_channels: int | None = None, text_dim: int = 0
+    ) -> UNet:
+        """The network, freshly initialised. `classes` 0: unconditional; out_channels: as `channels`; text_dim: 0, it is told no
+        text."""
         from ditkit.backbones.unet import UNet
 
         return UNet(self, channels, classes, out_channels or channels)
