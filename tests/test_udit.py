@@ -593,7 +593,7 @@ def test_bf16_autocast_is_close_in_value_and_gradient():
             {"width": 24, "heads": 5, "rotary": False},
             "width 24 is not divisible by 5 heads; use one of 1, 2, 3",
         ),
-        ({"attention": "keys"}, "U-DiT: attention: .*'token', 'key_value' or 'full' .not 'keys'"),
+        ({"attention": "keys"}, "U-DiT: attention: unknown 'keys'; there are token, key_value, full"),
         ({"downsampler": "conv"}, "downsampler: .*'depthwise_shortcut', 'depthwise' or 'none' .not 'conv'"),
         ({"ffn": "fused"}, "ffn: .*'reparameterised', 'depthwise' or 'basic' .not 'fused'"),
         ({"depth": (1, 2, 3)}, "U-DiT: depth"),

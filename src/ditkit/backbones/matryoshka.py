@@ -145,7 +145,7 @@ class Matryoshka(Backbone):
         inner_frames = lowest.shape[2] if lowest.ndim == 5 else 1
 
         # Inwards: what each level passes on is added to the first map of the next. Maps are of single frames.
-        way: list[tuple[Outer, Tensor, list[Tensor], Tensor, Around]] = []
+        way: list[tuple[Outer, Tensor, list[Tensor], Tokens, Around]] = []
         inward, around = None, around or alone
         *firsts, inner_first = accumulate((len(outer.steps) for outer in self.levels), initial=0)
         for outer, first, level, time, n, ratio in zip(

@@ -6,6 +6,7 @@ The parts are in nn/mdm.py; its networks of several resolutions are this one wit
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,7 @@ class MDM(Plain):
     def body(self, h: Tensor, c: Tensor, said: Said, around: Around = alone) -> Tensor:
         at, first = Tokens(c, words=said.words), len(self.level.steps)
         h, kept = self.level.descend(h, at, around)
-        for k, step in enumerate(self.middle, first):
+        for k, step in enumerate(cast(list[Step], [*self.middle]), first):
             h = around(k, step.run, h, at)
         return self.level.ascend(h, kept, at, around)
 

@@ -7,6 +7,8 @@ and nn/depthwise_mlp.py (MLP). The paper's ladder, from a plain transformer in a
 """
 
 import copy
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +106,7 @@ class UDiT(Plain):
             positions = queries.to(h.device), keys.to(h.device)
         h = h.float()  # under autocast too, as in a DiT: what blocks add is summed in float32
         for k, block in enumerate(self.blocks[start : start + 2 * self.depth[stage]], start):
-            h = around(k, lambda h, at, block=block: block(h, at.c, positions), h, Tokens(c))
+            h = around(k, partial(_run, block, positions), h, Tokens(c))
         return h
 
     def head(self, h: Tensor, c: Tensor, size: torch.Size) -> Tensor:
@@ -137,6 +139,11 @@ class UDiT(Plain):
             if isinstance(block.mlp, ReparameterisedMlp):
                 block.mlp = block.mlp.fused()
         return net
+
+
+def _run(block: nn.Module, positions: Any, h: Tensor, at: Tokens) -> Tensor:
+    """A block of what `at` holds."""
+    return block(h, at.c, positions)
 
 
 def _mlp(config: UDiTConfig, width: int) -> nn.Module:

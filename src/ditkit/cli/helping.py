@@ -66,7 +66,11 @@ def help_text(
     lines = [typed(f"usage: ditkit {' '.join([prog, *map(str.upper, loose)])} [flags]"), ""]
     lines += _paragraphs(target.__doc__ or "")
     for flag, field in loose.items():
-        lines += ["", *_row(flag.upper(), _about(target, flag, field, None))]
+        among = takes if (takes := shape_of(field).metavar).startswith("{") else ""
+        lines += [
+            "",
+            *_row(flag.upper(), f"{_about(target, flag, field, None)} {among.replace(',', ', ')}".rstrip()),
+        ]
     own = type(default).model_fields if default is not None and verb in SWITCHING else {}
     switched = {flag: said for flag, said in SWITCHED.items() if flag in own}
     for section in dict.fromkeys(["", *switched, *map(_section, shown)]):

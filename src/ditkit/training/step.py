@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,8 +74,8 @@ def _losses(
     arounds = [capturing([*blocks], captured)] if blocks else []
     if name_of(recipe.train.routing) != "none":
         make = chosen(ROUTINGS, recipe.train.routing)
-        arounds.append(make(task.drawn["route"], recipe.backbone.depth))
-    network = partial(task.network, around=composed(*arounds)) if arounds else task.network
+        arounds.append(make(task.drawn["route"], cast(Any, recipe.backbone).depth))
+    network = partial(cast(Any, task.network), around=composed(*arounds)) if arounds else task.network
     losses = recipe.transport.losses(
         network,
         task.x0,
