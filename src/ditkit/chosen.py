@@ -11,10 +11,8 @@ from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import CoreSchema, core_schema
-from tyro.constructors import PrimitiveConstructorSpec
 
-from ditkit.config import OneOf
+from ditkit.config import OneOf, SomeOf, not_there
 from ditkit.errors import unknown_name
 from ditkit.lazy import Named, loaded
 
@@ -24,35 +22,20 @@ class Chosen(OneOf):
 
     def checked(self, name: str) -> str:
         """The choice; ValueError where there is none of that name, or a setting is none of its."""
-        split(vars(self)["names"], name)
+        split(self.names, name)
         return name
 
 
-class SomeChosen(PrimitiveConstructorSpec[tuple[str, ...]]):
+class SomeChosen(SomeOf):
     """The same of a field that is a tuple of choices, one or several, each once."""
 
-    def __init__(self, names: Mapping[str, Any]):
-        vars(self).update(
-            names=names,
-            nargs="*",
-            instance_from_str=self._checked,
-            is_instance=lambda value: isinstance(value, tuple),
-            str_from_instance=list,
-        )
-
-    @property
-    def metavar(self) -> str:  # type: ignore[override]
-        return "[{" + ",".join(vars(self)["names"]) + "} ...]"
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self._checked, handler(source))
-
-    def _checked(self, choices: Iterable[str]) -> tuple[str, ...]:
-        found = tuple(choices)
-        names = [split(vars(self)["names"], choice)[0] for choice in found]
-        if twice := [name for name in names if names.count(name) > 1]:
+    def checked(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The choices; ValueError as of `Chosen`, or where one is there twice."""
+        choices = tuple(names)
+        found = [split(self.names, choice)[0] for choice in choices]
+        if twice := [name for name in found if found.count(name) > 1]:
             raise ValueError(f"{twice[0]} is there twice; give each once")
-        return found
+        return choices
 
 
 def chosen(registry: Mapping[str, Any], choice: str) -> Callable[..., Any]:
@@ -71,7 +54,7 @@ def split(registry: Mapping[str, Any], choice: str) -> tuple[str, dict[str, Any]
     setting has no value, one of the wrong kind, or is none of its."""
     name, colon, rest = choice.partition(":")
     if name not in registry:
-        raise ValueError(unknown_name(name, registry))
+        raise not_there(name, registry)
     if not colon:
         return name, {}
     known = parameters(loaded(registry[name]))

@@ -93,9 +93,10 @@ class SomeOf:
         self.names = names
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+        return core_schema.no_info_after_validator_function(self.checked, handler(source))
 
-    def _checked(self, names: Iterable[str]) -> tuple[str, ...]:
+    def checked(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The names, each once; ValueError as of `OneOf`."""
         return tuple(dict.fromkeys(map(OneOf(self.names).checked, names)))
 
 
