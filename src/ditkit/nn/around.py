@@ -101,11 +101,13 @@ def taken(h: Tensor, index: Tensor) -> Tensor:
 
 
 def put_back(h: Tensor, index: Tensor, parts: Tensor) -> Tensor:
-    """h with `parts` in the places `index`, as of `taken`; those of -1 are dropped."""
-    count = h.shape[-2]
-    room = torch.cat([h, h[..., :1, :]], dim=-2)  # a place more, for those that are dropped
-    index = torch.where(index < 0, count, index)
-    return room.scatter(-2, _expanded(index, parts), parts.to(h.dtype))[..., :count, :]
+    """h with `parts` in the places `index`, as of `taken`; those of -1, at the ends of rows, are dropped."""
+    first = index[:, :1].clamp(min=0)
+    there = (index >= 0)[..., None] if h.ndim == 3 else (index >= 0)[:, None, :, None]
+    # In place of one that is dropped the row's first is written again.
+    parts = torch.where(there, parts, parts[..., :1, :])
+    index = torch.where(index >= 0, index, first)
+    return h.scatter(-2, _expanded(index, parts), parts.to(h.dtype))
 
 
 def _expanded(index: Tensor, h: Tensor) -> Tensor:

@@ -35,17 +35,14 @@ def tread(
         raise InputError(
             f"train.routing tread: first {first} and last {end} of {blocks} blocks, 0 to {blocks - 1}; give others"
         )
-    whole: list[Tensor] = []
     index: list[Tensor] = []
 
     def around(k: int, run: Run, h: Tensor, at: Tokens) -> Tensor:
         if not first <= k <= end:
             return run(h, at)
         if k == first:
-            whole[:], index[:] = [h], [kept(draws, rate, h.shape[-2], at).to(h.device)]
-            h = taken(h, index[0])
-        h = run(h, at.take(index[0]))
-        return put_back(whole[0], index[0], h) if k == end else h
+            index[:] = [kept(draws, rate, h.shape[-2], at).to(h.device)]
+        return put_back(h, index[0], run(taken(h, index[0]), at.take(index[0])))
 
     return around
 

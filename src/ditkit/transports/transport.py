@@ -148,6 +148,12 @@ class Transport(Section):
         low, high = self.interval("train")
         return self.for_size(low + (high - low) * t, layout)
 
+    def nearest(self, t: Tensor) -> Tensor:
+        """Of any times those nearest to them at which it is trained."""
+        if self.knots:
+            return (t * self.knots).round().clamp(1, self.knots) / self.knots
+        return t.clamp(*self.interval("train"))
+
     def for_size(self, t: Tensor, layout: Layout | None) -> Tensor:
         """The times t moved as `size_shift` says for such a state."""
         if not self.size_shift or layout is None:
