@@ -27,7 +27,10 @@ ROUTINGS: dict[str, Any] = {
 }
 """(draws (B, L) uniform in [0, 1), number of blocks, *, settings) -> what is put around the blocks (`ditkit.nn.around`)."""
 
-TERMS: dict[str, Any] = {}
+TERMS: dict[str, Any] = {
+    "layer_sync": Named("ditkit.objectives.layer_sync:LayerSync"),
+    "sra": Named("ditkit.objectives.sra:SelfAlignment"),
+}
 """(network, *, settings) -> a `Term`."""
 
 ROUTE = Stream("route", "route", "uniform", "tokens")
