@@ -206,6 +206,10 @@ class Recipe(Section):
             )
         if self.train.stages and self.train.latents:
             raise ValueError("train.stages and train.latents: a cache is of one resolution; leave one out")
+        if outer and not self.transport.learning.levels:
+            raise ValueError(
+                f"transport.method {self.transport.method} is for a backbone of one level; take another method or backbone"
+            )
         if outer == 0 and (self.train.freeze_inner or self.transport.cascade is not None):
             raise ValueError(
                 "train.freeze_inner and transport.cascade are for a backbone of several levels; leave them out"

@@ -12,12 +12,13 @@ from ditkit.sampling.grids import SPACINGS, respaced, time_grid
 from ditkit.sampling.guidance import THRESHOLDS, autoguidance, cfg, classifier_guidance, threshold
 from ditkit.sampling.known import Known, with_known
 from ditkit.sampling.multistep import ab2, dpmpp_2m
-from ditkit.sampling.ode import euler, heun
+from ditkit.sampling.ode import euler, heun, mean_velocity
 from ditkit.sampling.sde import DIFFUSIONS, euler_maruyama, sde_heun
 from ditkit.sampling.solver import Solver, Step
 
 SAMPLERS: dict[str, Solver] = {
     "euler": Solver(euler, "ode"),
+    "mean_velocity": Solver(mean_velocity, "ode"),
     "heun": Solver(heun, "ode"),
     "ab2": Solver(ab2, "ode"),
     "ab3": Solver(Named("ditkit.sampling.adams:ab3"), "ode"),

@@ -16,6 +16,12 @@ def euler(step: Step, x: Tensor, memory: None = None) -> tuple[Tensor, None]:
     return x + step.size(x) * step.ask(x).velocity, None
 
 
+def mean_velocity(step: Step, x: Tensor, memory: None = None) -> tuple[Tensor, None]:
+    """One evaluation a step, exact for any step where the network knows its mean velocity (transport.method mean_flow); of
+    others Euler's."""
+    return x + step.size(x) * step.ask(x, whole=True).velocity, None
+
+
 def heun(step: Step, x: Tensor, memory: None = None) -> tuple[Tensor, None]:
     """Second order (the explicit trapezoidal rule), two evaluations a step.
 

@@ -29,6 +29,10 @@ class Method(Protocol):
     def streams(self) -> tuple[Stream, ...]:
         """What training draws besides the time and the noise."""
 
+    @property
+    def levels(self) -> bool:
+        """Whether it trains states of several levels."""
+
     def check(self, transport: Transport) -> None:
         """ValueError for a transport that it cannot train."""
 
@@ -56,6 +60,7 @@ class Regression:
 
     scalars: tuple[str, ...] = ()
     streams: tuple[Stream, ...] = ()
+    levels: bool = True
 
     def check(self, transport: Transport) -> None:
         """Every transport."""
