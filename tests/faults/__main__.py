@@ -27,30 +27,45 @@ def main() -> int:
         "--few", action="store_true", help="a few cases of a few classes, in less than a minute"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the record to this JSON file")
+    parser.add_argument(
+        "--out", type=Path, help="write the record to this JSON file, class by class; given again it goes on"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     names = list(FEW) if options.few else chosen(options.classes)
     share = 0.01 if options.few else options.share
-    tallies, begin = [], time.monotonic()
+    tallies, begin = recorded(options.out, options.seed, share), time.monotonic()
     print(f"{'class':28s}" + "".join(f"{column:>11s}" for column in COLUMNS))
     with tempfile.TemporaryDirectory(prefix="ditkit-faults-") as folder:
         os.environ["DITKIT_CACHE"] = f"{folder}/cache"
         made = Path(folder) / "made"
         make_images(made)
+        for tally in tallies:
+            _print(tally)
         for name in names:
+            if name in {tally.name for tally in tallies}:
+                continue
             count, cases = CLASSES[name]
             tallies.append(cases(made, max(1, round(count * share)), options.seed))
             _print(tallies[-1])
+            if options.out:
+                rows = [vars(tally) for tally in tallies]
+                text = json.dumps({"seed": options.seed, "share": share, "classes": rows}, indent=1)
+                options.out.write_text(text, encoding="utf-8")
     print(
         f"{sum(tally.tried for tally in tallies):,} cases in {time.monotonic() - begin:.0f} s, seed {options.seed}"
     )
-    if options.out:
-        rows = [vars(tally) for tally in tallies]
-        options.out.write_text(
-            json.dumps({"seed": options.seed, "classes": rows}, indent=1), encoding="utf-8"
-        )
     return 0 if all(tally.clean for tally in tallies) else 1
+
+
+def recorded(file: Path | None, seed: int, share: float) -> list[Tally]:
+    """The classes that a record holds of a campaign with that seed and share; a record of another is written over."""
+    if file is None or not file.exists():
+        return []
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if (found["seed"], found.get("share")) != (seed, share):
+        return []
+    return [Tally(**row) for row in found["classes"]]
 
 
 def _print(tally: Tally) -> None:

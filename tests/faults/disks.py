@@ -43,9 +43,9 @@ def fail(name: str, made: Path, count: int, seed: int) -> Tally:
 
 
 def _judge(case: Case, first: Ended, name: str, made: Path, out: Path, expected: dict[str, str]) -> None:
-    """Judge a command that met a fault, by the same given again. Lines of a log, which a run does not need, may be missing
-    after a warning."""
-    optional = ".jsonl" if "could not be written" in first.err else None
+    """Judge a command that met a fault, by the same given again. Lines of a log and pictures, which a run does not need, may
+    be missing after a warning."""
+    optional = (".jsonl", ".png") if "could not be written" in first.err else ()
     wrong = given_again(case, name, made, out, expected, optional)
     if first.status != 0 and not first.refused:
         wrong = f"status {first.status}: {first.err[-300:]}"

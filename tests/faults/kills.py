@@ -56,15 +56,15 @@ def stop(name: str, made: Path, count: int, seed: int) -> Tally:
 
 
 def given_again(
-    case: Case, name: str, made: Path, out: Path, expected: dict[str, str], optional: str | None = None
+    case: Case, name: str, made: Path, out: Path, expected: dict[str, str], optional: tuple[str, ...] = ()
 ) -> str:
     """Give a command again to which something was done; what differs from the undisturbed results, in words. Files of the
-    ending `optional` do not count."""
+    endings `optional` do not count."""
     ended = case.saw(run(command(name, made, out)))
     if ended.status != 0:
         return f"status {ended.status}: {ended.err[-300:]}"
     found = results(name, out)
-    if optional is not None:
+    if optional:
         found, expected = (
             {file: value for file, value in each.items() if not file.endswith(optional)}
             for each in (found, expected)

@@ -42,7 +42,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ScalarEmbedding(nn.Module):
-    """A number from 0 to 1 as a vector that starts at zero: (B,) -> (B, width)."""
+    """A number from 0 to 1 as a vector that starts at zero: (B,) -> (B, width). Read as SiT reads its time, unscaled."""
 
     frequencies = 256
 
@@ -51,7 +51,7 @@ class ScalarEmbedding(nn.Module):
         self.mlp = nn.Sequential(small_dense(self.frequencies, width), nn.SiLU(), zero_dense(width, width))
 
     def forward(self, value: Tensor) -> Tensor:
-        return self.mlp(sinusoid(1000 * value, self.frequencies))
+        return self.mlp(sinusoid(value, self.frequencies))
 
 
 class LabelEmbedding(nn.Embedding):

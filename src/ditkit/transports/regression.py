@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from ditkit.lazy import Named
 from ditkit.randomness import Stream
 from ditkit.transports import hybrid, parts
 from ditkit.transports.losses import LOSSES, error
@@ -108,6 +109,7 @@ class Regression:
         return {}
 
 
-METHODS: dict[str, type[Method]] = {
+METHODS: dict[str, Any] = {
     "regression": Regression,
+    "mean_flow": Named("ditkit.transports.mean_flow:MeanFlow"),
 }
