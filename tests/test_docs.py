@@ -1,7 +1,10 @@
 """The documentation's commands and code are what they say they are."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +74,30 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     assert names["images"].shape == (2, 1, 8, 8)
     assert names["state"].images == 2000
     assert main(["sample", "my-model", "--n", "2", "--steps", "1"]) == 0
+
+
+def test_parts_of_ones_own_as_the_docs_have_them(tmp_path):
+    """The module of extending.md, named on the command line as it says, trains and samples; the rest of its code runs."""
+    module, *others = blocks(ROOT / "docs/extending.md", "python")
+    (tmp_path / "my_parts.py").write_text(module)
+    text = (ROOT / "docs/extending.md").read_text()
+    lines = re.findall(r"^ditkit .*(?:\n    .*)*", text.replace("\\\n", "\n"), re.MULTILINE)
+    small = "--train.images 16 --train.batch 8 --backbone.width 24 --backbone.depth 2 --backbone.heads 2"
+    for line, further in zip(lines, (small, "--n 2"), strict=True):
+        done = subprocess.run(
+            [sys.executable, "-m", *shlex.split(line), *shlex.split(further)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert '"small_tokens": ' in (tmp_path / "runs/mine/log.jsonl").read_text()
+    names: dict = {}
+    for code in others:
+        exec(code, names)
+    assert len(names["norms"]) == len(names["net"].blocks)
 
 
 def test_links_and_pictures_exist():

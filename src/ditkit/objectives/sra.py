@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ditkit.backbones import Backbone
+from ditkit.backbones.base import Plain
 from ditkit.errors import InputError
 from ditkit.nn.linear import dense
 from ditkit.objectives.terms import Seen, Term, capturing
@@ -43,6 +44,7 @@ class SelfAlignment(Term):
                 f"train.terms sra: student {self.student} is not before teacher {self.teacher}; give others"
             )
         super().__init__(net, weight, (self.student, self.teacher))
+        assert isinstance(net, Plain)  # as every network whose blocks are alike
         width = net.port.told
         self.interval, self.beta = interval, beta
         self.head = nn.Sequential(dense(width, width), nn.SiLU(), dense(width, width))
