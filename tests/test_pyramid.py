@@ -8,7 +8,7 @@ from test_samplers import f64, normal
 
 from ditkit.codecs import IdentityConfig, PyramidCodec
 from ditkit.errors import InputError
-from ditkit.layout import Layout, Pyramid, pack, unpack
+from ditkit.layout import Layout, Pyramid, layout_of, pack, unpack
 from ditkit.sampling import SAMPLERS
 from ditkit.sampling.config import SamplingConfig
 from ditkit.transports import PREDICTIONS, transport
@@ -278,6 +278,8 @@ def test_one_level_is_no_pyramid():
         assert transport("gvp", level_shift=2.0).coeffs(t, layout).alpha.shape == (2,)
     only = Pyramid.of(3, 8, 8, ratios=(1,))
     torch.testing.assert_close(transport("gvp").coeffs(t, only).alpha[:, 0], PATHS["gvp"](t).alpha)
+    scaled = PyramidCodec(IdentityConfig().build(1), (1,), (2.0,))
+    assert scaled.layout(4, 8, 8) == layout_of(1, 4, 8, 8)  # of a clip its frames, which can be known
 
 
 # clips

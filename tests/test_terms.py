@@ -1,6 +1,7 @@
 """Terms of the loss: their values by hand, what they move, and whole trainings that stop and go on."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from ditkit.objectives.terms import Seen, Term
 from ditkit.pipeline import load
 from ditkit.recipes import recipe
 from ditkit.training.loop import train
-from ditkit.transports import transport
+from ditkit.transports import Transport, transport
 
 BASE = recipe("digits").replace(
     backbone={"width": 24, "depth": 7, "heads": 2, "patch": 2},
@@ -162,3 +163,10 @@ def test_a_term_of_ones_own(monkeypatch, tmp_path):
     chosen = BASE.replace(train={"terms": ("small:weight=0.1",), "images": 16})
     train(chosen, tmp_path / "run", device=CPU, progress=False)
     assert '"small": ' in (tmp_path / "run/log.jsonl").read_text()
+
+
+def test_a_network_that_reads_numbers_is_asked_with_them():
+    """Of a mean flow the length of a step: of none, where a term asks the network at a time."""
+    found = replace(seen({}), transport=Transport(method="mean_flow"))
+    assert found.cond_at(found.t)["span"].tolist() == [0, 0]
+    assert seen({}).cond_at(found.t).keys() == {"label"}

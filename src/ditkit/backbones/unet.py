@@ -12,7 +12,7 @@ from ditkit.backbones.base import Plain, Port, Said
 from ditkit.backbones.sections.unet import UNetConfig
 from ditkit.errors import InputError
 from ditkit.nn.around import Around, Tokens, alone
-from ditkit.nn.convolutions import Downsample, ResidualBlock, Upsample, zero_conv
+from ditkit.nn.convolutions import Downsample, ResidualBlock, Upsample, channels_last, zero_conv
 from ditkit.nn.embeddings import LabelEmbedding, TimeEmbedding
 from ditkit.nn.sizes import GROUPS, image_size
 
@@ -57,7 +57,7 @@ class UNet(Plain):
     def embed(self, x: Tensor) -> Tensor:
         """(B, width, H, W), channels last: the layout that convolutions are quickest in."""
         self.check_size(*x.shape[2:])
-        return self.stem(x.contiguous(memory_format=torch.channels_last))
+        return self.stem(channels_last(x))
 
     def body(self, h: Tensor, c: Tensor, said: Said, around: Around = alone) -> Tensor:
         blocks, skips, at = enumerate(self.blocks), [h], Tokens(c)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ditkit.codecs.base import Codec
 from ditkit.errors import InputError
-from ditkit.layout import Pyramid, check_ratios, pack, packing, unpack
+from ditkit.layout import Layout, Pyramid, check_ratios, pack, packing, unpack
 from ditkit.lazy import torch
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ class PyramidCodec:
         self.frame_ratios = tuple(frame_ratios) or (1,) * len(ratios)
         self.channels = base.channels * sum(packing(ratios, self.frame_ratios))
 
-    def layout(self, *size: int) -> Pyramid:
+    def layout(self, *size: int) -> Layout:
+        if len(self.ratios) == 1:  # whose parts are those of the base codec's states
+            return self.base.layout(*size)
         shape = self.base.layout(*size).shape
         return Pyramid.of(*shape, ratios=self.ratios, frame_ratios=self.frame_ratios)
 

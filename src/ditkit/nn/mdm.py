@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ditkit.nn.around import Around, Tokens, alone
 from ditkit.nn.attention import attend, check_heads
-from ditkit.nn.convolutions import Downsample, ResidualBlock, Upsample, zero_conv
+from ditkit.nn.convolutions import Downsample, ResidualBlock, Upsample, channels_last, zero_conv
 from ditkit.nn.embeddings import sinusoid
 from ditkit.nn.linear import dense, zero_dense
 from ditkit.nn.sizes import MDM_GROUPS
@@ -205,7 +205,7 @@ class Level(nn.Module):
         """The noisy images as a first map, channels last: the layout that convolutions are quickest in."""
         if self.normalised:
             x = x / x.std(dim=(1, 2, 3), keepdim=True)
-        return self.stem(F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last))
+        return self.stem(channels_last(F.pixel_unshuffle(x, self.patch)))
 
     def descend(self, x: Tensor, at: Tokens, around: Around = alone) -> tuple[Tensor, list[Tensor]]:
         """The map at the lowest resolution, and those kept for the way up. `around` the steps, numbered as `steps`."""

@@ -56,7 +56,7 @@ class SelfAlignment(Term):
         captured: dict[int, Tensor] = {}
         with torch.no_grad():
             seen.transport.asked(
-                seen.average, seen.noisy(t), t, seen.cond, around=capturing([self.teacher], captured)
+                seen.average, seen.noisy(t), t, seen.cond_at(t), around=capturing([self.teacher], captured)
             )
         found, target = self.head(seen.captured[self.student]).float(), captured[self.teacher].float()
         return F.smooth_l1_loss(found, target, beta=self.beta, reduction="none").flatten(1).mean(1)

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from ditkit.backbones.base import Backbone, Cond
 from ditkit.chosen import chosen, name_of
+from ditkit.device import sent
 from ditkit.errors import InputError
 from ditkit.layout import Layout
 from ditkit.nn.around import Around, Run, Tokens
 from ditkit.objectives import TERMS
 from ditkit.randomness import Stream
-from ditkit.transports import Transport
+from ditkit.transports import At, Transport
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Seen:
     """The moving average of the network, run without a gradient."""
     captured: dict[int, Tensor] = field(default_factory=dict)
     """What the blocks that the term names gave, (B, L, D) or of clips (B, F, L, D)."""
+
+    def cond_at(self, t: Tensor) -> Cond:
+        """The conditions of a network that is asked at times t, (B,) or (B, K): with the numbers that it reads there."""
+        read = self.transport.learning.reads(t, At())
+        return self.cond | {name: sent(value, self.x0.device) for name, value in read.items()}
 
     def noisy(self, t: Tensor) -> Tensor:
         """The state at other times, with the same noise."""

@@ -158,7 +158,12 @@ def _packed(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: to
 
     def network(x: Tensor, t: Tensor, cond: Cond, around: Around | None = None) -> Tensor:
         states = [row.view(shape) for row, shape in zip(x[0].split(layout.lengths), shapes, strict=True)]
-        return torch.cat([out.flatten() for out in net.packed(states, t[0], cond, rows, around=around)])[None]
+        outs = net.packed(states, t[0], cond, rows, around=around)
+        # With a learned variance first the predictions of all, then the variances of all, as of a batch's channels.
+        parts = zip(
+            *(out.chunk(len(out) // len(state)) for out, state in zip(outs, states, strict=True)), strict=True
+        )
+        return torch.cat([part.flatten() for several in parts for part in several])[None]
 
     x0, eps = (
         torch.cat([getattr(group, name).flatten() for group in groups])[None] for name in ("x0", "eps")

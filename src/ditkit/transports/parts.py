@@ -86,6 +86,8 @@ def over_parts(
     losses = losses * share
     if not level_weights:
         return losses.sum(1)
+    if len(level_weights) == 1:  # of one level, whose parts may be frames or images
+        return losses.sum(1) * level_weights[0]
     if len(level_weights) != losses.shape[1]:
         raise InputError(
             f"--transport.level-weights has {len(level_weights)} numbers for {losses.shape[1]} levels; give one "
