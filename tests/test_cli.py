@@ -17,6 +17,7 @@ from ditkit.cli.listing import TITLES
 from ditkit.cli.train import parse_train
 from ditkit.codecs import CODECS
 from ditkit.data import DATA
+from ditkit.errors import InputError
 from ditkit.nn.registries import CONDITIONINGS
 from ditkit.pipeline import load
 from ditkit.recipe import Recipe
@@ -24,7 +25,7 @@ from ditkit.recipes import RECIPES
 from ditkit.sampling import SAMPLERS
 from ditkit.sampling.config import SolverChoices
 from ditkit.snapshots import SNAPSHOTS
-from ditkit.transports import LOSSES, PATHS, PREDICTIONS, TIME_LAWS
+from ditkit.transports import LOSSES, METHODS, PATHS, PREDICTIONS, TIME_LAWS
 
 
 def ditkit(capsys, *arguments):
@@ -60,9 +61,20 @@ CHOICES = (
 
 
 # What a choice needs beside it to fit any recipe.
+IMAGES = ["--data", "digits", "--data.size", "64", "--text", "none"]
+DIT = ["--backbone", "DiT", "--text", "none"]
 COMPANY = {
-    "--transport.path": ["--transport.variance", "fixed", "--transport.size-shift", "0"],
-    "--backbone.conditioning": ["--backbone", "DiT"],
+    "--transport.path": [
+        "--transport.variance",
+        "fixed",
+        "--transport.size-shift",
+        "0",
+        "--sample.sampler",
+        "ab2",
+    ],
+    "--backbone.conditioning": [*DIT, *IMAGES],
+    "--backbone": [*IMAGES, "--transport.variance", "fixed"],
+    "--data": [*DIT, "--backbone.tubelet", "1"],
 }
 
 
@@ -79,6 +91,46 @@ def test_every_registry_name_can_be_chosen_over_every_recipe(name):
         else:
             expected = {"backbone": BACKBONES, "codec": CODECS, "data": DATA}[section][value]
             assert getattr(chosen, section) == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("digits --data moving-digits", "data moving-digits is of clips, but backbone.tubelet 0 is a network of images; give"),
+        ("digits --backbone U-DiT --train.routing tread", "train.routing tread, but backbone.kind U-DiT has blocks"),
+        ("digits --train.routing tread:first=9", "train.routing tread: first 9"),
+        ("digits --text minilm", "text minilm, but backbone.text none takes no text; give --backbone.text cross_attention"),
+        ("emoji-t2i --text none", "text is not given, but backbone.text cross_attention needs a text encoder"),
+        ("emoji-t2i --backbone U-DiT", "text minilm, but backbone.kind U-DiT takes no text; take a DiT or an MDM, or leave the"),
+        ("emoji-t2i --data digits", "text minilm, but data digits has no captions; take data that has some"),
+        (
+            "moving-digits --transport.known-frames 0.5 --backbone.attention joint --backbone.conditioning in_context",
+            "transport.known_frames 0.5, but backbone.conditioning in_context has one time per clip; give",
+        ),
+        ("digits --backbone.tubelet 2", "data digits has single images, but backbone.tubelet 2 takes as many frames"),
+        (
+            "moving-digits --data.single-frames 1 --train.tokens 9999 --backbone.tubelet 2",
+            "data moving-digits has single images, but backbone.tubelet 2 takes as many frames at once",
+        ),
+        ("moving-digits --codec vae --train.latents x", "train.latents: a cache is of images, data moving-digits is of clips"),
+        ("digits --sample.threshold clip --codec vae --sample.sampler ab2 --sample.threshold clip", "bounds pixels"),
+        ("fashion-sit --sample.sampler ddim --sample.respacing 50", "sample.respacing 50: transport.path linear has no knots"),
+        ("fashion-dit --sample.sampler ddim --sample.steps 2000", "sample.steps, transport.path ddpm: --steps 2000"),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_fit_are_refused_when_all_flags_are_read(argv, message):
+    with pytest.raises(InputError) as caught:
+        parse_train(argv.split())
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_flags_that_fit_together_only():
+    chosen = parse_train("digits --data moving-digits --backbone.tubelet 1".split()).recipe
+    assert (chosen.data.kind, chosen.backbone.tubelet) == ("moving-digits", 1)
+    assert (
+        parse_train("emoji-t2i --text none --backbone U-DiT --backbone.width 48".split()).recipe.text is None
+    )
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -123,14 +175,15 @@ def test_every_flag_of_train_sets_its_field():
         "backbone.grid": "2 2", "backbone.extrapolation": "ntk", "backbone.size_embedding": None,
         "transport.known_frames": "0.5", "transport.size_shift": "64", "train.packed": None, "train.tokens": "64",
         "data.names": "a b", "data.content": "0f", "data.changed": "accept",
-        "train.track": "tensorboard mlflow",
+        "train.track": "tensorboard mlflow", "train.routing": "tread", "train.terms": "sra",
+        "sample.cache": "taylor_seer", "transport.method": [*METHODS][-1],
     }  # fmt: skip
     fixed = {
         "data.kind",
         "data.classes",
         "codec.kind",
         "backbone.kind",
-    }
+    } | ({"transport.method"} if len(METHODS) == 1 else set())
     company = {
         "transport.variance": ["--transport.path", "ddpm"],
         "data.aspect": ["--train.tokens", "64"],
@@ -138,6 +191,11 @@ def test_every_flag_of_train_sets_its_field():
         "backbone.attention": ["--backbone.tubelet", "1"],
         "backbone.extrapolation": ["--backbone.grid", "2", "2"],
         "train.packed": ["--train.tokens", "64"],
+        "backbone.text": ["--text", "minilm", "--data", "emoji"],
+        "backbone.text_pooled": ["--text", "minilm", "--data", "emoji"],
+        "transport.known_frames": ["--data", "moving-digits", "--backbone.tubelet", "1"],
+        "train.latents": ["--codec", "vae"],
+        "sample.respacing": ["--transport.path", "ddpm"],
     }
     several = {
         "codec.level_scale", "transport.level_weights", "transport.cascade", "train.level_share", "train.stages",
@@ -152,7 +210,6 @@ def test_every_flag_of_train_sets_its_field():
             flag = f"--{section}.{'no-' if value is True else ''}{field}".replace("_", "-")
             given = None if value is True else other[name] if name in other else str((value or 0) + 1)
             arguments = [flag] if given is None else [flag, *given.split()]
-            arguments += ["--data", "moving-digits"] * (name == "transport.known_frames")
             arguments += company.get(name, []) + ["--backbone", "Matryoshka"] * (name in several)
             if field in SolverChoices.model_fields:  # a choice of some samplers only
                 taker = next(sampler for sampler, entry in SAMPLERS.items() if field in entry.choices)

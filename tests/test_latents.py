@@ -414,6 +414,9 @@ def test_encode_needs_a_place_and_latents(latent, tmp_path, capsys):
     assert "codec of digits is identity, which has no latents; give --codec vae" in capsys.readouterr().err
     assert main(flags(latent)) == 2
     assert "--out DIR" in capsys.readouterr().err
+    clips = ["--data", "moving-digits", "--backbone.tubelet", "1", "--out", str(tmp_path / "out")]
+    assert main(["encode", "digits", "--codec", "vae", "--codec.id", latent.codec.id, *clips]) == 2
+    assert "encode: data moving-digits is of clips; take images of one size" in capsys.readouterr().err
     (tmp_path / "notes.txt").write_text("mine")
     assert main([*flags(latent), "--out", str(tmp_path)]) == 2
     assert "is not empty and holds no latents" in capsys.readouterr().err

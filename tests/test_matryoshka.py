@@ -216,7 +216,7 @@ def test_configurations_by_name_and_number():
     ):
         with pytest.raises(InputError, match=message):
             matryoshka(inner, levels)
-    with pytest.raises(InputError, match="a Matryoshka is told no text; take a DiT or an MDM"):
+    with pytest.raises(InputError, match="UNet takes no text; take a DiT or an MDM"):
         build(matryoshka(INNER["UNet"]), 5, 0, 5, text_dim=4)
     with pytest.raises(InputError, match="3x8"):  # the lowest level, which a patch of 2 does not divide
         network("text", (CONV,)).check_size(3, 8)

@@ -12,6 +12,7 @@ from test_codecs import saved
 from ditkit.backbones import DiTConfig, MatryoshkaConfig, OuterLevel, UNetConfig
 from ditkit.cli import main
 from ditkit.cli.train import parse_train
+from ditkit.codecs import VaeConfig
 from ditkit.data import Batch
 from ditkit.errors import InputError
 from ditkit.layout import unpack
@@ -72,9 +73,9 @@ def assert_equal(a, b):
         (THREE, {"train": {"level_share": (0.5, 0.25)}}, "a level runs on images that the lower ones run on too"),
         (TWO, {"train": {"stages": (8, 8)}}, "train.stages has 2 stages before the last for 2 levels; at most 1"),
         (SMALL, {"train": {"stages": (8,)}}, "train.stages has 1 stages before the last for 1 level; at most 0"),
-        (TWO, {"train": {"stages": (8,), "latents": "x"}}, "train.stages and train.latents: a cache is of one resolution"),
-        (SMALL, {"train": {"freeze_inner": True}}, "are for a backbone of several levels; leave them out"),
-        (SMALL, {"transport": {"cascade": 0.1}}, "are for a backbone of several levels; leave them out"),
+        (TWO, {"train": {"stages": (8,), "latents": "x"}, "codec": VaeConfig()}, "train.stages and train.latents: a cache is of one resolution"),
+        (SMALL, {"train": {"freeze_inner": True}}, "train.freeze_inner, but backbone.kind DiT works on one resolution"),
+        (SMALL, {"transport": {"cascade": 0.1}}, "transport.cascade 0.1, but backbone.kind DiT works on one resolution"),
         (TWO, {"transport": {"cascade": 1.5}}, "transport.cascade"),
         (TWO, {"transport": {"level_weights": (1, -1)}}, "transport.level_weights.1"),
         (TWO, {"codec": {"level_scale": (1, 0)}}, "codec.*level_scale.1"),
@@ -95,7 +96,8 @@ def test_networks_and_data_that_do_not_fit():
         nested(odd, data={"size": 10}).build_backbone()
     learned = {"path": "ddpm", "predict": "noise", "variance": "learned"}
     with pytest.raises(
-        InputError, match=r"--transport\.variance learned: a Matryoshka network predicts no var"
+        InputError,
+        match=r"transport\.variance learned, but backbone\.kind Matryoshka predicts no variance; .* use variance fixed",
     ):
         nested(transport=learned).build_backbone()
 

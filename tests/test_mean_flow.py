@@ -131,12 +131,12 @@ def with_network(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_derivative_is_that_along_the_path(name):
-    chosen = with_network(name)
+    chosen = with_network(name).replace(data={"channels": 3})
     torch.manual_seed(0)
     net = chosen.build_backbone()
     for parameter in net.parameters():
         parameter.data.normal_(0, 0.05)
-    x, v, cond = torch.randn(2, 1, 8, 8), torch.randn(2, 1, 8, 8), {"label": torch.tensor([1, 2])}
+    x, v, cond = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), {"label": torch.tensor([1, 2])}
     t, span = torch.tensor([0.4, 0.8]), torch.tensor([0.1, 0.5])
     u, rate = derivative(chosen.transport, net, x, t, span, cond, v)
 
@@ -183,5 +183,10 @@ def test_what_it_cannot_train_is_refused(fields, message):
 
 
 def test_levels_are_refused():
-    with pytest.raises(InputError, match="mean_flow is for a backbone of one level"):
+    with pytest.raises(InputError, match="mean_flow learns from states of one level"):
         DIGITS.with_backbone(BACKBONES["Matryoshka"])
+
+
+def test_rows_of_several_images_are_refused():
+    with pytest.raises(InputError, match="mean_flow learns from states of one size"):
+        DIGITS.replace(train={"packed": True, "tokens": 64})

@@ -168,7 +168,7 @@ def test_every_repeated_part_is_compiled(monkeypatch):
 def test_by_name():
     net = ditkit.backbone("DiT-S/8", classes=10, text_dim=DIM, text="cross_attention", depth=1)
     assert net.text.dim == DIM
-    with pytest.raises(InputError, match="UNet is told no text"):
+    with pytest.raises(InputError, match="UNet takes no text"):
         ditkit.backbone("UNet", text_dim=DIM)
 
 
@@ -177,7 +177,7 @@ def test_by_name():
     [
         ({"text": "cross_attention"}, 0, "there is no text encoder"),
         ({"text_pooled": True}, 0, "there is no text encoder"),
-        ({}, DIM, "told no text: give --backbone.text"),
+        ({}, DIM, "takes no text; give --backbone.text cross_attention"),
     ],
 )
 def test_a_text_and_a_way_of_telling_it_go_together(fields, text_dim, message):

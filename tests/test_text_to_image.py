@@ -153,10 +153,11 @@ def test_the_command_draws_a_row_for_each_prompt(run, tmp_path, capsys):
 
 
 def test_flags_of_the_text_encoder():
-    flags = ["fashion-sit", "--text", "clip", "--text.length", "20", "--backbone.text", "in_context"]
+    flags = ["emoji-t2i", "--text", "clip", "--text.length", "20", "--backbone.text", "in_context"]
     chosen = parse_train(flags).recipe
     assert (chosen.text.id, chosen.text.dim, chosen.text.length) == ("clip", 768, 20)
-    assert parse_train(["fashion-sit"]).recipe.text is None
+    silent = ["emoji-t2i", "--text", "none", "--backbone", "DiT"]
+    assert parse_train(silent).recipe.text is None
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_a_text_needs_captions_a_network_and_the_encoder_it_was_made_for(recipe,
     silent = recipe.replace(data={"caption_column": None})
     with pytest.raises(InputError, match="--text minilm: the data has no captions"):
         train(silent, tmp_path / "silent", device=CPU, progress=False)
-    with pytest.raises(InputError, match="U-DiT is told no text"):
+    with pytest.raises(InputError, match="U-DiT takes no text"):
         Recipe.checked(recipe.model_dump() | {"backbone": {"kind": "U-DiT"}}, "x").build_backbone()
     with pytest.raises(InputError, match=r"minilm has 384 channels; give --text.dim 384"):
         TextConfig(dim=16).build(CPU)

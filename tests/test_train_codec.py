@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from ditkit.cli import main
 from ditkit.cli.train_codec import parse_train_codec
 from ditkit.codecs import VaeConfig
-from ditkit.data import DATA, Batch, load_all
+from ditkit.data import DATA, Batch, Folder, load_all
 from ditkit.data.latents.source import channel_means
 from ditkit.errors import InputError
 from ditkit.recipe import Recipe
@@ -53,6 +53,19 @@ def changed(**fields):
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("codec") / "digits"
     return out, quiet(TINY, out)
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (DATA["moving-digits"], "moving-digits is of clips"),
+        (Folder(aspect="native"), "folder is of images of several sizes"),
+    ],
+)
+def test_it_learns_from_images_of_one_size(data, found, tmp_path):
+    with pytest.raises(InputError, match=f"train-codec: data {found}; take images of one size"):
+        train_codec(TINY.model_copy(update={"data": data}), tmp_path / "codec", device=CPU)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_it_learns_and_leaves_a_codec(trained):

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, field_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -179,3 +179,7 @@ class Section(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise refusal(error, what, cls.model_fields) from None
+
+    def replaced(self, values: Mapping[str, Any], what: str) -> Self:
+        """The section with other values of some fields; InputError as of `checked`."""
+        return self.checked(self.model_dump() | dict(values), what)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ditkit.backbones import BackboneConfig, MatryoshkaConfig, build
-from ditkit.chosen import Chosen, SomeChosen, name_of
+from ditkit.chosen import Chosen, SomeChosen
 from ditkit.codecs import Codec, CodecConfig, IdentityConfig, PyramidCodec
 from ditkit.config import Section, SomeOf, read_section, write_section
 from ditkit.data import DataConfig, upgraded
 from ditkit.device import Compile, Precision, check_memory
 from ditkit.errors import InputError
+from ditkit.fitting import refusals
 from ditkit.lazy import torch
 from ditkit.objectives import ROUTINGS, TERMS
 from ditkit.sampling.config import SamplingConfig
@@ -133,87 +134,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
-        if self.train.micro_batch and self.train.micro_batch > self.train.batch:
-            raise ValueError(
-                f"train.micro_batch {self.train.micro_batch} is larger than train.batch {self.train.batch}"
-            )
-        outer = len(self.backbone.ratios) - 1
-        for field, given, needed in (
-            ("transport.level_weights", self.transport.level_weights, outer + 1),
-            ("codec.level_scale", self.codec.level_scale, outer + 1),
-            ("sample.level_guidance", self.sample.level_guidance, outer + 1),
-            ("train.level_share", self.train.level_share, outer),
-        ):
-            if given and len(given) != needed:
-                raise ValueError(
-                    f"{field} has {len(given)} numbers, this backbone needs {needed}: it works on {outer + 1} level"
-                    f"{'s' * (outer > 0)}"
-                )
-        if list(self.train.level_share) != sorted(self.train.level_share):
-            raise ValueError(
-                f"train.level_share {self.train.level_share}: a level runs on images that the lower ones run on too; "
-                "give shares that do not fall"
-            )
-        if len(self.train.stages) > outer:
-            raise ValueError(
-                f"train.stages has {len(self.train.stages)} stages before the last for {outer + 1} level"
-                f"{'s' * (outer > 0)}; at most {outer}"
-            )
-        if self.data.several_sizes and self.train.tokens is None:
-            raise ValueError(
-                "train.tokens is needed for data of several sizes (data.aspect native, single_frames, pictures), whose "
-                "batches are of so many tokens"
-            )
-        if self.train.packed and (self.train.tokens is None or self.train.micro_batch or outer):
-            raise ValueError(
-                "train.packed is for train.tokens and a backbone of one resolution, without train.micro_batch"
-            )
-        if self.train.packed and self.transport.known_frames and self.data.shape[0] > 1:
-            raise ValueError(
-                "train.packed and transport.known_frames: in packed rows all frames of a clip have one time; give "
-                "transport.known_frames 0, or leave train.packed out"
-            )
-        extras = [
-            *self.train.terms,
-            *(() if name_of(self.train.routing) == "none" else (self.train.routing,)),
-        ]
-        if extras and not self.backbone.uniform:
-            raise ValueError(
-                f"train.terms and train.routing ({' '.join(extras)}) are for a DiT, whose blocks all work on the same tokens, "
-                f"not for {self.backbone.kind}; leave them out"
-            )
-        if self.train.terms and self.train.packed:
-            raise ValueError(
-                "train.terms compare tokens of images of one size; leave train.packed or the terms out"
-            )
-        if self.data.aspect == "native" and (self.train.score_images or self.train.latents):
-            raise ValueError(
-                "data.aspect native: train.score_images and train.latents are of images of one size; leave them out"
-            )
-        if self.transport.known_frames and (len(self.data.shape) == 2 or outer):
-            raise ValueError(
-                "transport.known_frames is for data of clips and a backbone of one level; leave it out"
-            )
-        if self.train.stages and self.backbone.frame_ratios[0] > 1:
-            raise ValueError(
-                "train.stages: of levels of more frames the lower ones are no clips of the data; train all, or leave the "
-                "levels' frames at 1"
-            )
-        if self.train.stages and not self.data.resizes:
-            raise ValueError(
-                "train.stages: data arrays is not resized, so lower levels have no data of their size; train all levels at "
-                "once"
-            )
-        if self.train.stages and self.train.latents:
-            raise ValueError("train.stages and train.latents: a cache is of one resolution; leave one out")
-        if outer and not self.transport.learning.levels:
-            raise ValueError(
-                f"transport.method {self.transport.method} is for a backbone of one level; take another method or backbone"
-            )
-        if outer == 0 and (self.train.freeze_inner or self.transport.cascade is not None):
-            raise ValueError(
-                "train.freeze_inner and transport.cascade are for a backbone of several levels; leave them out"
-            )
+        for refusal in refusals(self):
+            raise ValueError(refusal)
+        for _ in self.stages:  # which are recipes, and refused likewise
+            pass
         return self
 
     def build_codec(self, device: torch.device | str = "cpu") -> Codec:
@@ -268,33 +192,52 @@ class Recipe(Section):
 
     def replace(self, **sections) -> Recipe:
         """A copy with other sections, or with other fields of them given as dicts."""
-        merged = self.model_dump()
+        merged = self.model_dump(include=set(Recipe.model_fields))
         for name, value in sections.items():
             merged[name] = merged[name] | value if isinstance(value, dict) else value
         return Recipe.checked(merged, self.name)
 
+    def draft(self, **sections: Any) -> Recipe:
+        """As `replace`, but the parts are not compared: more of them will be replaced, and all compared then."""
+        found = {
+            name: getattr(self, name).replaced(value, self.name) if isinstance(value, dict) else value
+            for name, value in sections.items()
+        }
+        return self.model_copy(update=found)
+
     def with_data(self, data: DataConfig) -> Recipe:
         """The recipe with other data; what is said of clips is left behind with data of images, and stages, which are of
         smaller images, with arrays, which are not resized."""
-        clips = len(data.shape) == 3
-        return self.replace(
-            data=data,
-            transport={} if clips else {"known_frames": 0.0},
-            train={} if data.resizes else {"stages": ()},
-        )
+        return self.replace(**self.for_data(data))
+
+    def for_data(self, data: DataConfig) -> dict[str, Any]:
+        """The sections that other data changes."""
+        return {
+            "data": data,
+            "transport": {} if data.of_clips else {"known_frames": 0.0},
+            "train": {} if data.resizes else {"stages": ()},
+        }
 
     def with_backbone(self, backbone: BackboneConfig) -> Recipe:
         """The recipe with another backbone; what is said of levels is left behind where it has not as many."""
+        return self.replace(**self.for_backbone(backbone))
+
+    def for_backbone(self, backbone: BackboneConfig) -> dict[str, Any]:
+        """The sections that another backbone changes."""
         if len(backbone.ratios) == len(self.backbone.ratios):
-            return self.replace(backbone=backbone)
-        return self.replace(
-            backbone=backbone,
-            codec={"level_scale": ()},
-            transport={"level_weights": (), "cascade": None}
-            | ({"known_frames": 0.0} if len(backbone.ratios) > 1 else {}),
-            train={"level_share": (), "stages": (), "freeze_inner": False},
-            sample={"level_guidance": None},
-        )
+            return {"backbone": backbone}
+        several = len(backbone.ratios) > 1
+        return {
+            "backbone": backbone,
+            "codec": {"level_scale": ()},
+            "transport": {"level_weights": (), "cascade": None} | ({"known_frames": 0.0} if several else {}),
+            "train": {"level_share": (), "stages": (), "freeze_inner": False},
+            "sample": {"level_guidance": None},
+        }
+
+    def for_codec(self, codec: CodecConfig) -> dict[str, Any]:
+        """The sections that another codec changes: what bounds pixels is left behind where states are none."""
+        return {"codec": codec} | ({} if codec.pixels else {"sample": {"threshold": None}})
 
     def lowest(self, count: int) -> Recipe:
         """Of a backbone of several levels: the recipe of the lowest `count` of them alone, on images of their size."""

@@ -95,13 +95,11 @@ def build(
     scalars: Sequence[str] = (),
 ) -> Backbone:
     """The network of a configuration, freshly initialised, which also reads `scalars` from cond. InputError for a text where
-    it is told none."""
+    it takes none."""
     shape = {"channels": channels, "classes": classes, "out_channels": out_channels}
     if text_dim:
-        if not config.hears:
-            raise InputError(
-                f"a {config.kind} is told no text; take a DiT or an MDM, or leave the text encoder out"
-            )
+        if not config.takes_text:
+            raise InputError(f"a text encoder, but {config.cannot('text')}, or leave the text encoder out")
         shape["text_dim"] = text_dim
     net = config.build(**shape)
     if scalars:

@@ -41,14 +41,8 @@ class DiT(Plain):
     def __init__(self, config: DiTConfig, channels: int, classes: int, out_channels: int, text_dim: int = 0):
         width, patch, listens = config.width, config.patch, config.text != "none"
         super().__init__()
-        if bool(text_dim) != (listens or config.text_pooled):
-            raise InputError(
-                "a text encoder, but the network is told no text: give --backbone.text cross_attention or in_context, "
-                "or --backbone.text-pooled"
-                if text_dim
-                else f"--backbone.text {config.text}, text-pooled {config.text_pooled}: there is no text encoder; "
-                "give one, or leave both out"
-            )
+        if why := config.cannot("text" if text_dim else "no text"):
+            raise InputError(f"{'a text encoder, but ' * bool(text_dim)}{why}")
         self.config, self.classes = config, classes
         self.port = Port(entry=width, exit=width, told=width, patch=patch)
         self.patches = PatchEmbed(channels, patch, width, config.tubelet)

@@ -91,7 +91,9 @@ class Matryoshka(Backbone):
             )
         self.ratios, self.frame_ratios = config.ratios, config.frame_ratios
         image = channels_of(channels, packing(self.ratios, self.frame_ratios))[-1]
-        inner = config.inner.build(channels=image, classes=classes, text_dim=text_dim if config.hears else 0)
+        inner = config.inner.build(
+            channels=image, classes=classes, text_dim=text_dim if config.takes_text else 0
+        )
         self.inner = cast(Plain, inner)
         self.classes = self.inner.classes
         entry, exit, told, patch = self.inner.port

@@ -61,6 +61,7 @@ def run(argv: list[str]) -> None:
     if out is None:
         raise InputError("encode: --out DIR names the folder of the cache")
     check_writable(out)
+    command.data.check_images("encode")
     data = settled(command.data, out / "recipe.json", latents=out)
     codec = command.codec.build(data.channels, pick_device(command.device))
     if not isinstance(codec, Vae):

@@ -74,7 +74,7 @@ def parse_info(argv: list[str]) -> NamedCommand | RecipeCommand:
     if name == "all" or name in BACKBONES:
         return parse(NamedCommand, flags, f"info {name}")
     recipe, rest = switch_kinds(_find(name), flags)
-    default = RecipeCommand.model_validate(recipe.model_dump())
+    default = RecipeCommand.model_construct(**dict(recipe))
     return parse(RecipeCommand, rest, f"info {name}", default=default)
 
 

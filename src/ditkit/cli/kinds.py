@@ -18,10 +18,10 @@ KINDS: dict[str, Mapping[str, Any]] = {"backbone": BACKBONES, "codec": CODECS, "
 
 
 def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
-    """The recipe with the sections chosen by name replaced, and the flags that are left.
+    """The recipe with the sections chosen by name replaced, not compared yet, and the flags that are left.
 
     `--backbone DiT-S/4`, `--codec vae`, `--text minilm`, `--data fashion-mnist`, or `--data DIR`, a folder of
-    images. Of a backbone of several levels `--backbone.inner` names the network inside, or a run that has it, and
+    images; --text none leaves the text out. Of a backbone of several levels `--backbone.inner` names the network inside, or a run that has it, and
     `--backbone.levels N` puts so many levels like its last around it.
     """
     sections: dict[str, Any] = {}
@@ -47,7 +47,7 @@ def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
             continue
         value = value or next(flags, "")
         if name == "text":
-            sections[name] = text_section(value)
+            sections[name] = None if value == "none" else text_section(value)
         elif name == "data":
             sections[name] = data_section(value, like=recipe.data)
         elif value in KINDS[name]:
@@ -55,9 +55,10 @@ def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
         else:
             raise InputError(f"--{name}: unknown {value!r}; choose one of: {', '.join(KINDS[name])}")
     backbone = sections.pop("backbone", recipe.backbone)
-    chosen = recipe.with_data(sections.pop("data", recipe.data))
-    chosen = chosen.with_backbone(nest(backbone, nested) if nested else backbone)
-    return chosen.replace(**sections), rest
+    chosen = recipe.draft(**recipe.for_data(sections.pop("data", recipe.data)))
+    chosen = chosen.draft(**chosen.for_backbone(nest(backbone, nested) if nested else backbone))
+    chosen = chosen.draft(**{name: sections.pop(name) for name in ("sample", "text") if name in sections})
+    return chosen.draft(**chosen.for_codec(sections.pop("codec", chosen.codec))), rest
 
 
 def nest(config: Section, flags: dict[str, str]) -> MatryoshkaConfig:

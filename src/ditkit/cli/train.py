@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 
 from pydantic import Field
 
@@ -35,6 +35,11 @@ class RecipeFlags(Recipe):
     device: DeviceName = "auto"
     """Where to compute; auto takes the fastest present."""
 
+    @classmethod
+    def of(cls, draft: Recipe) -> Self:
+        """The flags of a recipe whose parts are compared when they have been read."""
+        return cls.model_construct(**dict(draft))
+
     @property
     def recipe(self) -> Recipe:
         return Recipe.model_validate({name: getattr(self, name) for name in Recipe.model_fields})
@@ -62,7 +67,7 @@ def parse_recipe(command: type[Flags], verb: str, argv: list[str]) -> Flags:
         raise InputError(f"{verb}: name a recipe first; choose one of: {', '.join(RECIPES)}")
     name, *flags = argv
     base, rest = switch_kinds(recipe(name), flags)
-    return parse(command, rest, f"{verb} {name}", default=command.model_validate(base.model_dump()))
+    return parse(command, rest, f"{verb} {name}", default=command.of(base))
 
 
 def parse_train(argv: list[str]) -> TrainCommand:

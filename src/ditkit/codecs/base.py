@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol, Self
 
 from pydantic import Field
 
@@ -47,6 +47,10 @@ class Codec(Protocol):
 class CodecSection(Section):
     """The configuration of a codec."""
 
+    pixels: ClassVar[bool] = False
+    """Whether states are pixels, between -1 and 1."""
+    cached: ClassVar[bool] = False
+    """Whether what it makes of images can be kept on disk (`ditkit encode`)."""
     kind: str
     level_scale: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Of a pyramid of resolutions: what each level's state is multiplied by, highest first, so that its spread is

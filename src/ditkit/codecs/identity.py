@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ditkit.codecs.base import CodecSection
 from ditkit.layout import Layout, layout_of
@@ -43,6 +43,7 @@ def from_bounds(values: Tensor, bounds: tuple[float, float]) -> Tensor:
 class IdentityConfig(CodecSection):
     """Pixel space: no autoencoder."""
 
+    pixels: ClassVar[bool] = True
     kind: Literal["identity"] = "identity"
 
     def build(self, image_channels: int, device: torch.device | str = "cpu") -> Identity:

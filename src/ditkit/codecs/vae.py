@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -96,6 +96,7 @@ def write_autoencoder(model: Any, folder: Path) -> None:
 class VaeConfig(CodecSection):
     """A pretrained autoencoder (needs the extra: pip install 'ditkit[latent]')."""
 
+    cached: ClassVar[bool] = True
     kind: Literal["vae"] = "vae"
     id: str = STABLE_DIFFUSION[0]
     """Hugging Face id, or a local folder in diffusers' format (`ditkit train-codec` makes one)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -99,6 +99,7 @@ class Digits(DataSection):
     The fifth, tenth, fifteenth, ... image of each class is held out: 1,442 to train, 355 to test.
     """
 
+    captioned: ClassVar[bool | None] = False
     kind: Literal["digits"] = "digits"
     size: Size = 8
     channels: Channels = 1
@@ -118,6 +119,7 @@ class Digits(DataSection):
 class FashionMNIST(DataSection):
     """70,000 grey pictures of clothes, 28 × 28 (Xiao et al., 2017): 60,000 to train, 10,000 to test."""
 
+    captioned: ClassVar[bool | None] = False
     kind: Literal["fashion-mnist"] = "fashion-mnist"
     root: Path | None = None
     """Folder of the four *-ubyte.gz files. None: where Debian installs them, else the Hugging Face Hub."""

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont, features
 from pydantic import AfterValidator
@@ -184,6 +184,7 @@ class EmojiData(DataSection):
     pictures there are depends on the versions of the font and of Unicode's table.
     """
 
+    captioned: ClassVar[bool | None] = True
     kind: Literal["emoji"] = "emoji"
     size: Size = 64
     channels: Channels = 3

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field
@@ -79,6 +79,7 @@ class MovingDigits(ClipSection):
     training clip has.
     """
 
+    captioned: ClassVar[bool | None] = True
     kind: Literal["moving-digits"] = "moving-digits"
     size: Size = 32
     channels: Channels = 1

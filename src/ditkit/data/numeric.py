@@ -91,6 +91,7 @@ class ArrayFiles(DataSection):
     """
 
     resizes: ClassVar[bool] = False
+    captioned: ClassVar[bool | None] = False
     kind: Literal["arrays"] = "arrays"
     path: Path | None = None
     """The file, or a folder of such files, which are taken in natural order: 2 before 10."""

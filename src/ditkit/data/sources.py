@@ -136,6 +136,8 @@ class DataSection(Section):
     """Whether these are somebody's own files, of which a new run keeps a part for validation and scores."""
     resizes: ClassVar[bool] = True
     """Whether images are made of `size`; otherwise they have the size that they have."""
+    captioned: ClassVar[bool | None] = None
+    """Whether images have captions; None where only opening them tells."""
     kind: str
     size: Size = 256
     aspect: Literal["square", "native"] = "square"
@@ -159,6 +161,11 @@ class DataSection(Section):
     def shape(self) -> tuple[int, ...]:
         """The nominal size in pixels: (H, W), of clips (F, H, W)."""
         return self.size, self.size
+
+    @property
+    def of_clips(self) -> bool:
+        """Whether these are clips, not images."""
+        return len(self.shape) == 3
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -194,6 +201,12 @@ class DataSection(Section):
     def several_sizes(self) -> bool:
         """Whether training images are not all of one size, so that batches must be planned."""
         return self.aspect == "native"
+
+    def check_images(self, what: str) -> None:
+        """InputError where these are not images of one size, which is what `what` takes."""
+        if self.of_clips or self.several_sizes:
+            found = "clips" if self.of_clips else "images of several sizes"
+            raise InputError(f"{what}: data {self.kind} is of {found}; take images of one size")
 
     def training(self) -> Source:
         """What is trained on: the training part, and what there is beside it. InputError as of `open`."""

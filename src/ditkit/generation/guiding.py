@@ -73,7 +73,7 @@ def bounded(pipeline: "Pipeline", solver: SamplingConfig, denoise: Denoiser) -> 
     """With the estimate of clean pixels kept in bounds, where that is asked for."""
     if not solver.threshold:
         return denoise
-    if pipeline.recipe.codec.kind != "identity":
+    if not pipeline.recipe.codec.pixels:
         raise InputError(
             f"--threshold {solver.threshold} bounds pixels; this model's states are latents, leave it out"
         )

@@ -124,6 +124,7 @@ def train_codec(
             that are not there.
     """
     check_trackers(recipe.train.track)
+    recipe.data.check_images("train-codec")
     data = settled(recipe.data, out / SETTINGS)
     source = data.open("train")
     data = recorded(data, source)

@@ -52,11 +52,6 @@ class Monitor:
         for lines in (out / VALIDATION, out / SCORES):
             if lines.exists():
                 keep_until(lines, seen)
-        if config.score_images and pipeline.transport.cascade is not None:
-            raise InputError(
-                "--train.score-images: another model makes the lower levels of this one of a cascade; give 0, and "
-                "score samples afterwards"
-            )
         if config.score_images:
             try:
                 self._rulers = rulers([config.score_features], pipeline.recipe.data, pipeline.device)

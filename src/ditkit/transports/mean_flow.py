@@ -36,6 +36,7 @@ class MeanFlow:
     scalars: tuple[str, ...] = (SPAN,)
     streams: tuple[Stream, ...] = (Stream("mean_flow", "mean_flow", "uniform", (2,)),)
     levels: bool = False
+    packed: bool = False
 
     def __init__(
         self,

@@ -34,6 +34,10 @@ class Method(Protocol):
     def levels(self) -> bool:
         """Whether it trains states of several levels."""
 
+    @property
+    def packed(self) -> bool:
+        """Whether it trains several states of different sizes as one."""
+
     def check(self, transport: Transport) -> None:
         """ValueError for a transport that it cannot train."""
 
@@ -62,6 +66,7 @@ class Regression:
     scalars: tuple[str, ...] = ()
     streams: tuple[Stream, ...] = ()
     levels: bool = True
+    packed: bool = True
 
     def check(self, transport: Transport) -> None:
         """Every transport."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,20 @@ if TYPE_CHECKING:
 MOST, WIDEST = 10_000, 1_000_000
 Count = Annotated[int, Field(ge=1, le=MOST)]
 """Of blocks, heads, multiples: numbers above it are mistakes, and building what they say would take hours."""
+
+
+Ability = Literal[
+    "images",
+    "clips",
+    "text",
+    "no text",
+    "levels",
+    "times of parts",
+    "packed rows",
+    "routing",
+    "learned variance",
+]
+"""What a recipe can ask of a network."""
 
 
 class BackboneSection(Section):
@@ -32,8 +46,24 @@ class BackboneSection(Section):
 
         Args:
             channels: of the state. classes: 0 for an unconditional network. out_channels: as `channels` when not given.
-            text_dim: channels of the text encoder; 0 without one, and where the network does not `hear`.
+            text_dim: channels of the text encoder; 0 without one, and where the network takes no text.
         """
+
+    def cannot(self, ability: Ability) -> str:
+        """Why this network cannot do that: the field that says so, what it means; what to give instead. "" where it can.
+
+        A recipe that asks for it is refused in these words. A network that says nothing else takes images only.
+        """
+        kind = f"backbone.kind {self.kind}"
+        reasons: dict[Ability, str] = {
+            "clips": f"{kind} is a network of images; take a DiT with --backbone.tubelet 1 or more",
+            "text": f"{kind} takes no text; take a DiT or an MDM",
+            "levels": f"{kind} works on one resolution; take a Matryoshka",
+            "times of parts": f"{kind} has one time per image; take a DiT",
+            "packed rows": f"{kind} takes no packed rows; take a DiT",
+            "routing": f"{kind} has blocks that work on different tokens; take a DiT",
+        }
+        return reasons.get(ability, "")
 
     @property
     def ratios(self) -> tuple[int, ...]:
@@ -49,12 +79,12 @@ class BackboneSection(Section):
     def uniform(self) -> bool:
         """Whether all blocks work on the same tokens, of one width: what leaves tokens out, and what compares blocks, needs
         that."""
-        return False
+        return not self.cannot("routing")
 
     @property
-    def hears(self) -> bool:
-        """Whether it can be told a text."""
-        return False
+    def takes_text(self) -> bool:
+        """Whether it can be conditioned on a text."""
+        return not self.cannot("text")
 
     @property
     def patch_sizes(self) -> tuple[int, ...]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ditkit.backbones.sections.base import WIDEST, BackboneSection, Count
+from ditkit.backbones.sections.base import WIDEST, Ability, BackboneSection, Count
 from ditkit.config import OneOf
+from ditkit.lazy import loaded
 from ditkit.nn.positions import Extrapolation
 from ditkit.nn.registries import CONDITIONINGS
 from ditkit.nn.sizes import patch_sizes
@@ -91,13 +92,53 @@ class DiTConfig(BackboneSection):
                 )
         return self
 
-    @property
-    def uniform(self) -> bool:
-        return True
+    def cannot(self, ability: Ability) -> str:
+        texts = self.text != "none" or self.text_pooled
+        if ability == "clips" and not self.tubelet:
+            return "backbone.tubelet 0 is a network of images; give --backbone.tubelet 1 or more"
+        if ability == "images" and self.tubelet > 1:
+            return f"backbone.tubelet {self.tubelet} takes as many frames at once; give --backbone.tubelet 1"
+        if ability == "text" and not texts:
+            return (
+                "backbone.text none takes no text; give --backbone.text cross_attention or in_context, or "
+                "--backbone.text-pooled"
+            )
+        if ability == "no text" and texts:
+            given = "text-pooled" if self.text == "none" else f"text {self.text}"
+            return f"backbone.{given} needs a text encoder; give --text NAME"
+        if ability == "levels":
+            return "backbone.kind DiT works on one resolution; take a Matryoshka around it"
+        if ability == "packed rows":
+            return self._not_packed
+        return self._one_time if ability == "times of parts" else ""
 
     @property
-    def hears(self) -> bool:
-        return True
+    def _not_packed(self) -> str:
+        """Why rows cannot hold the tokens of several images."""
+        if self.attention != "joint":
+            return (
+                f"backbone.attention {self.attention} takes no packed rows; give --backbone.attention joint"
+            )
+        if self.text != "none":
+            return f"backbone.text {self.text} takes no packed rows; give --backbone.text none and --backbone.text-pooled"
+        if loaded(CONDITIONINGS[self.conditioning]).sequence:
+            return (
+                f"backbone.conditioning {self.conditioning} takes no packed rows; give --backbone.conditioning "
+                "adaln_zero or adaln"
+            )
+        return ""
+
+    @property
+    def _one_time(self) -> str:
+        """Why frames cannot have times of their own."""
+        if self.text == "in_context":
+            return "backbone.text in_context has one time per clip; give --backbone.text cross_attention"
+        if loaded(CONDITIONINGS[self.conditioning]).sequence:
+            return (
+                f"backbone.conditioning {self.conditioning} has one time per clip; give --backbone.conditioning "
+                "adaln_zero or adaln"
+            )
+        return ""
 
     @property
     def over(self) -> tuple[Over, ...]:

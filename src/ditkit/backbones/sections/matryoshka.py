@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ditkit.backbones.sections.base import BackboneSection, Count
+from ditkit.backbones.sections.base import Ability, BackboneSection, Count
 from ditkit.backbones.sections.dit import DiTConfig
 from ditkit.backbones.sections.mdm import MDM_64, Width
 from ditkit.backbones.sections.plain import PLAIN
@@ -80,9 +80,17 @@ class MatryoshkaConfig(BackboneSection):
     def frame_ratios(self) -> tuple[int, ...]:
         return _cumulated(level.frames for level in self.levels)
 
-    @property
-    def hears(self) -> bool:
-        return self.inner.hears
+    def cannot(self, ability: Ability) -> str:
+        kind = f"backbone.kind {self.kind}"
+        reasons: dict[Ability, str] = {
+            "levels": "",
+            "times of parts": f"{kind} has times of its levels; take a network of one resolution",
+            "packed rows": f"{kind} takes no packed rows; take a network of one resolution",
+            "routing": f"{kind} has blocks that work on different tokens; take a DiT",
+            "learned variance": f"{kind} predicts no variance; take a network of one resolution",
+        }
+        inside = self.inner.cannot(ability).replace("backbone.", "backbone.inner.")
+        return reasons.get(ability, inside)
 
     @model_validator(mode="after")
     def _of_single_frames(self) -> MatryoshkaConfig:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ditkit.backbones.sections.base import MOST, WIDEST, BackboneSection, Count
+from ditkit.backbones.sections.base import MOST, WIDEST, Ability, BackboneSection, Count
 from ditkit.nn.sizes import MDM_GROUPS
 
 if TYPE_CHECKING:
@@ -47,9 +47,8 @@ class MDMConfig(BackboneSection):
             )
         return self
 
-    @property
-    def hears(self) -> bool:
-        return True
+    def cannot(self, ability: Ability) -> str:
+        return "" if ability == "text" else super().cannot(ability)
 
     @property
     def patch_sizes(self) -> tuple[int, ...]:
