@@ -115,7 +115,7 @@ def test_every_registry_name_can_be_chosen_over_every_recipe(name):
         ("moving-digits --codec vae --train.latents x", "train.latents: a cache is of images, data moving-digits is of clips"),
         ("digits --sample.threshold clip --codec vae --sample.sampler ab2 --sample.threshold clip", "bounds pixels"),
         ("fashion-sit --sample.sampler ddim --sample.respacing 50", "sample.respacing 50: transport.path linear has no knots"),
-        ("fashion-dit --sample.sampler ddim --sample.steps 2000", "sample.steps, transport.path ddpm: --steps 2000"),
+        ("fashion-dit --sample.sampler ddim --sample.steps 2000", "sample.steps, transport.path ddpm: --sample.steps 2000"),
     ],
 )  # fmt: skip
 def test_parts_that_do_not_fit_are_refused_when_all_flags_are_read(argv, message):

@@ -89,6 +89,11 @@ class MatryoshkaConfig(BackboneSection):
             "routing": f"{kind} has blocks that work on different tokens; take a DiT",
             "learned variance": f"{kind} predicts no variance; take a network of one resolution",
         }
+        if ability == "images" and self.frame_ratios[0] > 1:
+            return (
+                f"backbone.levels have {self.frame_ratios[0]} times as many frames as the network inside; give levels "
+                "with frames 1"
+            )
         inside = self.inner.cannot(ability).replace("backbone.", "backbone.inner.")
         return reasons.get(ability, inside)
 
