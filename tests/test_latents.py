@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import CPU, SMALL
 from safetensors import safe_open
@@ -177,7 +178,7 @@ def test_float16_takes_half_and_costs_a_rounding(latent, encoded, tmp_path):
 def test_a_killed_encode_goes_on_and_the_result_is_identical(latent, encoded, tmp_path, monkeypatch, capsys):
     """Killed while it writes the second shard, and unreadable until it is finished; then byte for byte the same."""
     out = tmp_path / "out"
-    saving, calls = files.save_file, []
+    saving, calls = safetensors.torch.save_file, []
 
     def killed(tensors, file, metadata):
         calls.append(file)
@@ -186,13 +187,13 @@ def test_a_killed_encode_goes_on_and_the_result_is_identical(latent, encoded, tm
             raise KeyboardInterrupt
         saving(tensors, file, metadata)
 
-    monkeypatch.setattr(files, "save_file", killed)
+    monkeypatch.setattr(safetensors.torch, "save_file", killed)
     assert main([*flags(latent), "--out", str(out), "--shard", "500"]) == 130
     assert (out / "latents-00000.safetensors").exists()
     assert not (out / "latents-00001.safetensors").exists()
     with pytest.raises(InputError, match=r"is not finished; give the `ditkit encode` command again"):
         open_latents(out)
-    monkeypatch.setattr(files, "save_file", saving)
+    monkeypatch.setattr(safetensors.torch, "save_file", saving)
     capsys.readouterr()
     encode(latent, out)
     assert "942 of 1,442 images encoded" in capsys.readouterr().out
@@ -214,7 +215,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(latent, tmp_path, monkeypat
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     assert main([*flags(latent), "--out", str(tmp_path / "out")]) == 2
     assert "make room on the disk and give the same command" in capsys.readouterr().err
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [".lock", "unfinished.json"]

@@ -423,10 +423,10 @@ def test_a_stopped_cache_goes_on_and_many_files_are_as_one(t5, clip, tmp_path, m
     config = TextConfig(id=str(t5), dim=24, length=8)
     whole = embed(CAPTIONS, config, tmp_path / "whole")
     monkeypatch.setattr("ditkit.text.cache.SHARD", 3)
-    monkeypatch.setattr("ditkit.files.save_file", stop_at(".text-00001.tmp.safetensors"))
+    monkeypatch.setattr("safetensors.torch.save_file", stop_at(".text-00001.tmp.safetensors"))
     with pytest.raises(KeyboardInterrupt):
         embed(CAPTIONS, config, tmp_path / "cut")
-    monkeypatch.setattr("ditkit.files.save_file", save_file)
+    monkeypatch.setattr("safetensors.torch.save_file", save_file)
     first = tmp_path / "cut" / "text-00000.safetensors"
     made = first.stat().st_mtime_ns
     cut = embed(CAPTIONS, config, tmp_path / "cut")
