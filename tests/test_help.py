@@ -30,7 +30,7 @@ def test_sampling_begins_with_what_is_used_most(capsys):
     assert flags(short)[:6] == ["--n", "--labels", "--prompt", "--steps", "--sampler", "--guidance"]
     assert "--seed INT" in short
     assert "--eta" not in short
-    assert "--sampler {euler," in short
+    assert "{euler," in short
 
 
 def test_all_flags_on_request(capsys):

@@ -1,9 +1,11 @@
 """Help and lists import nothing heavy; what is imported late is what it says."""
 
 import ast
+import importlib
 import inspect
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,18 @@ def test_what_is_imported_for_types_only_is_used_in_annotations_only():
             late = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.col_offset > 4
                     for alias in node.names}  # fmt: skip
             assert not imported_for_types(tree) & {*used(tree)} - late, path
+
+
+def test_what_a_package_exports_is_not_hidden_by_a_module():
+    """A module of a name that its package exports late would take its place when it is imported."""
+    import pkgutil
+
+    import ditkit
+
+    for _, name, package in pkgutil.walk_packages(ditkit.__path__, "ditkit."):
+        if package:
+            module = importlib.import_module(name)
+            inside = {found.name for found in pkgutil.iter_modules(module.__path__)}
+            for exported in inside & {*getattr(module, "__all__", ())}:
+                importlib.import_module(f"{name}.{exported}")
+                assert not isinstance(getattr(module, exported), types.ModuleType), f"{name}.{exported}"

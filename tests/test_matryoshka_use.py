@@ -20,6 +20,7 @@ from ditkit.interop import write_official
 from ditkit.interop.mdm import mdm_to_official
 from ditkit.pipeline import Pipeline, load
 from ditkit.recipe import Recipe
+from ditkit.recipes import recipe
 
 
 @pytest.fixture(scope="module")
@@ -185,8 +186,9 @@ def test_networks_that_have_no_released_form(tmp_path):
         (spoken, 0, 16, "a DiT with levels around it has no released names; an MDM has"),
     ):
         net = config.build(channels=5, classes=classes, text_dim=text_dim)
+        chosen = recipe("emoji-matryoshka").replace(backbone=config) if config is spoken else nested(config)
         with pytest.raises(InputError, match=message):
-            write_official(tmp_path / "out", nested(config), net)
+            write_official(tmp_path / "out", chosen, net)
     assert not (tmp_path / "out").exists()
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from ditkit.backbones.base import Backbone, Cond
     from ditkit.backbones.compiling import compile_blocks, compiles
     from ditkit.backbones.dit import DiT
-    from ditkit.backbones.matryoshka import Matryoshka
     from ditkit.backbones.mdm import MDM
+    from ditkit.backbones.nested import Matryoshka
     from ditkit.backbones.udit import UDiT
     from ditkit.backbones.unet import UNet
 else:

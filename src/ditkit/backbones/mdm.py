@@ -2,7 +2,7 @@
 released code).
 
 The parts are in nn/mdm.py; its networks of several resolutions are this one with levels around it
-(backbones/matryoshka.py).
+(backbones/nested.py).
 """
 
 from collections.abc import Sequence

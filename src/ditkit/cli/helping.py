@@ -104,7 +104,8 @@ def _row(left: str, about: str) -> Iterator[str]:
     left = f"  {left.rstrip()}"
     parts = wrap(typed(about), COLUMNS - INDENT, break_long_words=False, break_on_hyphens=False) or [""]
     if len(left) >= INDENT - 1:
-        yield from wrap(left, COLUMNS, subsequent_indent=" " * 6, break_on_hyphens=False)
+        folded = wrap(left.replace(",", ", "), COLUMNS, subsequent_indent=" " * 6, break_on_hyphens=False)
+        yield from (line.replace(", ", ",") for line in folded)
     else:
         parts[0] = left.ljust(INDENT) + parts[0]
         yield parts.pop(0).rstrip()

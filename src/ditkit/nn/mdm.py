@@ -2,7 +2,7 @@
 code): what each level is told, residual blocks with attention, and one level's way down and up.
 
 Maps are (B, C, H, W). The convolutions are those of every U-Net here (`nn/convolutions.py`); norms have 32
-groups. Whole networks are in backbones/mdm.py, how levels are nested in backbones/matryoshka.py.
+groups. Whole networks are in backbones/mdm.py, how levels are nested in backbones/nested.py.
 """
 
 import itertools

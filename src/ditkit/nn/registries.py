@@ -12,6 +12,9 @@ CONDITIONINGS: dict[str, Named | type] = {
 }
 """How the blocks of a DiT learn of time and label (`ditkit.nn.blocks.Conditioning`)."""
 
+ADAPTIVE = ("adaln_zero", "adaln")
+"""Those of them that are known to be no sequence, without importing them."""
+
 ATTENTIONS: dict[str, Named | type] = {
     "token": Named("ditkit.nn.downsampled:TokenDownsampledAttention"),
     "key_value": Named("ditkit.nn.downsampled:KeyValueDownsampledAttention"),

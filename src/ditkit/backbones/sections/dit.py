@@ -12,7 +12,7 @@ from ditkit.backbones.sections.base import WIDEST, Ability, BackboneSection, Cou
 from ditkit.config import OneOf
 from ditkit.lazy import loaded
 from ditkit.nn.positions import Extrapolation
-from ditkit.nn.registries import CONDITIONINGS
+from ditkit.nn.registries import ADAPTIVE, CONDITIONINGS
 from ditkit.nn.sizes import patch_sizes
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class DiTConfig(BackboneSection):
             )
         if self.text != "none":
             return f"backbone.text {self.text} takes no packed rows; give --backbone.text none and --backbone.text-pooled"
-        if loaded(CONDITIONINGS[self.conditioning]).sequence:
+        if self._in_sequence:
             return (
                 f"backbone.conditioning {self.conditioning} takes no packed rows; give --backbone.conditioning "
                 "adaln_zero or adaln"
@@ -129,11 +129,16 @@ class DiTConfig(BackboneSection):
         return ""
 
     @property
+    def _in_sequence(self) -> bool:
+        """Whether blocks get time and label as a sequence."""
+        return self.conditioning not in ADAPTIVE and loaded(CONDITIONINGS[self.conditioning]).sequence
+
+    @property
     def _one_time(self) -> str:
         """Why frames cannot have times of their own."""
         if self.text == "in_context":
             return "backbone.text in_context has one time per clip; give --backbone.text cross_attention"
-        if loaded(CONDITIONINGS[self.conditioning]).sequence:
+        if self._in_sequence:
             return (
                 f"backbone.conditioning {self.conditioning} has one time per clip; give --backbone.conditioning "
                 "adaln_zero or adaln"

@@ -1,4 +1,4 @@
-"""The sections of a network with levels around it; the network is `ditkit.backbones.matryoshka`."""
+"""The sections of a network with levels around it; the network is `ditkit.backbones.nested`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ditkit.backbones.sections.plain import PLAIN
 from ditkit.config import KindOf, Section
 
 if TYPE_CHECKING:
-    from ditkit.backbones.matryoshka import Matryoshka
+    from ditkit.backbones.nested import Matryoshka
 
 
 class OuterLevel(Section):
@@ -129,7 +129,7 @@ class MatryoshkaConfig(BackboneSection):
     ) -> Matryoshka:
         """The network, freshly initialised, on packed pyramids of that many channels. InputError for a learned
         variance (`out_channels`), which it does not predict."""
-        from ditkit.backbones.matryoshka import Matryoshka
+        from ditkit.backbones.nested import Matryoshka
 
         return Matryoshka(self, channels, classes, out_channels or channels, text_dim)
 
