@@ -186,7 +186,7 @@ def test_networks_that_have_no_released_form(tmp_path):
         (spoken, 0, 16, "a DiT with levels around it has no released names; an MDM has"),
     ):
         net = config.build(channels=5, classes=classes, text_dim=text_dim)
-        chosen = recipe("emoji-matryoshka").replace(backbone=config) if config is spoken else nested(config)
+        chosen = recipe("emoji-matryoshka").with_backbone(config) if config is spoken else nested(config)
         with pytest.raises(InputError, match=message):
             write_official(tmp_path / "out", chosen, net)
     assert not (tmp_path / "out").exists()

@@ -18,12 +18,12 @@ from ditkit.sampling.solver import Solver, Step
 
 SAMPLERS: dict[str, Solver] = {
     "euler": Solver(euler, "ode"),
-    "mean_velocity": Solver(mean_velocity, "ode"),
     "heun": Solver(heun, "ode"),
     "ab2": Solver(ab2, "ode"),
     "ab3": Solver(Named("ditkit.sampling.adams:ab3"), "ode"),
     "ab4": Solver(Named("ditkit.sampling.adams:ab4"), "ode"),
     "ipndm": Solver(Named("ditkit.sampling.adams:ipndm"), "ode"),
+    "mean_velocity": Solver(mean_velocity, "ode"),
     "dopri5": Solver(dopri5, "ode", adaptive=True),
     "dpmpp_2m": Solver(dpmpp_2m, "jump"),
     "ddim": Solver(ddim, "jump"),
