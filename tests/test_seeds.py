@@ -8,6 +8,7 @@ import pytest
 from conftest import CPU
 
 from ditkit.cli import main
+from ditkit.data import DATA
 from ditkit.errors import InputError
 from ditkit.recipe import Recipe
 from ditkit.scoring.siblings import groups_of
@@ -91,7 +92,9 @@ def test_captions_are_embedded_once(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "ditkit.training.seeds.train", lambda recipe, *a, **k: seen.append(recipe.train.texts)
     )
-    with_text = tiny.replace(text=TextConfig(id="minilm", dim=384), backbone={"text": "cross_attention"})
+    with_text = tiny.replace(
+        data=DATA["emoji"], text=TextConfig(id="minilm", dim=384), backbone={"text": "cross_attention"}
+    )
     train_seeds(with_text, tmp_path, [0, 1], device=CPU)
     assert seen == [tmp_path / "text"] * 2
 
