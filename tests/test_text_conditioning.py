@@ -175,8 +175,8 @@ def test_by_name():
 @pytest.mark.parametrize(
     ("fields", "text_dim", "message"),
     [
-        ({"text": "cross_attention"}, 0, "there is no text encoder"),
-        ({"text_pooled": True}, 0, "there is no text encoder"),
+        ({"text": "cross_attention"}, 0, "needs a text encoder"),
+        ({"text_pooled": True}, 0, "needs a text encoder"),
         ({}, DIM, "takes no text; give --backbone.text cross_attention"),
     ],
 )

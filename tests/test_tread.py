@@ -161,5 +161,5 @@ def test_it_trains_resumes_and_samples(tmp_path):
 
 
 def test_it_is_refused_of_other_networks():
-    with pytest.raises(InputError, match="are for a DiT"):
+    with pytest.raises(InputError, match="work on different tokens; take a DiT"):
         recipe("digits").replace(backbone=BACKBONES["UNet"], train={"routing": "tread"})
