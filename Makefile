@@ -44,7 +44,7 @@ test: $(VENV)/dev
 # thread and on two, each time in another random order, which is printed. (torch's own kernels in bf16 ask oneDNN what the
 # processor can, so "default" alone would be a processor that there is not.)
 NUMERICAL := $(addprefix tests/test_, goldens.py metrics.py transports.py samplers.py guidance.py backbones.py udit.py \
-	mdm.py matryoshka.py pyramid.py packing.py space_time.py likelihood.py)
+	mdm.py matryoshka.py pyramid.py packing.py space_time.py likelihood.py adams.py around.py tread.py mean_flow.py)
 ISA = DITKIT_TEST_ORDER=random $(BIN)/python -m pytest -q $(NUMERICAL)
 test-isa: $(VENV)/dev
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(ISA) -n auto

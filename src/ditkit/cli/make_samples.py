@@ -164,7 +164,9 @@ def _report(command: SampleCommand, pipeline: Pipeline, folder: SampleFolder, ma
     frames = f" of {made[-3]} frames" if clips and made else ""
     what = f"{folder.made} {'clips' if clips else 'images'}{frames}"
     there = "" if made else " (all there already)"
-    print(f"{what}{there}, {facts['sampler']}, {facts['nfe']} evaluations, guidance {guidance}")
+    print(
+        f"{what}{there}, {facts['sampler']}, {facts['nfe']} evaluation{'s' * (facts['nfe'] != 1)}, guidance {guidance}"
+    )
     files = [folder.sheet, folder.single and str(Path(folder.single(0)).parent), NPZ if folder.npz else None]
     print("\n".join(str(out / name) for name in files if name))
     if folder.shown < folder.count:
