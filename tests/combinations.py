@@ -268,7 +268,7 @@ def transports() -> dict[tuple[Any, ...], list[Row]]:
 def walk() -> tuple[Counter[str], list[str]]:
     """How many combinations there are by why they are refused, "" where they run; and all messages.
 
-    Backbone, transport, data, codec, batching and text in all combinations, with extras and what is said of sampling one at a
+    Backbone, transport, data, codec, batching and text in all combinations, with extras and choices of sampling one at a
     time. Transports of which validators see the same are walked once, and counted as many as they are; nothing that is added to
     what is refused is walked.
     """

@@ -65,16 +65,16 @@ def test_parts_of_networks_of_one_resolution(name):
     """What a level put around one needs of it: three parts, and maps of the size and channels it says."""
     net = on_meta(name, classes=10, channels=3, **shallow(name))
     x, t = torch.empty(2, 3, 16, 32, device="meta"), torch.empty(2, device="meta")
-    said = net.said({"label": torch.zeros(2, dtype=torch.long, device="meta")}, x.shape[2:])
+    conditions = net.conditions({"label": torch.zeros(2, dtype=torch.long, device="meta")}, x.shape[2:])
     with torch.no_grad():
-        h, c = net.embed(x), net.condition(t, said)
-        body = net.body(h, c, said)
+        h, c = net.embed(x), net.condition(t, conditions)
+        body = net.body(h, c, conditions)
         assert net.head(body, c, x.shape[2:]).shape == x.shape
     port = net.port
     size = 16 // port.patch, 32 // port.patch
     assert net.from_map(torch.empty(2, port.entry, *size, device="meta")).shape == h.shape
     assert net.to_map(body, x.shape[2:]).shape == (2, port.exit, *size)
-    assert said.label.shape == (2, port.told)
+    assert conditions.label.shape == (2, port.width)
 
 
 def test_unet_is_a_shortcut_at_first_and_learns_of_time_and_label():
@@ -82,7 +82,7 @@ def test_unet_is_a_shortcut_at_first_and_learns_of_time_and_label():
     net = backbone("UNet", classes=3, channels=1, width=8, depth=1)
     x, t, cond = torch.randn(2, 1, 8, 12), torch.rand(2), {"label": torch.tensor([0, 2])}
     assert net(x, t, cond).abs().max() == 0
-    h, c = net.embed(x), net.condition(t, net.said(cond, x.shape[2:]))
+    h, c = net.embed(x), net.condition(t, net.conditions(cond, x.shape[2:]))
     for block in net.blocks[: net.depth]:
         assert block(h, c).equal(block.shortcut(h))
     for parameter in net.parameters():
@@ -109,9 +109,9 @@ def test_every_size_takes_every_conditioning(name, conditioning):
     cond = {"label": torch.zeros(2, dtype=torch.long, device="meta")}
     with torch.no_grad():
         assert net(x, t, cond).shape == x.shape
-        said = net.said(cond, x.shape[2:])
-        tokens, c = net.embed(x), net.condition(t, said)
-        assert net.body(tokens, c, said).shape == tokens.shape
+        conditions = net.conditions(cond, x.shape[2:])
+        tokens, c = net.embed(x), net.condition(t, conditions)
+        assert net.body(tokens, c, conditions).shape == tokens.shape
 
 
 @every_conditioning
@@ -211,11 +211,11 @@ def test_zero_at_initialisation(conditioning):
     net = tiny(learned_variance=True, conditioning=conditioning)
     x, t, cond = inputs()
     assert net(x, t, cond).abs().max() == 0
-    said = net.said(cond, x.shape[2:])
-    tokens, c = net.embed(x), net.condition(t, said)
+    conditions = net.conditions(cond, x.shape[2:])
+    tokens, c = net.embed(x), net.condition(t, conditions)
     assert c.abs().max() > 0
     with torch.no_grad():
-        moved = net.body(tokens, c, said) - tokens
+        moved = net.body(tokens, c, conditions) - tokens
         unconditioned = tokens
         for block in net.blocks:
             unconditioned = Block.forward(block, unconditioned, c)
@@ -359,7 +359,9 @@ def test_null_is_one_more_class(conditioning):
     assert cond["label"].tolist() == [0, 1, 2]
     assert (net(x, t, empty) - net(x, t, cond)).abs().max() > 0.01
     net.label.weight[10].zero_()
-    assert net.condition(t, net.said(empty, (8, 8))).equal(net.told(net.time(t), torch.zeros(3, 16)))
+    assert net.condition(t, net.conditions(empty, (8, 8))).equal(
+        net.combined(net.time(t), torch.zeros(3, 16))
+    )
 
 
 @torch.no_grad()
@@ -368,14 +370,14 @@ def test_what_blocks_are_told():
     nets = {name: tiny(conditioning=name) for name in CONDITIONINGS}
     for name in ("adaln_zero", "adaln"):
         net = nets[name]
-        assert net.condition(t, net.said(cond, (8, 8))).equal(net.time(t) + net.label(cond["label"]))
+        assert net.condition(t, net.conditions(cond, (8, 8))).equal(net.time(t) + net.label(cond["label"]))
     for name in ("cross_attention", "in_context"):
         net = nets[name]
-        time, label = net.condition(t, net.said(cond, (8, 8))).unbind(1)
+        time, label = net.condition(t, net.conditions(cond, (8, 8))).unbind(1)
         assert time.equal(net.time(t))
         assert label.equal(net.label(cond["label"]))
         free = tiny(conditioning=name, classes=0)
-        assert free.condition(t, free.said({}, (8, 8))).shape == (3, 1, 16)
+        assert free.condition(t, free.conditions({}, (8, 8))).shape == (3, 1, 16)
 
 
 @torch.no_grad()
@@ -383,11 +385,11 @@ def test_in_context_tokens_come_last_and_go():
     """All blocks see the image's tokens, then the two; only the image's return."""
     net = tiny(conditioning="in_context")
     x, t, cond = inputs()
-    said = net.said(cond, x.shape[2:])
-    tokens, c = net.embed(x), net.condition(t, said)
+    conditions = net.conditions(cond, x.shape[2:])
+    tokens, c = net.embed(x), net.condition(t, conditions)
     seen = []
     net.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    body = net.body(tokens, c, said)
+    body = net.body(tokens, c, conditions)
     assert seen[0].equal(torch.cat([tokens, c], dim=1))
     after = seen[0]
     for block in net.blocks:

@@ -56,7 +56,7 @@ def inputs(frames=4, height=4, width=6):
     return normal(3, 1, frames, height, width), torch.tensor([0.1, 0.5, 0.9]), {"label": torch.arange(3)}
 
 
-def told(net):
+def text_of(net):
     """What can be told of texts besides."""
     cond = {
         "text": normal(3, M, DIM, seed=2),
@@ -88,7 +88,7 @@ def test_contract(conditioning, attention, way):
     positions = "rotary" if attention == "joint" else "sincos"
     net = clips(conditioning=conditioning, attention=attention, positions=positions, **way)
     x, t, cond = inputs()
-    cond = {**cond, **told(net)}
+    cond = {**cond, **text_of(net)}
     out = net(x, t, cond)
     assert out.shape == x.shape
     out.square().mean().backward()
@@ -123,7 +123,7 @@ def test_contract(conditioning, attention, way):
 def test_padding_of_a_text_does_not_matter(attention):
     net = clips(text="in_context", text_dim=DIM, attention=attention)
     x, t, cond = inputs()
-    cond = {**cond, **told(net)}
+    cond = {**cond, **text_of(net)}
     noise = torch.where(cond["text_mask"][..., None], cond["text"], 9.0)
     longer = {"text": F.pad(noise, (0, 0, 0, 2), value=7.0), "text_mask": F.pad(cond["text_mask"], (0, 2))}
     torch.testing.assert_close(net(x, t, {**cond, **longer}), net(x, t, cond), rtol=1e-4, atol=1e-5)
@@ -165,7 +165,7 @@ def test_a_clip_of_one_frame_is_the_image(conditioning, extra):
     weights["patches.proj.weight"] = weights["patches.proj.weight"][:, :, None]
     other.load_state_dict(weights, strict=True)
     x, t, cond = inputs(frames=1)
-    cond = {**cond, **told(net)}
+    cond = {**cond, **text_of(net)}
     expected = net(x[:, :, 0], t, cond)
     torch.testing.assert_close(other(x, t, cond)[:, :, 0], expected, rtol=1e-4, atol=1e-5)
     assert other(x[:, :, 0], t, cond).equal(other(x, t, cond)[:, :, 0])
@@ -203,14 +203,14 @@ def test_blocks_know_the_order_of_frames_by_positions_only(attention):
     net = clips(attention=attention)
     x, t, cond = inputs()
     order = torch.tensor([2, 0, 3, 1])
-    said = net.said(cond, x.shape[2:])
-    c, h = net.condition(t, said), normal(3, 4, 6, 16)
+    conditions = net.conditions(cond, x.shape[2:])
+    c, h = net.condition(t, conditions), normal(3, 4, 6, 16)
     torch.testing.assert_close(
-        net.body(h[:, order], c, said), net.body(h, c, said)[:, order], rtol=1e-4, atol=1e-5
+        net.body(h[:, order], c, conditions), net.body(h, c, conditions)[:, order], rtol=1e-4, atol=1e-5
     )
     times = normal(3, 4).sigmoid()
-    mixed = net.body(h[:, order], net.condition(times[:, order], said), said)
-    expected = net.body(h, net.condition(times, said), said)[:, order]
+    mixed = net.body(h[:, order], net.condition(times[:, order], conditions), conditions)
+    expected = net.body(h, net.condition(times, conditions), conditions)[:, order]
     torch.testing.assert_close(mixed, expected, rtol=1e-4, atol=1e-5)
     assert (net(x[:, :, order], t, cond) - net(x, t, cond)[:, :, order]).abs().max() > 1e-2
     turned = clips(attention=attention, positions="rotary")
@@ -230,9 +230,9 @@ def test_a_time_per_frame(conditioning, attention):
     torch.testing.assert_close(net(x, same, cond), net(x, t, cond), rtol=1e-4, atol=1e-5)
     ramp = t[:, None] * torch.linspace(0, 1, 4)
     assert (net(x, ramp, cond) - net(x, t, cond)).abs().amax((0, 1, 3, 4)).min() > 1e-3
-    said = net.said(cond, x.shape[2:])
-    assert net.condition(t, said).shape == (3, 1, 1, 16)
-    assert net.condition(ramp, said).shape == (3, 4, 1, 16)  # a modulation per frame, not per token
+    conditions = net.conditions(cond, x.shape[2:])
+    assert net.condition(t, conditions).shape == (3, 1, 1, 16)
+    assert net.condition(ramp, conditions).shape == (3, 4, 1, 16)  # a modulation per frame, not per token
     assert net(x[:, :, 0], t[:, None], cond).equal(net(x[:, :, :1], t[:, None], cond)[:, :, 0])
 
 
@@ -398,12 +398,14 @@ def test_the_size_is_told(conditioning):
     net = clips(size_embedding=True, conditioning=conditioning)
     _, t, cond = inputs()
     seen = [
-        net.condition(t, net.said(cond, size))
+        net.condition(t, net.conditions(cond, size))
         for size in ((4, 4, 6), (2, 4, 6), (4, 2, 6), (4, 4, 8), (4, 6))
     ]
     for k, one in enumerate(seen):
         assert all((one - other).abs().max() > 1e-3 for other in seen[:k])
-    assert net.condition(t, net.said(cond, (1, 4, 6))).equal(seen[-1])  # an image is a clip of one frame
+    assert net.condition(t, net.conditions(cond, (1, 4, 6))).equal(
+        seen[-1]
+    )  # an image is a clip of one frame
 
 
 @torch.no_grad()
@@ -411,7 +413,7 @@ def test_at_first_the_size_changes_nothing():
     torch.manual_seed(0)
     net = backbone("DiT", **SMALL, size_embedding=True)
     _, t, cond = inputs()
-    assert net.condition(t, net.said(cond, (4, 6))).equal(net.time(t) + net.label(cond["label"]))
+    assert net.condition(t, net.conditions(cond, (4, 6))).equal(net.time(t) + net.label(cond["label"]))
     added = {name for name in net.state_dict() if name not in backbone("DiT", **SMALL).state_dict()}
     assert {name.split(".")[0] for name in added} == {"extent"}
 

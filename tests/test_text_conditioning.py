@@ -66,8 +66,8 @@ def test_what_is_said_matters_and_what_is_masked_does_not(way, conditioning):
     }
     torch.testing.assert_close(net(x, t, padded), out, rtol=1e-5, atol=1e-5)
     for key, used in (("text", way.get("text")), ("text_pooled", way.get("text_pooled"))):
-        said = net(x, t, {**cond, key: cond[key] + 1.5 * normal(*cond[key].shape, seed=9)})
-        assert ((said - out).abs().amax((1, 2, 3)) > 1e-3).all() if used else said.equal(out)
+        conditions = net(x, t, {**cond, key: cond[key] + 1.5 * normal(*cond[key].shape, seed=9)})
+        assert ((conditions - out).abs().amax((1, 2, 3)) > 1e-3).all() if used else conditions.equal(out)
 
 
 @pytest.mark.parametrize("way", TOKENS, ids=str)
@@ -101,7 +101,7 @@ def test_in_context_tokens_stand_behind_the_images():
     net.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args))
     assert net(x, t, cond).shape == x.shape
     ((tokens, _, at),) = seen
-    words = net.said(cond, (8, 8)).words
+    words = net.conditions(cond, (8, 8)).words
     assert tokens[:, 16:].equal(words.tokens)
     assert at.mask[:, :16].all()
     assert at.mask[:, 16:].equal(cond["text_mask"])
@@ -111,9 +111,11 @@ def test_in_context_tokens_stand_behind_the_images():
 def test_the_pooled_text_is_told_as_time_and_label_are():
     net = network(text_pooled=True)
     _, t, cond = inputs()
-    expected = net.time(t) + net.label(cond["label"]) + net.said(cond, (8, 8)).text
-    torch.testing.assert_close(net.condition(t, net.said(cond, (8, 8))), expected)
-    sequence = network(text_pooled=True, conditioning="cross_attention").condition(t, net.said(cond, (8, 8)))
+    expected = net.time(t) + net.label(cond["label"]) + net.conditions(cond, (8, 8)).text
+    torch.testing.assert_close(net.condition(t, net.conditions(cond, (8, 8))), expected)
+    sequence = network(text_pooled=True, conditioning="cross_attention").condition(
+        t, net.conditions(cond, (8, 8))
+    )
     assert sequence.shape == (3, 3, 16)
 
 

@@ -532,7 +532,7 @@ def test_zero_at_initialisation():
         net = backbone("U-DiT", classes=10, channels=2, width=32, depth=(1, 1, 1, 1, 1))
     x, t, cond = inputs()
     assert net(x, t, cond).abs().max() == 0
-    h, c = net.embed(x), net.condition(t, net.said(cond, (8, 8)))
+    h, c = net.embed(x), net.condition(t, net.conditions(cond, (8, 8)))
     told = c[:, None, None].split((32, 64, 128), dim=-1)
     assert net.blocks[0](h, told[0], net.attention.positions(8, 8, 16)).equal(h)
     mlp, attention = net.blocks[0].mlp, net.blocks[0].attention
@@ -554,10 +554,10 @@ def test_time_and_label_are_embedded_for_each_width():
     """One "unknown" for all three; without classes there is only the time."""
     net = awake()
     _, t, cond = inputs()
-    parts = net.condition(t, net.said(cond, (8, 8))).split((8, 16, 32), dim=-1)
+    parts = net.condition(t, net.conditions(cond, (8, 8))).split((8, 16, 32), dim=-1)
     for part, time, label in zip(parts, net.time, net.label, strict=True):
         assert part.equal(time(t) + label(cond["label"]))
-    empty = net.condition(t, net.said(net.null(cond), (8, 8))) - net.time(t)
+    empty = net.condition(t, net.conditions(net.null(cond), (8, 8))) - net.time(t)
     torch.testing.assert_close(empty, torch.cat([label.weight[10:] for label in net.label], 1).expand(2, -1))
     plain = awake(classes=0)
     assert plain.null({}) == {}

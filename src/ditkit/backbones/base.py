@@ -20,7 +20,7 @@ from ditkit.nn.text import TextReader, Words
 Cond = dict[str, Tensor]
 
 
-class Said(NamedTuple):
+class Conditions(NamedTuple):
     """What a network is told of besides the time, embedded."""
 
     label: Tensor | None = None  # (B, D)
@@ -45,7 +45,7 @@ class Port(NamedTuple):
     """Channels of what `embed` gives."""
     exit: int
     """Channels of what `body` gives."""
-    told: int
+    width: int
     """Channels of the vectors of label and text."""
     patch: int = 1
     """Pixels of the state along a side of what the blocks work on."""
@@ -126,20 +126,20 @@ class Plain(Backbone):
         self.scalars = nn.ModuleDict()
 
     def read_scalars(self, names: Sequence[str]) -> None:
-        self.scalars = nn.ModuleDict({name: ScalarEmbedding(self.port.told) for name in names})
+        self.scalars = nn.ModuleDict({name: ScalarEmbedding(self.port.width) for name in names})
 
     def forward(
         self, x: Tensor, t: Tensor, cond: Cond | None = None, *, around: Around | None = None
     ) -> Tensor:
-        said = self.said(cond or {}, x.shape[2:])
-        c = self.condition(t, said)
-        return self.head(self.body(self.embed(x), c, said, around or alone), c, x.shape[2:])
+        conditions = self.conditions(cond or {}, x.shape[2:])
+        c = self.condition(t, conditions)
+        return self.head(self.body(self.embed(x), c, conditions, around or alone), c, x.shape[2:])
 
     @property
     def text_dim(self) -> int:
         return 0 if self.text is None else self.text.dim
 
-    def said(self, cond: Cond, size: Sequence[int]) -> Said:
+    def conditions(self, cond: Cond, size: Sequence[int]) -> Conditions:
         """Label and text, embedded, and the state's size. InputError where the network needs one that is not there."""
         label = None
         if self.label is not None:
@@ -152,13 +152,13 @@ class Plain(Backbone):
         if missing := [name for name in self.scalars if name not in cond]:
             raise InputError(f"this network reads {missing[0]!r}: give cond a number (B,) of that name")
         scalars = tuple(embedding(cond[name]) for name, embedding in self.scalars.items())
-        return Said(label, text, words, tuple(size), scalars=scalars)
+        return Conditions(label, text, words, tuple(size), scalars=scalars)
 
-    def condition(self, t: Tensor, said: Said) -> Tensor:
+    def condition(self, t: Tensor, conditions: Conditions) -> Tensor:
         """What the blocks are told of time, label and a text as a whole."""
-        return self.told(self.time(t), *said.vectors)
+        return self.combined(self.time(t), *conditions.vectors)
 
-    def told(self, time: Tensor, *others: Tensor) -> Tensor:
+    def combined(self, time: Tensor, *others: Tensor) -> Tensor:
         """The embedded time, label and text as one: their sum, (B, D), or (B, L, D) for a time per token."""
         return summed(time, *others)
 
@@ -167,8 +167,8 @@ class Plain(Backbone):
         """The state as what the blocks work on."""
 
     @abstractmethod
-    def body(self, h: Tensor, c: Tensor, said: Said, around: Around = alone) -> Tensor:
-        """The blocks, conditioned by c; of what is said, on the words and the size."""
+    def body(self, h: Tensor, c: Tensor, conditions: Conditions, around: Around = alone) -> Tensor:
+        """The blocks, conditioned by c; of what is conditions, on the words and the size."""
 
     @abstractmethod
     def head(self, h: Tensor, c: Tensor, size: torch.Size) -> Tensor:

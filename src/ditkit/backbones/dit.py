@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ditkit.backbones.base import Cond, Plain, Port, Said
+from ditkit.backbones.base import Cond, Conditions, Plain, Port
 from ditkit.backbones.sections.dit import DiTConfig
 from ditkit.errors import InputError
 from ditkit.lazy import loaded
@@ -44,7 +44,7 @@ class DiT(Plain):
         if why := config.cannot("text" if text_dim else "no text"):
             raise InputError(f"{'a text encoder, but ' * bool(text_dim)}{why}")
         self.config, self.classes = config, classes
-        self.port = Port(entry=width, exit=width, told=width, patch=patch)
+        self.port = Port(entry=width, exit=width, width=width, patch=patch)
         self.patches = PatchEmbed(channels, patch, width, config.tubelet)
         self.time = TimeEmbedding(width, config.time_scale, config.time_shift, config.time_period)
         self.label = LabelEmbedding(classes, width) if classes else None
@@ -67,7 +67,7 @@ class DiT(Plain):
     def repeated(self) -> list[nn.Module]:
         return [*self.blocks, *self.listeners]
 
-    def condition(self, t: Tensor, said: Said) -> Tensor:
+    def condition(self, t: Tensor, conditions: Conditions) -> Tensor:
         """(B, D), or (B, L, D) for a time per token; of clips (B, 1, 1, D) or (B, F', 1, D). A sequence (B, N, D)
         where the conditioning makes one."""
         if t.ndim == 2 and self.in_context:
@@ -77,27 +77,27 @@ class DiT(Plain):
             )
         tubelet = self.config.tubelet
         if t.ndim == 2 and tubelet:
-            frames = said.size[0] if len(said.size) == 3 else 1
+            frames = conditions.size[0] if len(conditions.size) == 3 else 1
             if t.shape[1] != frames:
                 raise InputError(
                     f"times of {t.shape[1]} frames for clips of {frames}; give t of shape (B,) or (B, {frames})"
                 )
             t = t[:, ::tubelet]
-        c = self._told(t, said, [said.size])
+        c = self._combined(t, conditions, [conditions.size])
         if tubelet and c.ndim == t.ndim + 1:  # no sequence: broadcast with tokens (B, F', S, D)
             c = c.unsqueeze(-2) if t.ndim == 2 else c[:, None, None]
         return c
 
-    def _told(self, t: Tensor, said: Said, sizes: Sequence[Sequence[int]]) -> Tensor:
+    def _combined(self, t: Tensor, conditions: Conditions, sizes: Sequence[Sequence[int]]) -> Tensor:
         """`sizes`: of each state, or one that all have."""
-        vectors = said.vectors
+        vectors = conditions.vectors
         if self.extent is not None:
             counts = [self.patches.grid(*size) for size in sizes]
             vectors = [*vectors, self.extent(torch.tensor(counts, device=t.device))]
-        return self.told(self.time(t), *vectors)
+        return self.combined(self.time(t), *vectors)
 
-    def told(self, time: Tensor, *others: Tensor) -> Tensor:
-        return self.conditioning.told(time, *others)
+    def combined(self, time: Tensor, *others: Tensor) -> Tensor:
+        return self.conditioning.combined(time, *others)
 
     def embed(self, x: Tensor) -> Tensor:
         """Tokens (B, L, D), of clips (B, F', S, D), with their positions where those are added."""
@@ -131,9 +131,9 @@ class DiT(Plain):
             parts = [self._axes(grid, (dim / len(grid),) * len(grid))]
         return [rotary_positions(axes, dim).to(device) for axes in parts]
 
-    def body(self, h: Tensor, c: Tensor, said: Said, around: Around = alone) -> Tensor:
+    def body(self, h: Tensor, c: Tensor, conditions: Conditions, around: Around = alone) -> Tensor:
         shape = h.shape
-        h, turns = self._tokens(h, c, said)
+        h, turns = self._tokens(h, c, conditions)
         h = self._through(h, turns, around)
         return h[..., : turns[0].own, :].reshape(shape)
 
@@ -147,13 +147,13 @@ class DiT(Plain):
         h = self.blocks[k](h, at.c, at.among)
         return self.listeners[k](h, *at.words) if at.words is not None else h
 
-    def _tokens(self, h: Tensor, c: Tensor, said: Said) -> tuple[Tensor, list[Tokens]]:
+    def _tokens(self, h: Tensor, c: Tensor, conditions: Conditions) -> tuple[Tensor, list[Tokens]]:
         """The tokens with any that pass through the blocks with them, and what the blocks know of them, in turn.
 
         Further tokens stand behind a clip's once where all attend to all, and in every frame where frames attend
         each to itself.
         """
-        words = said.words if self.in_context else None
+        words = conditions.words if self.in_context else None
         further = [c] if self.conditioning.passes else []
         if words is not None:
             further.append(words.tokens.to(h.dtype))
@@ -169,12 +169,12 @@ class DiT(Plain):
             mask = torch.cat([others, words.mask], dim=1)
             if h.ndim == 4:
                 mask = mask.repeat_interleave(h.shape[1], dim=0)  # of the frames' sequences
-        first, *rest = self._rotary(self.patches.grid(*said.size), h.device)
+        first, *rest = self._rotary(self.patches.grid(*conditions.size), h.device)
         if first is not None:
             first = unturned(first, h.shape[-2] - own)
         known = Tokens(
             c,
-            words=said.words if self.listeners else None,
+            words=conditions.words if self.listeners else None,
             own=own,
             frames=h.shape[1] if h.ndim == 4 else 1,
             per_token=c.ndim == 3 and not self.conditioning.sequence,
@@ -230,7 +230,7 @@ class DiT(Plain):
             rotary = packed_rows([table.transpose(0, 1) for table in tables if table is not None], rows)
             rotary = rotary.permute(2, 0, 1, 3)  # (2, R, L, d/2)
         among = Arrangement(same_image(owner), rotary, owner.clamp(min=0))
-        c = self._told(t, self.said(cond or {}, ()), sizes)  # (N, D)
+        c = self._combined(t, self.conditions(cond or {}, ()), sizes)  # (N, D)
         h = packed_rows(parts, rows)
         at = Tokens(c, among, own=h.shape[1], lengths=lengths, rows=rows)
         h = self._through(h, [at], around or alone)

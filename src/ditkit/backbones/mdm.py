@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ditkit.backbones.base import Cond, Plain, Port, Said
+from ditkit.backbones.base import Cond, Conditions, Plain, Port
 from ditkit.backbones.sections.mdm import MDMConfig
 from ditkit.errors import InputError
 from ditkit.nn.around import Around, Tokens, alone
@@ -34,7 +34,7 @@ class MDM(Plain):
         super().__init__()
         width, last, told = config.widths[0], config.widths[-1], config.told
         self.classes, self.masked, self.halvings = classes, config.masked, len(config.widths) - 1
-        self.port = Port(entry=width, exit=width, told=told)
+        self.port = Port(entry=width, exit=width, width=told)
         self.text = Sentence(text_dim, config.text_width, told) if text_dim else None
         self.label = LabelEmbedding(classes, told) if classes else None
         words = config.text_width if text_dim else 0
@@ -55,21 +55,21 @@ class MDM(Plain):
     def blocks(self) -> nn.ModuleList:  # type: ignore[override]
         return nn.ModuleList([*self.level.steps, *self.middle])
 
-    def said(self, cond: Cond, size: Sequence[int]) -> Said:
-        said = super().said(cond, size)
-        if said.words is not None and not self.masked:
-            said = said._replace(words=said.words._replace(mask=None))
-        return said._replace(scale=cond.get(SCALE))
+    def conditions(self, cond: Cond, size: Sequence[int]) -> Conditions:
+        conditions = super().conditions(cond, size)
+        if conditions.words is not None and not self.masked:
+            conditions = conditions._replace(words=conditions.words._replace(mask=None))
+        return conditions._replace(scale=cond.get(SCALE))
 
-    def condition(self, t: Tensor, said: Said) -> Tensor:
-        return self.told(self.level.clock(t, said.scale), *said.vectors)
+    def condition(self, t: Tensor, conditions: Conditions) -> Tensor:
+        return self.combined(self.level.clock(t, conditions.scale), *conditions.vectors)
 
     def embed(self, x: Tensor) -> Tensor:
         self.check_size(*x.shape[2:])
         return self.level.embed(x)
 
-    def body(self, h: Tensor, c: Tensor, said: Said, around: Around = alone) -> Tensor:
-        at, first = Tokens(c, words=said.words), len(self.level.steps)
+    def body(self, h: Tensor, c: Tensor, conditions: Conditions, around: Around = alone) -> Tensor:
+        at, first = Tokens(c, words=conditions.words), len(self.level.steps)
         h, kept = self.level.descend(h, at, around)
         for k, step in enumerate(cast(list[Step], [*self.middle]), first):
             h = around(k, step.run, h, at)

@@ -142,8 +142,8 @@ class Matryoshka(Backbone):
         counts = self._counts(len(x), rows)
         times = (t if t.ndim == 2 else t[:, None].expand(-1, len(levels))).unbind(1)
         lowest = levels[-1]
-        said = self.inner.said(cond or {}, lowest.shape[2:])
-        vector = sum(said.vectors, start=torch.zeros(len(x), self.inner.port.told, device=x.device))
+        conditions = self.inner.conditions(cond or {}, lowest.shape[2:])
+        vector = sum(conditions.vectors, start=torch.zeros(len(x), self.inner.port.width, device=x.device))
         inner_frames = lowest.shape[2] if lowest.ndim == 5 else 1
 
         # Inwards: what each level passes on is added to the first map of the next. Maps are of single frames.
@@ -157,7 +157,7 @@ class Matryoshka(Backbone):
             h = outer.embed(_frames(level[:n]))
             if inward is not None:
                 h = h + _filled_up(inward, n * frames)
-            c = outer.clock(time[:n], None if said.scale is None else said.scale[:n]) + vector[:n]
+            c = outer.clock(time[:n], None if conditions.scale is None else conditions.scale[:n]) + vector[:n]
             own = Tokens(c if frames == 1 else c.repeat_interleave(frames, 0))
             numbered = numbered_from(first, around)
             h, kept = outer.descend(h, own, numbered)
@@ -166,9 +166,9 @@ class Matryoshka(Backbone):
         assert inward is not None
 
         inward = _filled_up(inward, len(x) * inner_frames)
-        c = self.inner.condition(times[-1], said)
+        c = self.inner.condition(times[-1], conditions)
         h = self.inner.embed(lowest) + self.inner.from_map(_as_clips(inward, len(x), lowest.ndim))
-        h = self.inner.body(h, c, said, numbered_from(inner_first, around))
+        h = self.inner.body(h, c, conditions, numbered_from(inner_first, around))
         outs = [self.inner.head(h, c, lowest.shape[2:])]
         feature = _frames(self.inner.to_map(h, lowest.shape[2:]))
 

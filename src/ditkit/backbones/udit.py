@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditkit.backbones.base import Backbone, Plain, Port, Said
+from ditkit.backbones.base import Backbone, Conditions, Plain, Port
 from ditkit.backbones.sections.udit import HALVINGS, UDiTConfig
 from ditkit.errors import InputError
 from ditkit.lazy import loaded
@@ -50,7 +50,7 @@ class UDiT(Plain):
         self.classes, self.rotary = classes, config.rotary
         self.attention = loaded(ATTENTIONS[config.attention])
         self.told_widths = widths[:3]
-        self.port = Port(entry=d, exit=2 * d, told=sum(self.told_widths))
+        self.port = Port(entry=d, exit=2 * d, width=sum(self.told_widths))
         self.head_dims = [width // config.heads for width in widths]
         self.time = SideBySide(
             TimeEmbedding(width, config.time_scale, config.time_shift) for width in self.told_widths
@@ -74,17 +74,17 @@ class UDiT(Plain):
         self.modulation = Modulation(2 * d, 2)
         self.final = zero_conv(2 * d, out_channels)
 
-    def told(self, time: Tensor, *others: Tensor) -> Tensor:
+    def combined(self, time: Tensor, *others: Tensor) -> Tensor:
         if time.ndim != 2:
             raise InputError("a U-DiT has one time per image; a time per token needs a DiT")
-        return super().told(time, *others)
+        return super().combined(time, *others)
 
     def embed(self, x: Tensor) -> Tensor:
         """A grid of tokens (B, H, W, D)."""
         self.check_size(*x.shape[2:])
         return self.stem(x.contiguous()).permute(0, 2, 3, 1).contiguous()
 
-    def body(self, h: Tensor, c: Tensor, said: Said, around: Around = alone) -> Tensor:
+    def body(self, h: Tensor, c: Tensor, conditions: Conditions, around: Around = alone) -> Tensor:
         """(B, H, W, D) -> (B, H, W, 2D). What comes from below stands before what was kept."""
         c1, c2, c3 = self._parted(c)
         first = self._stage(0, h, c1, around)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ditkit.backbones.base import Plain, Port, Said
+from ditkit.backbones.base import Conditions, Plain, Port
 from ditkit.backbones.sections.unet import UNetConfig
 from ditkit.errors import InputError
 from ditkit.nn.around import Around, Tokens, alone
@@ -41,7 +41,7 @@ class UNet(Plain):
                 down.append(ResidualBlock(here, width, told))
                 here = width
                 skips.append(here)
-        self.port = Port(entry=widths[0], exit=widths[0], told=told)
+        self.port = Port(entry=widths[0], exit=widths[0], width=told)
         middle = ResidualBlock(here, here, told)
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(config.depth + 1):
@@ -59,7 +59,7 @@ class UNet(Plain):
         self.check_size(*x.shape[2:])
         return self.stem(channels_last(x))
 
-    def body(self, h: Tensor, c: Tensor, said: Said, around: Around = alone) -> Tensor:
+    def body(self, h: Tensor, c: Tensor, conditions: Conditions, around: Around = alone) -> Tensor:
         blocks, skips, at = enumerate(self.blocks), [h], Tokens(c)
 
         def run_next(h: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def help_text(
             *_row(flag.upper(), f"{_about(target, flag, field, None)} {among.replace(',', ', ')}".rstrip()),
         ]
     own = type(default).model_fields if default is not None and verb in SWITCHING else {}
-    switched = {flag: said for flag, said in SWITCHED.items() if flag in own}
+    switched = {flag: about for flag, about in SWITCHED.items() if flag in own}
     for section in dict.fromkeys(["", *switched, *map(_section, shown)]):
         rows = (
             list(_row(f"--{section} {switched[section][0]}", switched[section][1]))
@@ -120,7 +120,7 @@ def _about(target: type[Section], flag: str, field: FieldInfo, default: Section 
         holder = holder[int(part)] if part.isdecimal() else getattr(holder, part)
     own = holder if isinstance(holder, type) else type(holder)
     kinds = (kind.model_fields.get(name) for kind in own.__mro__ if issubclass(kind, Section))
-    said = field.description or next(
+    about = field.description or next(
         (found.description for found in kinds if found and found.description), ""
     )
     value = (
@@ -128,7 +128,7 @@ def _about(target: type[Section], flag: str, field: FieldInfo, default: Section 
         if isinstance(holder, type) or field.is_required()
         else getattr(holder, name, None)
     )
-    return f"{' '.join(said.split())} {_default(value)}".strip()
+    return f"{' '.join(about.split())} {_default(value)}".strip()
 
 
 def _default(value: Any) -> str:

@@ -95,9 +95,9 @@ def _checked(command: SampleCommand, pipeline: Pipeline) -> tuple[int, ...]:
     if command.labels and not pipeline.classes:
         raise InputError("--labels: this model was trained without classes; leave it out")
     if command.prompt and not pipeline.recipe.text:
-        raise InputError("--prompt: this model is told no text; leave it out")
+        raise InputError("--prompt: this model takes no text; leave it out")
     if pipeline.recipe.text and not command.prompt:
-        raise InputError("--prompt: this model is told a text; say what to sample")
+        raise InputError("--prompt: this model takes a text; give one to sample")
     if pipeline.recipe.text and pipeline.classes and len(command.labels) not in (1, len(command.prompt)):
         raise InputError(f"--labels: give one for all prompts or one for each of the {len(command.prompt)}")
     try:

@@ -21,7 +21,7 @@ from ditkit.errors import InputError, unknown_name
 Command = TypeVar("Command", bound=Section)
 
 HELP = ("-h", "--help", "--help-all")
-SAID = {  # by the type of pydantic's error
+WORDING = {  # by the type of pydantic's error
     "int_parsing": "{input!r} is no whole number",
     "int_from_float": "{input!r} is no whole number",
     "float_parsing": "{input!r} is no number",
@@ -131,8 +131,8 @@ def _said(error: ValidationError, known: Mapping[str, FieldInfo]) -> str:
     )
     field, value = known.get(flag), problem["input"]
     message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] in SAID:
-        message = SAID[problem["type"]].format(input=value)
+    if problem["type"] in WORDING:
+        message = WORDING[problem["type"]].format(input=value)
     elif problem["type"] == "literal_error" and field is not None:
         message = unknown_name(value, map(str, shape_of(field).literals))
     message = re.sub(r"--[\w.]+", lambda found: found[0].replace("_", "-"), message)

@@ -185,7 +185,7 @@ class Conditioning:
     the head."""
 
     @staticmethod
-    def told(time: Tensor, *others: Tensor) -> Tensor:
+    def combined(time: Tensor, *others: Tensor) -> Tensor:
         """c, from the embedded time, (B, D) or per token or frame (B, L, D), and what there is besides, (B, D)."""
         return summed(time, *others)
 
@@ -205,10 +205,10 @@ class AdaLN(Conditioning):
 class CrossAttended(Conditioning):
     """Every block attends to the sequence of time and label."""
 
-    block, head, told, sequence = CrossAttentionBlock, Head, staticmethod(in_sequence), True
+    block, head, combined, sequence = CrossAttentionBlock, Head, staticmethod(in_sequence), True
 
 
 class InContext(Conditioning):
     """Time and label are two more tokens, last and without position, dropped before the head."""
 
-    block, head, told, sequence, passes = Block, Head, staticmethod(in_sequence), True, True
+    block, head, combined, sequence, passes = Block, Head, staticmethod(in_sequence), True, True

@@ -45,7 +45,7 @@ class SelfAlignment(Term):
             )
         super().__init__(net, weight, (self.student, self.teacher))
         assert isinstance(net, Plain)  # as every network whose blocks are alike
-        width = net.port.told
+        width = net.port.width
         self.interval, self.beta = interval, beta
         self.head = nn.Sequential(dense(width, width), nn.SiLU(), dense(width, width))
 

@@ -43,17 +43,17 @@ class DiTConfig(BackboneSection):
     extrapolation: Extrapolation = "raw"
     """Positions beyond `grid`: further out, squeezed into it, or with slower frequencies."""
     size_embedding: bool = False
-    """Blocks are told how many tokens there are along each axis."""
+    """Blocks are conditioned on how many tokens there are along each axis."""
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     """Width of the hidden layer of each MLP, relative to the token."""
     conditioning: Annotated[str, OneOf(CONDITIONINGS)] = "adaln_zero"
     """How blocks learn of time and label (`ditkit list conditionings`)."""
     label: bool = True
-    """Blocks are told the class, where the data has classes."""
+    """Blocks are conditioned on the class, where the data has classes."""
     text: Literal["none", "cross_attention", "in_context"] = "none"
     """How tokens learn of a text's: attending to them after each block, or among them in one sequence."""
     text_pooled: bool = False
-    """The text as a whole is told as time and label are."""
+    """Blocks are conditioned on the text as a whole, as on time and label."""
     time_scale: float = 1000.0
     """The network reads time_scale · t + time_shift: 1000 · t - 1 is DiT's index, 1 - t is SiT's clock."""
     time_shift: float = -1.0

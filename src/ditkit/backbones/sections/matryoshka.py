@@ -31,7 +31,7 @@ class OuterLevel(Section):
     frames: Count = 1
     """Of clips: how many times as many frames as the level inside."""
     scale: Count | None = None
-    """Image size in pixels up to which the level is told the original's; without it, it is not told."""
+    """Image size in pixels up to which the level is conditioned on the original's; without it, it is not."""
     normalised: bool = False
     """Whether each noisy image is divided by its standard deviation."""
 

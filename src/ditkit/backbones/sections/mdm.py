@@ -27,7 +27,7 @@ class MDMConfig(BackboneSection):
     attention: tuple[Layers, ...] = (0, 1)
     """Attention layers after each of these blocks, for each resolution."""
     scale: Count | None = None
-    """Image size in pixels up to which the network is told the original's; without it, it is not told."""
+    """Image size in pixels up to which the network is conditioned on the original's; without it, it is not."""
     heads: Count = 8
     """Attention heads, as many in every layer."""
     told: Annotated[int, Field(ge=8, le=WIDEST, multiple_of=8)] = 256

@@ -38,7 +38,7 @@ class UNetConfig(BackboneSection):
     def build(
         self, *, channels: int, classes: int, out_channels: int | None = None, text_dim: int = 0
     ) -> UNet:
-        """The network, freshly initialised. `classes` 0: unconditional; out_channels: as `channels`; text_dim: 0, it is told no
+        """The network, freshly initialised. `classes` 0: unconditional; out_channels: as `channels`; text_dim: 0, it reads no
         text."""
         from ditkit.backbones.unet import UNet
 
