@@ -180,8 +180,8 @@ def test_networks_that_have_no_released_form(tmp_path):
     patched = MatryoshkaConfig(inner=INSIDE, levels=(THIN,))
     spoken = MatryoshkaConfig(inner=SMALL.model_copy(update={"text": "cross_attention"}), levels=(LEVEL,))
     for config, classes, text_dim, message in (
-        (plain, 10, 16, "told a text and no class"),
-        (plain, 0, 0, "told a text and no class"),
+        (plain, 10, 16, "take a text and no class"),
+        (plain, 0, 0, "take a text and no class"),
         (patched, 0, 16, "have levels of patch 1"),
         (spoken, 0, 16, "a DiT with levels around it has no released names; an MDM has"),
     ):

@@ -1,4 +1,4 @@
-"""Networks that are told a text: what they attend to, what "unknown" is, and that nothing else changes."""
+"""Networks that take a text: what they attend to, what "unknown" is, and that nothing else changes."""
 
 import pytest
 import torch

@@ -163,8 +163,8 @@ def test_flags_of_the_text_encoder():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{run}"], "--prompt: this model is told a text"),
-        (["digits", "--prompt", "a cat"], "--prompt: this model is told no text"),
+        (["{run}"], "--prompt: this model takes a text"),
+        (["digits", "--prompt", "a cat"], "--prompt: this model takes no text"),
         (["{run}", "--prompt", "a cat", "--labels", "1"], "trained without classes"),
         (["{run}", "--prompt", "a cat", "--guidance", "1", "--negative", "a dog"], "--negative 'a dog'"),
         (["digits", "--negative", "a dog"], "--negative 'a dog'"),
@@ -180,14 +180,14 @@ def test_prompts_that_are_refused(run, arguments, message, tmp_path, capsys):
 def test_prompts_and_seeds_are_as_many(run):
     pipe = load(run, CPU)
     for cond, message in (
-        ({}, "this model is told a text"),
+        ({}, "this model takes a text"),
         ({"text": ["a cat"]}, "1 prompts for 2 seeds"),
         ({"text": [b"a cat", b"a dog"]}, "text: .*a cat.* is no prompt"),
         ({"text": ["a", "b"], "label": [0, 0]}, "leave the labels out"),
     ):
         with pytest.raises(InputError, match=message):
             pipe.generate(cond, seeds=[0, 1])
-    with pytest.raises(InputError, match="this model is told no text"):
+    with pytest.raises(InputError, match="this model takes no text"):
         load("digits", CPU).generate({"label": [1], "text": ["a cat"]}, seeds=[0])
 
 

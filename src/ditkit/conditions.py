@@ -85,14 +85,14 @@ def numbered(labels: Tensor | Sequence[int] | Sequence[str], names: Sequence[str
 
 
 def asked_prompts(asked: Asked, told: bool, count: int) -> list[str] | None:
-    """The prompts for a model that is told a text, None for one that is not. InputError unless they are there for
+    """The prompts for a model that takes a text, None for one that is not. InputError unless they are there for
     exactly such a model, one for each image."""
     if not told:
         if "text" in asked:
-            raise InputError("this model is told no text: leave the prompts out")
+            raise InputError("this model takes no text: leave the prompts out")
         return None
     if "text" not in asked:
-        raise InputError('this model is told a text: give --prompt (a "text" per seed in Python)')
+        raise InputError('this model takes a text: give --prompt (a "text" per seed in Python)')
     if not is_list(asked["text"]):
         raise InputError(f"text: {asked['text']!r:.80} is no list; give a list of one prompt per seed")
     prompts = list(asked["text"])

@@ -69,7 +69,7 @@ class Pipeline:
 
     @property
     def read(self) -> Read | None:
-        """Prompts to their embeddings; None for a model that is told no text. InputError as of `TextConfig.build`."""
+        """Prompts to their embeddings; None for a model that takes no text. InputError as of `TextConfig.build`."""
         if self.texts is None and self.recipe.text is not None:
             self.texts = self.recipe.text.build(self.device).encode
         return self.texts
@@ -77,7 +77,7 @@ class Pipeline:
     def embed(self, captions: Sequence[str]) -> Tensor:
         """Pooled embeddings (N, E) of captions by the model's text encoder, on the CPU. InputError without one."""
         if (read := self.read) is None:
-            raise InputError("this model is told no text and has no encoder of it")
+            raise InputError("this model takes no text and has no encoder of it")
         return read(captions).pooled.cpu()
 
     @property

@@ -56,7 +56,7 @@ def backbone(
         channels: channels of the state (4 behind Stable Diffusion's autoencoder, 3 or 1 for pixels); of several
             resolutions, those of each, which are packed (`ditkit.layout`).
         learned_variance: twice as many output channels, the second half for the variance (DiT).
-        text_dim: channels of the text encoder for a network that is told a text (DiT's `text`, `text_pooled`; MDM).
+        text_dim: channels of the text encoder for a network that takes a text (DiT's `text`, `text_pooled`; MDM).
         overrides: any field of the network's configuration, such as width=192 or depth=4.
 
     Raises:

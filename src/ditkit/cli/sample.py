@@ -23,7 +23,7 @@ class SampleCommand(SamplingOptions, FrameSettings):
     labels: tuple[str, ...] = ()
     """Classes to sample, by name or number, over and over; all of them when not given."""
     prompt: tuple[str, ...] = ()
-    """Texts to sample, over and over, for a model that is told a text."""
+    """Texts to sample, over and over, for a model that takes a text."""
     n: Annotated[int, Field(ge=1)] | None = None
     """Number of images; 8 of each class, or prompt, when not given (of clips 2), and at most as many as the picture shows."""
     out: Path | None = None

@@ -31,7 +31,7 @@ def guided(
         )
     if request.negative is not None and (recipe.text is None or weak or solver.guidance == 1):
         raise InputError(
-            f"--negative {request.negative!r}: it is what guidance leads away from, for a model that is told a text, with "
+            f"--negative {request.negative!r}: it is what guidance leads away from, for a model that takes a text, with "
             "--guidance other than 1 and without --weak"
         )
     if scales and (weak or len(scales) != len(recipe.backbone.ratios)):

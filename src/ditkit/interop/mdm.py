@@ -194,7 +194,7 @@ def write_mdm(folder: Path, recipe: Recipe, net: Backbone, dtype: torch.dtype) -
     assert isinstance(config, MDMConfig | MatryoshkaConfig)
     if net.classes or not net.text_dim:
         raise InputError(
-            f"{recipe.name}: the released MDM networks are told a text and no class, this one is not so"
+            f"{recipe.name}: the released MDM networks take a text and no class, this one is not so"
         )
     state = mdm_to_official(net.state_dict(), config)
     if isinstance(config, MatryoshkaConfig) and any(level.patch > 1 for level in config.levels):

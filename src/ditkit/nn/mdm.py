@@ -82,7 +82,7 @@ class TextualAttention(nn.Module):
     """Pixels attend to each other and, with the same queries, to the words; then a feed-forward network.
 
     (B, C, H, W) and words (B, M, D) -> (B, C, H, W). The two softmaxes are separate and their results are added.
-    Starts as the identity. Without `words` it is told no text.
+    Starts as the identity. Without `words` it takes no text.
     """
 
     def __init__(self, width: int, heads: int, words: int):

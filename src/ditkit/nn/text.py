@@ -44,7 +44,7 @@ class TextReader(nn.Module):
         """InputError where it is not there or of another encoder."""
         if key not in cond:
             raise InputError(
-                f"this network is told a text: cond has no {key!r}, it has {sorted(cond) or 'nothing'}"
+                f"this network takes a text: cond has no {key!r}, it has {sorted(cond) or 'nothing'}"
             )
         value = cond[key]
         if key != MASK and value.shape[-1] != self.dim:

@@ -7,7 +7,7 @@
 | BERT-like sentence encoders | last hidden states | their mean or the first, to unit length, as the folder says |
 
 A prompt's first `length` tokens are read; shorter ones are padded to `length` with zeros that the mask marks, so
-that what is computed with them does not depend on what else is in the batch. How a network is told a text:
+that what is computed with them does not depend on what else is in the batch. How a network takes a text:
 the backbones; embeddings on disk: cache.py.
 """
 
