@@ -46,7 +46,7 @@ MDM = {
     "depth": (1, 1),
     "attention": (0, 1),
     "heads": 2,
-    "told": 32,
+    "condition_width": 32,
     "text_width": 16,
 }
 LEVEL = {"widths": (32,), "depth": (1,), "patch": 2}

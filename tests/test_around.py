@@ -12,7 +12,13 @@ SMALL = {
     "SiT-S/2": {"width": 48, "depth": 4, "heads": 4},
     "U-DiT-S": {"width": 16, "depth": (1, 1, 1, 1, 1), "heads": 2},
     "UNet": {"width": 32},
-    "MDM-64": {"widths": (32, 64), "depth": (1, 1), "attention": (0, 1), "told": 64, "text_width": 32},
+    "MDM-64": {
+        "widths": (32, 64),
+        "depth": (1, 1),
+        "attention": (0, 1),
+        "condition_width": 64,
+        "text_width": 32,
+    },
     "Matryoshka": {"inner": {"kind": "DiT", "width": 48, "depth": 2, "heads": 4}},
 }
 

@@ -31,7 +31,7 @@ INNER = {
     "sequence": DiTConfig(width=16, depth=1, heads=2, patch=1, conditioning="cross_attention"),
     "U-DiT": UDiTConfig(width=8, heads=2, depth=(1, 1, 1, 1, 1)),
     "UNet": UNetConfig(width=32, multipliers=(1, 2), depth=1),
-    "MDM": MDMConfig(widths=(32, 64), depth=(1, 1), attention=(0, 1), told=64, text_width=16),
+    "MDM": MDMConfig(widths=(32, 64), depth=(1, 1), attention=(0, 1), condition_width=64, text_width=16),
 }
 CONV, PATCH = OuterLevel(widths=(32, 32), depth=(1, 1)), OuterLevel(widths=(32,), depth=(1,), patch=2)
 MIXED = OuterLevel(widths=(32, 64), depth=(1, 2), patch=2, normalised=True)

@@ -97,7 +97,9 @@ def test_thresholds_bound_pixels(pipe):
 
 # --- released files ---------------------------------------------------------------------------------
 
-INSIDE = MDMConfig(widths=(32, 64), depth=(1, 1), attention=(0, 1), scale=64, told=128, text_width=24)
+INSIDE = MDMConfig(
+    widths=(32, 64), depth=(1, 1), attention=(0, 1), scale=64, condition_width=128, text_width=24
+)
 OUTSIDE = [OuterLevel(widths=(32, 32), depth=(1, 1), scale=scale) for scale in (128, 256)]
 
 

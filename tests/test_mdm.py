@@ -23,6 +23,8 @@ from ditkit.interop.mdm import mdm_names, mdm_to_official, mdm_to_ours, read_mdm
 from ditkit.layout import pack, unpack
 from ditkit.nn.embeddings import sinusoid
 from ditkit.nn.mdm import NumberEmbedding
+from ditkit.recipe import Recipe
+from ditkit.recipes import recipe
 from ditkit.tensors import read_tensors
 
 FILE = Path("vis_model.pth")
@@ -33,7 +35,7 @@ RELEASED = ("MDM-64", "MDM-256", "MDM-1024")
 
 def config(*levels, **fields):
     """Of levels, the highest first, and further fields of the innermost network."""
-    inner = MDMConfig(**levels[-1], **({"told": 128, "text_width": 24} | fields))
+    inner = MDMConfig(**levels[-1], **({"condition_width": 128, "text_width": 24} | fields))
     return MatryoshkaConfig(inner=inner, levels=levels[:-1]) if levels[1:] else inner
 
 
@@ -551,9 +553,9 @@ def test_a_file_there_and_back(tmp_path):
 
 
 GRAMMAR = [
-    config({"widths": (32,), "depth": (1,), "attention": (0,)}, told=8),
+    config({"widths": (32,), "depth": (1,), "attention": (0,)}, condition_width=8),
     config(DEEP, heads=4),
-    config({"widths": (64, 32), "depth": (3, 1), "attention": (2, 0)}, told=64, text_width=5),
+    config({"widths": (64, 32), "depth": (3, 1), "attention": (2, 0)}, condition_width=64, text_width=5),
     config(
         {"widths": (32, 64), "depth": (2, 1), "scale": 128},
         {"widths": (96,), "depth": (1,), "attention": (1,)},
@@ -649,7 +651,7 @@ def test_configurations(tmp_path):
     for kind, values, message in (
         (MDMConfig, {"widths": [40]}, "widths.0.*multiple of 32"),
         (MDMConfig, {"widths": [32, 32], "depth": [1]}, "2, 1 and 2 entries"),
-        (MDMConfig, {"told": 12}, "told.*multiple of 8"),
+        (MDMConfig, {"condition_width": 12}, "condition_width.*multiple of 8"),
         (MatryoshkaConfig, {"levels": []}, "levels"),
         (MatryoshkaConfig, {"levels": [{"widths": [32, 32], "depth": [1]}]}, "2 and 1 entries"),
         (MatryoshkaConfig, {"levels": [{"widths": [32], "depth": [1]}]}, "as large as the one inside"),
@@ -659,3 +661,17 @@ def test_configurations(tmp_path):
             kind.checked(values, "network")
     with pytest.raises(InputError, match="width 64 is not divisible by 7 heads"):
         build(INNER, heads=7)
+
+
+def test_files_with_the_earlier_name_of_a_width_are_read():
+    """`told` is `condition_width` now, also of a network with levels around it."""
+    values = recipe("mdm-cc12m-64").model_dump(mode="json")
+    for backbone in (
+        values["backbone"],
+        nested := recipe("mdm-cc12m-256").model_dump(mode="json")["backbone"],
+    ):
+        own = backbone.get("inner", backbone)
+        own["told"] = own.pop("condition_width")
+    assert Recipe.recorded(values, "file").backbone == recipe("mdm-cc12m-64").backbone
+    whole = recipe("mdm-cc12m-256").model_dump(mode="json") | {"backbone": nested}
+    assert Recipe.recorded(whole, "file").backbone == recipe("mdm-cc12m-256").backbone

@@ -107,7 +107,7 @@ NETWORKS = {
     "DiT-S/2": {"width": 24, "depth": 2, "heads": 2, "positions": "rotary"},
     "U-DiT-S": {"width": 16, "depth": (1, 1, 1, 1, 1), "heads": 2},
     "UNet": {"width": 8, "multipliers": (1, 2), "depth": 1},
-    "MDM-64": {"widths": (32, 64), "depth": (1, 1), "attention": (0, 1), "told": 64},
+    "MDM-64": {"widths": (32, 64), "depth": (1, 1), "attention": (0, 1), "condition_width": 64},
 }
 DIGITS = recipe("digits").replace(
     transport={"method": "mean_flow"},

@@ -22,6 +22,7 @@ RENAMED: dict[str, dict[str, tuple[str, dict[str, str]]]] = {
         "weighting": ("loss", {"none": "output"}),
         "given_frames": ("known_frames", {}),
     },
+    "backbone": {"told": ("condition_width", {})},
 }
 """Of each section the fields that had another name in an earlier version: their names now, and those of their values that
 have another name too."""

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from ditkit.backbones import BackboneConfig, MatryoshkaConfig, build
 from ditkit.chosen import Chosen, SomeChosen
 from ditkit.codecs import Codec, CodecConfig, IdentityConfig, PyramidCodec
-from ditkit.config import Section, SomeOf, read_section, write_section
+from ditkit.config import Section, SomeOf, read_section, renamed, write_section
 from ditkit.data import DataConfig, upgraded
 from ditkit.device import Compile, Precision, check_memory
 from ditkit.errors import InputError
@@ -284,6 +284,10 @@ class Recipe(Section):
             found["data"] = upgraded(data)
         if isinstance(transport := values.get("transport"), dict):
             found["transport"] = Transport.upgraded(transport)
+        if isinstance(backbone := values.get("backbone"), dict):
+            found["backbone"] = renamed("backbone", backbone)
+            if isinstance(inner := backbone.get("inner"), dict):
+                found["backbone"]["inner"] = renamed("backbone", inner)
         return found
 
     @classmethod

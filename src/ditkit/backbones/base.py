@@ -21,7 +21,7 @@ Cond = dict[str, Tensor]
 
 
 class Conditions(NamedTuple):
-    """What a network is told of besides the time, embedded."""
+    """What a network is conditioned on besides the time, embedded."""
 
     label: Tensor | None = None  # (B, D)
     text: Tensor | None = None  # (B, D), of a text as a whole
@@ -29,7 +29,7 @@ class Conditions(NamedTuple):
     size: tuple[int, ...] = ()
     """Of the state, (H, W) or (F, H, W)."""
     scale: Tensor | None = None
-    """(B,), not embedded: the original images' size in pixels, for the networks that are told it (MDM)."""
+    """(B,), not embedded: the original images' size in pixels, for the networks that read it (MDM)."""
     scalars: tuple[Tensor, ...] = ()
     """(B, D) each: further numbers that the network reads."""
 
@@ -54,7 +54,7 @@ class Port(NamedTuple):
 class Backbone(nn.Module):
     """(x (B, C, H, W), t (B,), cond) -> (B, C', H, W); a network of clips also (B, C, F, H, W) -> (B, C', F, H, W).
 
-    cond has "label" (B,) where the network has classes, and a text where it is told one (`nn/text.py`).
+    cond has "label" (B,) where the network has classes, and a text where it takes one (`nn/text.py`).
     """
 
     classes: int  # 0: unconditional
@@ -68,7 +68,7 @@ class Backbone(nn.Module):
     @property
     @abstractmethod
     def text_dim(self) -> int:
-        """Channels of the text encoder whose texts it is told; 0 where it is told none."""
+        """Channels of the text encoder whose texts it takes; 0 where it takes none."""
 
     @abstractmethod
     def forward(
@@ -155,7 +155,7 @@ class Plain(Backbone):
         return Conditions(label, text, words, tuple(size), scalars=scalars)
 
     def condition(self, t: Tensor, conditions: Conditions) -> Tensor:
-        """What the blocks are told of time, label and a text as a whole."""
+        """The embedded time, label and text as a whole, as one."""
         return self.combined(self.time(t), *conditions.vectors)
 
     def combined(self, time: Tensor, *others: Tensor) -> Tensor:

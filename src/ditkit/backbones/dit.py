@@ -31,7 +31,7 @@ class DiT(Plain):
     """(x (B, C, H, W), t (B,) or per token (B, L), cond) -> (B, C', H, W); H, W multiples of the patch.
 
     With a tubelet (x (B, C, F, H, W), t (B,) or per frame (B, F), cond) -> (B, C', F, H, W), F a multiple of it; an
-    image (B, C, H, W) is a clip of one frame. The frames of a tubelet are told one time, that of the first.
+    image (B, C, H, W) is a clip of one frame. The frames of a tubelet have one time, that of the first.
 
     A time per token or frame needs one of the adaptive conditionings. A network that attends to text has the same
     names for everything else, so it can start from one that does not, and starts as the same function of its input.
@@ -204,14 +204,14 @@ class DiT(Plain):
         """What `forward` gives for each of N states (C, *size), of their own sizes, at times t (N,): (C', *size).
 
         `rows` says which of them share a row of tokens; cond has a row per state. InputError for rows that are not
-        each state once, and for a network whose tokens would meet others': factorised, told in tokens, or with a
+        each state once, and for a network whose tokens would meet others': factorised, conditioned by tokens, or with a
         text's tokens.
         """
         config = self.config
         if config.attention != "joint" or self.conditioning.sequence or config.text != "none":
             raise InputError(
                 f"a network with attention {config.attention}, conditioning {config.conditioning} and text {config.text} "
-                "takes no packed rows; it needs joint, adaln_zero or adaln, and none (--backbone.text-pooled is told)"
+                "takes no packed rows; it needs joint, adaln_zero or adaln, and none (--backbone.text-pooled is possible)"
             )
         check_rows(rows, len(states))
         if t.shape != (len(states),):

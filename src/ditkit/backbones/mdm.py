@@ -32,11 +32,11 @@ class MDM(Plain):
 
     def __init__(self, config: MDMConfig, channels: int, classes: int, out_channels: int, text_dim: int):
         super().__init__()
-        width, last, told = config.widths[0], config.widths[-1], config.told
+        width, last, condition_width = config.widths[0], config.widths[-1], config.condition_width
         self.classes, self.masked, self.halvings = classes, config.masked, len(config.widths) - 1
-        self.port = Port(entry=width, exit=width, width=told)
-        self.text = Sentence(text_dim, config.text_width, told) if text_dim else None
-        self.label = LabelEmbedding(classes, told) if classes else None
+        self.port = Port(entry=width, exit=width, width=condition_width)
+        self.text = Sentence(text_dim, config.text_width, condition_width) if text_dim else None
+        self.label = LabelEmbedding(classes, condition_width) if classes else None
         words = config.text_width if text_dim else 0
         self.level = Level(
             channels,
@@ -44,12 +44,14 @@ class MDM(Plain):
             widths=config.widths,
             depth=config.depth,
             layers=config.attention,
-            told=told,
+            condition_width=condition_width,
             heads=config.heads,
             words=words,
             scale=config.scale,
         )
-        self.middle = nn.ModuleList(Step(last, last, told, layers, config.heads, words) for layers in (1, 0))
+        self.middle = nn.ModuleList(
+            Step(last, last, condition_width, layers, config.heads, words) for layers in (1, 0)
+        )
 
     @property
     def blocks(self) -> nn.ModuleList:  # type: ignore[override]

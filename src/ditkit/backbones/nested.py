@@ -39,7 +39,13 @@ class Outer(Level):
     """
 
     def __init__(
-        self, config: OuterLevel, channels: int, told: int, entry: int, exit: int, patch_inside: int
+        self,
+        config: OuterLevel,
+        channels: int,
+        condition_width: int,
+        entry: int,
+        exit: int,
+        patch_inside: int,
     ):
         super().__init__(
             channels,
@@ -47,7 +53,7 @@ class Outer(Level):
             widths=config.widths,
             depth=config.depth,
             layers=(0,) * len(config.widths),
-            told=told,
+            condition_width=condition_width,
             scale=config.scale,
             normalised=config.normalised,
             patch=config.patch,
@@ -96,10 +102,10 @@ class Matryoshka(Backbone):
         )
         self.inner = cast(Plain, inner)
         self.classes = self.inner.classes
-        entry, exit, told, patch = self.inner.port
+        entry, exit, condition_width, patch = self.inner.port
         self.outer = nn.ModuleList()
         for level in reversed(config.levels):
-            self.outer.append(Outer(level, image, told, entry, exit, patch))
+            self.outer.append(Outer(level, image, condition_width, entry, exit, patch))
             entry, exit, patch = level.widths[0], level.widths[0], level.patch
 
     @property

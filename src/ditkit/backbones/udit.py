@@ -34,7 +34,7 @@ MULTIPLIERS = (1, 2, 4, 2, 2)  # widths of the stages; the last is wider than th
 class UDiT(Plain):
     """(x (B, C, H, W), t (B,), cond) -> (B, C', H, W); H, W multiples of 8 (4 with full attention).
 
-    Time and label are embedded three times, for each width; all are told as one vector (B, 7 D). What the
+    Time and label are embedded three times, for each width; all become one vector (B, 7 D). What the
     blocks work on is a grid of tokens (B, H, W, D).
 
     Differs from the released code: whether a label is unknown is one choice for all three embeddings, so
@@ -94,7 +94,7 @@ class UDiT(Plain):
         return self._stage(4, self.join[1](torch.cat([self.up[1](h), first], dim=-1)), c2, around)
 
     def _parted(self, c: Tensor) -> tuple[Tensor, ...]:
-        """What the stages of each width are told, to broadcast with tokens: three of (B, 1, 1, D')."""
+        """The conditions of the stages of each width, to broadcast with tokens: three of (B, 1, 1, D')."""
         return c[:, None, None].split(self.told_widths, dim=-1)
 
     def _stage(self, stage: int, h: Tensor, c: Tensor, around: Around) -> Tensor:

@@ -22,10 +22,10 @@ class UNet(Plain):
 
     def __init__(self, config: UNetConfig, channels: int, classes: int, out_channels: int):
         super().__init__()
-        told = 4 * config.width
+        condition_width = 4 * config.width
         self.classes = classes
-        self.time = TimeEmbedding(told, config.time_scale, config.time_shift)
-        self.label = LabelEmbedding(classes, told) if classes else None
+        self.time = TimeEmbedding(condition_width, config.time_scale, config.time_shift)
+        self.label = LabelEmbedding(classes, condition_width) if classes else None
         self.levels = len(config.multipliers)
         widths = [config.width * multiplier for multiplier in config.multipliers]
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
@@ -38,14 +38,14 @@ class UNet(Plain):
                 self.downsamples.append(Downsample(here))
                 skips.append(here)
             for _ in range(config.depth):
-                down.append(ResidualBlock(here, width, told))
+                down.append(ResidualBlock(here, width, condition_width))
                 here = width
                 skips.append(here)
-        self.port = Port(entry=widths[0], exit=widths[0], width=told)
-        middle = ResidualBlock(here, here, told)
+        self.port = Port(entry=widths[0], exit=widths[0], width=condition_width)
+        middle = ResidualBlock(here, here, condition_width)
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(config.depth + 1):
-                up.append(ResidualBlock(here + skips.pop(), width, told))
+                up.append(ResidualBlock(here + skips.pop(), width, condition_width))
                 here = width
             if level:
                 self.upsamples.append(Upsample(here))

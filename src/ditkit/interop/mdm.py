@@ -156,7 +156,7 @@ def read_mdm(path: Path, state: State, *, heads: int = HEADS, size: int = SIZE) 
         "kind": "MDM",
         "attention": _attention(state, innermost, inner["depth"]),
         "heads": heads,
-        "told": shape_of(path, state, f"{innermost}{TIME}.weight", 2)[0],
+        "condition_width": shape_of(path, state, f"{innermost}{TIME}.weight", 2)[0],
         "text_width": words,
     }
     levels: list[dict[str, Any]] = []

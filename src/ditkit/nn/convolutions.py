@@ -1,4 +1,4 @@
-"""Convolutional parts: residual blocks that are told the condition, and changes of resolution.
+"""Convolutional parts: residual blocks with a condition, and changes of resolution.
 
 Maps are (B, C, H, W) or, where it says so, a grid of tokens (B, H, W, C): the same memory as a channels-last
 map, so that going from one to the other moves nothing.

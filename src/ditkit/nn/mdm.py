@@ -1,5 +1,5 @@
 """Parts of Matryoshka Diffusion's U-Nets (Gu et al., "Matryoshka Diffusion Models", ICLR 2024, and its released
-code): what each level is told, residual blocks with attention, and one level's way down and up.
+code): what each level is condition_width, residual blocks with attention, and one level's way down and up.
 
 Maps are (B, C, H, W). The convolutions are those of every U-Net here (`nn/convolutions.py`); norms have 32
 groups. Whole networks are in backbones/mdm.py, how levels are nested in backbones/nested.py.
@@ -21,22 +21,23 @@ from ditkit.nn.text import MASK, TOKENS, Cond, TextReader, Words
 
 
 class Sentence(TextReader):
-    """A text's tokens (B, L, dim) and mask (B, L) -> a vector to be told (B, told), words to attend to (B, L, width).
+    """A text's tokens (B, L, dim) and mask (B, L) -> a vector (B, condition_width), and words to attend to
+    (B, L, width).
 
     The vector is made of the mean of the projected tokens where the mask is true. "Unknown" is not learned: the
-    released networks are told the encoded empty text (`text.null` empty), for which there stands a zero here.
+    released networks read the encoded empty text (`text.null` empty), for which there stands a zero here.
     """
 
-    def __init__(self, dim: int, width: int, told: int):
+    def __init__(self, dim: int, width: int, condition_width: int):
         super().__init__(dim)
         self.tokens = nn.Linear(dim, width)
-        self.vector = nn.Linear(width, told, bias=False)
+        self.vector = nn.Linear(width, condition_width, bias=False)
 
     def forward(self, cond: Cond) -> tuple[Tensor, Words]:
         mask = self.given(cond, MASK)
         tokens = self.tokens(self.given(cond, TOKENS))
         present = mask[..., None].to(tokens)
-        mean = (present * tokens).sum(1) / present.sum(1).clamp(min=1)  # a row without tokens is told nothing
+        mean = (present * tokens).sum(1) / present.sum(1).clamp(min=1)  # a row without tokens gives zeros
         return self.vector(mean), Words(tokens, mask)
 
     def null(self, cond: Cond) -> Cond:
@@ -112,9 +113,9 @@ class TextualAttention(nn.Module):
 class Step(nn.Module):
     """A residual block, then `layers` of attention: (B, C, H, W) -> (B, C', H, W)."""
 
-    def __init__(self, fan_in: int, fan_out: int, told: int, layers: int, heads: int, words: int):
+    def __init__(self, fan_in: int, fan_out: int, condition_width: int, layers: int, heads: int, words: int):
         super().__init__()
-        self.block = ResidualBlock(fan_in, fan_out, told)
+        self.block = ResidualBlock(fan_in, fan_out, condition_width)
         self.block.norm1 = nn.GroupNorm(MDM_GROUPS, fan_in)
         self.block.norm2 = nn.GroupNorm(MDM_GROUPS, fan_out)
         self.attention = nn.ModuleList(TextualAttention(fan_out, heads, words) for _ in range(layers))
@@ -138,7 +139,7 @@ class Level(nn.Module):
         widths: channels of each resolution, from the level's own on.
         depth: residual blocks of each on the way down; one more on the way up.
         layers: attention layers after each of these blocks.
-        told: channels of the vector that the blocks are told.
+        condition_width: channels of the vector that conditions the blocks.
         words: channels of the words, 0 without a text.
         scale: image size of the level in pixels, for micro-conditioning.
         normalised: the state is divided by the standard deviation of each image.
@@ -153,7 +154,7 @@ class Level(nn.Module):
         widths: tuple[int, ...],
         depth: tuple[int, ...],
         layers: tuple[int, ...],
-        told: int,
+        condition_width: int,
         heads: int = 1,
         words: int = 0,
         scale: int | None = None,
@@ -162,12 +163,12 @@ class Level(nn.Module):
     ):
         super().__init__()
         self.normalised, self.patch = normalised, patch
-        self.time = NumberEmbedding(told)
-        self.scale = None if scale is None else ImageScale(scale, told)
+        self.time = NumberEmbedding(condition_width)
+        self.scale = None if scale is None else ImageScale(scale, condition_width)
         self.stem = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
 
         def step(fan_in: int, fan_out: int, attention: int) -> Step:
-            return Step(fan_in, fan_out, told, attention, heads, words)
+            return Step(fan_in, fan_out, condition_width, attention, heads, words)
 
         here, skips = widths[0], [widths[0]]  # channels now, and of every map kept for the way up
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -196,7 +197,7 @@ class Level(nn.Module):
         return [step for way in (self.down, self.up) for steps in way for step in steps]  # type: ignore[attr-defined]
 
     def clock(self, t: Tensor, scale: Tensor | None) -> Tensor:
-        """The time (B,), 0 data and 1 noise, and the image's scale: (B, told). The released networks read the index
+        """The time (B,), 0 data and 1 noise, and the image's scale: (B, condition_width). The released networks read the index
         0 .. 999 of t = (index + 1)/1000."""
         vector = self.time(1000 * t - 1)
         return vector if self.scale is None else vector + self.scale(scale, t)

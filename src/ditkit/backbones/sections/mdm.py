@@ -30,7 +30,7 @@ class MDMConfig(BackboneSection):
     """Image size in pixels up to which the network is conditioned on the original's; without it, it is not."""
     heads: Count = 8
     """Attention heads, as many in every layer."""
-    told: Annotated[int, Field(ge=8, le=WIDEST, multiple_of=8)] = 256
+    condition_width: Annotated[int, Field(ge=8, le=WIDEST, multiple_of=8)] = 256
     """Channels of what time, label, text and scale become; the released networks have four times their first width."""
     text_width: Count = 256
     """Channels of the words, whatever the text encoder's are."""
@@ -66,5 +66,10 @@ class MDMConfig(BackboneSection):
 
 
 MDM_64 = MDMConfig(
-    widths=(256, 512, 768), depth=(2, 2, 2), attention=(0, 1, 5), scale=64, told=1024, text_width=2048
+    widths=(256, 512, 768),
+    depth=(2, 2, 2),
+    attention=(0, 1, 5),
+    scale=64,
+    condition_width=1024,
+    text_width=2048,
 )
