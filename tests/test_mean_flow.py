@@ -13,6 +13,7 @@ from ditkit.sampling import SAMPLERS
 from ditkit.training.loop import train
 from ditkit.transports import PATHS, transport
 from ditkit.transports.mean_flow import MeanFlow, derivative
+from ditkit.transports.regression import Examples
 
 SPREAD = 0.5
 """Data is normal with this standard deviation."""
@@ -62,7 +63,7 @@ def moments(net, power=0.0):
     t = torch.rand(n, generator=g, dtype=torch.float64)
     drawn = {"mean_flow": torch.rand(n, 2, generator=g, dtype=torch.float64)}
     method = MeanFlow(equal=0.25, power=power)
-    found = method.losses(FLOW, net, x0, {}, t=t, eps=eps, layout=LAYOUT, weights=None, drawn=drawn)
+    found = method.losses(FLOW, net, Examples(x0, eps, t, {}, LAYOUT, drawn=drawn))
     return found["loss"].mean()
 
 

@@ -7,8 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ditkit.backbones import Backbone
-from ditkit.errors import InputError
-from ditkit.objectives.terms import Seen, Term
+from ditkit.objectives.terms import Seen, Term, two_blocks
 
 
 class LayerSync(Term):
@@ -24,13 +23,7 @@ class LayerSync(Term):
     ):
         """Blocks by number; -1: at 2/7 and 4/7 of the depth, as 8 and 16 of 28. InputError unless the one is before the
         other."""
-        depth = len(net.blocks)
-        self.early = depth * 2 // 7 if early == -1 else early
-        self.late = depth * 4 // 7 if late == -1 else late
-        if self.early >= self.late:
-            raise InputError(
-                f"train.terms layer_sync: early {self.early} is not before late {self.late}; give others"
-            )
+        self.early, self.late = two_blocks(net, ("early", early), ("late", late), (2 / 7, 4 / 7))
         super().__init__(net, weight, (self.early, self.late))
 
     def forward(self, seen: Seen) -> Tensor:

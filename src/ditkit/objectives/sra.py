@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from ditkit.backbones import Backbone
 from ditkit.backbones.base import Plain
-from ditkit.errors import InputError
 from ditkit.nn.linear import dense
-from ditkit.objectives.terms import Seen, Term, capturing
+from ditkit.objectives.terms import Seen, Term, capturing, two_blocks
 from ditkit.randomness import Stream
 
 EARLIER = Stream("sra", "sra", "uniform", ())
@@ -36,13 +35,9 @@ class SelfAlignment(Term):
     ):
         """Blocks by number; -1: at 2/7 and 5/7 of the depth, as 8 and 20 of 28. The teacher's time is up to `interval`
         earlier. InputError unless the student is before the teacher."""
-        depth = len(net.blocks)
-        self.student = depth * 2 // 7 if student == -1 else student
-        self.teacher = depth * 5 // 7 if teacher == -1 else teacher
-        if self.student >= self.teacher:
-            raise InputError(
-                f"train.terms sra: student {self.student} is not before teacher {self.teacher}; give others"
-            )
+        self.student, self.teacher = two_blocks(
+            net, ("student", student), ("teacher", teacher), (2 / 7, 5 / 7)
+        )
         super().__init__(net, weight, (self.student, self.teacher))
         assert isinstance(net, Plain)  # as every network whose blocks are alike
         width = net.port.width

@@ -81,6 +81,21 @@ class Term(nn.Module):
         return super().__call__(*args, **kwargs)
 
 
+def two_blocks(
+    net: Backbone, early: tuple[str, int], late: tuple[str, int], shares: tuple[float, float]
+) -> tuple[int, int]:
+    """The numbers of an early and a late block, each given as (name, number); -1 stands for a share of the depth. InputError
+    unless the one is before the other."""
+    depth = len(net.blocks)
+    first, second = (
+        int(depth * share) if number == -1 else number
+        for (_, number), share in zip((early, late), shares, strict=True)
+    )
+    if first >= second:
+        raise InputError(f"train.terms: {early[0]} {first} is not before {late[0]} {second}; give others")
+    return first, second
+
+
 def build_terms(choices: Sequence[str], net: Backbone, seed: int) -> dict[str, Term]:
     """The terms of a training by name, with first weights drawn from the seed. InputError as of `Term`."""
     found = {}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ditkit.layout import Layout
     from ditkit.transports.denoiser import At, Cond, Network
+    from ditkit.transports.regression import Examples
     from ditkit.transports.transport import Transport
 
 SPAN = "span"
@@ -68,26 +69,17 @@ class MeanFlow:
                 f"transport.method mean_flow needs all times: transport.path {transport.path} has steps; give linear"
             )
 
-    def losses(
-        self,
-        transport: Transport,
-        net: Network,
-        x0: Tensor,
-        cond: Cond,
-        *,
-        t: Tensor,
-        eps: Tensor,
-        layout: Layout,
-        weights: Tensor | None,
-        drawn: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
-        """The squared distance of u + span · du/dt, whose second part is held fixed, from the velocity."""
-        t, span = self.times(transport, t, layout, drawn)
+    def losses(self, transport: Transport, net: Network, examples: Examples) -> dict[str, Tensor]:
+        """The squared distance of u + span · du/dt, whose second part is kept fixed, from the velocity."""
+        x0, eps, layout = examples.x0, examples.eps, examples.layout
+        t, span = self.times(transport, examples.t, layout, examples.drawn)
         c, _ = transport.meant(t, layout, x0)
         x_t, v = c.alpha * x0 + c.sigma * eps, velocity(x0, eps, c)
-        u, rate = derivative(transport, net, x_t, t, sent(span, x0.device), cond, v)
+        u, rate = derivative(transport, net, x_t, t, sent(span, x0.device), examples.cond, v)
         moved = u + layout.expand(span).to(u) * rate.detach()
-        mse = parts.over_parts(layout.mean((moved - v) ** 2), weights, layout.share, ())
+        mse = parts.over_parts(
+            layout.mean((moved - v) ** 2), examples.weights, layout.share, transport.level_weights
+        )
         return {"loss": mse / (mse.detach() + self.floor) ** self.power, "mse": mse}
 
     def times(

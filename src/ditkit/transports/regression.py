@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ditkit.lazy import Named
@@ -17,6 +18,23 @@ if TYPE_CHECKING:
     from ditkit.layout import Layout
     from ditkit.transports.denoiser import At, Cond, Network
     from ditkit.transports.transport import Transport
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a network learns from: data with noise and times."""
+
+    x0: Tensor
+    """(B, *S), as eps."""
+    eps: Tensor
+    t: Tensor
+    """(B,), or (B, K) for states of K parts."""
+    cond: Cond
+    layout: Layout
+    weights: Tensor | None = None
+    """(B, K), of each image's parts, besides the transport's `level_weights`."""
+    drawn: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the method's streams are, by their names, (B, ...); empty where a model is validated."""
 
 
 class Method(Protocol):
@@ -41,20 +59,8 @@ class Method(Protocol):
     def check(self, transport: Transport) -> None:
         """ValueError for a transport that it cannot train."""
 
-    def losses(
-        self,
-        transport: Transport,
-        net: Network,
-        x0: Tensor,
-        cond: Cond,
-        *,
-        t: Tensor,
-        eps: Tensor,
-        layout: Layout,
-        weights: Tensor | None,
-        drawn: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
-        """As `Transport.losses`; `drawn` has what `streams` declares, (B, ...), or is empty where a model is validated."""
+    def losses(self, transport: Transport, net: Network, examples: Examples) -> dict[str, Tensor]:
+        """As `Transport.losses`."""
 
     def reads(self, t: Tensor, at: At) -> Cond:
         """The `scalars` (B,) where a solver asks at times t (B,)."""
@@ -71,24 +77,19 @@ class Regression:
     def check(self, transport: Transport) -> None:
         """Every transport."""
 
-    def losses(
-        self,
-        transport: Transport,
-        net: Network,
-        x0: Tensor,
-        cond: Cond,
-        *,
-        t: Tensor,
-        eps: Tensor,
-        layout: Layout,
-        weights: Tensor | None,
-        drawn: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
+    def losses(self, transport: Transport, net: Network, examples: Examples) -> dict[str, Tensor]:
         """The mean squared error of each part, then summed (of a clip's frames the mean); with a learned variance the bound
         besides."""
+        x0, eps, t, layout, weights = (
+            examples.x0,
+            examples.eps,
+            examples.t,
+            examples.layout,
+            examples.weights,
+        )
         own, measured = transport.meant(t, layout, x0)
         x_t = own.alpha * x0 + own.sigma * eps
-        out, var = transport.asked(net, x_t, t, cond)
+        out, var = transport.asked(net, x_t, t, examples.cond)
         if (finite := parts.measured_at(t, weights)) is not t:
             t, (own, measured) = finite, transport.meant(finite, layout, x0)
         found = error(transport.predict, LOSSES[transport.loss], out, x0, eps, own, measured)

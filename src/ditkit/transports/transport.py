@@ -22,7 +22,7 @@ from ditkit.transports.denoiser import At, Cond, Denoiser, Network, expanded
 from ditkit.transports.losses import LOSSES
 from ditkit.transports.paths import DDPM_STEPS, PATHS, Coeffs
 from ditkit.transports.predictions import PREDICTIONS, Prediction
-from ditkit.transports.regression import METHODS, Method
+from ditkit.transports.regression import METHODS, Examples, Method
 from ditkit.transports.times import TIME_LAWS, on_knots, shifted_for_size
 
 if TYPE_CHECKING:
@@ -206,9 +206,7 @@ class Transport(Section):
         Measured as `method` does.
         """
         layout = layout or Layout(tuple(x0.shape[1:]))
-        return self.learning.losses(
-            self, net, x0, cond, t=t, eps=eps, layout=layout, weights=weights, drawn=drawn or {}
-        )
+        return self.learning.losses(self, net, Examples(x0, eps, t, cond, layout, weights, drawn or {}))
 
     def noisy(self, x0: Tensor, eps: Tensor, t: Tensor, layout: Layout) -> Tensor:
         """x_t, (B, *S), at times t (B,) or (B, K)."""
