@@ -26,6 +26,18 @@ from ditkit.training import train
 
 CPU = torch.device("cpu")
 
+FOUR_STEPS = {
+    "images": 32,
+    "batch": 8,
+    "schedule": "constant",
+    "log_images": 8,
+    "checkpoint_images": 16,
+    "preview_images": 0,
+    "validate_images": 0,
+    "compile": "off",
+}
+"""A training of four steps, which a shorter one is the first half of."""
+
 SMALL = {
     "backbone": {"width": 24, "depth": 2, "heads": 2},
     "sample": {"sampler": "heun", "steps": 2, "guidance": 1.5},

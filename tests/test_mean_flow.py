@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import CPU
+from conftest import CPU, FOUR_STEPS
 
 from ditkit.backbones import BACKBONES
 from ditkit.errors import InputError
@@ -112,16 +112,7 @@ NETWORKS = {
 }
 DIGITS = recipe("digits").replace(
     transport={"method": "mean_flow"},
-    train={
-        "images": 32,
-        "batch": 8,
-        "schedule": "constant",
-        "log_images": 8,
-        "checkpoint_images": 16,
-        "preview_images": 16,
-        "validate_images": 16,
-        "compile": "off",
-    },
+    train=FOUR_STEPS | {"preview_images": 16, "validate_images": 16},
     sample={"sampler": "mean_velocity", "steps": 1},
 )
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CPU
+from conftest import CPU, FOUR_STEPS
 
 from ditkit.errors import InputError
 from ditkit.layout import Layout
@@ -20,16 +20,7 @@ from ditkit.transports import Transport, transport
 
 BASE = recipe("digits").replace(
     backbone={"width": 24, "depth": 7, "heads": 2, "patch": 2},
-    train={
-        "images": 32,
-        "batch": 8,
-        "schedule": "constant",
-        "log_images": 8,
-        "checkpoint_images": 16,
-        "preview_images": 0,
-        "validate_images": 0,
-        "compile": "off",
-    },
+    train=FOUR_STEPS,
 )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import CPU
+from conftest import CPU, FOUR_STEPS
 from torch import Tensor
 
 from ditkit.backbones import BACKBONES, backbone
@@ -124,16 +124,7 @@ def test_blocks_that_there_are_not_are_refused(first, last):
 
 TINY = {
     "backbone": {"width": 24, "depth": 4, "heads": 2, "patch": 2},
-    "train": {
-        "images": 32,
-        "schedule": "constant",
-        "batch": 8,
-        "log_images": 8,
-        "checkpoint_images": 16,
-        "preview_images": 0,
-        "validate_images": 0,
-        "compile": "off",
-    },
+    "train": FOUR_STEPS,
 }
 
 

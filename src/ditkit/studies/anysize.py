@@ -12,7 +12,6 @@ pictures that no network has seen. Held-out pictures of the size say what a perf
 Command: ditkit study anysize. Cost: an hour of one CPU core with AMX. What came out: docs/results.md.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from ditkit.pipeline import Pipeline
 from ditkit.recipes import recipe
 from ditkit.recipes.anysize import UNSEEN
 from ditkit.studies.cells import Cell, Results
-from ditkit.studies.figures import as_text, from_text
+from ditkit.studies.figures import as_text, from_text, solver_table
 
 IMAGES = 180_000
 SAMPLES = 500
@@ -171,22 +170,5 @@ def report(results: Results, out: Path) -> str:
     panels = [(name, from_text(measured["picture"], SIDE)) for name, measured in done.items()]
     side_by_side(panels, list(SIZES), out / "samples.png")
     for measured in done.values():
-        lines += _solver_table(measured.get("solvers", []))
+        lines += solver_table(measured.get("solvers", []), "FD, mean over the sizes", ("accuracy",))
     return "\n".join(lines)
-
-
-def _solver_table(solvers: Sequence[dict[str, Any]]) -> list[str]:
-    """Lines of Markdown; none where no other solver was asked."""
-    if not solvers:
-        return []
-    first = solvers[0]["frechet"]
-    return [
-        "",
-        "| sampler, steps | FD, mean over the sizes | to the first | accuracy |",
-        "|---|---|---|---|",
-        *(
-            f"| {each['sampler']}, {each['steps']} | {each['frechet']:.2f} | "
-            f"{each['frechet'] - first:+.3f} ± {each['error']:.3f} | {each['accuracy']:.1%} |"
-            for each in solvers
-        ),
-    ]

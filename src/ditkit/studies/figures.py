@@ -4,7 +4,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,3 +60,21 @@ def from_text(text: str, side: int) -> Tensor:
     """The square images of `as_text`, (N, 3, side, side), row by row."""
     pixels = torch.from_numpy(np.array(Image.open(BytesIO(b64decode(text))))).permute(2, 0, 1)
     return pixels.unflatten(1, (-1, side)).unflatten(3, (-1, side)).permute(1, 3, 0, 2, 4).flatten(0, 1)
+
+
+def solver_table(solvers: Sequence[Mapping[str, Any]], distance: str, shares: Sequence[str]) -> list[str]:
+    """Lines of Markdown about one network's samples by several solvers: the Fréchet distance, called `distance`, its paired
+    difference to the first's, and shares by their names in the records; none where no other solver was asked."""
+    if not solvers:
+        return []
+    first = solvers[0]["frechet"]
+    return [
+        "",
+        f"| sampler, steps | {distance} | to the first | {' | '.join(shares)} |",
+        "|" + "---|" * (3 + len(shares)),
+        *(
+            f"| {each['sampler']}, {each['steps']} | {each['frechet']:.2f} | {each['frechet'] - first:+.3f} ± "
+            f"{each['error']:.3f} | {' | '.join(f'{each[share]:.1%}' for share in shares)} |"
+            for each in solvers
+        ),
+    ]

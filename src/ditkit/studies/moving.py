@@ -16,7 +16,6 @@ Command: ditkit study moving. Cost: an hour and three quarters of two CPU cores 
 docs/results.md.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +37,7 @@ from ditkit.pictures import side_by_side
 from ditkit.pipeline import Pipeline
 from ditkit.recipes import recipe
 from ditkit.studies.cells import Cell, Results
-from ditkit.studies.figures import as_text, from_text
+from ditkit.studies.figures import as_text, from_text, solver_table
 
 FRAMES = 960_000  # single ones
 SAMPLES = 400
@@ -238,25 +237,8 @@ def report(results: Results, out: Path) -> str:
     lines.append(_row("held-out clips", next(iter(done.values()))["measured"]["held_out"]))
     _draw({name: record["measured"]["picture"] for name, record in done.items()}, out / "samples.png")
     for record in done.values():
-        lines += _solver_table(record["measured"].get("solvers", []))
+        lines += solver_table(record["measured"].get("solvers", []), "FD", ("class", "straight", "both"))
     return "\n".join(lines)
-
-
-def _solver_table(solvers: Sequence[dict[str, Any]]) -> list[str]:
-    """Lines of Markdown; none where no other solver was asked."""
-    if not solvers:
-        return []
-    first = solvers[0]["frechet"]
-    return [
-        "",
-        "| sampler, steps | class kept | straight | both | FD | to the first |",
-        "|" + "---|" * 6,
-        *(
-            f"| {each['sampler']}, {each['steps']} | {each['class']:.1%} | {each['straight']:.1%} | {each['both']:.1%} | "
-            f"{each['frechet']:.2f} | {each['frechet'] - first:+.3f} ± {each['error']:.3f} |"
-            for each in solvers
-        ),
-    ]
 
 
 def _draw(pictures: dict[str, str], path: Path) -> None:
