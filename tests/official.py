@@ -7,7 +7,7 @@ numbers stand in the tests.
 import torch
 
 from ditkit.backbones import DiT, DiTConfig
-from ditkit.interop.official import official_names
+from ditkit.interop.official_names import official_names
 from ditkit.nn.embeddings import sincos_positions
 
 

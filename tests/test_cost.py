@@ -18,7 +18,7 @@ from ditkit.costs.operators import CPU, Amount, Keeping, Operators
 from ditkit.costs.speed import Rate, Rates
 from ditkit.device import autocast
 from ditkit.errors import InputError
-from ditkit.interop.official import to_official
+from ditkit.interop.official_names import to_official
 from ditkit.nn.attention import MOST_EXPLICIT_TOKENS
 
 # DiT paper, table 4 (Gflops are multiply-adds, as printed), and the released code (trainable parameters).

@@ -17,7 +17,7 @@ from ditkit.data.clips import Mixed
 from ditkit.data.video import VideoFolder, read_movie
 from ditkit.errors import InputError
 from ditkit.interop.official import official_kind
-from ditkit.movies import save_movie
+from ditkit.movie_writing import save_movie
 from ditkit.pipeline import Pipeline, load
 from ditkit.recipes import recipe
 from ditkit.rollout import WINDOW, roll_out

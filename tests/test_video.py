@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from ditkit.data.video import VideoFolder, read_movie
 from ditkit.errors import InputError
-from ditkit.movies import ENCODERS, frames, open_movie, save_movie
+from ditkit.movie_writing import ENCODERS, save_movie
+from ditkit.movies import frames, open_movie
 from ditkit.pictures import contact_sheet
 
 av = pytest.importorskip("av")
@@ -164,7 +165,7 @@ def test_a_video_is_upright(tmp_path):
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_mp4_keeps_frames_rate_and_colour(tmp_path, monkeypatch, caplog, encoder):
-    monkeypatch.setattr("ditkit.movies.ENCODERS", {encoder: ENCODERS[encoder]})
+    monkeypatch.setattr("ditkit.movie_writing.ENCODERS", {encoder: ENCODERS[encoder]})
     clip = movie(20).expand(3, -1, -1, -1).clone()
     clip[0] = 255 - clip[0]
     save_movie(clip, tmp_path / "a.mp4", 12.5)

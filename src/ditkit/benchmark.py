@@ -9,18 +9,13 @@ in the loop everybody writes. Both see the same loss (`Transport.losses`) under 
 predictions of `costs.count` and `costs.speed` are held against (`ditkit bench --cost`).
 """
 
-import contextlib
 import copy
 import gc
 import multiprocessing
-import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +31,7 @@ from ditkit.layout import Layout, layout_of
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe as named_recipe
 from ditkit.sampling import cfg
+from ditkit.timing import Contender, seconds
 from ditkit.training.draws import with_draws
 from ditkit.training.ema import Ema
 from ditkit.training.step import backward, make_optimizer, update
@@ -48,35 +44,6 @@ STEP, EVALUATION = "training step", "guided evaluation"
 TIME, GUIDANCE = 0.5, 1.5
 EMA_DECAY = 0.9999
 STATUS = Path("/proc/self/status")
-
-# Where a step's time goes: the first group one of whose words is in the operator's name gets it.
-GROUPS: dict[str, tuple[str, ...]] = {
-    "optimiser": ("adam",),
-    "moving average": ("lerp",),
-    "gradient norm": ("foreach_norm", "foreach_mul", "linalg_vector_norm"),
-    "attention": ("bmm", "softmax", "attention"),
-    "convolutions": ("convolution", "conv2d", "depthwise", "padded"),
-    "linear layers": ("addmm", "::mm", "linear"),
-    "norms, pointwise": (
-        "norm", "gelu", "silu", "tanh", "mul", "add", "sub", "div", "sum", "neg", "exp", "pow", "compiled", "graph_",
-    ),
-    "copies, casts": ("copy", "clone", "contiguous", "cat", "fill", "zero"),
-}  # fmt: skip
-
-
-@dataclass
-class Contender:
-    """One thing to time."""
-
-    task: str
-    name: str
-    run: Callable[[], object]
-    first: float = 0.0  # seconds of the first call, compilation included
-    times: list[float] = field(default_factory=list)  # seconds, one per round
-
-    @property
-    def median(self) -> float:
-        return median(self.times)
 
 
 class Suite(NamedTuple):
@@ -134,35 +101,9 @@ def build_suite(backbone: DiTConfig, batch: int, precision: Precision, compiled:
     return Suite(contenders, parameters)
 
 
-def measure(contenders: list[Contender], rounds: int, tick: Callable[[], object]) -> None:
-    """Two calls of each to warm up, then `rounds` times each in turn; `tick` after every call."""
-    for contender in contenders:
-        contender.first = _seconds(contender.run)
-        tick()
-        contender.run()
-        tick()
-    for _ in range(rounds):
-        for contender in contenders:
-            contender.times.append(_seconds(contender.run))
-            tick()
-
-
 def baseline_of(contender: Contender, contenders: Iterable[Contender]) -> Contender:
     """What it is compared with: diffusers, eager, at the same task."""
     return next(other for other in contenders if (other.task, other.name) == (contender.task, BASELINE))
-
-
-def shares(run: Callable[[], object]) -> dict[str, float]:
-    """Shares of one call's time by kind of operator, from torch's profiler; they add up to 1."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with _silent_stderr(), torch.profiler.profile(activities=activities) as profiler:
-        run()
-    spent = dict.fromkeys((*GROUPS, "other"), 0.0)
-    for event in profiler.key_averages():
-        name = event.key.lower()
-        group = next((group for group, words in GROUPS.items() if any(w in name for w in words)), "other")
-        spent[group] += event.self_cpu_time_total
-    return {group: value / sum(spent.values()) for group, value in spent.items()}
 
 
 def check_memory_known() -> None:
@@ -197,8 +138,8 @@ def _measure_here(build: Built, rounds: int) -> Measured:
     before = _memory("VmRSS")
     _, step = build()
     step()
-    seconds = [_seconds(step, time.process_time) for _ in range(rounds)]
-    return Measured(seconds, _memory("VmHWM") - before)
+    spent = [seconds(step, time.process_time) for _ in range(rounds)]
+    return Measured(spent, _memory("VmHWM") - before)
 
 
 def step_of(
@@ -361,23 +302,3 @@ def _latents(size: int) -> tuple[Tensor, Tensor]:
     stream = torch.Generator().manual_seed(0)
     latents = torch.randn(size, CHANNELS, SIDE, SIDE, generator=stream)
     return latents, torch.randint(CLASSES, (size,), generator=stream)
-
-
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """The profiler's C++ side announces itself on file descriptor 2, whatever its log level."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _seconds(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    start = clock()
-    run()
-    return clock() - start

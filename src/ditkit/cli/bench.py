@@ -11,13 +11,14 @@ from typing import Annotated
 from pydantic import Field
 
 from ditkit.backbones.sections.dit import DIT_SIZES
-from ditkit.benchmark import CPU, STEP, TINY, Contender, Suite, baseline_of, build_suite, measure, shares
+from ditkit.benchmark import CPU, STEP, TINY, Suite, baseline_of, build_suite
 from ditkit.cli import bench_backbones, bench_cost, bench_data, bench_levels, bench_sizes, bench_statistics
 from ditkit.cli.measured import MeasuredCommand, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.device import Precision, has_fast_bf16
 from ditkit.progress import progress_bar
 from ditkit.scoring import software
+from ditkit.timing import Contender, measure, shares
 
 OTHERS = {"--cost": bench_cost, "--statistics": bench_statistics}  # a flag of their own, taken away
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ditkit.backbones import BACKBONES, compile_blocks
-from ditkit.benchmark import Contender, evaluation_of, measure, shares, step_of
+from ditkit.benchmark import evaluation_of, step_of
 from ditkit.cli.measured import MeasuredCommand, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.costs import Published, cost, published
@@ -15,6 +15,7 @@ from ditkit.device import Precision
 from ditkit.errors import InputError
 from ditkit.progress import progress_bar
 from ditkit.scoring import software
+from ditkit.timing import Contender, measure, shares
 
 EVALUATION, STEP = "evaluation", "training step"
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ditkit.backbones import Backbone, MatryoshkaConfig, compile_blocks
-from ditkit.benchmark import CPU, Contender, check_memory_known, measure, measure_step, training_step
+from ditkit.benchmark import CPU, check_memory_known, measure_step, training_step
 from ditkit.cli.measured import MeasuredCommand, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.conditions import conditions
@@ -23,6 +23,7 @@ from ditkit.recipe import Recipe
 from ditkit.recipes import recipe as named_recipe
 from ditkit.scoring import software
 from ditkit.text import Text
+from ditkit.timing import Contender, measure
 
 EVALUATION, STEP = "evaluation", "training step"
 MB = 1e6

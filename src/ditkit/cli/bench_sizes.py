@@ -12,7 +12,7 @@ from statistics import median
 import torch
 
 from ditkit.backbones import compile_blocks
-from ditkit.benchmark import Contender, measure, training_step
+from ditkit.benchmark import training_step
 from ditkit.cli.measured import MeasuredCommand, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.data import Batch, Plan, plan_for
@@ -22,6 +22,7 @@ from ditkit.progress import progress_bar
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe as named_recipe
 from ditkit.scoring import software
+from ditkit.timing import Contender, measure
 
 LARGEST, PACKED = "largest size", "packed rows"
 

@@ -14,7 +14,7 @@ from ditkit.codecs.identity import from_bounds, to_uint8
 from ditkit.data import ArrayFiles
 from ditkit.data.array_values import in_layout
 from ditkit.evaluation import save_images
-from ditkit.movies import save_movie
+from ditkit.movie_writing import save_movie
 from ditkit.pictures import contact_sheet, grid, save_picture, visible
 from ditkit.pipeline import Pipeline
 from ditkit.progress import progress_bar

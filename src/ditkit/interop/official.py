@@ -34,9 +34,19 @@ from ditkit.interop.imported import (
     imported_recipe,
     mlp_ratio,
     shape_of,
-    with_parameters,
 )
 from ditkit.interop.mdm import is_mdm, read_mdm, write_mdm
+from ditkit.interop.official_names import (
+    HIDDEN,
+    LABELS,
+    PATCHES,
+    POSITIONS,
+    depth_of,
+    sit_head,
+    sit_sign,
+    to_official,
+    to_ours,
+)
 from ditkit.interop.udit import is_udit, read_udit, write_udit
 from ditkit.nn.embeddings import sincos_positions
 from ditkit.recipe import Recipe
@@ -52,11 +62,6 @@ CLOCKS: dict[str, tuple[float, float]] = {
     kind: (config.time_scale, config.time_shift)
     for kind, config in (("DiT", DIT_SIZES["DiT-XL/2"]), ("SiT", SIT_SIZES["SiT-XL/2"]))
 }
-POSITIONS = "pos_embed"
-PATCHES = "x_embedder.proj.weight"
-LABELS = "y_embedder.embedding_table.weight"
-HIDDEN = "blocks.0.mlp.fc1.weight"
-LAST = ("final.linear.weight", "final.linear.bias")
 DRIFT = 1e-4  # the released training averages the fixed positions too, which rounds them a little
 AVERAGES, OTHERS = (
     ("ema", "ema_model", "model_ema"),
@@ -68,61 +73,6 @@ WRAPPERS = (
     "_fsdp_wrapped_module.",
 )  # of torch, anywhere in a name
 IMAGE = 256  # pixels, where neither positions nor arguments say
-
-
-def official_names(depth: int) -> list[tuple[str, str]]:
-    """(official, ours), in the order of the official state dict, without its leading `pos_embed`."""
-    modules = [
-        ("x_embedder.proj", "patches.proj"),
-        ("t_embedder.mlp.0", "time.mlp.0"),
-        ("t_embedder.mlp.2", "time.mlp.2"),
-        ("y_embedder.embedding_table", "label"),
-    ]
-    for i in range(depth):
-        modules += [
-            (f"blocks.{i}.attn.qkv", f"blocks.{i}.attention.qkv"),
-            (f"blocks.{i}.attn.proj", f"blocks.{i}.attention.proj"),
-            (f"blocks.{i}.mlp.fc1", f"blocks.{i}.mlp.0"),
-            (f"blocks.{i}.mlp.fc2", f"blocks.{i}.mlp.2"),
-            (f"blocks.{i}.adaLN_modulation.1", f"blocks.{i}.modulation.linear"),
-        ]
-    modules += [
-        ("final_layer.linear", "final.linear"),
-        ("final_layer.adaLN_modulation.1", "final.modulation.linear"),
-    ]
-    return with_parameters(modules)
-
-
-def depth_of(state: State) -> int:
-    """Number of blocks, from the names of either side."""
-    return len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-
-
-def to_ours(state: State) -> dict[str, Tensor]:
-    """A DiT's official state dict under our names; the positions, which are computed, are left out."""
-    return {ours: state[official] for official, ours in official_names(depth_of(state))}
-
-
-def to_official(state: State, grid: int) -> dict[str, Tensor]:
-    """Ours under the official names, in their order, with the positions of grid × grid tokens."""
-    positions = sincos_positions(grid, grid, state["patches.proj.bias"].shape[0])[None]
-    names = official_names(depth_of(state))
-    return {POSITIONS: positions, **{official: state[ours] for official, ours in names}}
-
-
-def _sit_head(state: State, patch: int, channels: int, sign: int) -> dict[str, Tensor]:
-    """The last layer with that sign and that many output channels: cut, or filled up with zeros."""
-    changed = dict(state)
-    for name in LAST:
-        rows = sign * state[name].unflatten(0, (patch * patch, -1))[:, :channels]  # (p², C, ...)
-        missing = rows.new_zeros(rows.shape[0], channels - rows.shape[1], *rows.shape[2:])
-        changed[name] = torch.cat([rows, missing], dim=1).flatten(0, 1)
-    return changed
-
-
-def _sit_sign(transport: Transport) -> int:
-    """SiT's time runs the other way, which turns a velocity around; noise and score are what they are."""
-    return -1 if transport.predict == "velocity" else 1
 
 
 # Reading
@@ -185,7 +135,7 @@ def read_official(path: Path, kind: Kind | None = None, heads: int | None = None
         )
     else:
         transport = _sit_transport(path, arguments)
-        weights = _sit_head(weights, patch, channels, _sit_sign(transport))
+        weights = sit_head(weights, patch, channels, sit_sign(transport))
     recipe = imported_recipe(
         path.stem, config, transport, classes=classes, channels=channels, side=grid * patch
     )
@@ -299,7 +249,7 @@ def write_official(folder: Path, recipe: Recipe, net: Backbone, dtype: torch.dty
     channels, side, _ = recipe.build_codec().layout(*recipe.data.shape).shape
     state: State = net.state_dict()
     if kind == "SiT":
-        state = _sit_head(state, config.patch, 2 * channels, _sit_sign(recipe.transport))
+        state = sit_head(state, config.patch, 2 * channels, sit_sign(recipe.transport))
     if config.time_period != DIT_SIZES["DiT-XL/2"].time_period:
         log.warning(f"{folder}: this network reads diffusers' clock; the released code's output will differ")
     named = to_official(state, side // config.patch)
