@@ -21,8 +21,8 @@ def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
     """The recipe with the sections chosen by name replaced, not compared yet, and the flags that are left.
 
     `--backbone DiT-S/4`, `--codec vae`, `--text minilm`, `--data fashion-mnist`, or `--data DIR`, a folder of
-    images; --text none leaves the text out. Of a backbone of several levels `--backbone.inner` names the network inside, or a run that has it, and
-    `--backbone.levels N` puts so many levels like its last around it.
+    images; --text none leaves the text out. Of a backbone of several levels `--backbone.inner` names the network inside, or
+    a run that has it, and `--backbone.levels N` puts so many levels like its last around it.
     """
     sections: dict[str, Any] = {}
     nested: dict[str, str] = {}
@@ -33,10 +33,8 @@ def switch_kinds(recipe: Recipe, argv: list[str]) -> tuple[Recipe, list[str]]:
         if flag.startswith("--") and name in ("backbone.inner", "backbone.levels"):
             nested[name] = value or next(flags, "")
             continue
-        if (
-            flag.startswith("--") and name == "sample.sampler"
-        ):  # leaves behind what only the recipe's own lets one choose
-            try:
+        if flag.startswith("--") and name == "sample.sampler":
+            try:  # without the choices of the recipe's own sampler that this one does not have
                 request = SamplingRequest.of({"sampler": value or next(flags, "")})
                 sections["sample"] = recipe.sample.override(request)
             except InputError as error:

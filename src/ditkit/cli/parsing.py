@@ -42,7 +42,7 @@ def parse(target: type[Command], argv: Sequence[str], prog: str, default: Comman
             _put(values, _place(flag, known), value)
         return target.model_validate(values)
     except ValidationError as error:
-        message = own_flags(_said(error, known), known, argv)
+        message = own_flags(_worded(error, known), known, argv)
     except InputError as error:
         message = str(error)
     raise InputError(f"{message} (see ditkit {prog} --help)")
@@ -121,7 +121,7 @@ def _put(values: Any, place: Sequence[str], value: Any) -> None:
     values[name] = value
 
 
-def _said(error: ValidationError, known: Mapping[str, FieldInfo]) -> str:
+def _worded(error: ValidationError, known: Mapping[str, FieldInfo]) -> str:
     """The first problem that was found, in a line that begins with its flag."""
     problem = error.errors(include_url=False)[0]
     parts = [str(part).replace("_", "-") for part in problem["loc"]]
