@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -57,17 +58,26 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def check_memory(net: torch.nn.Module, flags: str) -> None:
-    """InputError when the weights of a network on the meta device are larger than this machine's memory; `flags`
-    make it smaller."""
+def check_memory(make: Callable[[], torch.nn.Module], smaller: str) -> None:
+    """InputError when the weights of the network that `make` makes are larger than this machine's memory; `smaller` names
+    what makes them smaller."""
+    try:
+        with torch.device("meta"):
+            weights = list(make().parameters())
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise InputError(
+            f"the weights of this network are more than any machine can address; choose a smaller {smaller}"
+        ) from None
     if not hasattr(os, "sysconf"):
         return
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    needed = sum(weight.numel() * weight.element_size() for weight in net.parameters())
+    needed = sum(weight.numel() * weight.element_size() for weight in weights)
     if needed > there:
         raise InputError(
             f"the weights of this network take {needed / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f}; choose a "
-            f"smaller {flags}"
+            f"smaller {smaller}"
         )
 
 

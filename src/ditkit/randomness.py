@@ -34,6 +34,7 @@ Purpose = Literal[
     "distractors",
     "given",
     "cascade",
+    "weights",
 ]
 _COUNTER = {
     "order": 0,
@@ -47,6 +48,7 @@ _COUNTER = {
     "distractors": 8,
     "given": 9,
     "cascade": 10,
+    "weights": 11,
 }
 
 

@@ -17,7 +17,7 @@ from ditkit.chosen import Chosen, SomeChosen
 from ditkit.codecs import Codec, CodecConfig, IdentityConfig, PyramidCodec
 from ditkit.config import Section, SomeOf, read_section, renamed, write_section
 from ditkit.data import DataConfig, upgraded
-from ditkit.device import Compile, Precision, check_memory
+from ditkit.device import Compile, Precision
 from ditkit.errors import InputError
 from ditkit.fitting import refusals
 from ditkit.lazy import torch
@@ -172,12 +172,9 @@ class Recipe(Section):
         text_dim = self.text.dim if self.text else 0
         scalars = self.transport.learning.scalars
         make = partial(build, self.backbone, channels, self.data.classes, outputs, text_dim, scalars)
-        if torch.get_default_device().type != "meta":
-            with torch.device("meta"):
-                check_memory(make(), "--backbone.width or --backbone.depth")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.train.seed)
-            net = make()
+        from ditkit import first_values  # which imports torch
+
+        net = first_values.build(make, self.train.seed, "--backbone.width or --backbone.depth")
         net.check_size(*size)
         return net
 

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from ditkit.backbones.base import Backbone, Cond
 from ditkit.chosen import chosen, name_of
 from ditkit.device import sent
 from ditkit.errors import InputError
+from ditkit.first_values import build
 from ditkit.layout import Layout
 from ditkit.nn.around import Around, Run, Tokens
 from ditkit.objectives import TERMS
@@ -100,9 +101,8 @@ def build_terms(choices: Sequence[str], net: Backbone, seed: int) -> dict[str, T
     """The terms of a training by name, with first weights drawn from the seed. InputError as of `Term`."""
     found = {}
     for choice in choices:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            found[name_of(choice)] = chosen(TERMS, choice)(net)
+        name = name_of(choice)
+        found[name] = build(partial(chosen(TERMS, choice), net), seed, "train.terms", f"terms.{name}.")
     return found
 
 

@@ -21,13 +21,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from ditkit import first_values
 from ditkit.codecs import POSTERIOR, Vae, VaeConfig
 from ditkit.codecs.identity import as_uint8, to_signed
 from ditkit.codecs.vae import draw, write_autoencoder
 from ditkit.config import Section
 from ditkit.data import Batch, DataConfig, Source, Split, batches, in_order, workers_named
 from ditkit.data.latents.source import LOGVAR, channel_means
-from ditkit.device import autocast, check_memory, sent
+from ditkit.device import autocast, sent
 from ditkit.errors import InputError
 from ditkit.evaluation import FeatureNetwork, frechet_distance, gather
 from ditkit.files import owned
@@ -208,11 +209,7 @@ def build(recipe: CodecRecipe):
         norm_num_groups=math.gcd(8, *widths),
         sample_size=recipe.data.size,
     )
-    with torch.device("meta"):
-        check_memory(make(), "--codec.widths, --codec.channels or --codec.layers")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.train.seed)
-        return make()
+    return first_values.build(make, recipe.train.seed, "--codec.widths, --codec.channels or --codec.layers")
 
 
 def posterior_draws(recipe: CodecRecipe) -> Draws:
