@@ -619,14 +619,26 @@ def test_training_does_not_wait_for_what_few_commands_use():
     assert found.stdout.strip() == ""
 
 
-def test_the_hubs_client_is_silent_about_its_retries():
-    """They come twice each; what becomes of them is the one line of an error."""
+@pytest.mark.parametrize("library", ["huggingface_hub", "transformers"])
+def test_libraries_are_silent_about_what_becomes_one_line(library):
+    """Retries, twice each; weights that are missing, in colours."""
+    pytest.importorskip(library)
     code = (
-        "from ditkit.cli import main; main(['list', 'samplers']); from huggingface_hub.utils import logging; "
+        f"from ditkit.cli import main; main(['list', 'samplers']); from {library}.utils import logging; "
         "print(logging.get_verbosity())"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == str(logging.ERROR)
+
+
+def test_a_working_folder_that_is_gone_is_one_line(tmp_path):
+    """torch's mathematics library would abort."""
+    code = f"mkdir gone; cd gone; rmdir ../gone; {sys.executable} -m ditkit list recipes"
+    done = subprocess.run(["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        "ditkit: the folder that this command was started in is gone; change to another: cd DIR\n"
+    )
 
 
 def test_a_reader_that_leaves_is_no_error():

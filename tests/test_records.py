@@ -237,6 +237,18 @@ def test_a_recipe_that_was_changed_is_said_and_taken(tmp_path, caplog):
     assert not caplog.messages
 
 
+@pytest.mark.parametrize("kind", [["DiT"], {}, None, 3, True])
+@pytest.mark.parametrize("section", ["backbone", "data", "codec"])
+def test_a_kind_of_another_type_is_an_unknown_kind(tmp_path, section, kind):
+    recipe("digits").write(tmp_path / "recipe.json")
+    values = json.loads((tmp_path / "recipe.json").read_text(encoding="utf-8"))
+    values[section]["kind"] = kind
+    (tmp_path / "recipe.json").write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(InputError, match=rf"recipe\.json: {section}: unknown .*there are ") as caught:
+        Recipe.read(tmp_path / "recipe.json")
+    assert "\n" not in str(caught.value)
+
+
 def test_json_that_is_nested_too_deep_is_a_value_error():
     with pytest.raises(ValueError, match="nested too deep"):
         parse_json(b"[" * 100_000 + b"]" * 100_000)

@@ -303,6 +303,11 @@ def test_what_is_missing_is_named_with_the_remedy(t5, tmp_path, monkeypatch):
         assert "\n" not in str(caught.value)
 
     refused(r"--text\.length 65: .* reads at most 64 tokens", str(t5), length=65)
+    odd = shutil.copytree(t5, tmp_path / "odd")
+    settings = json.loads((odd / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings["model_max_length"] = [64]
+    (odd / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    refused(r"odd: model_max_length or max_position_embeddings is no number", str(odd))
     refused("text encoder: length: .*greater than or equal to 2", str(t5), length=1)
     refused(r"--text\.dim 32: .* has 24 channels; give --text\.dim 24", str(t5), dim=32)
 

@@ -382,6 +382,7 @@ def test_what_cannot_be_used_is_counted_named_and_left_out(tmp_path, caplog):
     gif = tmp_path / "cut.gif"
     save_movie(noise(1, 6, 32, 32), gif, 8)
     gif.write_bytes(gif.read_bytes()[:3000])
+    (tmp_path / "strange.mp4").write_bytes((tmp_path / "good.mp4").read_bytes().replace(b"avc1", b"zzzz"))
     source = folder(tmp_path)
     assert len(source) == 1
     invalid = "Invalid data found when processing input"
@@ -398,8 +399,9 @@ def test_what_cannot_be_used_is_counted_named_and_left_out(tmp_path, caplog):
         "sound.mp4": "only sound in it",
         "song.mp4": "only sound in it",
         "hole.avi": "a damaged frame in it",
+        "strange.mp4": "its video is in a format that this PyAV cannot decode",
     }
-    assert f"{tmp_path}: left out 11 of 12 videos: cut.gif (image" in caplog.text
+    assert f"{tmp_path}: left out 12 of 13 videos: cut.gif (image" in caplog.text
     unchecked = folder(tmp_path, check=False)
     assert any(name.startswith("cut.mp4") for name in unchecked.broken)
     titles = [path.name for path in sorted(tmp_path.iterdir()) if path.name not in str(unchecked.broken)]

@@ -82,9 +82,10 @@ class KindOf:
             return value
         if not isinstance(value, Mapping) or "kind" not in value:
             raise ValueError(f"no section: give its values, with a kind, one of {', '.join(kinds)}")
-        if value["kind"] not in kinds:
-            raise not_there(value["kind"], kinds)
-        return kinds[value["kind"]].model_validate(value)
+        kind = value["kind"]
+        if not isinstance(kind, str) or kind not in kinds:
+            raise not_there(kind, kinds)
+        return kinds[kind].model_validate(value)
 
 
 class SomeOf:

@@ -210,10 +210,13 @@ def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
             streams = [stream for stream in container.streams.video if not stream.disposition & cover]
             if not streams:
                 raise ValueError("only sound in it" if container.streams.audio else "no video in it")
-            streams[
-                0
-            ].codec_context.thread_count = 1  # with more, whether damage is noticed is a matter of chance
-            yield container, streams[0]
+            stream = streams[0]
+            if stream.codec_context is None:
+                raise ValueError("its video is in a format that this PyAV cannot decode")
+            stream.codec_context.thread_count = (
+                1  # with more, whether damage is noticed is a matter of chance
+            )
+            yield container, stream
     except av.error.FFmpegError as error:
         raise ValueError(error.strerror or type(error).__name__) from None
 

@@ -75,7 +75,9 @@ def _quieten() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for chatty in ("httpx", "matplotlib", "datasets", "PIL", "alembic", "mlflow", "trackio", "wandb"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or it tells of each retry; it is imported later
+    # Imported later: one reports each retry, the other, in colours, weights that ditkit itself refuses or takes.
+    for chatty in ("HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(chatty, "error")
     warnings.filterwarnings("ignore", module="huggingface_hub")  # about how diffusers calls it
     warnings.filterwarnings("ignore", module=r"PIL\.")  # an image can be used, or is counted and named
 
@@ -92,7 +94,19 @@ def _run(arguments: list[str]) -> None:
         return
     if verb not in VERBS:
         raise InputError(f"unknown verb {verb!r}; choose one of: {', '.join(VERBS)}")
+    if (
+        not _has_a_working_folder()
+    ):  # which torch's mathematics library does without in no other way than to abort
+        raise InputError("the folder that this command was started in is gone; change to another: cd DIR")
     importlib.import_module(f"ditkit.cli.{VERBS[verb][0]}").run(rest)
+
+
+def _has_a_working_folder() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 def _help() -> str:

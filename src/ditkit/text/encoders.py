@@ -92,9 +92,13 @@ class TextEncoder:
                 f"--text.dim {config.dim}: {config.id} has {self.dim} channels; give --text.dim {self.dim}"
             )
         self._model, self._tokenizer, self._pool = model.to(self.device), tokenizer, pool
-        most = min(
-            tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 10**9
-        )
+        limits = tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)
+        numbers = [limit for limit in limits if limit is not None]
+        if not all(isinstance(number, int) for number in numbers):
+            raise InputError(
+                f"{config.id}: model_max_length or max_position_embeddings is no number; correct its files"
+            )
+        most = min(numbers)
         if config.length > most:
             raise InputError(
                 f"--text.length {config.length}: {config.id} reads at most {most} tokens; give at most that"
