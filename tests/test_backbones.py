@@ -274,7 +274,7 @@ def test_time_per_token(conditioning):
 @pytest.mark.parametrize("classes", [0, 10])
 def test_error_of_a_time_per_token(conditioning, classes):
     x, t, cond = inputs()
-    with pytest.raises(InputError, match=r"per image or --backbone\.conditioning adaln_zero$") as caught:
+    with pytest.raises(InputError, match=r"per image or `backbone\.conditioning` adaln_zero$") as caught:
         tiny(conditioning=conditioning, classes=classes)(x, t[:, None].expand(-1, 16), cond)
     assert "\n" not in str(caught.value)
 
@@ -589,7 +589,7 @@ def test_errors(name, fields, message):
 def test_error_of_a_size_that_does_not_divide(size):
     x, t, cond = inputs(height=size[0], width=size[1])
     with pytest.raises(
-        InputError, match=f"{size[0]}x{size[1]} is not divisible into patches of 2; .*--backbone.patch"
+        InputError, match=f"{size[0]}x{size[1]} is not divisible into patches of 2; .*`backbone.patch`"
     ):
         tiny()(x, t, cond)
 

@@ -168,7 +168,7 @@ def test_a_size_comes_from_the_header_once_and_a_bad_header_is_named():
     with pytest.raises(InputError, match="picture in here cannot be decoded"):
         source[0]
     with pytest.raises(
-        InputError, match=r"picture in here cannot be decoded \(not an image\).*--data\.check"
+        InputError, match=r"picture in here cannot be decoded \(not an image\).*`data\.check`"
     ):
         Encoded(Counted(b"hello"), None, (), unchecked).size(0)
     store = Counted(whole)
@@ -333,11 +333,11 @@ def test_a_plan_describes_its_buckets_and_how_much_they_fill():
 def test_wrong_budgets_and_sizes_are_named():
     sizes = [(8, 8), (16, 8)]
     with pytest.raises(
-        InputError, match=r"^--train\.tokens 7 is less than the 8 tokens of one sample of 16x8"
+        InputError, match=r"^`train\.tokens` 7 is less than the 8 tokens of one sample of 16x8"
     ):
         Plan(sizes, area, 7)
     with pytest.raises(
-        InputError, match=r"^--data\.without 8x16: nothing has that size; there are 8x8, 16x8$"
+        InputError, match=r"^`data\.without` 8x16: nothing has that size; there are 8x8, 16x8$"
     ):
         Plan(sizes, area, 8, ["8x16"])
     with pytest.raises(InputError, match="leaves nothing to train on"):
@@ -347,10 +347,10 @@ def test_wrong_budgets_and_sizes_are_named():
 
 def test_wrong_settings_are_refused():
     for wrong, words in (
-        ({"crop": "garment"}, "give --data.aspect native, too"),
-        ({"without": ("28x12",)}, "give --data.aspect native, or leave it out"),
-        ({"aspect": "native", "without": ("8x8", "28-12")}, "--data.without 28-12: a size is HxW"),
-        ({"aspect": "native", "without": ("0x12",)}, "--data.without 0x12: a size"),
+        ({"crop": "garment"}, "give `data.aspect` native, too"),
+        ({"without": ("28x12",)}, "give `data.aspect` native, or leave it out"),
+        ({"aspect": "native", "without": ("8x8", "28-12")}, "`data.without` 28-12: a size is HxW"),
+        ({"aspect": "native", "without": ("0x12",)}, "`data.without` 0x12: a size"),
         ({"aspect": "wide"}, "aspect"),
     ):
         with pytest.raises(ValidationError, match=words):
@@ -493,13 +493,13 @@ def flat_images(parts) -> list[bytes]:
 def test_native_images_need_a_plan_or_a_size(native):
     source, config = native
     with pytest.raises(
-        InputError, match=r"--data\.aspect native: images of several sizes .*--data\.aspect square"
+        InputError, match=r"`data\.aspect` native: images of several sizes .*`data\.aspect` square"
     ):
         list(batches(source, config, seed=0, start=0, stop=4, batch=2))
-    with pytest.raises(InputError, match=r"--data\.aspect native"):
+    with pytest.raises(InputError, match=r"`data\.aspect` native"):
         stack(source, [0, 1])
     if isinstance(config, Folder):
-        with pytest.raises(InputError, match=r"--data\.aspect native"):
+        with pytest.raises(InputError, match=r"`data\.aspect` native"):
             load_all(config)
         sizes = by_size_of(source, config)
         size = next(iter(sizes))

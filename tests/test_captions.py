@@ -40,7 +40,7 @@ def test_a_csv_is_read_with_quotes_line_breaks_and_a_byte_order_mark(tmp_path, e
     (tmp_path / "metadata.csv").write_bytes(CSV.encode(encoding))
     assert captions(tmp_path) == {"b/ü.png": "Zwölf", "c/a.png": 'a cat, "Tom",\non a mat'}
     assert captions(tmp_path, "id") == {"b/ü.png": "2", "c/a.png": "1"}
-    refused(tmp_path, r"no column 'title'; --data\.caption-column is one of: text, id, txt", "title")
+    refused(tmp_path, r"no column 'title'; `data\.caption_column` is one of: text, id, txt", "title")
 
 
 def test_parquet_is_read_like_the_other_two(tmp_path):

@@ -161,7 +161,7 @@ def test_scale_and_shift_are_the_folders_own(tmp_path, folder):
     assert torch.equal(given.encode(pixels)[:, 2], (mean[:, 2] - 1) * 4)
     undone = (given.decode(given.encode(pixels)).int() - codec.decode(codec.encode(pixels)).int()).abs()
     assert undone.max() <= 1
-    with pytest.raises(InputError, match=r"--codec\.scale has 2 numbers.* 3 channels; give one, or 3"):
+    with pytest.raises(InputError, match=r"`codec\.scale` has 2 numbers.* 3 channels; give one, or 3"):
         VaeConfig(id=own, scale=(1, 2)).build(3)
     assert VaeConfig.model_validate_json(VaeConfig(scale=(1, 2)).model_dump_json()).scale == (1, 2)
 
@@ -179,7 +179,7 @@ def test_the_encoders_hash_names_what_encodes(tmp_path, folder):
 
 def test_batches_tiles_and_bf16(tmp_path, folder):
     """Any batch gives the same; tiles of 16 pixels and bf16 give nearly the same."""
-    with pytest.raises(InputError, match=r"--codec\.tiling: the tiles .* are 2 latent pixels wide"):
+    with pytest.raises(InputError, match=r"`codec\.tiling`: the tiles .* are 2 latent pixels wide"):
         VaeConfig(id=folder, tiling=True).build(3).encode(images(3))
     folder = saved(tmp_path, blocks=2)
     pixels = images(3, 32, 32, n=5)
@@ -209,7 +209,7 @@ def test_autoencoders_of_grey_images(tmp_path):
         expected = codec.autoencoder.encode(to_signed(pixels)).latent_dist.parameters
     torch.testing.assert_close(codec.moments(pixels), expected)
     assert codec.decode(codec.encode(pixels)).shape == pixels.shape
-    with pytest.raises(InputError, match=r"for images of 1 channel, these have 3; set --data\.channels 1"):
+    with pytest.raises(InputError, match=r"for images of 1 channel, these have 3; set `data\.channels` 1"):
         VaeConfig(id=path).build(3).encode(images(3))
 
 
@@ -241,7 +241,7 @@ def test_the_autoencoder_is_frozen(vae):
 
 @pytest.mark.parametrize("fields", [{"channels": 16}, {"downsampling": 16}])
 def test_another_latent(folder, fields):
-    remedy = "has 4 latent channels at 1/8; set --codec.channels 4 --codec.downsampling 8"
+    remedy = "has 4 latent channels at 1/8; set `codec.channels` 4 `codec.downsampling` 8"
     with pytest.raises(InputError, match=remedy):
         VaeConfig(id=folder, **fields).build(3).encode(images(3))
 
@@ -265,7 +265,7 @@ def test_missing_folder(tmp_path):
     with pytest.raises(InputError) as caught:
         codec.encode(images(3))
     message = str(caught.value)
-    assert message.startswith(f"--codec.id {gone}: cannot load this autoencoder (")
+    assert message.startswith(f"`codec.id` {gone}: cannot load this autoencoder (")
     assert "local folder" in message
     assert "\n" not in message
 
@@ -365,5 +365,5 @@ def test_an_autoencoder_of_clips(tmp_path):
     image = codec.encode(clips[:, :, 0])
     assert image.shape == (1, 2, *layout.shape[2:])
     assert image.equal(codec.encode(clips[:, :, :1])[:, :, 0])
-    with pytest.raises(InputError, match=r"clips of 4 frames: .* set --data.frames 3"):
+    with pytest.raises(InputError, match=r"clips of 4 frames: .* set `data.frames` 3"):
         codec.layout(4, 16, 16)

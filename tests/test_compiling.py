@@ -86,7 +86,7 @@ def test_whether_a_recipe_is_compiled(name, chosen, compiler, caplog):
     with caplog.at_level("INFO"):
         assert compiles("auto", net, CPU, tokens, "--train.compile") is chosen
     (line,) = caplog.messages
-    assert line.startswith(f"--train.compile auto: {'on' if chosen else 'off'}, ")
+    assert line.startswith(f"`train.compile` auto: {'on' if chosen else 'off'}, ")
 
 
 def test_more_kinds_of_blocks_take_longer_to_pay(compiler):
@@ -129,7 +129,7 @@ def test_auto_without_a_compiler_goes_on(small, tmp_path, monkeypatch, caplog):
     with caplog.at_level("INFO"):
         quiet(small, tmp_path)
     assert [line for line in caplog.messages if "compile" in line] == [
-        "--train.compile auto: off, there is no C++ compiler g++"
+        "`train.compile` auto: off, there is no C++ compiler g++"
     ]
     assert state_of(tmp_path)["compiled"] is False
 
@@ -148,7 +148,7 @@ def test_auto_with_a_compiler_that_fails_goes_on(small, tmp_path, monkeypatch, c
         quiet(small, tmp_path)
     _compiling_fails.cache_clear()
     (line,) = [line for line in caplog.messages if "compile" in line]
-    assert line == "--train.compile auto: off, it fails (RuntimeError: C++ compile error)"
+    assert line == "`train.compile` auto: off, it fails (RuntimeError: C++ compile error)"
 
 
 def test_the_compiler_that_the_environment_names(monkeypatch):
@@ -188,7 +188,7 @@ def test_a_compiler_that_does_not_compile(tmp_path):
     """The same in a process of its own, with a real program that fails as compilers do."""
     compiler = tmp_path / "broken"
     compiler.write_text(
-        "#!/bin/sh\n[ \"$1\" = --version ] && exec g++ --version\necho 'no headers' >&2\nexit 1\n"
+        "#!/bin/sh\n[ \"$1\" = `version` ] && exec g++ `version`\necho 'no headers' >&2\nexit 1\n"
     )
     compiler.chmod(0o755)
     code = "import torch; from ditkit.device import no_compiler; print(no_compiler(torch.device('cpu')))"

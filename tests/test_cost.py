@@ -373,14 +373,14 @@ def test_calibration_reads_the_clock_it_is_given(quick):
 def test_unknown_and_unfitting():
     with pytest.raises(InputError, match="DiT-S/3"):
         ditkit.cost("DiT-S/3")
-    with pytest.raises(InputError, match=r"--size 250: .* 240, 256"):
+    with pytest.raises(InputError, match=r"`size` 250: .* 240, 256"):
         ditkit.cost("DiT-XL/2", size=250)
-    with pytest.raises(InputError, match=r"--size 264: .* 256, 288"):
+    with pytest.raises(InputError, match=r"`size` 264: .* 256, 288"):
         ditkit.cost("UNet", size=264)
     for size in (0, -8):
         with pytest.raises(InputError, match="takes 16"):
             ditkit.cost("DiT-S/2", size=size)
-    with pytest.raises(InputError, match="--batch 0"):
+    with pytest.raises(InputError, match="`batch` 0"):
         cost_of("DiT-S/8").memory(0)
 
 
@@ -472,10 +472,10 @@ def test_info_all(info, monkeypatch):
     ("arguments", "told"),
     [
         (["DiT-S/3"], ["unknown name 'DiT-S/3'", "ditkit list"]),
-        (["DiT-S/2", "--size", "250"], ["--size 250", "240, 256"]),
+        (["DiT-S/2", "--size", "250"], ["`size` 250", "240, 256"]),
         (["DiT-S/2", "--batch", "0"], ["--batch"]),
         (["DiT-S/2", "--train.batch", "4"], ["--train.batch"]),
-        (["all", "--size", "8"], ["--size 8", "DiT"]),
+        (["all", "--size", "8"], ["`size` 8", "DiT"]),
         (["digits", "--data.size", "9"], ["9x9", "--data.size"]),
         (["digits", "--train.batch", "0"], ["train.batch"]),
         (["digits", "--batch", "0"], ["--batch"]),

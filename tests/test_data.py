@@ -206,7 +206,7 @@ def test_unchecked_broken_image_is_named_when_met(tmp_path, workers):
     source = config.open()
     assert len(source) == 4
     with pytest.raises(
-        InputError, match=r"^x/\w+\.\w+ in .* cannot be decoded .*--data\.check leaves[^\n]*$"
+        InputError, match=r"^x/\w+\.\w+ in .* cannot be decoded .*`data\.check` leaves[^\n]*$"
     ):
         list(batches(source, config, seed=0, start=0, stop=4, batch=1, workers=workers))
 
@@ -219,7 +219,7 @@ def test_folder_errors_name_the_remedy(tmp_path):
     broken.mkdir()
     break_three(broken)
     for path, words in {
-        None: "--data.path DIR",
+        None: "`data.path` DIR",
         tmp_path / "missing": "is not a folder",
         empty: "holds no images",
         mixed: "beside class folders",
@@ -231,7 +231,7 @@ def test_folder_errors_name_the_remedy(tmp_path):
     (mixed / "a.png").unlink()
     with pytest.raises(InputError, match="no held-out part"):
         Folder(path=mixed).open("test")
-    with pytest.raises(InputError, match=r"has 1 classes, but --data\.classes is 7"):
+    with pytest.raises(InputError, match=r"has 1 classes, but `data\.classes` is 7"):
         Folder(path=mixed, classes=7).open()
 
 
@@ -309,7 +309,7 @@ def test_fashion_mnist_nowhere_to_be_had_says_how_to_get_it(monkeypatch, tmp_pat
 
     monkeypatch.setattr(arrays, "DEBIAN", tmp_path / "absent")
     monkeypatch.setattr("datasets.load_dataset", unreachable)
-    with pytest.raises(InputError, match=r"apt install dataset-fashion-mnist, or --data\.root DIR"):
+    with pytest.raises(InputError, match=r"apt install dataset-fashion-mnist, or `data\.root` DIR"):
         FashionMNIST().open()
     with pytest.raises(InputError, match=r"someone/pictures cannot be fetched .* local folder of parquet"):
         Hub(id="someone/pictures").open()
@@ -367,16 +367,16 @@ def test_hub_finds_columns_and_leaves_out_broken_rows(parquet):
 
 
 def test_hub_errors_name_the_remedy(parquet):
-    with pytest.raises(InputError, match=r"no held-out part: .*--data\.test-split"):
+    with pytest.raises(InputError, match=r"no held-out part: .*`data\.test_split`"):
         Hub(id=str(parquet)).open("test")
-    with pytest.raises(InputError, match=r"--data\.image-column is one of: picture, animal, year"):
+    with pytest.raises(InputError, match=r"`data\.image_column` is one of: picture, animal, year"):
         Hub(id=str(parquet), image_column="photo").open()
-    with pytest.raises(InputError, match=r"has 2 classes, but --data\.classes is 3"):
+    with pytest.raises(InputError, match=r"has 2 classes, but `data\.classes` is 3"):
         Hub(id=str(parquet), classes=3).open()
-    with pytest.raises(InputError, match=r"--data\.id"):
+    with pytest.raises(InputError, match=r"`data\.id`"):
         Hub().open()
     (parquet / f"{parquet.name}.py").write_text("raise SystemExit\n")
-    with pytest.raises(InputError, match=r"scripts are no longer supported.*--data\.id DIR"):
+    with pytest.raises(InputError, match=r"scripts are no longer supported.*`data\.id` DIR"):
         Hub(id=str(parquet)).open()
 
 
@@ -438,13 +438,13 @@ def test_wrong_caption_files_are_named_with_the_remedy(tmp_path):
             Folder(path=tmp_path, caption_column=column).open()
         assert "\n" not in str(caught.value)
 
-    refused(r"metadata\.jsonl is not there, nor .*; --data\.caption-column txt")
+    refused(r"metadata\.jsonl is not there, nor .*; `data\.caption_column` txt")
     refused(
-        r"none of the 1 images has a caption in UTF-8 \(a\.png, .*another --data\.caption-column",
+        r"none of the 1 images has a caption in UTF-8 \(a\.png, .*another `data\.caption_column`",
         column="txt",
     )
     write_rows(tmp_path, {"file_name": "a.png", "title": "x"})
-    refused(r"no column 'text'; --data\.caption-column is one of: title, txt")
+    refused(r"no column 'text'; `data\.caption_column` is one of: title, txt")
     write_rows(tmp_path, {"file_name": "a.png", "text": ["x", "y"]})
     refused(r"1 of 1 rows cannot be used, line 1 \('text' is not one text, \['x', 'y'\]\); correct the file")
     write_rows(tmp_path, {"file_name": "gone.png", "text": "y"})
@@ -478,7 +478,7 @@ def test_hub_reads_a_column_of_captions(tmp_path, monkeypatch):
     assert source.captions == ["a", "d"]
     assert source.broken == ("row 1", "row 2")
     assert Hub(id=str(tmp_path / "set")).open().captions is None
-    with pytest.raises(InputError, match=r"--data\.caption-column is one of: image, words, many"):
+    with pytest.raises(InputError, match=r"`data\.caption_column` is one of: image, words, many"):
         Hub(id=str(tmp_path / "set"), caption_column="text").open()
     with pytest.raises(InputError, match=r"'many' is not one text in 4 of 4 places, row 0 \(\['x'\]\)"):
         Hub(id=str(tmp_path / "set"), caption_column="many").open()
@@ -539,8 +539,8 @@ def test_shards_leave_out_broken_images_and_name_wrong_files(tmp_path):
     assert (source.broken, source.captions) == (("b.png of a.tar",), ["a"])
     for options, words in {
         ("label_column", "kind"): r"a\.png of a\.tar: 'kind' is not a label \(None\)",
-        ("caption_column", "words"): r"no 'words'; --data\.caption-column",
-        ("classes", 2): r"has 0 classes, but --data\.classes is 2",
+        ("caption_column", "words"): r"no 'words'; `data\.caption_column`",
+        ("classes", 2): r"has 0 classes, but `data\.classes` is 2",
     }.items():
         with pytest.raises(InputError, match=words):
             Webdataset(path=shard, **dict([options])).open()

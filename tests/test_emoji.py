@@ -220,7 +220,7 @@ def test_pictures_are_drawn_once_a_process_and_nobody_writes_into_them(table):
 
 def test_a_missing_font_or_table_names_the_package_and_the_field(tmp_path, table):
     with pytest.raises(
-        InputError, match=r"no\.ttf .* apt install fonts-noto-color-emoji, or --data\.font FILE"
+        InputError, match=r"no\.ttf .* apt install fonts-noto-color-emoji, or `data\.font` FILE"
     ):
         EmojiData(font=tmp_path / "no.ttf", table=table).open()
     with pytest.raises(InputError, match="cannot be opened as a font"):
@@ -233,7 +233,7 @@ def test_a_missing_font_or_table_names_the_package_and_the_field(tmp_path, table
         "other.txt": "no emoji",
     }.items():
         with pytest.raises(
-            InputError, match=rf"{words}.*apt install unicode-data, or --data\.table FILE"
+            InputError, match=rf"{words}.*apt install unicode-data, or `data\.table` FILE"
         ) as caught:
             read_table(tmp_path / name)
         assert "\n" not in str(caught.value)

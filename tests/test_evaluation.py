@@ -197,7 +197,7 @@ def test_wrong_training_sets_are_input_errors():
         fit_classifier(images, labels[:2], classes=4, **test)
     with pytest.raises(InputError, match="training images must be uint8"):
         fit_classifier(images.float(), labels, classes=4, **test)
-    with pytest.raises(InputError, match=r"--epochs 10000000: .*at most 1000000"):
+    with pytest.raises(InputError, match=r"`epochs` 10000000: .*at most 1000000"):
         fit_classifier(images, labels, classes=4, epochs=10**7, **test)
 
 

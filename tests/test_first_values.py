@@ -94,8 +94,12 @@ def test_a_deeper_network_begins_with_the_same_blocks():
     assert not torch.equal(deep["blocks.0.mlp.0.weight"], deep["blocks.1.mlp.0.weight"])
 
 
-def test_weights_that_no_machine_can_address_are_refused():
+@pytest.mark.parametrize("width", [2**40, 2**70])
+def test_weights_that_no_machine_can_address_are_refused(width):
     with pytest.raises(InputError, match=r"more than any machine can address; choose a smaller width"):
-        build(lambda: nn.Linear(2**40, 2**40), 0, "width")
+        build(lambda: nn.Linear(width, width), 0, "width")
+
+
+def test_weights_that_this_machine_has_no_room_for_are_refused():
     with pytest.raises(InputError, match=r"the weights of this network take .* GB"):
         build(lambda: nn.Linear(2**23, 2**23), 0, "width")

@@ -243,7 +243,7 @@ def test_a_run_most_of_whose_steps_are_lost_is_refused_where_a_line_is_due(tmp_p
     long = 200 * BATCH
     config = CONFIG.model_copy(update={"images": long, "checkpoint_images": long, "log_images": 60 * BATCH})
     state = begin()
-    with pytest.raises(NotFinite, match=r"in 57 of the last 60 steps.*--train\.lr"):
+    with pytest.raises(NotFinite, match=r"in 57 of the last 60 steps.*`train\.lr`"):
         run(tmp_path, config, lost=range(3 * BATCH, 10**6), state=state)
     assert state.images == 60 * BATCH
     assert not saved(tmp_path)

@@ -156,9 +156,9 @@ def test_a_weak_model_of_another_kind_is_refused(pipe, tmp_path):
     other = load("digits", CPU)
     other.recipe = other.recipe.replace(transport={"path": "gvp"})
     folder = other.save(tmp_path / "gvp")
-    with pytest.raises(InputError, match=r"--weak .*: path gvp, .*; a weak model needs path linear"):
+    with pytest.raises(InputError, match=r"`weak` .*: path gvp, .*; a weak model needs path linear"):
         pipe.generate({"label": [3]}, seeds=[0], weak=str(folder), guidance=2.0)
-    with pytest.raises(InputError, match="--guidance-channels 3"):
+    with pytest.raises(InputError, match="`guidance_channels` 3"):
         pipe.generate({"label": [3]}, seeds=[0], weak="digits", guidance=2.0, guidance_channels=3)
     assert math.isfinite(
         pipe.generate({"label": [3]}, seeds=[0], guidance_channels=1, steps=1).double().mean()

@@ -459,7 +459,7 @@ def test_embeddings_of_blocks_and_schedulers_that_are_refused(tmp_path, theirs):
     file.write_text('{"prediction_type": "v_prediction"}')
     one_line("prediction_type", tmp_path)
     file.write_text('{"prediction_type": "epsilon", "beta_end": 0.02}')
-    one_line("--heads 3", tmp_path, heads=3)
+    one_line("`heads` 3", tmp_path, heads=3)
     one_line("SiT", tmp_path, kind="SiT")
     weights = tmp_path / "transformer" / "diffusion_pytorch_model.safetensors"
     state = load_file(weights)
@@ -494,9 +494,9 @@ def test_names_that_do_not_fit_are_listed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "choices", "message"),
     [
-        ("x.pt", random_state(), {"heads": 3}, "DiT or SiT.*--kind"),
-        ("DiT-to-SiT.pt", random_state(), {"heads": 3}, "DiT or SiT.*--kind"),
-        ("DiT.pt", random_state(), {}, "width 36.*--heads"),
+        ("x.pt", random_state(), {"heads": 3}, "DiT or SiT.*`kind`"),
+        ("DiT-to-SiT.pt", random_state(), {"heads": 3}, "DiT or SiT.*`kind`"),
+        ("DiT.pt", random_state(), {}, "width 36.*`heads`"),
         ("DiT.pt", random_state(), {"heads": 5}, "36 is not divisible by 5 heads"),
         ("DiT.pt", random_state(), {"heads": 3, "kind": "UViT"}, "UViT.*DiT, SiT"),
         ("x.pt", {"conv1.weight": torch.ones(3)}, {}, "x_embedder.*missing; it holds conv1.weight"),

@@ -494,7 +494,7 @@ def test_flips_of_other_projects(latent, tmp_path):
     lightning(tmp_path / "one", flips=False)
     edm2(tmp_path / "edm2")
     for name in ("one", "edm2"):
-        with pytest.raises(InputError, match=r"no mirrored images, but --data\.flip is True"):
+        with pytest.raises(InputError, match=r"no mirrored images, but `data\.flip` is True"):
             open_for(latent, codec, tmp_path / name)
 
 
@@ -529,7 +529,7 @@ def test_damage_in_other_projects_layouts(latent, tmp_path):
     assert "has no labels, but --data.classes is 10" in told(tmp_path / "e")
     few = plain.replace(data={"classes": 10})
     np.save(tmp_path / "d" / "imagenet256_labels" / "3.npy", np.array([10]))
-    with pytest.raises(InputError, match=r"labels up to 10, but --data\.classes is 10"):
+    with pytest.raises(InputError, match=r"labels up to 10, but `data\.classes` is 10"):
         open_for(few, codec, tmp_path / "d")
 
 

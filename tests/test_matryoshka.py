@@ -303,12 +303,12 @@ def test_pyramids_that_cannot_be():
     for ratios, scales, message in (
         ((2, 2, 1), (), "levels of 2:2:1: each must be a multiple of the next"),
         ((4, 2), (), "the last be 1"),
-        ((2, 1), (1.0,), "--codec.level-scale has 1 numbers for 2 levels; give one for each"),
+        ((2, 1), (1.0,), "`codec.level_scale` has 1 numbers for 2 levels; give one for each"),
     ):
         with pytest.raises(InputError, match=message):
             PyramidCodec(base, ratios, scales)
     with pytest.raises(
-        InputError, match=r"10x12 has no levels of 4:1; .* multiples of 4: change --data\.size"
+        InputError, match=r"10x12 has no levels of 4:1; .* multiples of 4: change `data\.size`"
     ):
         PyramidCodec(base, (4, 1)).layout(10, 12)
 

@@ -272,7 +272,7 @@ def test_what_is_frozen_stays(inner, tmp_path):
 @pytest.mark.parametrize(
     ("backbone", "sections", "classes", "message"),
     [
-        (SMALL, {}, 10, "this backbone has no levels around another; give --init instead"),
+        (SMALL, {}, 10, "this backbone has no levels around another; give `init` instead"),
         (MatryoshkaConfig(inner=UNetConfig(width=32), levels=(THIN,)), {}, 10, 'has backbone {"width":16,.*, the recipe has {"width":32} inside; give the same'),
         (TWO.model_copy(update={"inner": SMALL.model_copy(update={"depth": 2})}), {}, 10, '"depth":1.*"depth":2'),
         (TWO, {"transport": {"path": "gvp"}}, 10, "has path linear, the recipe has gvp inside"),
@@ -286,7 +286,7 @@ def test_what_does_not_fit_inside(inner, backbone, sections, classes, message):
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with pytest.raises(InputError, match=message) as caught:
         load_inner(net, chosen, inner)
-    assert str(caught.value).startswith(f"--init-inner {inner}")
+    assert str(caught.value).startswith(f"`init_inner` {inner}")
     assert "\n" not in str(caught.value)
     assert all(value.equal(before[name]) for name, value in net.state_dict().items())
 
@@ -294,11 +294,11 @@ def test_what_does_not_fit_inside(inner, backbone, sections, classes, message):
 def test_as_many_levels_do_not_fit_inside(inner, tmp_path):
     quiet(nested(train={"images": 32}), tmp_path / "two")
     net = nested().build_backbone()
-    with pytest.raises(InputError, match=r"has 2 levels, this recipe 2: .* give --init"):
+    with pytest.raises(InputError, match=r"has 2 levels, this recipe 2: .* give `init`"):
         load_inner(net, nested(), tmp_path / "two")
     with pytest.raises(InputError, match="no run or snapshot there"):
         load_inner(net, nested(), tmp_path / "nothing")
-    with pytest.raises(InputError, match=r"--init-inner .* and --train\.stages"):
+    with pytest.raises(InputError, match=r"`init_inner` .* and `train\.stages`"):
         quiet(nested(train={"stages": (32,)}), tmp_path / "both", init_inner=inner)
     assert not (tmp_path / "both").exists()
 

@@ -57,9 +57,9 @@ def test_levels_that_are_asked_for(pipe):
     assert row[..., 8:16:2][:, :, ::2].equal(levels[1])
     assert row[..., 0:8:4][:, :, ::4].equal(levels[2])
     for wrong in ("3", "-1", "low", ""):
-        with pytest.raises(InputError, match=f"--levels {wrong}: this model has 3 levels; give 0 to 2"):
+        with pytest.raises(InputError, match=f"`levels` {wrong}: this model has 3 levels; give 0 to 2"):
             pipe.generate(cond, seeds=[0, 1], levels=wrong)
-    with pytest.raises(InputError, match="--levels 0: this model has 1 level; leave it out"):
+    with pytest.raises(InputError, match="`levels` 0: this model has 1 level; leave it out"):
         load("digits", CPU).generate({"label": [1]}, seeds=[0], levels="0")
 
 
@@ -74,7 +74,7 @@ def test_guidance_of_levels(pipe):
     assert not strong.equal(plain)
     for options in ({"level_guidance": (1.0, 2.0)}, {"level_guidance": (1.0, 2.0, 3.0), "weak": "digits"}):
         with pytest.raises(
-            InputError, match=r"--level-guidance has . scales for 3 levels; give one for each, wi"
+            InputError, match=r"`level_guidance` has . scales for 3 levels; give one for each, wi"
         ):
             pipe.generate(cond, seeds=seeds, **options)
 
@@ -157,7 +157,7 @@ def test_a_released_file_is_a_model(levels, shift, tmp_path):
     assert (sample.guidance, sample.choices["eta"]) == (7.5, 0)
     for name, value in net.state_dict().items():
         assert pipe.backbone.state_dict()[name].equal(value), name
-    with pytest.raises(InputError, match="leave out --kind"):
+    with pytest.raises(InputError, match="leave out `kind`"):
         ditkit.load(file, CPU, kind="DiT")
 
 
@@ -219,12 +219,12 @@ def test_levels_and_what_is_inside_by_flags(inner):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--backbone", "DiT-S/2", "--backbone.levels", "2"], "--backbone.levels is for --backbone Matryoshka or another"),
-        (["--backbone.inner", "DiT-S/2"], "--backbone.inner is for --backbone Matryoshka"),
+        (["--backbone", "DiT-S/2", "--backbone.levels", "2"], "`backbone.levels` is for `backbone` Matryoshka or another"),
+        (["--backbone.inner", "DiT-S/2"], "`backbone.inner` is for `backbone` Matryoshka"),
         (["--backbone", "Matryoshka", "--backbone.inner", "DiT-Q"], "unknown backbone 'DiT-Q' inside; choose one of: DiT,"),
         (["--backbone", "Matryoshka", "--backbone.inner", "MDM-256"], "unknown backbone 'MDM-256' inside"),
         (["--backbone", "Matryoshka", "--backbone.inner"], "unknown backbone '' inside"),
-        *[(["--backbone", "Matryoshka", "--backbone.levels", n], f"--backbone.levels '{n}': give the number of levels") for n in ("0", "-1", "two", "1.5", "²", "")],
+        *[(["--backbone", "Matryoshka", "--backbone.levels", n], f"`backbone.levels` '{n}': give the number of levels") for n in ("0", "-1", "two", "1.5", "²", "")],
         (["--backbone", "Matryoshka", "--backbone.levels", "2", "--transport.level-weights", "1", "2"], "level_weights has 2 numbers, this backbone needs 3"),
         (["--backbone", "Matryoshka", "--train.stages", "9", "9"], "2 stages before the last for 2 levels"),
     ],

@@ -150,9 +150,9 @@ def test_clothes_move_too(tmp_path, monkeypatch):
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(InputError, match=r"--data\.glyph 32 has no room to move in --data\.size 32"):
+    with pytest.raises(InputError, match=r"`data\.glyph` 32 has no room to move in `data\.size` 32"):
         MovingDigits(glyph=32).open()
-    with pytest.raises(InputError, match=r"--data\.digits 2 has 0 classes, but --data\.classes is 10"):
+    with pytest.raises(InputError, match=r"`data\.digits` 2 has 0 classes, but `data\.classes` is 10"):
         MovingDigits(digits=2, classes=10).open()
     for wrong in ({"speed": (2, 1)}, {"speed": (0, 1)}, {"digits": 4}, {"frames": 0}, {"flip": True}):
         with pytest.raises(ValidationError):

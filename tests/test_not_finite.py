@@ -30,11 +30,11 @@ def lost(request, tmp_path_factory):
 @pytest.mark.parametrize(
     "command",
     [
-        "sample {} --n 1",
-        "eval {} --n 10",
-        "likelihood {} --n 2",
-        "compare {} --n 10",
-        "convert {} --out there",
+        "sample {} `n` 1",
+        "eval {} `n` 10",
+        "likelihood {} `n` 2",
+        "compare {} `n` 10",
+        "convert {} `out` there",
     ],
 )
 def test_weights_that_are_not_finite_are_refused_by_name(lost, command, tmp_path, monkeypatch, capsys):
@@ -60,7 +60,7 @@ def test_states_that_are_not_finite_name_model_and_seed():
         pipe.backbone.forward = lambda x, t, cond, bad=bad, forward=forward: (
             forward(x, t, cond) + torch.tensor([0.0, bad]).view(-1, 1, 1, 1)
         )
-        with pytest.raises(NotFinite, match=r"digits: .*seed 7.*--steps"):
+        with pytest.raises(NotFinite, match=r"digits: .*seed 7.*`steps`"):
             pipe.generate({"label": [1, 2]}, seeds=[5, 7], guidance=1.0, steps=2)
         with pytest.raises(NotFinite, match=r"digits: the bits per dimension of image 1 of test"):
             likelihoods(pipe, 2, method="bound", steps=2)
@@ -112,12 +112,12 @@ def test_no_setting_is_infinite(value):
 @pytest.mark.parametrize(
     ("command", "flag"),
     [
-        ("sample digits --interval nan 1", "--interval"),
-        ("sample digits --guidance inf", "--guidance"),
-        ("sample digits --level-guidance 2 nan", "--level-guidance"),
-        ("sample digits --fps inf", "--fps"),
-        ("compare digits --guidance 1,inf", "--guidance"),
-        ("train digits --train.betas 0.9 nan", "--train.betas"),
+        ("sample digits `interval` nan 1", "--interval"),
+        ("sample digits `guidance` inf", "--guidance"),
+        ("sample digits `level_guidance` 2 nan", "--level-guidance"),
+        ("sample digits `fps` inf", "--fps"),
+        ("compare digits `guidance` 1,inf", "--guidance"),
+        ("train digits `train.betas` 0.9 nan", "--train.betas"),
     ],
 )
 def test_commands_name_the_flag(command, flag, capsys):

@@ -105,7 +105,7 @@ def test_values_without_a_range_or_out_of_it_are_refused_with_the_one_that_fits(
     low, high = FIELDS.min(), FIELDS.max()
     path = saved(tmp_path / "a.npy", FIELDS)
     denied(
-        rf"a\.npy holds float64 values from {low:g} to {high:g}; say which.* --data\.range -2\.\d+ 4\.\d+$",
+        rf"a\.npy holds float64 values from {low:g} to {high:g}; say which.* `data\.range` -2\.\d+ 4\.\d+$",
         path,
     )
     with pytest.raises(InputError) as caught:
@@ -116,7 +116,7 @@ def test_values_without_a_range_or_out_of_it_are_refused_with_the_one_that_fits(
     assert len(ArrayFiles(path=path, range=suggested).open()) == 20
     outside = int((FIELDS > 4).sum())
     denied(
-        rf"{outside} of 960 values, .* outside --data\.range -3 4; give a wider one, such as",
+        rf"{outside} of 960 values, .* outside `data\.range` -3 4; give a wider one, such as",
         path,
         range=(-3, 4),
     )
@@ -129,9 +129,9 @@ def test_values_without_a_range_or_out_of_it_are_refused_with_the_one_that_fits(
             saved(tmp_path / "h.npy", holes),
             range=bounds,
         )
-    denied(r"such as --data\.range 273 273\.1$", saved(tmp_path / "c.npy", np.full((3, 4, 4), 273.0)))
+    denied(r"such as `data\.range` 273 273\.1$", saved(tmp_path / "c.npy", np.full((3, 4, 4), 273.0)))
     for wrong in ((1, 1), (2, 1), (0, float("inf")), (float("nan"), 1)):
-        with pytest.raises(ValidationError, match=r"--data\.range|finite number"):
+        with pytest.raises(ValidationError, match=r"`data\.range`|finite number"):
             ArrayFiles(range=wrong)
 
 
@@ -142,7 +142,7 @@ def test_values_are_looked_through_once_while_the_file_stays_as_it_is(tmp_path, 
     opened(path)
     monkeypatch.undo()
     saved(path, np.concatenate([FIELDS, 2 * FIELDS]))
-    denied(r"outside --data\.range", path, range=(-3, 5))
+    denied(r"outside `data\.range`", path, range=(-3, 5))
 
 
 # files
@@ -250,7 +250,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
     )
     (tmp_path / "empty").mkdir()
     denied(r"empty holds no \.npy, \.npz, \.safetensors files", tmp_path / "empty")
-    denied("has no held-out part; --data.test", paths["stored.npz"], "test")
+    denied("has no held-out part; `data.test`", paths["stored.npz"], "test")
 
 
 # what the arrays mean
@@ -270,11 +270,11 @@ def test_arrays_are_found_by_name_or_because_there_is_one(tmp_path):
     assert found(temperature=FIELDS, time=numbers, y=numbers) == (True, True)
     assert found("b", a=FIELDS + 9, b=FIELDS) == (False, True)
     assert found(images=FIELDS, arr_1=FIELDS) == (False, True)  # no labels
-    there = r"a\.npz: .* --data\.array is one of: a float64 \(20, 2, 4, 6\), b float64"
+    there = r"a\.npz: .* `data\.array` is one of: a float64 \(20, 2, 4, 6\), b float64"
     np.savez(tmp_path / "a.npz", a=FIELDS, b=FIELDS)
     denied("which of its arrays are the images.*" + there.removeprefix(r"a\.npz: "), tmp_path / "a.npz")
-    denied("no array 'c'; --data.array is one of", tmp_path / "a.npz", array="c")
-    denied("no array 'c'; --data.labels is one of", tmp_path / "a.npz", array="a", labels="c", range=(-3, 5))
+    denied("no array 'c'; `data.array` is one of", tmp_path / "a.npz", array="c")
+    denied("no array 'c'; `data.labels` is one of", tmp_path / "a.npz", array="a", labels="c", range=(-3, 5))
     np.savez(tmp_path / "a.npz", x=FIELDS, y=numbers, labels=numbers)
     denied("which are the labels", tmp_path / "a.npz", range=(-3, 5))
     assert opened(tmp_path / "a.npz", labels="y").labels.tolist() == list(range(20))
@@ -316,7 +316,7 @@ def test_sizes_are_checked_and_nothing_is_resized(tmp_path):
     assert ArrayFiles(path=path, size=4, width=6, channels=2).resolved().shape == (4, 6)
     for wrong in ({"size": 6}, {"width": 4}, {"channels": 3}):
         denied(
-            r"images of 4x6 with 2 channels \(nchw\), but --data\.(size|width|channels) is \d", path, **wrong
+            r"images of 4x6 with 2 channels \(nchw\), but `data\.(size|width|channels)` is \d", path, **wrong
         )
     assert ArrayFiles(path=path).resolved().scaled(1, 2) == {"size": 2, "width": 3}
     denied("give real and imaginary parts as two channels", saved(tmp_path / "c.npy", FIELDS * 1j))
@@ -332,11 +332,11 @@ def test_labels_come_from_the_file_or_an_npy_beside_it(tmp_path):
     assert opened(path, labels=labels, classes=5).names == ("0", "1", "2", "3", "4")
     assert opened(path, labels=labels, classes=0).labels is None
     bounds = {"range": (-3, 5)}
-    denied("has 3 classes, but --data.classes is 2", path, labels=labels, classes=2, **bounds)
+    denied("has 3 classes, but `data.classes` is 2", path, labels=labels, classes=2, **bounds)
     denied(
-        "has labels up to 2, but --data.names are 2; give 3", path, labels=labels, names=("a", "b"), **bounds
+        "has labels up to 2, but `data.names` are 2; give 3", path, labels=labels, names=("a", "b"), **bounds
     )
-    denied(r"--data\.names: .*a\.npy has no labels; --data\.labels", path, names=("a", "b"), **bounds)
+    denied(r"`data\.names`: .*a\.npy has no labels; `data\.labels`", path, names=("a", "b"), **bounds)
     for wrong, words in {
         "short": (numbers[:4], "has 4 labels for 20 images"),
         "below": (numbers - 1, "holds the label -1; classes are numbered from 0"),
@@ -359,14 +359,14 @@ def test_a_held_out_part_is_a_file_of_its_own_of_the_same_kind(tmp_path):
     assert len(section.training()) == 20
     assert section.open("test").labels.tolist() == numbers[:5].tolist()
     without = section.model_copy(update={"test_labels": None})
-    with pytest.raises(InputError, match=r"--data\.test-labels names those of the held-out part"):
+    with pytest.raises(InputError, match=r"`data\.test_labels` names those of the held-out part"):
         without.training()
     assert (
         len(ArrayFiles(path=tmp_path, test=test, labels=labels, test_labels=others, range=(-3, 5)).open())
         == 20
     )
     saved(test, FIELDS[:5, :, :, :4])
-    with pytest.raises(InputError, match=r"t\.npy is .* but --data\.width is 6"):
+    with pytest.raises(InputError, match=r"t\.npy is .* but `data\.width` is 6"):
         section.resolved()
     saved(test, 9 * FIELDS[:5])
     with pytest.raises(InputError, match=r"t\.npy: \d+ of 240 values"):
@@ -517,7 +517,7 @@ def test_a_file_that_has_changed_is_seen_on_resume(tmp_path):
     go_on()
     np.savez(tmp_path / "a.npz", x=fields[::-1], y=labels)
     with pytest.raises(
-        InputError, match=r"1 changed \(a\.npz\); put them back, or give --data\.changed accept"
+        InputError, match=r"1 changed \(a\.npz\); put them back, or give `data\.changed` accept"
     ):
         go_on()
     go_on(changed="accept")
@@ -544,7 +544,7 @@ def test_sample_writes_numbers_convert_keeps_them(two, tmp_path, capsys):
     status, out, _ = ditkit(capsys, "sample", two, "--n", 6, "--npz", "--png", "--out", tmp_path / "s")
     assert status == 0
     assert "pictures show 2 channels side by side, each grey" in out
-    assert "-40 as 0 and 80 as 255; --npz writes the numbers" in out
+    assert "-40 as 0 and 80 as 255; `npz` writes the numbers" in out
     with np.load(tmp_path / "s" / "samples.npz") as file:
         fields, labels = file["arr_0"], file["labels"]
     assert (fields.dtype, fields.shape, labels.tolist()) == (np.float32, (6, 2, 8, 12), [0, 1, 2, 0, 1, 2])

@@ -139,7 +139,7 @@ def test_parts_of_ones_own_are_trained_sampled_saved_and_resumed(folder, registr
         line = capsys.readouterr().err.splitlines()[-1]
         assert "recipe.json: data: unknown 'tenths'; there are digits, fashion-mnist, " in line
         assert line.endswith("--plugin MODULE")
-    with pytest.raises(InputError, match=r"unknown 'tenths'.* --plugin MODULE$"):
+    with pytest.raises(InputError, match=r"unknown 'tenths'.* `plugin` MODULE$"):
         ditkit.load("snapshot")
     assert main(["sample", "snapshot", "--plugin", "mine", "--n", "1"]) == 0
 

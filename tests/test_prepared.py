@@ -178,7 +178,7 @@ def test_a_disk_that_is_full_ends_what_was_asked_for_and_not_what_was_not(
 
     monkeypatch.setattr(preparing.np, "save", full)
     with pytest.raises(
-        InputError, match=r"cannot be kept \(No space left .*another --data\.cache DIR, or off"
+        InputError, match=r"cannot be kept \(No space left .*another `data\.cache` DIR, or off"
     ):
         Folder(path=folder, size=12, cache=tmp_path / "cache").open()
     monkeypatch.setenv("DITKIT_CACHE", str(tmp_path / "auto"))
@@ -192,7 +192,7 @@ def test_what_is_too_much_for_auto_is_decoded_as_it_is_read(folder, tmp_path, mo
     monkeypatch.setattr(prepared, "AUTO_BYTES", 1000)
     source = Folder(path=folder, size=12).open()
     assert source.decodes
-    assert "--data.cache DIR keeps them" in caplog.text
+    assert "`data.cache` DIR keeps them" in caplog.text
     assert not list((tmp_path / "auto").rglob("pixels-*"))
     monkeypatch.setattr(preparing, "examine", None)  # but what was found out is kept
     assert len(all_of(Folder(path=folder, size=12), workers=2)) == 12
@@ -280,7 +280,7 @@ def test_images_larger_than_the_limit_are_named_and_pillow_has_its_own_limit_bac
     save(tmp_path / "small.png", 1, (10, 10))  # twice Pillow's limit
     source = Folder(path=tmp_path, size=8, max_pixels=500).open()
     assert source.broken == ("large.png",)
-    assert "large.png (30 x 20 pixels, more than --data.max-pixels 500)" in caplog.text
+    assert "large.png (30 x 20 pixels, more than `data.max_pixels` 500)" in caplog.text
     with own_limit(), own_limit():
         assert Image.MAX_IMAGE_PIXELS is None
     assert Image.MAX_IMAGE_PIXELS == 50
@@ -366,10 +366,10 @@ def test_copies_are_on_one_side_and_added_files_move_nothing(tmp_path, kind):
 
 def test_a_part_that_would_be_empty_is_refused(tmp_path):
     save(tmp_path / "a.png", 0)
-    with pytest.raises(InputError, match=r"no held-out part; --data\.held-out 0\.02 keeps one"):
+    with pytest.raises(InputError, match=r"no held-out part; `data\.held_out` 0\.02 keeps one"):
         Folder(path=tmp_path, size=8).open("test")
     for share, split in ((1e-9, "test"), (1 - 1e-9, "train")):
-        with pytest.raises(InputError, match=r"part: --data\.held-out"):
+        with pytest.raises(InputError, match=r"part: `data\.held_out`"):
             Folder(path=tmp_path, size=8, held_out=share).open(split)
 
 

@@ -137,7 +137,7 @@ def test_losses_are_means_of_levels_and_a_weighted_sum():
     weighted = transport("linear", predict="data", level_weights=(1.0, 4.0))
     found = weighted.losses(net, x0, {}, t=t, eps=eps, layout=TWO)["loss"]
     torch.testing.assert_close(found, squares[:, 0] + 4 * squares[:, 1])
-    with pytest.raises(InputError, match=r"--transport\.level-weights has 2 numbers for 1 levels"):
+    with pytest.raises(InputError, match=r"`transport\.level_weights` has 2 numbers for 1 levels"):
         weighted.losses(net, x0, {}, t=t, eps=eps)
 
 

@@ -212,7 +212,7 @@ def test_two_trainings_in_one_folder_are_one_and_a_line(small, tmp_path):
     with owned(tmp_path / "run"):
         for recipe in (small, other):
             with pytest.raises(
-                InputError, match=r"run: another process is writing into this folder; .*another --out"
+                InputError, match=r"run: another process is writing into this folder; .*another `out`"
             ):
                 train(recipe, tmp_path / "run", device=CPU, progress=False)
         assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]

@@ -495,7 +495,7 @@ def test_the_grid_of_an_sde_ends_with_its_last_step():
     torch.testing.assert_close(grid, f64([*torch.linspace(0.999, 0.1, 5).tolist(), 0]), rtol=1e-6, atol=0)
     grid = SamplingConfig(sampler="sde_heun", steps=5, last_step="none").times(tr)
     torch.testing.assert_close(grid, torch.linspace(0.999, 0.001, 6, dtype=torch.float64))
-    with pytest.raises(InputError, match=r"--last-step-size 0.9995 must be less than 0.999"):
+    with pytest.raises(InputError, match=r"`last_step_size` 0.9995 must be less than 0.999"):
         SamplingConfig(sampler="sde_heun", last_step_size=0.9995).times(tr)
 
 
@@ -506,7 +506,7 @@ def test_a_singular_coefficient_is_refused():
         ("euler_maruyama", lambda t, c, norm: norm / c.alpha, [1.0, 0.5, 0.0], "is inf at t = 1 "),
         ("sde_heun", lambda t, c, norm: norm / c.sigma, [0.5, 0.0], "is inf at t = 0 "),
         ("euler_maruyama", lambda t, c, norm: norm * (t - 0.7), [0.5, 0.1], "is -0.2 at t = 0.5 "),
-        ("sde_heun", "sideways", [0.5, 0.1], "unknown --diffusion 'sideways'; choose one of: sigma"),
+        ("sde_heun", "sideways", [0.5, 0.1], "unknown `diffusion` 'sideways'; choose one of: sigma"),
     ):
         with pytest.raises(InputError, match=message):
             SAMPLERS[name].run(denoise, x, f64(grid), {}, noise=source(0), diffusion=wrong, last_step="none")
@@ -534,19 +534,19 @@ def asked(config, **values):
     [
         (
             {"sampler": "heun", "diffusion": "sbdm"},
-            "--diffusion sbdm: sampler heun has no such choice; leave it out, or take --sampler euler_maruyama or",
+            "`diffusion` sbdm: sampler heun has no such choice; leave it out, or take `sampler` euler_maruyama or",
         ),
-        ({"sampler": "ancestral", "last_step": "mean"}, "--last-step mean: sampler ancestral has no such"),
+        ({"sampler": "ancestral", "last_step": "mean"}, "`last_step` mean: sampler ancestral has no such"),
         ({"sampler": "sde_heun", "diffusion_norm": 0.0}, "diffusion_norm"),
         ({"sampler": "sde_heun", "diffusion_norm": math.inf}, "diffusion_norm"),
         ({"sampler": "sde_heun", "diffusion": "sideways"}, "diffusion: unknown 'sideways'; there are sigma,"),
-        ({"sampler": "dopri5", "steps": 50}, "--steps 50: dopri5 chooses its own steps; give --tolerance"),
-        ({"sampler": "heun", "respacing": "ddim50"}, "--respacing ddim50: sampler heun has no such choice"),
+        ({"sampler": "dopri5", "steps": 50}, "`steps` 50: dopri5 chooses its own steps; give `tolerance`"),
+        ({"sampler": "heun", "respacing": "ddim50"}, "`respacing` ddim50: sampler heun has no such choice"),
         (
             {"sampler": "ddim", "respacing": "ddim50", "steps": 9},
-            "--steps 9 and --respacing ddim50: both say",
+            "`steps` 9 and `respacing` ddim50: both say",
         ),
-        ({"sampler": "dopri5", "grid": "karras"}, "--grid karras: sampler dopri5 has no such choice"),
+        ({"sampler": "dopri5", "grid": "karras"}, "`grid` karras: sampler dopri5 has no such choice"),
         ({"sampler": "leapfrog"}, "sampler: unknown 'leapfrog'; there are euler, heun"),
         ({"steps": 0}, "steps.*0"),
     ],
@@ -568,7 +568,7 @@ def test_another_sampler_leaves_the_recipes_choices_behind():
         "last_step_size": 0.04,
     }
     assert asked(recipe) == recipe
-    with pytest.raises(InputError, match="--steps 5: dopri5 chooses"):
+    with pytest.raises(InputError, match="`steps` 5: dopri5 chooses"):
         asked(SamplingConfig(sampler="dopri5"), steps=5)
 
 
@@ -680,9 +680,9 @@ def test_respacing_chooses_the_knots():
         assert chosen.nfe(grid, tr) == 50
     assert time_grid(tr, "jump", 7, respacing="100,50").shape == (151,)
     assert time_grid(tr, "jump", 7, respacing="1").tolist() == [1, 0]
-    with pytest.raises(InputError, match="--respacing ddim50: path linear has no knots"):
+    with pytest.raises(InputError, match="`respacing` ddim50: path linear has no knots"):
         time_grid(transport("linear"), "jump", 5, respacing="ddim50")
-    with pytest.raises(InputError, match="--respacing 50 and --grid karras"):
+    with pytest.raises(InputError, match="`respacing` 50 and `grid` karras"):
         time_grid(tr, "jump", 5, respacing="50", grid="karras")
 
 

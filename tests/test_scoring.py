@@ -198,7 +198,7 @@ def test_sampled_images_come_with_their_labels_and_protocol(run):
 def test_folders_are_squares_of_one_size_or_cropped(tmp_path):
     for name, size in (("a", (12, 12)), ("b", (12, 12)), ("c", (20, 14))):
         Image.new("RGB", size, (10, 20, 30)).save(tmp_path / f"{name}.png")
-    with pytest.raises(InputError, match=r"a.png 12x12 and c.png 20x14; give --size"):
+    with pytest.raises(InputError, match=r"a.png 12x12 and c.png 20x14; give `size`"):
         files(tmp_path)
     cropped = files(tmp_path, size=8)
     assert cropped.protocol["preparation"] == "ADM's crop to 8"

@@ -198,7 +198,7 @@ def test_a_worker_that_was_killed_is_one_line(error):
     """Really killed in the fault campaign: torch raises at a moment of chance, which may lie after a test."""
     with (
         pytest.raises(
-            InputError, match=r"^a process that reads images ended, [^\n]*--train.workers 0[^\n]*$"
+            InputError, match=r"^a process that reads images ended, [^\n]*`train.workers` 0[^\n]*$"
         ),
         workers_named(),
     ):

@@ -104,14 +104,14 @@ def test_a_clip_depends_on_its_seed_only(pipe):
 def test_other_sizes_and_lengths_than_trained(pipe):
     made = pipe.generate({"label": [1]}, seeds=[0], size=(8, 24), frames=7)
     assert made.shape == (1, 1, 7, 8, 24)
-    with pytest.raises(InputError, match=r"--size 10x16: this model takes sides that are multiples of 4"):
+    with pytest.raises(InputError, match=r"`size` 10x16: this model takes sides that are multiples of 4"):
         pipe.generate({"label": [1]}, seeds=[0], size=(10, 16))
 
 
 def test_images_of_other_sizes(folder):
     pipeline = awake(native(folder))
     assert pipeline.generate(seeds=[0, 1], size=(8, 20)).shape == (2, 1, 8, 20)
-    with pytest.raises(InputError, match="--frames 4: this model makes images"):
+    with pytest.raises(InputError, match="`frames` 4: this model makes images"):
         pipeline.generate(seeds=[0], frames=4)
 
 
@@ -161,7 +161,7 @@ def test_longer_clips_go_on_from_the_last_frames(pipe):
     looped = roll_out(pipe, cond, seeds=[3, 4], keep=2, loop=True)
     assert looped.shape[2] == 6  # one frame leads from the last two to the first two
     assert looped[:, :, :5].equal(first)
-    with pytest.raises(InputError, match="--keep 3: of windows of 5 frames, keep 1 to 2"):
+    with pytest.raises(InputError, match="`keep` 3: of windows of 5 frames, keep 1 to 2"):
         roll_out(pipe, cond, seeds=[3, 4], keep=3, loop=True)
 
 
@@ -327,7 +327,7 @@ def test_clips_in_latents_of_their_frames(tmp_path):
         ),
         ({"train": {"score_images": 10}}, "data.aspect native: train.score_images and train.latents"),
         ({"transport": {"known_frames": 0.5}}, "transport.known_frames is for data of clips"),
-        ({"train": {"tokens": 15}}, "--train.tokens 15 is less than the 16 tokens of one sample of 16x16"),
+        ({"train": {"tokens": 15}}, "`train.tokens` 15 is less than the 16 tokens of one sample of 16x16"),
         (
             {"train": {"packed": True, "tokens": 512}, "backbone": UNetConfig(width=32, multipliers=(1,))},
             "train.packed, but backbone.kind UNet takes no packed rows; take a DiT, or leave train.packed out",
@@ -385,10 +385,10 @@ def test_sampling_clips_by_command(tmp_path, capsys, pipe):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--size", "a"], "--size a: give height x width"),
-        (["--image", "a.png", "--extend", "b.gif"], "--image and --extend: clips begin with one of them"),
+        (["--size", "a"], "`size` a: give height x width"),
+        (["--image", "a.png", "--extend", "b.gif"], "`image` and `extend`: clips begin with one of them"),
         (["--image", "nowhere.png"], "nowhere.png cannot be read as a clip"),
-        (["--keep", "9", "--loop"], "--keep 9: of windows of 5 frames, keep 1 to 2"),
+        (["--keep", "9", "--loop"], "`keep` 9: of windows of 5 frames, keep 1 to 2"),
     ],
 )
 def test_wrong_wishes_for_clips(tmp_path, capsys, pipe, arguments, message):
@@ -408,7 +408,7 @@ def test_a_picture_of_another_size(tmp_path, capsys, pipe):
 
 def test_images_are_no_clips(capsys, tmp_path):
     said = run("sample", "digits", "--loop", "--out", tmp_path, capsys=capsys, fails=True)
-    assert "--loop: this model makes images, not clips" in said
+    assert "`loop`: this model makes images, not clips" in said
 
 
 def test_scores_of_clips_are_of_their_frames():

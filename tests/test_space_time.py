@@ -497,11 +497,11 @@ def test_costs_by_name():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"frames": 4}, "--frames 4: DiT-S/2, .* is a network of images; give it a tubelet"),
-        ({"frames": 3, "tubelet": 2}, "--frames 3: .* takes multiples of its tubelet, 2"),
-        ({"frames": 0, "tubelet": 2}, "--frames 0: .* takes multiples of its tubelet, 2"),
-        ({"tubelet": 2}, "--frames 1: .* takes multiples of its tubelet, 2"),
-        ({"size": 250, "frames": 2, "tubelet": 2}, "--size 250: .* takes 240, 256"),
+        ({"frames": 4}, "`frames` 4: DiT-S/2, .* is a network of images; give it a tubelet"),
+        ({"frames": 3, "tubelet": 2}, "`frames` 3: .* takes multiples of its tubelet, 2"),
+        ({"frames": 0, "tubelet": 2}, "`frames` 0: .* takes multiples of its tubelet, 2"),
+        ({"tubelet": 2}, "`frames` 1: .* takes multiples of its tubelet, 2"),
+        ({"size": 250, "frames": 2, "tubelet": 2}, "`size` 250: .* takes 240, 256"),
     ],
 )
 def test_errors_of_costs(fields, message):
@@ -515,12 +515,12 @@ def test_errors_of_costs(fields, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"attention": "factorised"}, "attention factorised is of clips: give --backbone.tubelet 1"),
+        ({"attention": "factorised"}, "attention factorised is of clips: give `backbone.tubelet` 1"),
         ({"attention": "factorised", "tubelet": 1, "depth": 3}, "depth 3 is odd; use 4"),
         ({"grid": (4, 4, 4)}, r"grid \(4, 4, 4\) has 3 axes, .* tubelet 0 has 2: give \(rows, columns\)"),
         ({"grid": (4, 4), "tubelet": 1}, r"has 2 axes, .* has 3: give \(frames, rows, columns\)"),
         ({"grid": (0, 4)}, "grid.0: .*greater than or equal to 1"),
-        ({"extrapolation": "ntk"}, "extrapolation ntk from what size.* --backbone.grid"),
+        ({"extrapolation": "ntk"}, "extrapolation ntk from what size.* `backbone.grid`"),
         ({"positions": "rotary", "heads": 8}, "on 2 axes need .* 4 or more, not 2; use fewer heads"),
         ({"positions": "rotary", "heads": 4, "tubelet": 1}, "on 3 axes need .* 6 or more, not 4"),
         ({"positions": "rotary", "width": 36, "heads": 4}, "an even number of channels, 4 or more, not 9"),
@@ -540,7 +540,7 @@ def test_error_of_frames_asked_of_a_network_of_images(name):
     x, t = torch.empty(1, channels, 4, 16, 16, device="meta"), torch.empty(1, device="meta")
     for ask in (lambda: net(x, t), lambda: net.check_size(4, 16, 16)):
         with pytest.raises(
-            InputError, match=r"frames asked of a network of images: .*4x16x16.*--backbone.tubelet"
+            InputError, match=r"frames asked of a network of images: .*4x16x16.*`backbone.tubelet`"
         ):
             ask()
 
@@ -550,7 +550,7 @@ def test_error_of_frames_asked_of_a_network_of_images(name):
     [
         (
             (3, 4, 4),
-            "a clip of 3 frames is not divisible into tubelets of 2; .*--data.frames .*--backbone.tubelet",
+            "a clip of 3 frames is not divisible into tubelets of 2; .*`data.frames` .*`backbone.tubelet`",
         ),
         ((4, 4), "a clip of 1 frame is not divisible into tubelets of 2"),
         ((4, 5, 4), "5x4 is not divisible into patches of 2"),

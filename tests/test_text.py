@@ -302,14 +302,14 @@ def test_what_is_missing_is_named_with_the_remedy(t5, tmp_path, monkeypatch):
             load_text_encoder(name, **choices)
         assert "\n" not in str(caught.value)
 
-    refused(r"--text\.length 65: .* reads at most 64 tokens", str(t5), length=65)
+    refused(r"`text\.length` 65: .* reads at most 64 tokens", str(t5), length=65)
     odd = shutil.copytree(t5, tmp_path / "odd")
     settings = json.loads((odd / "tokenizer_config.json").read_text(encoding="utf-8"))
     settings["model_max_length"] = [64]
     (odd / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     refused(r"odd: model_max_length or max_position_embeddings is no number", str(odd))
     refused("text encoder: length: .*greater than or equal to 2", str(t5), length=1)
-    refused(r"--text\.dim 32: .* has 24 channels; give --text\.dim 24", str(t5), dim=32)
+    refused(r"`text\.dim` 32: .* has 24 channels; give `text\.dim` 24", str(t5), dim=32)
 
     def gone(*args, **options):
         raise ConnectionError("no route to the Hub\nat all")
@@ -483,8 +483,8 @@ def test_a_cache_of_something_else_is_refused_by_name(t5, clip, tmp_path):
             embed(captions, config.model_copy(update=choices), folder)
         assert "\n" not in str(caught.value)
 
-    refused(r"embedded with --text\.length 8, not 9", length=9)
-    refused(r"embedded with --text\.dtype fp32, not bf16", dtype="bf16")
+    refused(r"embedded with `text\.length` 8, not 9", length=9)
+    refused(r"embedded with `text\.dtype` fp32, not bf16", dtype="bf16")
     refused(
         rf"embedded by {t5} \({identity(t5)[:12]}\), not by {clip} \({identity(clip)[:12]}\)", id=str(clip)
     )

@@ -179,7 +179,7 @@ def test_by_name():
     [
         ({"text": "cross_attention"}, 0, "needs a text encoder"),
         ({"text_pooled": True}, 0, "needs a text encoder"),
-        ({}, DIM, "takes no text; give --backbone.text cross_attention"),
+        ({}, DIM, "takes no text; give `backbone.text` cross_attention"),
     ],
 )
 def test_a_text_and_a_way_of_telling_it_go_together(fields, text_dim, message):

@@ -193,11 +193,11 @@ def test_prompts_and_seeds_are_as_many(run):
 
 def test_a_text_needs_captions_a_network_and_the_encoder_it_was_made_for(recipe, tmp_path):
     silent = recipe.replace(data={"caption_column": None})
-    with pytest.raises(InputError, match="--text minilm: the data has no captions"):
+    with pytest.raises(InputError, match="`text` minilm: the data has no captions"):
         train(silent, tmp_path / "silent", device=CPU, progress=False)
     with pytest.raises(InputError, match="U-DiT takes no text"):
         Recipe.checked(recipe.model_dump() | {"backbone": {"kind": "U-DiT"}}, "x").build_backbone()
-    with pytest.raises(InputError, match=r"minilm has 384 channels; give --text.dim 384"):
+    with pytest.raises(InputError, match=r"minilm has 384 channels; give `text.dim` 384"):
         TextConfig(dim=16).build(CPU)
     assert not (tmp_path / "silent").exists()
 

@@ -163,7 +163,7 @@ def test_stop_and_resume_is_bit_for_bit_the_same(trained, tmp_path, monkeypatch)
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
     logs = [[row["loss"] for row in read_log(folder / "log.jsonl")] for folder in (whole, tmp_path / "parts")]
     assert logs[0] == logs[1]
-    with pytest.raises(InputError, match=r"train\.kl 1e-06, not 0\.1.*--out"):
+    with pytest.raises(InputError, match=r"train\.kl 1e-06, not 0\.1.*`out`"):
         quiet(changed(kl=0.1), tmp_path / "parts")
 
 
@@ -294,7 +294,7 @@ def test_hopeless_training_says_so(tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "losses", infinite)
     with pytest.raises(
-        InputError, match=r"the gradient was not finite in \d+ of the last.*lower --train\.lr"
+        InputError, match=r"the gradient was not finite in \d+ of the last.*lower `train\.lr`"
     ):
         quiet(TINY, tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()

@@ -210,7 +210,7 @@ def test_ema_rampup_forgets_the_start():
 
 def test_another_recipe_is_refused(small, tmp_path):
     quiet(small.replace(train={"images": 32}), tmp_path / "run")
-    with pytest.raises(InputError, match=r"train\.lr 0\.006, not 0\.5.*--out"):
+    with pytest.raises(InputError, match=r"train\.lr 0\.006, not 0\.5.*`out`"):
         quiet(small.replace(train={"lr": 0.5}), tmp_path / "run")
     with pytest.raises(InputError, match=r"backbone\.width 24, not 48"):
         quiet(small.replace(backbone={"width": 48}), tmp_path / "run")
@@ -292,7 +292,7 @@ def test_non_finite_steps_are_skipped_and_counted(small, tmp_path, monkeypatch):
         return terms
 
     monkeypatch.setattr("ditkit.training.loop.backward", always)
-    with pytest.raises(InputError, match=r"--train\.lr"):
+    with pytest.raises(InputError, match=r"`train\.lr`"):
         quiet(small.replace(train={"batch": 4}), tmp_path / "hopeless")
 
 
@@ -313,7 +313,7 @@ def test_a_run_most_of_whose_steps_were_skipped_ends_with_an_error(small, tmp_pa
     """Too short for many in a row; and it is not taken for finished when it is started again."""
     poison(monkeypatch, range(1, 100))
     for _ in range(2):
-        with pytest.raises(NotFinite, match=r"in [59] of the last (5|10) steps.*--train\.lr"):
+        with pytest.raises(NotFinite, match=r"in [59] of the last (5|10) steps.*`train\.lr`"):
             quiet(small, tmp_path / "run")
         assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["000000000160"]
 

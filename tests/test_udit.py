@@ -614,7 +614,7 @@ def test_error_of_a_size_that_does_not_halve(attention, factor):
     net.check_size(factor, 3 * factor)
     net(*inputs(1, factor, 3 * factor))
     for size in ((factor + factor // 2, factor), (factor, factor - 1)):
-        expected = f"{size[0]}x{size[1]} cannot be halved .*--data.size to a multiple of {factor} "
+        expected = f"{size[0]}x{size[1]} cannot be halved .*`data.size` to a multiple of {factor} "
         with pytest.raises(InputError, match=expected):
             net(*inputs(1, *size))
 

@@ -281,8 +281,8 @@ def test_there_and_back(tmp_path):
             "table of 1 rows",
         ),
         (lambda s: s.update({"x_embedder.proj.weight": torch.ones(8)}), {}, "x_embedder.proj.weight is"),
-        (lambda s: None, {"kind": "DiT"}, "a U-DiT, whose weights say all; leave out --kind"),
-        (lambda s: None, {"heads": 2}, "leave out --kind and --heads"),
+        (lambda s: None, {"kind": "DiT"}, "a U-DiT, whose weights say all; leave out `kind`"),
+        (lambda s: None, {"heads": 2}, "leave out `kind` and `heads`"),
         (
             lambda s: [s.pop(name) for name in list(s) if name.startswith("decoder_level_1")],
             {},

@@ -306,13 +306,13 @@ def test_a_rate_that_varies_is_resampled_by_times_or_left_out(tmp_path):
     ]  # a frame of 24 a second is missing after number 20
     write(tmp_path / "dropped.mp4", stamps=stamps)
     with pytest.raises(
-        InputError, match=r"dropped\.mp4 \(frames at uneven times; --data\.fps resamples them\)"
+        InputError, match=r"dropped\.mp4 \(frames at uneven times; `data\.fps` resamples them\)"
     ):
         folder(tmp_path)
     source = folder(tmp_path, frames=9, fps=4)
     assert shown(source.clip(0, None)) == [0, 6, 12, 18, 23, 29, 35, 41, 47]
     write(tmp_path / "even.mkv")  # in milliseconds: 42, 41, 42, ...
-    assert folder(tmp_path).broken == ("dropped.mp4 (frames at uneven times; --data.fps resamples them)",)
+    assert folder(tmp_path).broken == ("dropped.mp4 (frames at uneven times; `data.fps` resamples them)",)
 
 
 def test_clips_are_cut_to_a_square_as_images_are(tmp_path):
@@ -407,7 +407,7 @@ def test_what_cannot_be_used_is_counted_named_and_left_out(tmp_path, caplog):
     titles = [path.name for path in sorted(tmp_path.iterdir()) if path.name not in str(unchecked.broken)]
     assert titles == ["good.mp4", "hole.avi", "hole.mp4"], "that two are broken is not found"
     with pytest.raises(
-        InputError, match=r"hole\.mp4 cannot be decoded \(.*--data\.check leaves such videos out"
+        InputError, match=r"hole\.mp4 cannot be decoded \(.*`data\.check` leaves such videos out"
     ):
         unchecked.clip(2, None)
 
@@ -415,9 +415,9 @@ def test_what_cannot_be_used_is_counted_named_and_left_out(tmp_path, caplog):
 def test_wrong_settings_and_folders_are_refused(tmp_path):
     write(tmp_path / "a.mp4")
     for options, words in {
-        ("path", None): r"--data\.path DIR names the folder of videos",
+        ("path", None): r"`data\.path` DIR names the folder of videos",
         ("path", tmp_path / "gone"): "is not a folder",
-        ("classes", 2): r"has 0 classes, but --data\.classes is 2",
+        ("classes", 2): r"has 0 classes, but `data\.classes` is 2",
     }.items():
         with pytest.raises(InputError, match=words):
             folder(**({"path": tmp_path} | dict([options])))

@@ -109,7 +109,7 @@ def baseline_of(contender: Contender, contenders: Iterable[Contender]) -> Conten
 def check_memory_known() -> None:
     """InputError where the system does not tell a process its memory; Linux does, in /proc."""
     if not STATUS.exists():
-        raise InputError(f"bench --cost reads {STATUS}, which is not there: it needs Linux")
+        raise InputError(f"bench `cost` reads {STATUS}, which is not there: it needs Linux")
 
 
 Built = Callable[[], tuple[Backbone, Callable[[], object]]]

@@ -95,7 +95,7 @@ def load_newest(folder: Path, parts: tuple[str, ...]) -> tuple[dict, dict[str, T
             log.warning(f"{error}; trying the one before it")
     if found:
         raise InputError(
-            f"{folder}: none of the {len(found)} checkpoints is intact; give another --out to start anew"
+            f"{folder}: none of the {len(found)} checkpoints is intact; give another `out` to start anew"
         )
     return None
 

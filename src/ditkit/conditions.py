@@ -92,7 +92,7 @@ def asked_prompts(asked: Asked, told: bool, count: int) -> list[str] | None:
             raise InputError("this model takes no text: leave the prompts out")
         return None
     if "text" not in asked:
-        raise InputError('this model takes a text: give --prompt (a "text" per seed in Python)')
+        raise InputError('this model takes a text: give `prompt` (a "text" per seed in Python)')
     if not is_list(asked["text"]):
         raise InputError(f"text: {asked['text']!r:.80} is no list; give a list of one prompt per seed")
     prompts = list(asked["text"])

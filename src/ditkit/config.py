@@ -133,7 +133,7 @@ def refusal(
     value = problem["input"]
     if problem["type"] == UNKNOWN and of_file:
         there = ", ".join(problem["ctx"]["names"])
-        message = f"unknown {problem_name(value)!r}; there are {there}; a module of one's own may have made it: --plugin MODULE"
+        message = f"unknown {problem_name(value)!r}; there are {there}; a module of one's own may have made it: `plugin` MODULE"
     short = isinstance(value, str | float) or (isinstance(value, int) and value.bit_length() <= 1000)
     shown = f" (not {value!r})" if short and repr(value) not in message else ""
     return InputError(": ".join(part for part in (what, place, message) if part) + shown)

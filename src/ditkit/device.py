@@ -47,7 +47,7 @@ def pick_device(name: DeviceName | torch.device = "auto") -> torch.device:
     if not present.get(kind, isinstance(name, torch.device)):
         why = "not available on this machine" if kind in present else "unknown"
         others = ", ".join(device for device, there in present.items() if there)
-        raise InputError(f"--device {name}: {why}; use auto or one of: {others}")
+        raise InputError(f"`device` {name}: {why}; use auto or one of: {others}")
     return torch.device(name)
 
 
@@ -64,8 +64,8 @@ def check_memory(make: Callable[[], torch.nn.Module], smaller: str) -> None:
     try:
         with torch.device("meta"):
             weights = list(make().parameters())
-    except RuntimeError as error:
-        if "overflow" not in str(error):
+    except (RuntimeError, TypeError) as error:
+        if "overflow" not in str(error).lower():
             raise
         raise InputError(
             f"the weights of this network are more than any machine can address; choose a smaller {smaller}"

@@ -134,15 +134,15 @@ def owned(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out {folder}: cannot be made ({error.strerror}); give another") from None
+        raise InputError(f"`out` {folder}: cannot be made ({error.strerror}); give another") from None
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise InputError(
-            f"{folder}: another process is writing into this folder; wait for it to end, or give another --out"
+            f"{folder}: another process is writing into this folder; wait for it to end, or give another `out`"
         ) from None
     except PermissionError as error:
-        raise InputError(f"--out {folder}: cannot be written ({error.strerror})") from None
+        raise InputError(f"`out` {folder}: cannot be written ({error.strerror})") from None
     except (OSError, NotImplementedError) as error:  # a file system without locks
         log.warning(f"{folder}: cannot be locked ({error}); see that no second process writes into it")
     try:

@@ -38,7 +38,7 @@ NEEDS = (
         lambda r: f"data {r.data.kind} has single images" * (not r.data.of_clips or r.data.several_sizes),
         "take data of clips only",
     ),
-    Need("text", lambda r: f"text {r.text.id}" if r.text else "", "leave the text out (--text none)"),
+    Need("text", lambda r: f"text {r.text.id}" if r.text else "", "leave the text out (`text` none)"),
     Need("no text", lambda r: "" if r.text else "text is not given", "leave that out"),
     Need(
         "levels",
@@ -115,7 +115,7 @@ def _batches(recipe: Recipe) -> Iterator[str]:
             "batches are of so many tokens"
         )
     if train.packed and (train.tokens is None or train.micro_batch):
-        yield "train.packed is for train.tokens, without train.micro_batch; give --train.tokens, or leave the other out"
+        yield "train.packed is for train.tokens, without train.micro_batch; give `train.tokens`, or leave the other out"
     if train.packed and recipe.transport.known_frames and recipe.data.shape[0] > 1:
         yield (
             "train.packed and transport.known_frames: in packed rows all frames of a clip have one time; give "
@@ -149,14 +149,14 @@ def _data(recipe: Recipe) -> Iterator[str]:
         yield f"transport.known_frames is for data of clips, not {kind}; leave it out"
     if recipe.text and data.captioned is False:
         yield (
-            f"text {recipe.text.id}, but data {kind} has no captions; take data that has some (--data DIR with "
-            "--data.caption-column), or leave the text out (--text none)"
+            f"text {recipe.text.id}, but data {kind} has no captions; take data that has some (`data` DIR with "
+            "`data.caption_column`), or leave the text out (`text` none)"
         )
     if train.latents and data.of_clips:
         yield f"train.latents: a cache is of images, data {kind} is of clips; leave it out"
     if train.latents and not recipe.codec.cached:
         yield (
-            f"train.latents: the codec is {recipe.codec.kind}, which has no latents; give --codec vae, or leave the cache out"
+            f"train.latents: the codec is {recipe.codec.kind}, which has no latents; give `codec` vae, or leave the cache out"
         )
     if recipe.sample.threshold and not recipe.codec.pixels:
         yield (

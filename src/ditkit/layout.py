@@ -92,12 +92,12 @@ class Pyramid(Layout):
         if height % ratios[0] or width % ratios[0]:
             raise InputError(
                 f"a state of {height}x{width} has no levels of {_said(ratios)}; its sides must be multiples of "
-                f"{ratios[0]}: change --data.size (times the codec's downsampling) or the backbone's levels"
+                f"{ratios[0]}: change `data.size` (times the codec's downsampling) or the backbone's levels"
             )
         if frame_ratios[0] > 1 and (not length or length[0] % frame_ratios[0]):
             raise InputError(
                 f"{'an image' if not length else f'a clip of {length[0]} frames'} has no levels of {_said(frame_ratios)} "
-                f"in frames; give clips with a multiple of {frame_ratios[0]}: change --data.frames or the backbone's levels"
+                f"in frames; give clips with a multiple of {frame_ratios[0]}: change `data.frames` or the backbone's levels"
             )
         packed = channels * sum(packing(ratios, frame_ratios))
         low = [count // frame_ratios[0] for count in length]

@@ -157,7 +157,7 @@ class Pipeline:
     def compile(self, choice: Compile = "on", tokens: int = 0) -> bool:
         """Compile the network's blocks: the first image waits for it, many images are faster. With auto only where that
         works and pays for so many tokens. Whether they are compiled; InputError where it is to be on and cannot be."""
-        chosen = compiles(choice, self.network, self.device, tokens, "--compile")
+        chosen = compiles(choice, self.network, self.device, tokens, "`compile`")
         if chosen:
             compile_blocks(self.network)
         return chosen

@@ -160,11 +160,11 @@ class Recipe(Section):
         """
         if self.data.classes is None:
             raise InputError(
-                "--data.classes is not known before the data is opened; give a number (0: unlabelled)"
+                "`data.classes` is not known before the data is opened; give a number (0: unlabelled)"
             )
         if not (self.data.channels and all(self.data.shape)):
             raise InputError(
-                "--data.size and --data.channels are not known before the arrays are opened; --data.path names them"
+                "`data.size` and `data.channels` are not known before the arrays are opened; `data.path` names them"
             )
         codec = self.build_codec()
         channels, *size = codec.layout(*self.data.shape).shape
@@ -174,7 +174,7 @@ class Recipe(Section):
         make = partial(build, self.backbone, channels, self.data.classes, outputs, text_dim, scalars)
         from ditkit import first_values  # which imports torch
 
-        net = first_values.build(make, self.train.seed, "--backbone.width or --backbone.depth")
+        net = first_values.build(make, self.train.seed, "`backbone.width` or `backbone.depth`")
         net.check_size(*size)
         return net
 

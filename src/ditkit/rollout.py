@@ -39,7 +39,7 @@ def roll_out(
     window = request.frames or pipeline.recipe.data.shape[0]
     most = (window - 1) // 2 if loop else window - 1
     if (loop or (length or 0) > window) and not 1 <= keep <= most:
-        raise InputError(f"--keep {keep}: of windows of {window} frames, keep 1 to {most}")
+        raise InputError(f"`keep` {keep}: of windows of {window} frames, keep 1 to {most}")
 
     def made(number: int, start: Tensor | None, end: Tensor | None = None) -> Tensor:
         """A window of each clip, the frames that are given included."""

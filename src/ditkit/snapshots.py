@@ -51,7 +51,7 @@ def _found(path: Path, kind: Kind | None, heads: int | None) -> Imported:
             f"that come with ditkit: {bundled}"
         )
     if kind is not None or heads is not None:
-        raise InputError(f"{path}: --kind and --heads are for official files; its recipe.json says both")
+        raise InputError(f"{path}: `kind` and `heads` are for official files; its recipe.json says both")
     recipe = Recipe.read(folder / "recipe.json")
     if recipe.codec.kind == "vae" and (folder / "vae").is_dir():  # its own copy of a local autoencoder
         recipe = recipe.replace(codec={"id": str(folder / "vae")})

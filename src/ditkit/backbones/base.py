@@ -87,7 +87,7 @@ class Backbone(nn.Module):
     ) -> list[Tensor]:
         """What `forward` gives for each of N states (C, *size) at times t (N,), several in a row of tokens as `rows`
         says. InputError for a network that cannot."""
-        raise InputError(f"--train.packed: a {type(self).__name__} takes no packed rows; leave it out")
+        raise InputError(f"`train.packed`: a {type(self).__name__} takes no packed rows; leave it out")
 
     @abstractmethod
     def read_scalars(self, names: Sequence[str]) -> None:

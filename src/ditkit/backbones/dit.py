@@ -73,7 +73,7 @@ class DiT(Plain):
         if t.ndim == 2 and self.in_context:
             raise InputError(
                 "a time per token or frame leaves a text's tokens without one; give one time per image or "
-                "--backbone.text cross_attention"
+                "`backbone.text` cross_attention"
             )
         tubelet = self.config.tubelet
         if t.ndim == 2 and tubelet:
@@ -211,7 +211,7 @@ class DiT(Plain):
         if config.attention != "joint" or self.conditioning.sequence or config.text != "none":
             raise InputError(
                 f"a network with attention {config.attention}, conditioning {config.conditioning} and text {config.text} "
-                "takes no packed rows; it needs joint, adaln_zero or adaln, and none (--backbone.text-pooled is possible)"
+                "takes no packed rows; it needs joint, adaln_zero or adaln, and none (`backbone.text_pooled` is possible)"
             )
         check_rows(rows, len(states))
         if t.shape != (len(states),):

@@ -89,5 +89,5 @@ class MDM(Plain):
         if height % factor or width % factor:
             raise InputError(
                 f"a state of {height}x{width} cannot be halved {self.halvings} times; its sides must be multiples of "
-                f"{factor}: change --data.size or give fewer --backbone.widths"
+                f"{factor}: change `data.size` or give fewer `backbone.widths`"
             )

@@ -93,7 +93,7 @@ class Matryoshka(Backbone):
         super().__init__()
         if out_channels != channels:
             raise InputError(
-                "--transport.variance learned: a Matryoshka network predicts no variance; use fixed"
+                "`transport.variance` learned: a Matryoshka network predicts no variance; use fixed"
             )
         self.ratios, self.frame_ratios = config.ratios, config.frame_ratios
         image = channels_of(channels, packing(self.ratios, self.frame_ratios))[-1]

@@ -127,7 +127,7 @@ class UDiT(Plain):
         if height % factor or width % factor:
             raise InputError(
                 f"a state of {height}x{width} cannot be halved {halvings} times; change "
-                f"--data.size to a multiple of {factor} (times the codec's downsampling)"
+                f"`data.size` to a multiple of {factor} (times the codec's downsampling)"
             )
 
     def fused(self) -> Backbone:

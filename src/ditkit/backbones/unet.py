@@ -89,6 +89,6 @@ class UNet(Plain):
         factor = 2 ** (self.levels - 1)
         if height % factor or width % factor:
             raise InputError(
-                f"a state of {height}x{width} cannot be halved {self.levels - 1} times; change --data.size to a "
-                f"multiple of {factor} (times the codec's downsampling) or give fewer --backbone.multipliers"
+                f"a state of {height}x{width} cannot be halved {self.levels - 1} times; change `data.size` to a "
+                f"multiple of {factor} (times the codec's downsampling) or give fewer `backbone.multipliers`"
             )

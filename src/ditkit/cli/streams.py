@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TextIO
 
+from ditkit.cli.verbs import typed
+
 
 def printable(text: str) -> str:
     """The text with control characters, which names of files and classes can hold, as Python writes them: one in a
@@ -23,10 +25,10 @@ def one_line(text: str, longest: int = 4000) -> str:
 
 
 class PrintableFormatter(logging.Formatter):
-    """Log lines as `printable` has them."""
+    """Log lines as `printable` has them, with fields and commands as one types them here."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return printable(typed(super().format(record)))
 
 
 class Harmless:

@@ -54,13 +54,24 @@ def to_type(*words: object) -> str:
 
 def explained(text: str, verb: str) -> str:
     """The text with a word on the flags of recipes in it, for a verb that has none."""
-    flags = dict.fromkeys(re.findall(r"--(?:backbone|codec|data|text|train|transport)\.[\w.-]*\w", text))
+    pattern = r"--(?:backbone|codec|data|text|train|transport)\.[\w.-]*\w"
+    flags = dict.fromkeys(re.findall(pattern, as_flags(text)))
     if not flags or verb in WITH_SECTIONS:
         return text
     return f"{text} (of `ditkit train`: {', '.join(flags)}; a run keeps it in recipe.json)"
 
 
+def as_flags(text: str) -> str:
+    """The text with every field that it names in backquotes, `data.size`, as one types it here, --data.size."""
+    return re.sub(r"`([a-z]\w*(?:\.\w+)*)`( False\b| True\b)?", lambda found: _flag(*found.groups("")), text)
+
+
+def _flag(field: str, switch: str) -> str:
+    *sections, name = field.replace("_", "-").split(".")
+    return "--" + ".".join([*sections, f"no-{name}" if switch == " False" else name])
+
+
 def typed(text: str) -> str:
-    """The text with every `ditkit VERB` in it as one types it here."""
+    """The text with every `ditkit VERB` and every field in it as one types it here."""
     verbs = "|".join(VERBS)
-    return re.sub(rf"\bditkit(?= (?:{verbs})\b)", lambda _: program(), text)
+    return re.sub(rf"\bditkit(?= (?:{verbs})\b)", lambda _: program(), as_flags(text))

@@ -35,7 +35,7 @@ class PyramidCodec:
         check_ratios(ratios)
         if scales and len(scales) != len(ratios):
             raise InputError(
-                f"--codec.level-scale has {len(scales)} numbers for {len(ratios)} levels; give one for each"
+                f"`codec.level_scale` has {len(scales)} numbers for {len(ratios)} levels; give one for each"
             )
         self.base, self.ratios, self.random = base, tuple(ratios), base.random
         self.scales = tuple(scales) or (1.0,) * len(ratios)

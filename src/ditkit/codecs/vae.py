@@ -158,7 +158,7 @@ class Vae:
             factors = getattr(config, name)
             if isinstance(factors, tuple) and len(factors) not in (1, self.channels):
                 raise InputError(
-                    f"--codec.{name} has {len(factors)} numbers, but the latents of {config.id} have {self.channels} "
+                    f"`codec.{name}` has {len(factors)} numbers, but the latents of {config.id} have {self.channels} "
                     f"channels; give one, or {self.channels}"
                 )
 
@@ -170,7 +170,7 @@ class Vae:
         try:
             from diffusers import AutoencoderKL, AutoModel
         except ImportError:
-            raise InputError("--codec vae needs diffusers: pip install 'ditkit[latent]'") from None
+            raise InputError("`codec` vae needs diffusers: pip install 'ditkit[latent]'") from None
         try:
             # The other way of loading needs accelerate, and warns without it.
             kind = AutoModel if self.frame_downsampling else AutoencoderKL
@@ -180,29 +180,29 @@ class Vae:
             offline = isinstance(error.__context__, FileNotFoundError)  # LocalEntryNotFoundError, in full
             reason = "neither reached on the Hub nor in its cache" if offline else first_line(error)
             raise InputError(
-                f"--codec.id {config.id}: cannot load this autoencoder ({reason}); give a local folder "
+                f"`codec.id` {config.id}: cannot load this autoencoder ({reason}); give a local folder "
                 "in diffusers' format, or check the id and the connection"
             ) from None
         if found != (self.channels, self.downsampling, self.frame_downsampling):
             raise InputError(
-                f"--codec.id {config.id} has {found.channels} latent channels at 1/{found.downsampling}; set "
-                f"--codec.channels {found.channels} --codec.downsampling {found.downsampling} --codec.frame-downsampling "
+                f"`codec.id` {config.id} has {found.channels} latent channels at 1/{found.downsampling}; set "
+                f"`codec.channels` {found.channels} `codec.downsampling` {found.downsampling} `codec.frame_downsampling` "
                 f"{found.frame_downsampling}"
             )
         if model.config.in_channels not in (self.image_channels, 3 if self.image_channels == 1 else None):
             raise InputError(
-                f"--codec.id {config.id} is for images of {model.config.in_channels} channel, these have "
-                f"{self.image_channels}; set --data.channels {model.config.in_channels}"
+                f"`codec.id` {config.id} is for images of {model.config.in_channels} channel, these have "
+                f"{self.image_channels}; set `data.channels` {model.config.in_channels}"
             )
         if not all(value.isfinite().all() for value in model.state_dict().values()):
             raise NotFinite(
-                f"--codec.id {config.id}: its weights are not all finite numbers; fetch or train it again"
+                f"`codec.id` {config.id}: its weights are not all finite numbers; fetch or train it again"
             )
         if config.tiling:
             if model.tile_latent_min_size % 4:  # tiles overlap by a quarter
                 raise InputError(
-                    f"--codec.tiling: the tiles of {config.id} are {model.tile_latent_min_size} latent pixels wide, "
-                    "which four do not divide; use --codec.no-tiling"
+                    f"`codec.tiling`: the tiles of {config.id} are {model.tile_latent_min_size} latent pixels wide, "
+                    "which four do not divide; use `codec.tiling` False"
                 )
             model.enable_tiling()
         return model.eval().requires_grad_(False).to(self.device)
@@ -244,13 +244,13 @@ class Vae:
         if height % factor or width % factor:
             raise InputError(
                 f"images of {height}x{width} are not divisible by the autoencoder's factor {factor}; "
-                f"set --data.size to a multiple of {factor}"
+                f"set `data.size` to a multiple of {factor}"
             )
         if length and frames:
             if (length[0] - 1) % frames:
                 raise InputError(
                     f"clips of {length[0]} frames: this autoencoder takes one and then multiples of {frames}; set "
-                    f"--data.frames {(length[0] - 1) // frames * frames + 1}"
+                    f"`data.frames` {(length[0] - 1) // frames * frames + 1}"
                 )
             length = [1 + (length[0] - 1) // frames]
         return layout_of(self.channels, *length, height // factor, width // factor)

@@ -107,9 +107,9 @@ def _check_fits(
     if size < 1 or size % unit:
         below = max(size, 0) // unit * unit
         others = [str(other) for other in (below, below + unit) if other]
-        raise InputError(f"--size {size}: {what} takes {', '.join(others)}")
+        raise InputError(f"`size` {size}: {what} takes {', '.join(others)}")
     frames = length[0] if length else 1
     if length and not tubelet:
-        raise InputError(f"--frames {frames}: {what} is a network of images; give it a tubelet of 1 or more")
+        raise InputError(f"`frames` {frames}: {what} is a network of images; give it a tubelet of 1 or more")
     if tubelet and (frames < 1 or frames % tubelet[0]):
-        raise InputError(f"--frames {frames}: {what} takes multiples of its tubelet, {tubelet[0]}")
+        raise InputError(f"`frames` {frames}: {what} takes multiples of its tubelet, {tubelet[0]}")

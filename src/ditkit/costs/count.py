@@ -119,7 +119,7 @@ def count_cost(net: nn.Module, state: tuple[int, ...], labelled: bool, words: in
 
 def _checked(batch: int) -> int:
     if batch < 1:
-        raise InputError(f"--batch {batch}: give at least 1 image")
+        raise InputError(f"`batch` {batch}: give at least 1 image")
     return batch
 
 

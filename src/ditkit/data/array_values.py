@@ -32,7 +32,7 @@ def pick_images(arrays: dict[str, StoredArray], name: str | None) -> StoredArray
         return found[0]
     path = next(iter(arrays.values())).path
     asked = "which of its arrays are the images?" if name is None else f"no array {name!r};"
-    raise InputError(f"{path}: {asked} --data.array is one of: {_listed(arrays)}")
+    raise InputError(f"{path}: {asked} `data.array` is one of: {_listed(arrays)}")
 
 
 def pick_labels(arrays: dict[str, StoredArray], count: int, name: str | None) -> StoredArray | None:
@@ -42,11 +42,11 @@ def pick_labels(arrays: dict[str, StoredArray], count: int, name: str | None) ->
         return arrays[name]
     path = next(iter(arrays.values())).path
     if name is not None:
-        raise InputError(f"{path}: no array {name!r}; --data.labels is one of: {_listed(arrays)}")
+        raise InputError(f"{path}: no array {name!r}; `data.labels` is one of: {_listed(arrays)}")
     usual = [array for array in arrays.values() if array.name.lower() in LABELS and _are_labels(array)]
     found = [array for array in usual if array.shape == (count,)]
     if len(found) > 1:
-        raise InputError(f"{path}: which are the labels? --data.labels is one of: {_listed(arrays)}")
+        raise InputError(f"{path}: which are the labels? `data.labels` is one of: {_listed(arrays)}")
     return found[0] if found else None
 
 
@@ -75,7 +75,7 @@ def find_layout(array: StoredArray, asked: Layout) -> Layout:
         return "nhw"
     if len(shape) == 3 or asked == "nhw":
         raise InputError(
-            f"{array} is {described(array)}, which is not --data.layout {asked}; correct it or leave it out"
+            f"{array} is {described(array)}, which is not `data.layout` {asked}; correct it or leave it out"
         )
     if asked != "auto":
         return asked
@@ -85,7 +85,7 @@ def find_layout(array: StoredArray, asked: Layout) -> Layout:
     if third < min(first, second):
         return "nhwc"
     raise InputError(
-        f"{array} is {described(array)}: which axis are the channels? --data.layout is nchw or nhwc"
+        f"{array} is {described(array)}: which axis are the channels? `data.layout` is nchw or nhwc"
     )
 
 
@@ -174,7 +174,7 @@ def check_range(arrays: Sequence[StoredArray], bounds: Bounds | None) -> None:
             )
     low, high = min(one.low for one in found), max(one.high for one in found)
     above = max(high, float(np.nextafter(low, np.inf)))
-    suggested = f"--data.range {_outward(low, ROUND_FLOOR)} {_outward(above, ROUND_CEILING)}"
+    suggested = f"`data.range` {_outward(low, ROUND_FLOOR)} {_outward(above, ROUND_CEILING)}"
     if bounds is None:
         raise InputError(
             f"{arrays[0]} holds {arrays[0].dtype} values from {low:g} to {high:g}; say which become -1 and 1, such as "
@@ -187,7 +187,7 @@ def check_range(arrays: Sequence[StoredArray], bounds: Bounds | None) -> None:
             )
             raise InputError(
                 f"{array}: {outside:,} of {np.prod(array.shape, dtype=int):,} values, which reach from {one.low:g} to "
-                f"{one.high:g}, are outside --data.range {bounds[0]:g} {bounds[1]:g}; give a wider one, such as "
+                f"{one.high:g}, are outside `data.range` {bounds[0]:g} {bounds[1]:g}; give a wider one, such as "
                 f"{suggested}, or correct them"
             )
 

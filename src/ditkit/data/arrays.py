@@ -79,7 +79,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         with gzip.open(path) as file:
             data = file.read()
     except FileNotFoundError:
-        raise InputError(f"{path} is not there; --data.root DIR names the folder of the four files") from None
+        raise InputError(f"{path} is not there; `data.root` DIR names the folder of the four files") from None
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} is damaged ({error}); fetch it again") from None
     start = 4 + 4 * dimensions
@@ -135,7 +135,7 @@ class FashionMNIST(DataSection):
     def _garments_are_native(self) -> FashionMNIST:
         if self.crop == "garment" and self.aspect == "square":
             raise ValueError(
-                "--data.crop garment makes pictures of unequal sizes; give --data.aspect native, too"
+                "`data.crop` garment makes pictures of unequal sizes; give `data.aspect` native, too"
             )
         return self
 
@@ -160,7 +160,7 @@ class FashionMNIST(DataSection):
         except InputError as error:
             raise InputError(
                 "Fashion-MNIST is neither installed nor reachable on the Hub: "
-                "apt install dataset-fashion-mnist, or --data.root DIR"
+                "apt install dataset-fashion-mnist, or `data.root` DIR"
             ) from error
         pixels = stack(source, range(len(source)))[:, 0].numpy()  # (N, 28, 28)
         return self._held(pixels, np.asarray(source.labels))

@@ -59,14 +59,14 @@ class Plan:
         for name in without:
             if name not in names:
                 raise InputError(
-                    f"--data.without {name}: nothing has that size; there are {', '.join(names)}"
+                    f"`data.without` {name}: nothing has that size; there are {', '.join(names)}"
                 )
         self.left_out = {
             names[name]: len(places.pop(names[name])) for name in without if names[name] in places
         }
         if not places:
             raise InputError(
-                f"--data.without {' '.join(without)} leaves nothing to train on; name fewer sizes"
+                f"`data.without` {' '.join(without)} leaves nothing to train on; name fewer sizes"
             )
         self._places = {size: np.array(found) for size, found in places.items()}
         self.buckets = [
@@ -75,8 +75,8 @@ class Plan:
         largest = max(self.buckets, key=lambda bucket: bucket.tokens)
         if largest.tokens > budget:
             raise InputError(
-                f"--train.tokens {budget} is less than the {largest.tokens} tokens of one sample of "
-                f"{written(largest.size)}; give {largest.tokens} or more, or a smaller --data.size"
+                f"`train.tokens` {budget} is less than the {largest.tokens} tokens of one sample of "
+                f"{written(largest.size)}; give {largest.tokens} or more, or a smaller `data.size`"
             )
 
     def __len__(self) -> int:

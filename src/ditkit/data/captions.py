@@ -54,7 +54,7 @@ def only_texts(values: Iterable[tuple[str, object]], where: str, column: str) ->
     if 2 * len(wrong) > there:
         raise InputError(
             f"{where}: {column!r} is not one text in {len(wrong)} of {there} places, {wrong[0]}; "
-            "--data.caption-column names what holds texts"
+            "`data.caption_column` names what holds texts"
         )
     if wrong:
         log.warning(f"{where}: {column!r} is not one text in {len(wrong)} of {there} places: {_some(wrong)}")
@@ -90,7 +90,7 @@ def find_metadata(folder: Path) -> Path:
     found = [path for ending in READERS if (path := folder / f"metadata{ending}").exists()]
     if not found:
         raise InputError(
-            f"{folder / 'metadata.jsonl'} is not there, nor metadata.csv or metadata.parquet; --data.caption-column "
+            f"{folder / 'metadata.jsonl'} is not there, nor metadata.csv or metadata.parquet; `data.caption_column` "
             f"{BESIDE} reads the .txt files beside the images"
         )
     if len(found) > 1:
@@ -130,7 +130,7 @@ def read_metadata(path: Path, files: Sequence[str], column: str) -> dict[str, st
     columns = dict.fromkeys(name for row in rows for name in row.values if name != "file_name")
     if column not in columns:
         raise InputError(
-            f"{path}: no column {column!r}; --data.caption-column is one of: {', '.join([*columns, BESIDE])}"
+            f"{path}: no column {column!r}; `data.caption_column` is one of: {', '.join([*columns, BESIDE])}"
         )
     there = {_name(file) for file in files}
     gone = [file for file in by_file if file not in there]

@@ -88,7 +88,7 @@ class Mixed(Clips):
             lacking = "classes" if part.names != clips.names else "captions"
             if part.names != clips.names or (part.captions is None) != (clips.captions is None):
                 raise InputError(
-                    f"--data.pictures: the pictures' {lacking} are not those of the clips; give both the same, or neither any"
+                    f"`data.pictures`: the pictures' {lacking} are not those of the clips; give both the same, or neither any"
                 )
             labels += [] if part.labels is None else part.labels[list(places)].tolist()
             captions += [] if part.captions is None else [part.captions[place] for place in places]

@@ -74,7 +74,7 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
     except UnidentifiedImageError:  # its own message names a memory address
         raise ValueError("not an image") from None
     if image.width * image.height > max_pixels:
-        raise ValueError(f"{image.width} x {image.height} pixels, more than --data.max-pixels {max_pixels}")
+        raise ValueError(f"{image.width} x {image.height} pixels, more than `data.max_pixels` {max_pixels}")
     return image
 
 

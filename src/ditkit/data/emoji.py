@@ -86,7 +86,7 @@ def read_table(path: Path) -> list[Emoji]:
 
     InputError, naming the Debian package and the field, when it is not there or something else.
     """
-    remedy = "apt install unicode-data, or --data.table FILE (Unicode's emoji-test.txt)"
+    remedy = "apt install unicode-data, or `data.table` FILE (Unicode's emoji-test.txt)"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -112,7 +112,7 @@ def open_font(path: Path) -> ImageFont.FreeTypeFont:
         return ImageFont.truetype(path, FONT_SIZE)
     except OSError as error:
         raise InputError(
-            f"{path} cannot be opened as a font ({error}); apt install fonts-noto-color-emoji, or --data.font FILE"
+            f"{path} cannot be opened as a font ({error}); apt install fonts-noto-color-emoji, or `data.font` FILE"
         ) from None
 
 
@@ -161,7 +161,7 @@ def render(
             bar.update()
     if not drawn:
         raise InputError(
-            f"{font} draws none of the {len(listed)} emoji; --data.font names a colour-emoji font"
+            f"{font} draws none of the {len(listed)} emoji; `data.font` names a colour-emoji font"
         )
     if absent:
         why = "" if features.check("raqm") else " (sequences need a Pillow with raqm)"

@@ -56,7 +56,7 @@ class EncodedSection(DataSection):
         """InputError when the held-out part is asked for and there is none."""
         if split == "test" and not self.held_out:
             raise InputError(
-                f"{where} has no held-out part; --data.held-out 0.02 keeps one, or keep test {what} in a folder of "
+                f"{where} has no held-out part; `data.held_out` 0.02 keeps one, or keep test {what} in a folder of "
                 "their own"
             )
 
@@ -91,7 +91,7 @@ class Encoded(Source):
                 lambda number: captions[number] is not None,
                 "has a caption in UTF-8",
                 "whose caption is missing, empty or not UTF-8",
-                "correct them, or give another --data.caption-column",
+                "correct them, or give another `data.caption_column`",
             )
         self._found = found_out(store, config)
         if self._found is not None:
@@ -186,7 +186,7 @@ class Encoded(Source):
                 raise
             raise InputError(
                 f"{self._store.title(number)} in {self._store.where} cannot be decoded ({first_line(error)}); "
-                "--data.check leaves such images out"
+                "`data.check` leaves such images out"
             ) from error
 
     def _leave_out_broken(self, found: Prepared) -> None:
@@ -241,7 +241,7 @@ def held_out_places(digests: np.ndarray, share: float, split: Split, where: str,
     if not len(places):
         part, other = ("held-out", "a larger") if split == "test" else ("training", "a smaller")
         raise InputError(
-            f"{where} has no {part} part: --data.held-out {share:g} of {len(digests)} {what}; give {other} share, or "
+            f"{where} has no {part} part: `data.held_out` {share:g} of {len(digests)} {what}; give {other} share, or "
             f"more {what}"
         )
     return places
@@ -264,8 +264,8 @@ def found_out(store: Store, config: EncodedSection) -> Prepared | None:
         else:
             log.info(
                 f"{store.where}: prepared images would take {needed / 1e9:.1f} GB; there is room for {max(room, 0) / 1e9:.1f} of "
-                f"the {AUTO_BYTES / 1e9:.0f} GB that --data.cache auto keeps. They are decoded as they are read; "
-                "--data.cache DIR keeps them"
+                f"the {AUTO_BYTES / 1e9:.0f} GB that `data.cache` auto keeps. They are decoded as they are read; "
+                "`data.cache` DIR keeps them"
             )
     if not (config.check or config.held_out):
         return None

@@ -99,7 +99,7 @@ class Folder(EncodedSection):
         """The images of the folder, without or with those that are held out. InputError: see `scan`, `check_classes`,
         `read_captions`, `Encoded`."""
         if self.path is None:
-            raise InputError("which folder? --data.path DIR names the folder of images")
+            raise InputError("which folder? `data.path` DIR names the folder of images")
         self.check_split(split, str(self.path), "images")
         beside = frozenset({".txt"} if self.caption_column == "txt" else ())
         found = scan(self.path, self.order or "natural", beside)

@@ -102,11 +102,11 @@ class Hub(EncodedSection):
         for what, column in asked.items():
             if column is not None and column not in table.features:
                 raise InputError(
-                    f"{where}: no column {column!r}; --data.{what}-column is one of: {', '.join(table.features)}"
+                    f"{where}: no column {column!r}; `data.{what}_column` is one of: {', '.join(table.features)}"
                 )
         if image is None:
             raise InputError(
-                f"{where}: no image column; --data.image-column is one of: {', '.join(table.features)}"
+                f"{where}: no image column; `data.image_column` is one of: {', '.join(table.features)}"
             )
         labels, names = read_labels(table, label, where) if label else (None, ())
         self.check_classes(names, where)
@@ -116,7 +116,7 @@ class Hub(EncodedSection):
     def _load(self, split: Split) -> "Dataset":
         if self.id is None:
             raise InputError(
-                "which data set? --data.id NAME is one of the Hub's, or a folder of parquet files"
+                "which data set? `data.id` NAME is one of the Hub's, or a folder of parquet files"
             )
         from datasets import load_dataset  # a second to import
 
@@ -127,11 +127,11 @@ class Hub(EncodedSection):
             reason = str(error).splitlines()[0]
             if split == "test" and reason.startswith("Unknown split"):
                 raise InputError(
-                    f"{self.id} has no held-out part: no split {part!r}; --data.test-split NAME names another"
+                    f"{self.id} has no held-out part: no split {part!r}; `data.test_split` NAME names another"
                 ) from error
-            raise InputError(f"{self.id}: {reason}; see --data.split and --data.subset") from error
+            raise InputError(f"{self.id}: {reason}; see `data.split` and `data.subset`") from error
         except (OSError, RuntimeError) as error:  # also what "not found" and "no connection" are kinds of
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"{self.id} cannot be fetched ({reason}); --data.id DIR reads a local folder of parquet files"
+                f"{self.id} cannot be fetched ({reason}); `data.id` DIR reads a local folder of parquet files"
             ) from error

@@ -84,7 +84,7 @@ def levels(folder: Path, what: str, order: Order = "natural") -> Iterator[Level]
     """Every directory of a folder, the folder first, in order. Hidden entries are passed over; a directory that several
     links lead to is visited once. InputError when there is no such folder of `what`, or a directory cannot be listed."""
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; --data.path DIR names the folder of {what}")
+        raise InputError(f"{folder} is not a folder; `data.path` DIR names the folder of {what}")
     visited = set()
     waiting = [""]
     while waiting:
@@ -172,7 +172,7 @@ def by_class(folder: Path, found: Iterable[tuple[str, Sequence[File]]], what: st
             "move them so that it is one or the other"
         )
     if not loose and not classes:
-        raise InputError(f"{folder} holds no {what}; --data.path DIR names the folder of {what}")
+        raise InputError(f"{folder} holds no {what}; `data.path` DIR names the folder of {what}")
     if loose:
         return Listing(Strings(loose), None, (), digest.hexdigest())
     names = sorted(classes, key=KEYS[order])

@@ -98,7 +98,7 @@ def workers_named() -> Iterator[None]:
             raise
         raise InputError(
             "a process that reads images ended, perhaps killed for memory; the same command goes on from the last "
-            "checkpoint; --train.workers 0 reads in the training's own process"
+            "checkpoint; `train.workers` 0 reads in the training's own process"
         ) from error
 
 

@@ -102,14 +102,14 @@ class MovingDigits(ClipSection):
         """The clips of one part; InputError when a digit has no room, or as Fashion-MNIST's `open`."""
         if self.glyph >= self.size:
             raise InputError(
-                f"--data.glyph {self.glyph} has no room to move in --data.size {self.size}; make it smaller"
+                f"`data.glyph` {self.glyph} has no room to move in `data.size` {self.size}; make it smaller"
             )
         if self.glyphs == "digits":
             source = Digits(size=self.glyph).open(split)
         else:
             source = FashionMNIST(size=self.glyph, root=self.root).open(split)
         self.check_classes(
-            source.names if self.digits == 1 else (), f"moving-digits with --data.digits {self.digits}"
+            source.names if self.digits == 1 else (), f"moving-digits with `data.digits` {self.digits}"
         )
         return MovingClips(self, source, split)
 

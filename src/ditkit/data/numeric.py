@@ -125,7 +125,7 @@ class ArrayFiles(DataSection):
     def _low_is_below_high(self) -> ArrayFiles:
         if self.range and not (all(map(isfinite, self.range)) and self.range[0] < self.range[1]):
             raise ValueError(
-                f"--data.range {self.range[0]:g} {self.range[1]:g}: give LOW HIGH, two numbers that rise"
+                f"`data.range` {self.range[0]:g} {self.range[1]:g}: give LOW HIGH, two numbers that rise"
             )
         return self
 
@@ -178,16 +178,16 @@ class ArrayFiles(DataSection):
         path = self.path if split == "train" else self.test
         if path is None and split == "train":
             raise InputError(
-                "which arrays? --data.path names an .npy, .npz or safetensors file, or a folder of them"
+                "which arrays? `data.path` names an .npy, .npz or safetensors file, or a folder of them"
             )
         if path is None:
-            raise InputError(f"{self.path} has no held-out part; --data.test names a file of it")
+            raise InputError(f"{self.path} has no held-out part; `data.test` names a file of it")
         apart = {Path(name).resolve() for name in (self.labels, self.test_labels, self.test) if name}
         found = [arrays for arrays in find_arrays(path) if arrays]
         if path.is_dir():
             found = [arrays for arrays in found if next(iter(arrays.values())).path.resolve() not in apart]
         if not found:
-            raise InputError(f"{path} holds no arrays of images; --data.path names others")
+            raise InputError(f"{path} holds no arrays of images; `data.path` names others")
         return found
 
     def _arrays(self, split: Split) -> tuple[list[StoredArray], Layout]:
@@ -209,7 +209,7 @@ class ArrayFiles(DataSection):
             if asked not in (0, there):
                 raise InputError(
                     f"{first} is {described(first)}, which are images of {height}x{width} with {channels} channels "
-                    f"({layout}), but --data.{name} is {asked}; correct it, or leave it out: nothing is resized"
+                    f"({layout}), but `data.{name}` is {asked}; correct it, or leave it out: nothing is resized"
                 )
         return arrays, layout
 
@@ -219,7 +219,7 @@ class ArrayFiles(DataSection):
         """The labels of a part's images, from the arrays of labels that were found, and the classes' names."""
         if not found:
             if self.names:
-                raise InputError(f"--data.names: {arrays[0].path} has no labels; --data.labels names them")
+                raise InputError(f"`data.names`: {arrays[0].path} has no labels; `data.labels` names them")
             return None, ()
         labels = np.concatenate([read_labels(array) for array in found])
         count, most = sum(map(len, arrays)), int(labels.max(initial=-1)) + 1
@@ -227,7 +227,7 @@ class ArrayFiles(DataSection):
             raise InputError(f"{found[0]} has {len(labels)} labels for {count} images; give one for each")
         if self.names and most > len(self.names):
             raise InputError(
-                f"{found[0]} has labels up to {most - 1}, but --data.names are {len(self.names)}; give {most}"
+                f"{found[0]} has labels up to {most - 1}, but `data.names` are {len(self.names)}; give {most}"
             )
         return torch.from_numpy(labels), self.names or numbered_classes(
             max(most, self.classes or 0), str(found[0])
@@ -246,7 +246,7 @@ class ArrayFiles(DataSection):
         if asked is not None and Path(asked).suffix.lower() == ".npy":
             if split == "test" and self.test_labels is None:
                 raise InputError(
-                    f"--data.labels {asked}: --data.test-labels names those of the held-out part"
+                    f"`data.labels` {asked}: `data.test_labels` names those of the held-out part"
                 )
             return [find_arrays(Path(asked))[0][WHOLE]]
         files = zip(self._files(split), arrays, strict=True)
@@ -255,6 +255,6 @@ class ArrayFiles(DataSection):
         if labels and len(labels) < len(found):
             raise InputError(
                 f"{arrays[found.index(None)].path} has no labels, {labels[0].path} has; give all of them some, or "
-                "--data.classes 0"
+                "`data.classes` 0"
             )
         return labels

@@ -156,11 +156,11 @@ def kept(store: Store, rule: Rule, root: Path, *, pixels: bool = True, decode: b
     except OSError as error:
         raise InputError(
             f"{error.filename or folder}: prepared images cannot be kept ({error.strerror or error}); make room, or "
-            "give another --data.cache DIR, or off"
+            "give another `data.cache` DIR, or off"
         ) from None
     if found is None:
         raise InputError(
-            f"{folder}: what was written cannot be read back; give another --data.cache DIR, or off"
+            f"{folder}: what was written cannot be read back; give another `data.cache` DIR, or off"
         )
     return found
 
@@ -186,7 +186,7 @@ def read(folder: Path, facts: dict[str, Any], rule: Rule) -> Prepared | None:
         return Prepared(table["sizes"], table["digests"], reasons, table["dark"], pixels)
     except PermissionError as error:
         raise InputError(
-            f"{error.filename} cannot be read ({error.strerror}); give another --data.cache DIR, or off"
+            f"{error.filename} cannot be read ({error.strerror}); give another `data.cache` DIR, or off"
         ) from None
     except Exception as error:
         log.warning(f"{folder}: prepared images are damaged ({error}); they are made again")

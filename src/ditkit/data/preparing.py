@@ -90,7 +90,7 @@ def look_at(
         except BrokenProcessPool:
             raise InputError(
                 f"{store.where}: a process that decoded images was killed, perhaps for memory; a smaller "
-                "--data.max-pixels leaves the largest images out"
+                "`data.max_pixels` leaves the largest images out"
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -52,7 +52,7 @@ def find_shards(path: Path) -> list[Path]:
     """The .tar files of a folder by name, or the one file given; InputError when there is none."""
     shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
     if not shards or not shards[0].is_file():
-        raise InputError(f"{path}: no .tar file; --data.path names one or a folder of them")
+        raise InputError(f"{path}: no .tar file; `data.path` names one or a folder of them")
     return shards
 
 
@@ -122,7 +122,7 @@ def number_classes(samples: Sequence[Sample], column: str) -> tuple[list[int], t
         text = value.decode("utf-8", "replace").strip() if isinstance(value, bytes) else value
         if text is None or isinstance(text, list | dict) or (column == CLASS and not text.isdecimal()):
             raise InputError(
-                f"{sample.title}: {column!r} is not a label ({text!r:.40}); see --data.label-column"
+                f"{sample.title}: {column!r} is not a label ({text!r:.40}); see `data.label_column`"
             )
         values.append(str(text))
     if column == CLASS:
@@ -147,7 +147,7 @@ def read_captions(samples: Sequence[Sample], column: str, where: str) -> list[st
     values = [(sample.title, read(sample)) for sample in samples]
     if all(value is None for _, value in values):
         raise InputError(
-            f"{samples[0].title} and all others: no {column!r}; --data.caption-column is a field of the .json, or "
+            f"{samples[0].title} and all others: no {column!r}; `data.caption_column` is a field of the .json, or "
             f"{BESIDE}"
         )
     return only_texts(values, where, column)
@@ -197,7 +197,7 @@ class Webdataset(EncodedSection):
         """The images of all shards, without or with those that are held out. InputError: see `find_shards`, `walk`,
         `number_classes`, `read_captions`, `check_classes`."""
         if self.path is None:
-            raise InputError("which shards? --data.path names a .tar file or a folder of them")
+            raise InputError("which shards? `data.path` names a .tar file or a folder of them")
         self.check_split(split, str(self.path), "shards")
         passed: Counter[str] = Counter()
         samples = [sample for shard in find_shards(self.path) for sample in walk(shard, passed)]
@@ -205,7 +205,7 @@ class Webdataset(EncodedSection):
             report_passed_over(str(self.path), passed, "images")
         if not samples:
             raise InputError(
-                f"{self.path} holds no images; --data.path names a .tar file or a folder of them"
+                f"{self.path} holds no images; `data.path` names a .tar file or a folder of them"
             )
         beside = samples[0].beside
         label = self.label_column or (CLASS if CLASS in beside else None)

@@ -185,10 +185,10 @@ class DataSection(Section):
     def _sizes_to_leave_out(self) -> DataSection:
         for size in self.without:
             if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size):
-                raise ValueError(f"--data.without {size}: a size is HxW in pixels, such as 28x12")
+                raise ValueError(f"`data.without` {size}: a size is HxW in pixels, such as 28x12")
         if self.without and self.aspect == "square":
             raise ValueError(
-                f"--data.without {' '.join(self.without)}: square images all have one size; give --data.aspect native, "
+                f"`data.without` {' '.join(self.without)}: square images all have one size; give `data.aspect` native, "
                 "or leave it out"
             )
         return self
@@ -216,7 +216,7 @@ class DataSection(Section):
         """InputError when `where` has another number of classes than these settings ask for, or other ones."""
         if self.classes is not None and self.classes != len(names):
             raise InputError(
-                f"{where} has {len(names)} classes, but --data.classes is {self.classes}; "
+                f"{where} has {len(names)} classes, but `data.classes` is {self.classes}; "
                 "correct it or leave it out"
             )
         if self.names and tuple(names) != self.names:
@@ -302,6 +302,6 @@ def one_shape(config: DataSection, size: tuple[int, ...] | None) -> tuple[int, .
 def several_sizes() -> InputError:
     """For images that are to be one array and are of several sizes."""
     return InputError(
-        "--data.aspect native: images of several sizes do not make one array; take those of one size, or give "
-        "--data.aspect square"
+        "`data.aspect` native: images of several sizes do not make one array; take those of one size, or give "
+        "`data.aspect` square"
     )

@@ -158,10 +158,10 @@ class VideoFolder(ClipSection):
         """The movies of the folder, without or with those that are held out. InputError: see `scan_movies`, `check_classes`,
         `read_captions`, `open_movie`; or no movie can be used."""
         if self.path is None:
-            raise InputError("which folder? --data.path DIR names the folder of videos")
+            raise InputError("which folder? `data.path` DIR names the folder of videos")
         if split == "test" and not self.held_out:
             raise InputError(
-                f"{self.path} has no held-out part; --data.held-out 0.02 keeps one, or keep test videos in a folder of "
+                f"{self.path} has no held-out part; `data.held_out` 0.02 keeps one, or keep test videos in a folder of "
                 "their own"
             )
         beside = frozenset({".txt"} if self.caption_column == "txt" else ())
@@ -206,7 +206,7 @@ class Videos(Clips):
         if not kept:
             raise InputError(
                 f"{folder}: none of the {len(titles)} videos can be used: {self.broken[0]}, ...; correct them, or "
-                "change what --data.frames, --data.stride and --data.fps ask for"
+                "change what `data.frames`, `data.stride` and `data.fps` ask for"
             )
         if self.broken and split == "train":
             shown = ", ".join(self.broken[:5]) + (", ..." if len(self.broken) > 5 else "")
@@ -253,7 +253,7 @@ class Videos(Clips):
             if is_defect(error):
                 raise
             raise InputError(
-                f"{movie.path} cannot be decoded ({first_line(error)}); --data.check leaves such videos out"
+                f"{movie.path} cannot be decoded ({first_line(error)}); `data.check` leaves such videos out"
             ) from error
 
     def _examine(self, title: str) -> Movie | str:
@@ -268,7 +268,7 @@ class Videos(Clips):
                 raise
             return first_line(error)
         if config.fps is None and movie.uneven:
-            return "frames at uneven times; --data.fps resamples them"
+            return "frames at uneven times; `data.fps` resamples them"
         count = len(movie.numbers(config.fps))
         if count < self._span:
             return f"{count} of {self._span} frames"

@@ -27,22 +27,22 @@ def guided(
     conditional = pipeline.classes or recipe.text
     if not conditional and request.guidance not in (None, 1) and not weak:
         raise InputError(
-            f"--guidance {request.guidance}: this model was trained without classes and cannot be guided"
+            f"`guidance` {request.guidance}: this model was trained without classes and cannot be guided"
         )
     if request.negative is not None and (recipe.text is None or weak or solver.guidance == 1):
         raise InputError(
-            f"--negative {request.negative!r}: it is what guidance leads away from, for a model that takes a text, with "
-            "--guidance other than 1 and without --weak"
+            f"`negative` {request.negative!r}: it is what guidance leads away from, for a model that takes a text, with "
+            "`guidance` other than 1 and without `weak`"
         )
     if scales and (weak or len(scales) != len(recipe.backbone.ratios)):
         raise InputError(
-            f"--level-guidance has {len(scales)} scales for {len(recipe.backbone.ratios)} levels; give one for "
-            "each, without --weak"
+            f"`level_guidance` has {len(scales)} scales for {len(recipe.backbone.ratios)} levels; give one for "
+            "each, without `weak`"
         )
     if weak:
         if solver.guidance_channels:
             raise InputError(
-                f"--guidance-channels {solver.guidance_channels} is not for --weak; leave one out"
+                f"`guidance_channels` {solver.guidance_channels} is not for `weak`; leave one out"
             )
         _check_weak(pipeline, weak)
         worse = weak.transport.denoiser(weak.network, layout, solver.around)
@@ -66,7 +66,7 @@ def _check_weak(pipeline: "Pipeline", weak: "Pipeline") -> None:
         for p in (weak, pipeline)
     )
     if theirs != ours:
-        raise InputError(f"--weak {weak.name}: {theirs}; a weak model needs {ours}")
+        raise InputError(f"`weak` {weak.name}: {theirs}; a weak model needs {ours}")
 
 
 def bounded(pipeline: "Pipeline", solver: SamplingConfig, denoise: Denoiser) -> Denoiser:
@@ -75,6 +75,6 @@ def bounded(pipeline: "Pipeline", solver: SamplingConfig, denoise: Denoiser) -> 
         return denoise
     if not pipeline.recipe.codec.pixels:
         raise InputError(
-            f"--threshold {solver.threshold} bounds pixels; this model's states are latents, leave it out"
+            f"`threshold` {solver.threshold} bounds pixels; this model's states are latents, leave it out"
         )
     return threshold(denoise, solver.threshold)

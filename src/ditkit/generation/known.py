@@ -23,7 +23,7 @@ def known_frames(pipeline: "Pipeline", request: SamplingRequest, layout: Layout,
         return None
     if not pipeline.transport.known_frames:
         raise InputError(
-            "--image, --extend: this model was not trained to go on from frames (transport.known_frames 0)"
+            "`image`, `extend`: this model was not trained to go on from frames (transport.known_frames 0)"
         )
     zeros = torch.zeros(count, *layout.shape, device=pipeline.device)
     parts = [False] * layout.parts
@@ -64,13 +64,13 @@ def check_lower(pipeline: "Pipeline", lower: "Pipeline | None", noise: float) ->
     most = pipeline.transport.cascade
     if (lower is not None) != (most is not None):
         raise InputError(
-            "--lower: this model makes all its levels itself; leave it out"
+            "`lower`: this model makes all its levels itself; leave it out"
             if lower is not None
-            else "--lower: this model learned its highest level only; give a model of the lower ones"
+            else "`lower`: this model learned its highest level only; give a model of the lower ones"
         )
     if most is not None and noise > most:
         raise InputError(
-            f"--lower-noise {noise}: this model was trained with times up to {most}; give at most that"
+            f"`lower_noise` {noise}: this model was trained with times up to {most}; give at most that"
         )
     if lower is None:
         return
@@ -79,11 +79,11 @@ def check_lower(pipeline: "Pipeline", lower: "Pipeline | None", noise: float) ->
     needed = tuple(side * low // high for side in ours.data.shape[-2:])
     if theirs.data.shape[-2:] != needed or theirs.backbone.ratios != ours.backbone.ratios[1:]:
         raise InputError(
-            f"--lower: a model of {size_name(theirs.data.shape[-2:])} pixels in {len(theirs.backbone.ratios)} levels; this one "
+            f"`lower`: a model of {size_name(theirs.data.shape[-2:])} pixels in {len(theirs.backbone.ratios)} levels; this one "
             f"needs {size_name(needed)} in {len(ours.backbone.ratios) - 1}"
         )
     if ours.codec.level_scale[1:] != theirs.codec.level_scale:
         raise InputError(
-            f"--lower: its --codec.level-scale is {theirs.codec.level_scale}, this model's lower levels have "
+            f"`lower`: its `codec.level_scale` is {theirs.codec.level_scale}, this model's lower levels have "
             f"{ours.codec.level_scale[1:]}; they must be the same"
         )

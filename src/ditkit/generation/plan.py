@@ -126,10 +126,10 @@ class Plan:
             return
         seed = seeds[(sizes <= LARGEST).tolist().index(False)]
         most = max(self.solver.level_guidance or (self.solver.guidance,))
-        guided = f"a lower --guidance than {most:g}, " if most > 1 else ""
+        guided = f"a lower `guidance` than {most:g}, " if most > 1 else ""
         raise NotFinite(
             f"{self.pipeline.name}: what was sampled from seed {seed} is not finite or beyond any image; give {guided}more "
-            "--steps, another --sampler or --precision fp32, or take an earlier checkpoint"
+            "`steps`, another `sampler` or `precision` fp32, or take an earlier checkpoint"
         )
 
 

@@ -23,11 +23,11 @@ def state_layout(pipeline: "Pipeline", request: SamplingRequest) -> Layout:
     size, frames = request.size, request.frames
     length, own = pipeline.recipe.data.shape[:-2], pipeline.recipe.data.shape[-2:]
     if frames is not None and not length:
-        raise InputError(f"--frames {frames}: this model makes images; leave it out")
+        raise InputError(f"`frames` {frames}: this model makes images; leave it out")
     multiple = pipeline.recipe.multiple
     if size and (size[0] % multiple or size[1] % multiple or not all(size)):
         raise InputError(
-            f"--size {size[0]}x{size[1]}: this model takes sides that are multiples of {multiple} pixels"
+            f"`size` {size[0]}x{size[1]}: this model takes sides that are multiples of {multiple} pixels"
         )
     length = length if frames is None else (frames,)
     layout = pipeline.codec.layout(*length, *(size or own))
@@ -50,7 +50,7 @@ def _reader(pipeline: "Pipeline", levels: str | None, *, numbers: bool) -> Calla
         return codec.values if numbers else codec.decode
     if not isinstance(codec, PyramidCodec) or levels not in ("all", *map(str, range(count))):
         raise InputError(
-            f"--levels {levels}: this model has {count} level{'s' * (count > 1)}"
+            f"`levels` {levels}: this model has {count} level{'s' * (count > 1)}"
             + (f"; give 0 to {count - 1}, the highest first, or all" if count > 1 else "; leave it out")
         )
     if levels == "all":

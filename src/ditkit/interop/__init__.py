@@ -23,14 +23,14 @@ def read_foreign(path: Path, kind: Kind | None = None, heads: int | None = None)
     `kind` and `heads` as in `read_official`. Raises InputError: it cannot be read, or does not fit.
     """
     if kind not in (None, *KINDS):
-        raise InputError(f"--kind {kind!r}: choose one of: {', '.join(KINDS)}")
+        raise InputError(f"`kind` {kind!r}: choose one of: {', '.join(KINDS)}")
     if path.is_file():
         return read_official(path, kind, heads)
     transformer = find_diffusers(path)
     if transformer is None:
         return None
     if heads is not None:
-        raise InputError(f"--heads {heads}: {transformer / 'config.json'} says how many; leave it out")
+        raise InputError(f"`heads` {heads}: {transformer / 'config.json'} says how many; leave it out")
     return read_diffusers(path, transformer, kind)
 
 

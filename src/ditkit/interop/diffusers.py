@@ -158,7 +158,7 @@ def read_diffusers(folder: Path, transformer: Path, kind: Kind | None = None) ->
     block to block.
     """
     if kind == "SiT":
-        raise InputError(f"{folder}: --kind SiT is not among diffusers' networks; leave it out")
+        raise InputError(f"{folder}: `kind` SiT is not among diffusers' networks; leave it out")
     config = NetworkConfig.checked(_json(transformer / "config.json"), str(transformer / "config.json"))
     scheduler = folder / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
@@ -239,7 +239,7 @@ def write_diffusers(folder: Path, recipe: Recipe, net: Backbone, dtype: torch.dt
     config = recipe.backbone
     if official_kind(recipe) != "DiT" or not isinstance(config, DiTConfig):
         raise InputError(
-            f"{recipe.name}: diffusers' {CLASS} reads DiT's clock, not SiT's; give --to official"
+            f"{recipe.name}: diffusers' {CLASS} reads DiT's clock, not SiT's; give `to` official"
         )
     if config.mlp_ratio != 4:
         raise InputError(f"{recipe.name}: diffusers' {CLASS} has an mlp_ratio of 4, not {config.mlp_ratio:g}")

@@ -91,11 +91,11 @@ def read_official(path: Path, kind: Kind | None = None, heads: int | None = None
     state = _weights(path, content)
     if is_udit(state):
         if kind is not None or heads is not None:
-            raise InputError(f"{path}: a U-DiT, whose weights say all; leave out --kind and --heads")
+            raise InputError(f"{path}: a U-DiT, whose weights say all; leave out `kind` and `heads`")
         return read_udit(path, state, _arguments(content))
     if is_mdm(state):
         if kind is not None:
-            raise InputError(f"{path}: a network of Matryoshka Diffusion; leave out --kind")
+            raise InputError(f"{path}: a network of Matryoshka Diffusion; leave out `kind`")
         return read_mdm(path, state, **({} if heads is None else {"heads": heads}))
     lacking = [name for name in (PATCHES, LABELS, HIDDEN) if name not in state]
     if lacking:
@@ -197,7 +197,7 @@ def _kind(path: Path, arguments: Mapping[str, Any]) -> Kind:
             return "DiT" if "DiT" in said else "SiT"
     raise InputError(
         f"{path}: DiT or SiT? Their weights look alike and the file's name does not say; "
-        'give ditkit convert --kind DiT or --kind SiT (kind="SiT" in Python)'
+        "give `kind` DiT or SiT"
     )
 
 
@@ -205,7 +205,7 @@ def _heads(path: Path, width: int) -> int:
     if width not in HEADS:
         raise InputError(
             f"{path}: how many attention heads? Weights of width {width}, which is no released size, do not "
-            "show it; give ditkit convert --heads N (heads=N in Python)"
+            "show it; give `heads` N"
         )
     return HEADS[width]
 

@@ -167,7 +167,7 @@ def in_sequence(time: Tensor, *others: Tensor) -> Tensor:
     """Time (B, D), then what else there is, each (B, D): (B, N, D). InputError for a time per token or frame."""
     if time.ndim != 2:
         raise InputError(
-            "a time per token or frame needs adaptive norms; give one time per image or --backbone.conditioning "
+            "a time per token or frame needs adaptive norms; give one time per image or `backbone.conditioning` "
             "adaln_zero"
         )
     return torch.stack([time, *(other.expand_as(time) for other in others)], dim=1)

@@ -43,13 +43,13 @@ class PatchEmbed(nn.Module):
         if self.tubelet and size[0] % self.tubelet:
             raise InputError(
                 f"a clip of {_counted(size[0], 'frame')} is not divisible into tubelets of {self.tubelet}; change "
-                f"--data.frames to a multiple of {self.tubelet} or --backbone.tubelet"
+                f"`data.frames` to a multiple of {self.tubelet} or `backbone.tubelet`"
             )
         height, width = size[-2:]
         if height % self.patch or width % self.patch:
             raise InputError(
                 f"a state of {height}x{width} is not divisible into patches of {self.patch}; change "
-                f"--data.size to a multiple of {self.patch} (times the codec's downsampling) or --backbone.patch"
+                f"`data.size` to a multiple of {self.patch} (times the codec's downsampling) or `backbone.patch`"
             )
         return tuple(n // p for n, p in zip(size, patch_sizes(self.patch, self.tubelet), strict=True))
 

@@ -21,7 +21,7 @@ def check_rotary(width: int, heads: int) -> None:
     if width % (4 * heads):
         raise InputError(
             f"rotary positions need heads whose channels are a multiple of 4, not {width} channels in {heads} "
-            f"heads; use a width that is a multiple of {4 * heads}, other heads, or --backbone.no-rotary"
+            f"heads; use a width that is a multiple of {4 * heads}, other heads, or `backbone.rotary` False"
         )
 
 

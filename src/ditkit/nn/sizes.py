@@ -20,7 +20,7 @@ def image_size(size: Sequence[int]) -> tuple[int, int]:
     if len(size) != 2:
         raise InputError(
             f"frames asked of a network of images: a state of {'x'.join(map(str, size))} (frames, height, width); take a "
-            "DiT with --backbone.tubelet 1 or more, or leave --data.frames out"
+            "DiT with `backbone.tubelet` 1 or more, or leave `data.frames` out"
         )
     height, width = size
     return height, width

@@ -134,8 +134,8 @@ class SamplingConfig(SolverSettings, GuidanceSettings):
             if getattr(self, choice) is not None and choice not in SAMPLERS[self.sampler].choices:
                 takers = [name for name, entry in SAMPLERS.items() if choice in entry.choices]
                 raise ValueError(
-                    f"--{choice.replace('_', '-')} {getattr(self, choice)}: sampler {self.sampler} has no such "
-                    f"choice; leave it out, or take --sampler {' or '.join(takers)}"
+                    f"`{choice}` {getattr(self, choice)}: sampler {self.sampler} has no such "
+                    f"choice; leave it out, or take `sampler` {' or '.join(takers)}"
                 )
         return self
 
@@ -143,7 +143,7 @@ class SamplingConfig(SolverSettings, GuidanceSettings):
     def _a_cache_needs_a_grid(self) -> SamplingConfig:
         if name_of(self.cache) != "none" and SAMPLERS[self.sampler].adaptive:
             raise ValueError(
-                f"--cache {self.cache}: sampler {self.sampler} chooses its times by the network's answers; leave the cache out "
+                f"`cache` {self.cache}: sampler {self.sampler} chooses its times by the network's answers; leave the cache out "
                 "or take another sampler"
             )
         return self
@@ -157,10 +157,10 @@ class SamplingConfig(SolverSettings, GuidanceSettings):
         name = given.get("sampler", self.sampler)
         solver = SAMPLERS[name]
         if "steps" in given and solver.adaptive:
-            raise InputError(f"--steps {given['steps']}: {name} chooses its own steps; give --tolerance")
+            raise InputError(f"`steps` {given['steps']}: {name} chooses its own steps; give `tolerance`")
         if "steps" in given and "respacing" in given:
             raise InputError(
-                f"--steps {given['steps']} and --respacing {given['respacing']}: both say which times; give one"
+                f"`steps` {given['steps']} and `respacing` {given['respacing']}: both say which times; give one"
             )
         unfit = set(SolverChoices.model_fields) - solver.choices.keys()
         return SamplingConfig.checked(self.model_dump(exclude=unfit) | given, "")

@@ -36,11 +36,11 @@ def time_grid(
     Raises InputError: no steps; respacing of a path without knots, or with a named grid.
     """
     if steps < 1:
-        raise InputError(f"--steps must be at least 1, not {steps}")
+        raise InputError(f"`steps` must be at least 1, not {steps}")
     if respacing and not transport.knots:
-        raise InputError(f"--respacing {respacing}: path {transport.path} has no knots; give --steps instead")
+        raise InputError(f"`respacing` {respacing}: path {transport.path} has no knots; give `steps` instead")
     if respacing and grid:
-        raise InputError(f"--respacing {respacing} and --grid {grid}: both say which times; give one")
+        raise InputError(f"`respacing` {respacing} and `grid` {grid}: both say which times; give one")
     if use == "jump" and transport.knots and not grid:
         sections = respacing or str(steps)
         # The published rule gives a single step the cleanest knot; sampling starts from noise.
@@ -53,7 +53,7 @@ def time_grid(
     if to_zero and steps > 1 and (use == "sde" or spacing is not _uniform):
         low = last_step_size if use == "sde" else max(low, CLEANEST)
         if low >= high:
-            raise InputError(f"--last-step-size {low} must be less than {high}, where the grid begins")
+            raise InputError(f"`last_step_size` {low} must be less than {high}, where the grid begins")
         return torch.cat([spacing(transport, high, low, steps - 1), torch.zeros(1, dtype=torch.float64)])
     return spacing(transport, high, 0.0 if to_zero else low, steps)
 
@@ -129,7 +129,7 @@ def respaced(sections: str, total: int = DDPM_STEPS) -> list[int]:
     if sections.startswith("mdm"):
         count = int(sections.removeprefix("mdm"))
         if not 1 <= count <= total:
-            raise InputError(f"--respacing {sections}: give 1 to {total} steps")
+            raise InputError(f"`respacing` {sections}: give 1 to {total} steps")
         return [round(k * (total + 1) / (count + 1)) - 1 for k in range(1, count + 1)]
     if sections.startswith("ddim"):
         wanted = int(sections.removeprefix("ddim"))
@@ -143,7 +143,7 @@ def respaced(sections: str, total: int = DDPM_STEPS) -> list[int]:
     for section, count in enumerate(counts):
         length = size + (section < longer)
         if not 1 <= count <= length:
-            raise InputError(f"--steps {count}: a section of {length} steps has 1 to {length}")
+            raise InputError(f"`steps` {count}: a section of {length} steps has 1 to {length}")
         stride = (length - 1) / (count - 1) if count > 1 else 0.0
         position = 0.0  # accumulated, then rounded half to even: reproduces the published indices
         for _ in range(count):

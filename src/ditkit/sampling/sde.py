@@ -138,13 +138,13 @@ def coefficient(
 ) -> Tensor:
     """D(t), of the shape of t, in a step from `start` to `end`; InputError if it is unknown or singular."""
     if isinstance(diffusion, str) and diffusion not in DIFFUSIONS:
-        raise InputError(f"unknown --diffusion {diffusion!r}; choose one of: {', '.join(DIFFUSIONS)}")
+        raise InputError(f"unknown `diffusion` {diffusion!r}; choose one of: {', '.join(DIFFUSIONS)}")
     c = denoise.path(t)
     value = (DIFFUSIONS[diffusion] if isinstance(diffusion, str) else diffusion)(t, c, norm)
     if not (value.isfinite() & (value >= 0)).all():
         name = diffusion if isinstance(diffusion, str) else getattr(diffusion, "__name__", "of your own")
         raise InputError(
-            f"--diffusion {name} is {value.flatten()[0]:g} at t = {t.flatten()[0]:g} of the grid; it must be a "
+            f"`diffusion` {name} is {value.flatten()[0]:g} at t = {t.flatten()[0]:g} of the grid; it must be a "
             "finite number, 0 or more: bound it there, or end the grid before it"
         )
     return torch.minimum(value, c.sigma * denoise.path(start).sigma / (start - end))

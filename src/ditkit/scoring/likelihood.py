@@ -95,7 +95,7 @@ def likelihoods(
             if (lost := (~bits[-1].isfinite()).nonzero()).numel():
                 place = sum(map(len, images)) - len(pixels) + int(lost[0])
                 raise NotFinite(
-                    f"{pipeline.name}: the bits per dimension of image {place} of {split} are not finite; give more --steps, "
+                    f"{pipeline.name}: the bits per dimension of image {place} of {split} are not finite; give more `steps`, "
                     "or take an earlier checkpoint"
                 )
             bar.update(len(pixels))

@@ -63,7 +63,7 @@ def rulers(
     own = [name for name in features if name.partition("=")[0] != CLASSIFIER]
     if data is not None and data.channels not in (1, 3) and own:
         raise InputError(
-            f"--features {own[0]} reads pictures of 1 or 3 channels, data {data.kind} has {data.channels}; make a network of "
+            f"`features` {own[0]} reads pictures of 1 or 3 channels, data {data.kind} has {data.channels}; make a network of "
             "its own with `ditkit classifier DATA --out FILE` and give classifier=FILE"
         )
     networks = [network(name, data, device) for name in features]
@@ -106,7 +106,7 @@ def network(name: str, data: DataSection | None, device: torch.device | str = "c
     if name != CLASSIFIER:
         if name not in FEATURES:
             raise InputError(
-                f"--features: no network {name!r}; use {CLASSIFIER} or one of: {', '.join(FEATURES)}"
+                f"`features`: no network {name!r}; use {CLASSIFIER} or one of: {', '.join(FEATURES)}"
             )
         return load_features(name, weights or None, device)
     if weights:
@@ -115,7 +115,7 @@ def network(name: str, data: DataSection | None, device: torch.device | str = "c
     if found is None:
         what = "a file of statistics" if data is None else f"data {data.kind!r}"
         raise InputError(
-            f"--features: no classifier comes with ditkit for {what}; use another network (`ditkit list "
+            f"`features`: no classifier comes with ditkit for {what}; use another network (`ditkit list "
             "features`), or make one with `ditkit classifier DATA --out FILE` and give classifier=FILE"
         )
     return found.to(device)

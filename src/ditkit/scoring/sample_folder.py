@@ -65,9 +65,9 @@ def claim_samples(folder: Path, settings: Mapping[str, Any], replace: bool) -> N
     samples in it are removed. InputError where there are some otherwise, or files of which nothing says what they are."""
     if why := other_samples(folder, settings):
         if not _is_ours(folder):
-            raise InputError(f"--out {folder}: {why}; move it away, or give another --out")
+            raise InputError(f"`out` {folder}: {why}; move it away, or give another `out`")
         if not replace:
-            raise InputError(f"--out {folder}: {why}; give another --out, or --replace to remove them")
+            raise InputError(f"`out` {folder}: {why}; give another `out`, or `replace` to remove them")
         for name in OUTPUTS:
             if (folder / name).is_dir():
                 shutil.rmtree(folder / name)

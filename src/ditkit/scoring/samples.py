@@ -140,7 +140,7 @@ def captioned(data: DataSection, count: int, part: Part = "held-out") -> tuple[d
     except InputError:
         source, part = data.open("train"), "training"
     if not source.captions:
-        raise InputError(f"{data.kind}: the data has no captions to sample; give --data.caption-column")
+        raise InputError(f"{data.kind}: the data has no captions to sample; give `data.caption_column`")
     places = spread(len(source), count)
     places = [places[k % len(places)] for k in range(count)]
     cond: dict[str, Any] = {"text": [source.captions[place] for place in places]}
@@ -216,7 +216,7 @@ def _made_samples(
         if (path / NPZ).is_file():
             return replace(files(path / NPZ), protocol=protocol)
         raise InputError(
-            f"{path}: it holds no single images and no {NPZ}; give its `ditkit sample` command again, with --npz"
+            f"{path}: it holds no single images and no {NPZ}; give its `ditkit sample` command again, with `npz`"
         )
     data = image_folder(path / IMAGES, size, channels)
     source, row_labels = data.open(), made.get("labels")
@@ -263,6 +263,6 @@ def image_folder(path: Path, size: int | None = None, channels: Literal[1, 3] | 
     if not size and (others or first[0] != first[1]):
         found = " and ".join(f"{sides[some]} {some[0]}x{some[1]}" for some in (first, *others[:1]))
         raise InputError(
-            f"{path}: {found}; give --size N to crop all images to squares of one size as ADM does"
+            f"{path}: {found}; give `size` N to crop all images to squares of one size as ADM does"
         )
     return Folder(path=path, size=size or first[0], channels=channels or (1 if grey else 3))

@@ -186,7 +186,7 @@ class TextCache:
             here, there = getattr(mine, name), getattr(config, name)
             if here != there:
                 raise InputError(
-                    f"{self.folder}: its captions were embedded with --text.{name} {here}, not {there}; give "
+                    f"{self.folder}: its captions were embedded with `text.{name}` {here}, not {there}; give "
                     "another folder"
                 )
         if self.index.identity != (found := identity(find_folder(config.id, config.revision))):

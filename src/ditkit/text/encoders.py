@@ -89,7 +89,7 @@ class TextEncoder:
         """Width D of tokens and pooled."""
         if self.dim != config.dim:
             raise InputError(
-                f"--text.dim {config.dim}: {config.id} has {self.dim} channels; give --text.dim {self.dim}"
+                f"`text.dim` {config.dim}: {config.id} has {self.dim} channels; give `text.dim` {self.dim}"
             )
         self._model, self._tokenizer, self._pool = model.to(self.device), tokenizer, pool
         limits = tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)
@@ -101,7 +101,7 @@ class TextEncoder:
         most = min(numbers)
         if config.length > most:
             raise InputError(
-                f"--text.length {config.length}: {config.id} reads at most {most} tokens; give at most that"
+                f"`text.length` {config.length}: {config.id} reads at most {most} tokens; give at most that"
             )
 
     def encode(self, prompts: Sequence[str], batch: int = 64) -> Text:
@@ -143,7 +143,7 @@ class TextEncoder:
         worst = max(range(len(prompts)), key=too_many.__getitem__)
         log.warning(
             f"{sum(map(bool, too_many))} of {len(prompts)} prompts are longer than {self.length} tokens and are cut; "
-            f"most, {too_many[worst]} tokens, from {prompts[worst][:50]!r}; --text.length sets the limit"
+            f"most, {too_many[worst]} tokens, from {prompts[worst][:50]!r}; `text.length` sets the limit"
         )
         return self._tokenizer(list(prompts), truncation=True, max_length=self.length).input_ids
 

@@ -53,7 +53,7 @@ TRACKERS: dict[str, Backend] = {
 """By name. One of one's own is another entry."""
 
 
-def check_trackers(names: Iterable[str], flag: str = "--train.track") -> None:
+def check_trackers(names: Iterable[str], flag: str = "`train.track`") -> None:
     """InputError, before the long work, where a tracker's package is missing or it is not set up."""
     for name in names:
         if name not in TRACKERS:

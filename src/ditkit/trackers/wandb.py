@@ -28,7 +28,7 @@ def check() -> None:
         known = False
     if not known:
         raise InputError(
-            "--train.track wandb: no key; type `wandb login` once, or set WANDB_API_KEY, or WANDB_MODE=offline"
+            "`train.track` wandb: no key; type `wandb login` once, or set WANDB_API_KEY, or WANDB_MODE=offline"
         )
 
 

@@ -56,7 +56,7 @@ def fit_classifier(
     function of the arguments. InputError when images and labels do not fit together, or for too many epochs.
     """
     if epochs is not None and epochs > MOST_EPOCHS:
-        raise InputError(f"--epochs {epochs}: no classifier needs so many; give at most {MOST_EPOCHS}")
+        raise InputError(f"`epochs` {epochs}: no classifier needs so many; give at most {MOST_EPOCHS}")
     labels = _checked("training", images, labels, classes)
     test_labels = _checked("test", test_images, test_labels, classes)
     device = torch.device(device)

@@ -132,8 +132,8 @@ def train_codec(
     recipe = recipe.model_copy(update={"data": data})
     if any(side % recipe.codec.downsampling for side in data.shape[-2:]):
         raise InputError(
-            f"--data.size {data.size} is not divisible by {recipe.codec.downsampling}, to which {len(recipe.codec.widths)} "
-            "--codec.widths lead; give another size or number of widths"
+            f"`data.size` {data.size} is not divisible by {recipe.codec.downsampling}, to which {len(recipe.codec.widths)} "
+            "`codec.widths` lead; give another size or number of widths"
         )
     model = build(recipe).to(device).train()
     ruler = _ruler(features, data, device)  # before the long work: says what is wrong with it
@@ -209,7 +209,7 @@ def build(recipe: CodecRecipe):
         norm_num_groups=math.gcd(8, *widths),
         sample_size=recipe.data.size,
     )
-    return first_values.build(make, recipe.train.seed, "--codec.widths, --codec.channels or --codec.layers")
+    return first_values.build(make, recipe.train.seed, "`codec.widths`, `codec.channels` or `codec.layers`")
 
 
 def posterior_draws(recipe: CodecRecipe) -> Draws:

@@ -66,11 +66,11 @@ def check_data(before: DataSection, now: DataSection, source: Source, out: Path)
     if before.names and len(before.names) != len(now.names or ()):
         raise InputError(
             f"{out}: {found}; a network for {len(before.names)} classes cannot go on with {len(now.names or ())}: put them "
-            f"back, or give another --out and --init {out}"
+            f"back, or give another `out` and `init` {out}"
         )
     if now.changed != "accept":
         raise InputError(
-            f"{out}: {found}; put them back, or give --data.changed accept to go on with them as they are"
+            f"{out}: {found}; put them back, or give `data.changed` accept to go on with them as they are"
         )
     log.warning(f"{out}: {found}; accepted")
     append_line(out / CHANGES, {"changed": found, "before": before.content, "now": now.content})

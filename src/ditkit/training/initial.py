@@ -21,16 +21,16 @@ def load_inner(net: Backbone, recipe: Recipe, origin: str | Path) -> None:
     InputError where `origin` is not what the recipe puts levels around: its network, path, prediction or codec are
     others, it has as many levels or more, or its tensors other shapes (classes, text).
     """
-    where = f"--init-inner {origin}"
+    where = f"`init_inner` {origin}"
     whole, pipe = recipe.backbone, load(origin, device="cpu")
     theirs = pipe.recipe.backbone
     if not isinstance(whole, MatryoshkaConfig):
-        raise InputError(f"{where}: this backbone has no levels around another; give --init instead")
+        raise InputError(f"{where}: this backbone has no levels around another; give `init` instead")
     count, wanted = len(theirs.ratios), len(whole.ratios)
     if count >= wanted:
         raise InputError(
             f"{where} has {count} levels, this recipe {wanted}: it goes inside, so it must have fewer; to start from "
-            "one with as many give --init"
+            "one with as many give `init`"
         )
     expected = whole.lowest(count)
     for what, found, needed in (

@@ -32,23 +32,23 @@ def open_for(recipe: Recipe, codec: Codec, folder: Path) -> tuple[Latents, Codec
     InputError, naming both values and the remedy, when codec, size, data or classes are others or mirrored
     images are lacking; of another project's layout only size, classes and flips are known.
     """
-    where = f"--train.latents {folder}"
+    where = f"`train.latents` {folder}"
     codec = codec.base if isinstance(codec, PyramidCodec) else codec
     if not isinstance(codec, Vae):
         raise InputError(
-            f"{where}: the codec is {recipe.codec.kind}, which has no latents; give --codec vae, or leave the cache out"
+            f"{where}: the codec is {recipe.codec.kind}, which has no latents; give `codec` vae, or leave the cache out"
         )
     found = open_latents(folder)
     channels, height, width = codec.layout(*recipe.data.shape).shape
     expected = (2 * channels, height, width)
     if tuple(found.shape) != expected:
         raise InputError(
-            f"{where} has latents of {_size(found.shape)}, the recipe's are {_size(expected)} (--data.size "
-            f"{recipe.data.size} at 1/{codec.downsampling}); give its --data.size and --codec, or encode again"
+            f"{where} has latents of {_size(found.shape)}, the recipe's are {_size(expected)} (`data.size` "
+            f"{recipe.data.size} at 1/{codec.downsampling}); give its `data.size` and `codec`, or encode again"
         )
     if recipe.data.flip and not found.flips:
         raise InputError(
-            f"{where} has no mirrored images, but --data.flip is True; give --data.no-flip, or encode with flips"
+            f"{where} has no mirrored images, but `data.flip` is True; give `data.flip` False, or encode with flips"
         )
     if found.index is not None:
         recipe.data.check_classes(found.names, where)
@@ -59,11 +59,11 @@ def open_for(recipe: Recipe, codec: Codec, folder: Path) -> tuple[Latents, Codec
         asked = recipe.data.classes
         if asked and found.labels is None:
             raise InputError(
-                f"{where} has no labels, but --data.classes is {asked}; extract them with labels"
+                f"{where} has no labels, but `data.classes` is {asked}; extract them with labels"
             )
         if asked is not None and asked < len(found.names):
             raise InputError(
-                f"{where} has labels up to {len(found.names) - 1}, but --data.classes is {asked}; correct it or leave "
+                f"{where} has labels up to {len(found.names) - 1}, but `data.classes` is {asked}; correct it or leave "
                 "it out"
             )
         found.names = tuple(str(label) for label in range(asked or len(found.names)))
@@ -86,7 +86,7 @@ def _check_origin(index: Index, recipe: Recipe, codec: Vae, where: str) -> None:
     if index.encoder != codec.encoder_hash:
         raise InputError(
             f"{where} was made by another autoencoder: {index.codec.get('id')} with encoder {index.encoder[:12]}, the "
-            f"recipe's {codec.config.id} has {codec.encoder_hash[:12]}; give its --codec.id, or `ditkit encode` with "
+            f"recipe's {codec.config.id} has {codec.encoder_hash[:12]}; give its `codec.id`, or `ditkit encode` with "
             "this one into another folder"
         )
 

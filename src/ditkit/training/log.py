@@ -85,7 +85,7 @@ class Log:
             log.warning(
                 f"{self._path.parent}: after {row['images']:,} images the loss is {row['loss']:.3g}; it was "
                 f"{lowest['loss']:.3g} after {lowest['images']:,}. Runs in which that was seen did not recover: stop it, and train anew "
-                "with a lower --train.lr or --train.precision fp32"
+                "with a lower `train.lr` or `train.precision` fp32"
             )
 
 

@@ -79,7 +79,7 @@ def train(
     check_trackers(recipe.train.track)
     if init_inner is not None and recipe.train.stages:
         raise InputError(
-            f"--init-inner {init_inner} and --train.stages {' '.join(map(str, recipe.train.stages))}: the first stage has "
+            f"`init_inner` {init_inner} and `train.stages` {' '.join(map(str, recipe.train.stages))}: the first stage has "
             "nothing inside; leave one out"
         )
     with workers_named(), ExitStack() as until_end:
@@ -127,8 +127,8 @@ def _open(recipe: Recipe, out: Path, device: torch.device) -> _Opened:
     recipe = recipe.replace(data=recorded(recipe.data, source), codec=recipe.codec.resolved())
     if recipe.text and source.captions is None:
         raise InputError(
-            f"--text {recipe.text.id}: the data has no captions; give --data.caption-column where its captions are, "
-            "or leave --text out"
+            f"`text` {recipe.text.id}: the data has no captions; give `data.caption_column` where its captions are, "
+            "or leave `text` out"
         )
     plan = None
     if config.tokens is not None:
@@ -217,7 +217,7 @@ def _is_compiled(opened: _Opened, net: Backbone, before: bool | None, seen: int)
     recipe = opened.recipe
     size = opened.codec.layout(*recipe.data.shape).shape[1:]
     tokens = 3 * (recipe.train.images - seen) * recipe.backbone.tokens(size)
-    return compiles(recipe.train.compile, net, opened.device, tokens, "--train.compile", before)
+    return compiles(recipe.train.compile, net, opened.device, tokens, "`train.compile`", before)
 
 
 def _train_stages(

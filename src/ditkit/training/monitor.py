@@ -56,7 +56,7 @@ class Monitor:
             try:
                 self._rulers = rulers([config.score_features], pipeline.recipe.data, pipeline.device)
             except InputError as error:
-                raise InputError(str(error).replace("--features", "--train.score-features")) from None
+                raise InputError(str(error).replace("`features`", "`train.score_features`")) from None
 
     def measure(self, before: int, seen: int) -> None:
         """What is due after the step from `before` to `seen` images: a preview, the validation loss, scores."""

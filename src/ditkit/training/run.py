@@ -62,11 +62,11 @@ def check_run(settings: Settings, out: Path, source: Source, name: str = RECIPE)
             field, before, now = difference
             raise InputError(
                 f"{out} was made with {field} {before}, not {now}; give the same flags to resume it, or "
-                "another --out"
+                "another `out`"
             )
         check_data(before.data, settings.data, source, out)
     elif out.exists() and any(_is_content(path) for path in out.iterdir()):
-        raise InputError(f"{out} is not empty and holds no {name}; give another --out")
+        raise InputError(f"{out} is not empty and holds no {name}; give another `out`")
 
 
 def _is_content(path: Path) -> bool:
@@ -82,7 +82,7 @@ def claim_run(settings: "Recipe | CodecRecipe", out: Path, source: Source, name:
         write_section(settings, out / name)
         write_lines(source, out)
     except OSError as error:
-        raise InputError(f"--out {out}: cannot be written ({error.strerror})") from None
+        raise InputError(f"`out` {out}: cannot be written ({error.strerror})") from None
 
 
 def was_compiled(state: dict, out: Path) -> bool:

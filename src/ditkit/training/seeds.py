@@ -44,7 +44,7 @@ def train_seeds(
     if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
         raise InputError(f"seeds: {twice[0]} stands twice; give every seed once")
     if (out / RECIPE).exists():
-        raise InputError(f"--out {out} is a run itself; give another --out for runs of several seeds")
+        raise InputError(f"`out` {out} is a run itself; give another `out` for runs of several seeds")
     if recipe.text and recipe.train.latents is None and recipe.train.texts is None:
         recipe = recipe.replace(train={"texts": out / "text"})
     paths = []

@@ -61,7 +61,7 @@ def check_sibling(recipe: Recipe, out: Path) -> None:
             field, theirs, ours = difference
             raise InputError(
                 f"{out.parent}: {other.name} was made with {field} {theirs}, not {ours}; siblings differ in their seed only: "
-                "give the same flags, or another --out"
+                "give the same flags, or another `out`"
             )
 
 

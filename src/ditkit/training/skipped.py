@@ -49,7 +49,7 @@ class Skipped:
         if count := self.count:
             log.warning(
                 f"{out}: {count:,} step{'s were' if count > 1 else ' was'} skipped because the gradient was not "
-                "finite; log.jsonl says when. If there were many, lower --train.lr, or use --train.precision fp32"
+                "finite; log.jsonl says when. If there were many, lower `train.lr`, or use `train.precision` fp32"
             )
 
     @property
@@ -59,5 +59,5 @@ class Skipped:
     def _refuse(self) -> None:
         raise NotFinite(
             f"the gradient was not finite in {self._of_the_last} of the last {min(self._steps, WINDOW)} steps, which were "
-            "skipped; lower --train.lr, set --train.clip 1, or use --train.precision fp32"
+            "skipped; lower `train.lr`, set `train.clip` 1, or use `train.precision` fp32"
         )

@@ -90,7 +90,7 @@ def over_parts(
         return losses.sum(1) * level_weights[0]
     if len(level_weights) != losses.shape[1]:
         raise InputError(
-            f"--transport.level-weights has {len(level_weights)} numbers for {losses.shape[1]} levels; give one "
+            f"`transport.level_weights` has {len(level_weights)} numbers for {losses.shape[1]} levels; give one "
             "for each"
         )
     return losses @ losses.new_tensor(level_weights)

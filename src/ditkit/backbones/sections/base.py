@@ -56,7 +56,7 @@ class BackboneSection(Section):
         """
         kind = f"backbone.kind {self.kind}"
         reasons: dict[Ability, str] = {
-            "clips": f"{kind} is a network of images; take a DiT with --backbone.tubelet 1 or more",
+            "clips": f"{kind} is a network of images; take a DiT with `backbone.tubelet` 1 or more",
             "text": f"{kind} takes no text; take a DiT or an MDM",
             "levels": f"{kind} works on one resolution; take a Matryoshka",
             "times of parts": f"{kind} has one time per image; take a DiT",

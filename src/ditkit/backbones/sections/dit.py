@@ -65,7 +65,7 @@ class DiTConfig(BackboneSection):
     def _of_one_kind(self) -> DiTConfig:
         if self.attention == "factorised" and not self.tubelet:
             raise ValueError(
-                "attention factorised is of clips: give --backbone.tubelet 1 or more, or attention joint"
+                "attention factorised is of clips: give `backbone.tubelet` 1 or more, or attention joint"
             )
         if self.attention == "factorised" and self.depth % 2:
             raise ValueError(
@@ -80,7 +80,7 @@ class DiTConfig(BackboneSection):
             )
         if self.extrapolation != "raw" and not self.grid:
             raise ValueError(
-                f"extrapolation {self.extrapolation} from what size? give the trained --backbone.grid, or raw"
+                f"extrapolation {self.extrapolation} from what size? give the trained `backbone.grid`, or raw"
             )
         turned = 2 if self.attention == "factorised" else axes
         if self.positions == "rotary" and self.width % self.heads == 0:  # or else heads say so
@@ -88,24 +88,24 @@ class DiTConfig(BackboneSection):
             if channels % 2 or channels < 2 * turned:
                 raise ValueError(
                     f"rotary positions on {turned} axes need heads of an even number of channels, {2 * turned} or more, "
-                    f"not {channels}; use fewer heads or --backbone.positions sincos"
+                    f"not {channels}; use fewer heads or `backbone.positions` sincos"
                 )
         return self
 
     def cannot(self, ability: Ability) -> str:
         texts = self.text != "none" or self.text_pooled
         if ability == "clips" and not self.tubelet:
-            return "backbone.tubelet 0 is a network of images; give --backbone.tubelet 1 or more"
+            return "backbone.tubelet 0 is a network of images; give `backbone.tubelet` 1 or more"
         if ability == "images" and self.tubelet > 1:
-            return f"backbone.tubelet {self.tubelet} takes as many frames at once; give --backbone.tubelet 1"
+            return f"backbone.tubelet {self.tubelet} takes as many frames at once; give `backbone.tubelet` 1"
         if ability == "text" and not texts:
             return (
-                "backbone.text none takes no text; give --backbone.text cross_attention or in_context, or "
-                "--backbone.text-pooled"
+                "backbone.text none takes no text; give `backbone.text` cross_attention or in_context, or "
+                "`backbone.text_pooled`"
             )
         if ability == "no text" and texts:
             given = "text-pooled" if self.text == "none" else f"text {self.text}"
-            return f"backbone.{given} needs a text encoder; give --text NAME"
+            return f"backbone.{given} needs a text encoder; give `text` NAME"
         if ability == "levels":
             return "backbone.kind DiT works on one resolution; take a Matryoshka around it"
         if ability == "packed rows":
@@ -117,13 +117,13 @@ class DiTConfig(BackboneSection):
         """Why rows cannot hold the tokens of several images."""
         if self.attention != "joint":
             return (
-                f"backbone.attention {self.attention} takes no packed rows; give --backbone.attention joint"
+                f"backbone.attention {self.attention} takes no packed rows; give `backbone.attention` joint"
             )
         if self.text != "none":
-            return f"backbone.text {self.text} takes no packed rows; give --backbone.text none and --backbone.text-pooled"
+            return f"backbone.text {self.text} takes no packed rows; give `backbone.text` none and `backbone.text_pooled`"
         if self._in_sequence:
             return (
-                f"backbone.conditioning {self.conditioning} takes no packed rows; give --backbone.conditioning "
+                f"backbone.conditioning {self.conditioning} takes no packed rows; give `backbone.conditioning` "
                 "adaln_zero or adaln"
             )
         return ""
@@ -137,10 +137,10 @@ class DiTConfig(BackboneSection):
     def _one_time(self) -> str:
         """Why frames cannot have times of their own."""
         if self.text == "in_context":
-            return "backbone.text in_context has one time per clip; give --backbone.text cross_attention"
+            return "backbone.text in_context has one time per clip; give `backbone.text` cross_attention"
         if self._in_sequence:
             return (
-                f"backbone.conditioning {self.conditioning} has one time per clip; give --backbone.conditioning "
+                f"backbone.conditioning {self.conditioning} has one time per clip; give `backbone.conditioning` "
                 "adaln_zero or adaln"
             )
         return ""

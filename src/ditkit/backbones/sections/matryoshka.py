@@ -102,11 +102,11 @@ class MatryoshkaConfig(BackboneSection):
         tubelet = self.inner.patch_sizes[:-2]
         if tubelet not in ((), (1,)):
             raise ValueError(
-                f"levels go around tubelets of one frame, not {tubelet[0]}: give --backbone.inner.tubelet 1"
+                f"levels go around tubelets of one frame, not {tubelet[0]}: give `backbone.inner.tubelet` 1"
             )
         if self.frame_ratios[0] > 1 and not tubelet:
             raise ValueError(
-                "levels of more frames go around a network of clips: give --backbone.inner.tubelet 1"
+                "levels of more frames go around a network of clips: give `backbone.inner.tubelet` 1"
             )
         return self
 

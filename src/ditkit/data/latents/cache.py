@@ -177,16 +177,16 @@ def _claim(out: Path, plan: Index) -> None:
             for field in old:
                 if old[field] != new[field]:
                     raise InputError(
-                        f"--out {out} holds latents with {field} {old[field]!s:.80}, not {new[field]!s:.80}; give the "
-                        "same command to go on, or another --out"
+                        f"`out` {out} holds latents with {field} {old[field]!s:.80}, not {new[field]!s:.80}; give the "
+                        "same command to go on, or another `out`"
                     )
             return
     if out.exists() and any(path.name[0] != "." for path in out.iterdir()):
-        raise InputError(f"--out {out} is not empty and holds no latents; give another folder")
+        raise InputError(f"`out` {out} is not empty and holds no latents; give another folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out {out}: cannot be made ({error.strerror}); give another folder") from None
+        raise InputError(f"`out` {out}: cannot be made ({error.strerror}); give another folder") from None
     write_whole(out / PLAN, (plan.model_dump_json(indent=1) + "\n").encode())
 
 
@@ -212,7 +212,7 @@ def _shard(
         if lost := (~rows.flatten(1).isfinite().all(1)).nonzero().flatten().tolist():
             raise NotFinite(
                 f"the autoencoder {plan.codec['id']} makes numbers of image {places[lost[0]]} that are not finite in "
-                f"{plan.dtype}; check it, or give --codec.precision fp32 and --dtype float32"
+                f"{plan.dtype}; check it, or give `codec.precision` fp32 and `dtype` float32"
             )
     if source.labels is not None:
         tensors["labels"] = source.labels[list(places)]

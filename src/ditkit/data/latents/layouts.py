@@ -159,7 +159,7 @@ class FastDit(Latents):
 class LightningDit(Latents):
     """Safetensors files of any length, one after the other by name."""
 
-    note = "LightningDiT's layout: one sample instead of moments; its latents_stats.pt is not read, see --codec.scale"
+    note = "LightningDiT's layout: one sample instead of moments; its latents_stats.pt is not read, see `codec.scale`"
 
     def __init__(self, folder: Path):
         """InputError when a file is damaged or lacks latents or labels."""

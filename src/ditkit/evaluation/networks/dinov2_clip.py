@@ -139,7 +139,7 @@ def _folder(source: str | Path, kind: str) -> Path:
         raise InputError(f"the {kind} features need transformers: pip install 'ditkit[features]'") from None
     folder = Path(source)
     if not folder.is_dir():
-        remedy = f"give a local folder in transformers' format: --features {kind}=FOLDER"
+        remedy = f"give a local folder in transformers' format: `features` {kind}=FOLDER"
         folder = fetch_folder(str(source), FILES, remedy)
     try:
         found = parse_json((folder / "config.json").read_bytes()).get("model_type")

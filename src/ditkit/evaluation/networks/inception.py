@@ -269,7 +269,7 @@ def _original() -> tuple[Path, str]:
             reason = str(error.reason if isinstance(error, urllib.error.URLError) else error)
             raise InputError(
                 f"the Inception weights cannot be fetched ({reason.splitlines()[0]}); get {URL} where there "
-                "is a network and give the file: --features inception=FILE"
+                "is a network and give the file: `features` inception=FILE"
             ) from error
     digest = file_hash(path)
     if digest != SHA256:
