@@ -70,11 +70,11 @@ def test_parts_of_networks_of_one_resolution(name):
         h, c = net.embed(x), net.condition(t, conditions)
         body = net.body(h, c, conditions)
         assert net.head(body, c, x.shape[2:]).shape == x.shape
-    port = net.port
-    size = 16 // port.patch, 32 // port.patch
-    assert net.from_map(torch.empty(2, port.entry, *size, device="meta")).shape == h.shape
-    assert net.to_map(body, x.shape[2:]).shape == (2, port.exit, *size)
-    assert conditions.label.shape == (2, port.width)
+    shape = net.body_shape
+    size = 16 // shape.patch, 32 // shape.patch
+    assert net.from_map(torch.empty(2, shape.input_channels, *size, device="meta")).shape == h.shape
+    assert net.to_map(body, x.shape[2:]).shape == (2, shape.output_channels, *size)
+    assert conditions.label.shape == (2, shape.condition_width)
 
 
 def test_unet_is_a_shortcut_at_first_and_learns_of_time_and_label():
