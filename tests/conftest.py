@@ -111,16 +111,16 @@ def run(tmp_path_factory):
 
 def pytest_configure(config):
     """DITKIT_TEST_ORDER: a number, or "random" for one that is printed; the tests run in an order drawn from it."""
-    asked = os.environ.get("DITKIT_TEST_ORDER")
-    if asked and not hasattr(config, "workerinput"):
-        os.environ["DITKIT_TEST_ORDER"] = str(random.randrange(10**6)) if asked == "random" else asked
+    order = os.environ.get("DITKIT_TEST_ORDER")
+    if order and not hasattr(config, "workerinput"):
+        os.environ["DITKIT_TEST_ORDER"] = str(random.randrange(10**6)) if order == "random" else order
 
 
 def pytest_report_header():
-    asked = os.environ.get("DITKIT_TEST_ORDER")
-    return f"order of the tests: DITKIT_TEST_ORDER={asked}" if asked else None
+    order = os.environ.get("DITKIT_TEST_ORDER")
+    return f"order of the tests: DITKIT_TEST_ORDER={order}" if order else None
 
 
 def pytest_collection_modifyitems(items):
-    if asked := os.environ.get("DITKIT_TEST_ORDER"):
-        random.Random(int(asked)).shuffle(items)
+    if order := os.environ.get("DITKIT_TEST_ORDER"):
+        random.Random(int(order)).shuffle(items)

@@ -12,7 +12,7 @@ from ditkit.nn.embeddings import sincos_positions
 
 
 def fill(k: int, shape: torch.Size) -> torch.Tensor:
-    """The values of entry k of the official state dict."""
+    """The values of tensor k of the official state dict."""
     j = torch.arange(shape.numel(), dtype=torch.float64)
     return (0.05 * torch.sin(0.013 * j + 0.7 * k)).view(shape).float()
 

@@ -70,11 +70,11 @@ def test_parts_of_networks_of_one_resolution(name):
         h, c = net.embed(x), net.condition(t, conditions)
         body = net.body(h, c, conditions)
         assert net.head(body, c, x.shape[2:]).shape == x.shape
-    port = net.port
-    size = 16 // port.patch, 32 // port.patch
-    assert net.from_map(torch.empty(2, port.entry, *size, device="meta")).shape == h.shape
-    assert net.to_map(body, x.shape[2:]).shape == (2, port.exit, *size)
-    assert conditions.label.shape == (2, port.width)
+    shape = net.body_shape
+    size = 16 // shape.patch, 32 // shape.patch
+    assert net.from_map(torch.empty(2, shape.input_channels, *size, device="meta")).shape == h.shape
+    assert net.to_map(body, x.shape[2:]).shape == (2, shape.output_channels, *size)
+    assert conditions.label.shape == (2, shape.condition_width)
 
 
 def test_unet_is_a_shortcut_at_first_and_learns_of_time_and_label():
@@ -189,8 +189,8 @@ def tiny(name="DiT", seed=0, **fields):
         return backbone(name, **(settings | fields))
 
 
-def awake(**fields):
-    """The same with every parameter random: at initialisation a DiT says nothing."""
+def randomised(**fields):
+    """The same with every parameter random: at initialisation a DiT's output is zero."""
     net = tiny(**fields)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -250,8 +250,8 @@ def test_every_parameter_learns_after_one_step(conditioning):
 @every_conditioning
 @torch.no_grad()
 def test_images_need_not_be_square(conditioning):
-    """Rows and columns are told apart, and a network runs at any size."""
-    net = awake(conditioning=conditioning)
+    """Rows and columns are distinguished, and a network runs at any size."""
+    net = randomised(conditioning=conditioning)
     x, t, cond = inputs(height=6, width=10)
     out = net(x, t, cond)
     assert out.shape == (3, 2, 6, 10)
@@ -263,7 +263,7 @@ def test_images_need_not_be_square(conditioning):
 @pytest.mark.parametrize("conditioning", ["adaln_zero", "adaln"])
 @torch.no_grad()
 def test_time_per_token(conditioning):
-    net = awake(conditioning=conditioning)
+    net = randomised(conditioning=conditioning)
     x, t, cond = inputs()
     torch.testing.assert_close(net(x, t[:, None].expand(-1, 16), cond), net(x, t, cond), rtol=1e-4, atol=1e-5)
     ramp = t[:, None] * torch.linspace(0, 1, 16)
@@ -281,8 +281,8 @@ def test_error_of_a_time_per_token(conditioning, classes):
 
 @every_conditioning
 @torch.no_grad()
-def test_everything_told_is_heard(conditioning):
-    net = awake(conditioning=conditioning)
+def test_every_condition_changes_the_output(conditioning):
+    net = randomised(conditioning=conditioning)
     x, t, cond = inputs()
     out = net(x, t, cond)
     for other in (net(x + 0.1, t, cond), net(x, 1 - t, cond), net(x, t, {"label": cond["label"] + 1})):
@@ -292,7 +292,7 @@ def test_everything_told_is_heard(conditioning):
 @every_conditioning
 @torch.no_grad()
 def test_rows_of_a_batch_are_independent(conditioning):
-    net = awake(conditioning=conditioning)
+    net = randomised(conditioning=conditioning)
     x, t, cond = inputs()
     alone = [net(x[i : i + 1], t[i : i + 1], {"label": cond["label"][i : i + 1]}) for i in range(3)]
     torch.testing.assert_close(torch.cat(alone), net(x, t, cond), rtol=1e-5, atol=1e-5)
@@ -300,7 +300,7 @@ def test_rows_of_a_batch_are_independent(conditioning):
 
 @every_conditioning
 def test_bf16_autocast_is_close_in_value_and_gradient(conditioning):
-    net = awake(conditioning=conditioning)
+    net = randomised(conditioning=conditioning)
     x, t, cond = inputs()
 
     def run(enabled):
@@ -320,14 +320,14 @@ def test_bf16_autocast_is_close_in_value_and_gradient(conditioning):
 @every_conditioning
 @torch.no_grad()
 def test_safetensors_round_trip(tmp_path, conditioning):
-    net, other = awake(conditioning=conditioning), tiny(seed=5, conditioning=conditioning)
+    net, other = randomised(conditioning=conditioning), tiny(seed=5, conditioning=conditioning)
     save_file(net.state_dict(), tmp_path / "net.safetensors")
     other.load_state_dict(load_file(tmp_path / "net.safetensors"), strict=True)
     assert other(*inputs()).equal(net(*inputs()))
 
 
 def test_a_deep_copy_is_independent():
-    net = awake()
+    net = randomised()
     other = copy.deepcopy(net)
     with torch.no_grad():
         other.final.linear.weight.zero_()
@@ -339,7 +339,7 @@ def test_a_deep_copy_is_independent():
 @every_conditioning
 @torch.no_grad()
 def test_unconditional(conditioning):
-    net = awake(classes=0, conditioning=conditioning)
+    net = randomised(classes=0, conditioning=conditioning)
     assert net.label is None
     x, t, _ = inputs()
     out = net(x, t)
@@ -351,7 +351,7 @@ def test_unconditional(conditioning):
 @every_conditioning
 @torch.no_grad()
 def test_null_is_one_more_class(conditioning):
-    net = awake(conditioning=conditioning)
+    net = randomised(conditioning=conditioning)
     x, t, cond = inputs()
     empty = net.null(cond)
     assert empty["label"].tolist() == [10, 10, 10]
@@ -365,7 +365,7 @@ def test_null_is_one_more_class(conditioning):
 
 
 @torch.no_grad()
-def test_what_blocks_are_told():
+def test_what_blocks_are_conditioned_on():
     _, t, cond = inputs()
     nets = {name: tiny(conditioning=name) for name in CONDITIONINGS}
     for name in ("adaln_zero", "adaln"):
@@ -477,7 +477,7 @@ def test_cross_attention(grad):
 
 @torch.no_grad()
 def test_a_cross_attention_block_takes_a_sequence_of_any_length():
-    """As a set: neither order nor being told everything twice changes anything. Room for a text."""
+    """As a set: neither order nor repeating every condition changes anything. Room for a text."""
     block = CrossAttentionBlock(16, 2, 4.0)
     x, c = torch.randn(2, 5, 16), torch.randn(2, 7, 16)
     out = block(x, c)
@@ -489,7 +489,7 @@ def test_a_cross_attention_block_takes_a_sequence_of_any_length():
 
 @torch.no_grad()
 def test_what_blocks_compute():
-    """Every branch begins with a norm; the sequence is heard between self-attention and MLP."""
+    """Every branch begins with a norm; cross-attention is between self-attention and MLP."""
     x, c, sequence = torch.randn(2, 5, 16), torch.randn(2, 16), torch.randn(2, 2, 16)
 
     def normal(x):

@@ -91,8 +91,8 @@ def test_statistics_are_timed_in_small(tmp_path, capsys):
 
 def test_backbones_against_each_other(tmp_path, capsys):
     out = tmp_path / "backbones.json"
-    given = ["--backbones", "U-DiT", "UNet", "--batch", "1", "--rounds", "2", "--no-train", "--out", str(out)]
-    assert main(["bench", *given]) == 0
+    flags = ["--backbones", "U-DiT", "UNet", "--batch", "1", "--rounds", "2", "--no-train", "--out", str(out)]
+    assert main(["bench", *flags]) == 0
     record = json.loads(out.read_text())
     first, last = record["rows"]
     assert [first["task"], last["task"]] == ["evaluation"] * 2

@@ -200,16 +200,16 @@ def test_bounding_boxes_of_pictures_made_by_hand():
     assert arrays.bounding_boxes(pictures()).tolist() == BOXES
 
 
-def held(config: FashionMNIST) -> Arrays:
+def in_memory(config: FashionMNIST) -> Arrays:
     return arrays.in_memory(
         pictures(), np.array([1, 7, 2, 4, 0, 1]), arrays.CLOTHES, config, arrays.bounding_boxes(pictures())
     )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images_of_unequal_sizes_are_held_in_memory(channels):
+def test_images_of_unequal_sizes_are_kept_in_memory(channels):
     config = FashionMNIST(aspect="native", crop="garment", channels=channels)
-    source = held(config)
+    source = in_memory(config)
     assert source.images.shape == (6, channels, 28, 28)
     assert [source.size(k) for k in range(6)] == [(8, 24), (28, 12), (18, 5), (28, 28), (1, 1), (8, 24)]
     assert [source[k][0].size for k in range(6)] == [source.size(k) for k in range(6)]

@@ -55,7 +55,7 @@ def test_parquet_is_read_like_the_other_two(tmp_path):
     refused(tmp_path, r"metadata\.parquet cannot be read \(.*\); write it again")
 
 
-def test_several_metadata_files_are_refused_and_unasked_they_change_nothing(tmp_path):
+def test_several_metadata_files_are_refused_only_where_captions_are_read(tmp_path):
     images(tmp_path, "a.png", "b.png")
     write_rows(tmp_path, {"file_name": "a.png", "text": "ay"})
     (tmp_path / "metadata.csv").write_text("nothing of the kind")

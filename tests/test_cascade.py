@@ -1,4 +1,4 @@
-"""Cascades: the highest level of a pyramid given the lower ones that another model made."""
+"""Cascades: the highest level of a pyramid above the lower ones that another model made."""
 
 import pytest
 import torch
@@ -25,9 +25,9 @@ def normal(*shape, seed=0):
 
 
 def pipe(backbone, path="linear", size=8, **sections):
-    """Not trained, but awake."""
-    said = {"path": path, "predict": PATHS[path], **sections.pop("transport", {})}
-    chosen = nested(backbone, data={"size": size}, transport=said, **sections)
+    """Not trained, but with random weights."""
+    values = {"path": path, "predict": PATHS[path], **sections.pop("transport", {})}
+    chosen = nested(backbone, data={"size": size}, transport=values, **sections)
     net = chosen.build_backbone().eval().requires_grad_(False)
     stream = torch.Generator().manual_seed(0)
     for value in net.parameters():
@@ -48,7 +48,7 @@ def test_a_cascade_learns_the_highest_level_only():
     torch.testing.assert_close(found, (out - x0)[:, :4].square().mean((1, 2, 3)))
 
 
-def test_a_cascade_is_given_low_levels_with_less_noise():
+def test_a_cascade_sees_low_levels_with_less_noise():
     three = Pyramid.of(1, 4, 4, ratios=(4, 2, 1))
     tr = transport("linear", predict="data", cascade=0.2, level_shift=0.0)
     v = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
@@ -59,19 +59,19 @@ def test_a_cascade_is_given_low_levels_with_less_noise():
     assert transport("linear").known_parts(T, v, three) == (T, None)
     x0, eps, seen = normal(3, *three.shape), normal(3, *three.shape, seed=1), []
     tr.losses(lambda x, t, c: seen.append((x, t)) or x, x0, {}, t=times, eps=eps, layout=three)
-    ((x_t, asked),) = seen
-    assert asked.equal(times)
+    ((x_t, own),) = seen
+    assert own.equal(times)
     assert x_t[0, 16:].equal(x0[0, 16:])  # clean
     torch.testing.assert_close(x_t[2, 16:], 0.8 * x0[2, 16:] + 0.2 * eps[2, 16:])
 
 
 @pytest.mark.parametrize("time", [0.0, 0.25])
-def test_the_network_sees_what_is_given_at_its_own_time(time):
+def test_the_network_sees_known_levels_at_their_own_time(time):
     tr, seen = transport("linear", predict="velocity", level_shift=0.0), []
-    x, given, noise = (normal(3, *LAYOUT.shape, seed=seed) for seed in range(3))
+    x, clean, noise = (normal(3, *LAYOUT.shape, seed=seed) for seed in range(3))
     denoise = with_known(
         tr.denoiser(lambda *a: seen.append(a) or torch.ones_like(x), LAYOUT),
-        given,
+        clean,
         (False, True),
         noise,
         time,
@@ -81,18 +81,18 @@ def test_the_network_sees_what_is_given_at_its_own_time(time):
     ((x_t, times, _),) = seen
     assert times.equal(torch.stack([t, torch.full_like(t, time)], 1))
     assert x_t[:, :4].equal(x[:, :4])
-    torch.testing.assert_close(x_t[:, 4:], (1 - time) * given[:, 4:] + time * noise[:, 4:])
-    torch.testing.assert_close(p.x0[:, 4:], given[:, 4:])
+    torch.testing.assert_close(x_t[:, 4:], (1 - time) * clean[:, 4:] + time * noise[:, 4:])
+    torch.testing.assert_close(p.x0[:, 4:], clean[:, 4:])
     torch.testing.assert_close(p.x0[:, :4], x[:, :4] - t[:, None, None, None])  # of velocity 1
     torch.testing.assert_close(p.velocity[:, :4], torch.ones(3, 4, 2, 2, dtype=torch.float64))
     with pytest.raises(InputError, match="1 parts known or not, the state has another number"):
-        with_known(tr.denoiser(lambda *a: x, LAYOUT), given, (False,), noise)
+        with_known(tr.denoiser(lambda *a: x, LAYOUT), clean, (False,), noise)
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_exact_conditional_samples(sampler, path):
-    """High pixels that are the low one and a little noise: so are samples, given the low level, with every sampler."""
+    """High pixels that are the low one and a little noise: so are samples above the low level, with every sampler."""
     spread, tr = 0.2, transport(path, predict=PATHS[path], level_shift=0.0)
     chosen = SamplingConfig(sampler=sampler, **({} if sampler == "dopri5" else {"steps": 150}))
     if "last_step_size" in chosen.choices:
@@ -116,11 +116,11 @@ def test_exact_conditional_samples(sampler, path):
         }[PATHS[path]]()
         return torch.cat([out, torch.full_like(x_t[:, 4:], 7.0)], dim=1)  # the rest is not used
 
-    given = normal(n, *LAYOUT.shape, seed=5)
-    asked = with_known(tr.denoiser(net, LAYOUT), given, (False, True), noise(given))
-    found = chosen.run(asked, noise(given), chosen.times(tr), {}, noise=noise)
+    clean = normal(n, *LAYOUT.shape, seed=5)
+    conditional = with_known(tr.denoiser(net, LAYOUT), clean, (False, True), noise(clean))
+    found = chosen.run(conditional, noise(clean), chosen.times(tr), {}, noise=noise)
     assert found.isfinite().all()
-    left = found[:, :4] - given[:, 4:]
+    left = found[:, :4] - clean[:, 4:]
     if n == 1:
         assert left.abs().max() < 4 * spread
         return
@@ -160,7 +160,7 @@ def test_noise_of_both_models_has_nothing_in_common(monkeypatch):
 
 
 def test_guidance_and_its_interval():
-    """What is given has a time of its own, which is not that of the interval."""
+    """Known levels have a time of their own, which is not that of the interval."""
     lower, high = pipe(SMALL, size=4), cascade()
     how = {"seeds": [0], "lower": lower, "sampler": "euler", "steps": 4}
     plain, never, always, inside = (

@@ -208,11 +208,11 @@ def test_every_flag_of_train_sets_its_field():
             if name in fixed:
                 continue
             flag = f"--{section}.{'no-' if value is True else ''}{field}".replace("_", "-")
-            given = None if value is True else other[name] if name in other else str((value or 0) + 1)
-            arguments = [flag] if given is None else [flag, *given.split()]
+            text = None if value is True else other[name] if name in other else str((value or 0) + 1)
+            arguments = [flag] if text is None else [flag, *text.split()]
             arguments += company.get(name, []) + ["--backbone", "Matryoshka"] * (name in several)
             if field in SolverChoices.model_fields:  # a choice of some samplers only
-                taker = next(sampler for sampler, entry in SAMPLERS.items() if field in entry.choices)
+                taker = next(sampler for sampler, solver in SAMPLERS.items() if field in solver.choices)
                 arguments += ["--sample.sampler", taker]
             changed = getattr(getattr(parse_train(["digits", *arguments]).recipe, section), field)
             assert changed != value, name
@@ -486,7 +486,7 @@ def test_bundled_snapshots_are_small_and_good(name):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "words"),
     [
         (["frobnicate"], ["unknown verb 'frobnicate'", "train"]),
         (["train"], ["name a recipe", "digits"]),
@@ -546,10 +546,10 @@ def test_bundled_snapshots_are_small_and_good(name):
         (["train", "digits", "--sample.eta", "0.5"], ["--sample.eta 0.5", "take --sample.sampler"]),
     ],
 )  # fmt: skip
-def test_wrong_input(arguments, told, capsys, tmp_path, monkeypatch):
+def test_wrong_input(arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     message = refused(capsys, *arguments)
-    for word in told:
+    for word in words:
         assert word in message, message
     assert not list(tmp_path.iterdir()), "something was half-written"
 

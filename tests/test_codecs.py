@@ -103,7 +103,7 @@ def test_shapes_and_scale(vae, folder):
 
 
 def test_a_sample_of_the_posterior(vae):
-    """mean + std · noise, times the scale, with the noise that is given."""
+    """mean + std · noise, times the scale, with the noise that is passed."""
     pixels = images(3)
     noise = torch.randn(3, 4, 2, 3, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -156,10 +156,10 @@ def test_scale_and_shift_are_the_folders_own(tmp_path, folder):
     mean = each.moments(pixels)[:, :3]
     expected = torch.stack([(mean[:, c] - (c + 1)) * 0.5 / 2.0 ** (c - 1) for c in range(3)], dim=1)
     torch.testing.assert_close(each.encode(pixels), expected)
-    given = VaeConfig(id=own, scale=(1, 2, 4), shift=(0, 0, 1)).build(3)
-    mean = given.moments(pixels)[:, :3]
-    assert torch.equal(given.encode(pixels)[:, 2], (mean[:, 2] - 1) * 4)
-    undone = (given.decode(given.encode(pixels)).int() - codec.decode(codec.encode(pixels)).int()).abs()
+    chosen = VaeConfig(id=own, scale=(1, 2, 4), shift=(0, 0, 1)).build(3)
+    mean = chosen.moments(pixels)[:, :3]
+    assert torch.equal(chosen.encode(pixels)[:, 2], (mean[:, 2] - 1) * 4)
+    undone = (chosen.decode(chosen.encode(pixels)).int() - codec.decode(codec.encode(pixels)).int()).abs()
     assert undone.max() <= 1
     with pytest.raises(InputError, match=r"`codec\.scale` has 2 numbers.* 3 channels; give one, or 3"):
         VaeConfig(id=own, scale=(1, 2)).build(3)
@@ -273,10 +273,10 @@ def test_missing_folder(tmp_path):
 def test_revision_and_an_unreachable_hub(monkeypatch):
     """The revision is asked for; what the Hub's client raises becomes one line with the way out."""
     diffusers = pytest.importorskip("diffusers")
-    asked = []
+    fetched = []
 
     def unreachable(name, **options):
-        asked.append((name, options["revision"]))
+        fetched.append((name, options["revision"]))
         raise OSError("We couldn't connect to 'https://huggingface.co'\nto load the files")
 
     monkeypatch.setattr(diffusers.AutoencoderKL, "from_pretrained", unreachable)
@@ -286,10 +286,10 @@ def test_revision_and_an_unreachable_hub(monkeypatch):
     ) as caught:
         codec.encode(images(3))
     assert "\n" not in str(caught.value)
-    assert asked == [("someone/vae", "v2")]
+    assert fetched == [("someone/vae", "v2")]
 
 
-def test_no_connection_and_nothing_kept_is_not_told_as_a_missing_file(monkeypatch):
+def test_no_connection_and_nothing_kept_is_not_reported_as_a_missing_file(monkeypatch):
     """diffusers says that the id has no config.json when it could not ask."""
     pytest.importorskip("diffusers")
     from huggingface_hub.errors import LocalEntryNotFoundError

@@ -187,9 +187,9 @@ def test_every_name_of_a_registry_is_a_value():
         for what in ("backbone", "data", "codec")
     }
     for what in REGISTRIES.keys() - elsewhere:
-        for name, entry in entries(what).items():
+        for name, choice in entries(what).items():
             if what in kinds:
-                assert entry.kind in kinds[what], name
+                assert choice.kind in kinds[what], name
             else:
                 assert (
                     any(name == value or value.endswith(f" {name}") for value in known)

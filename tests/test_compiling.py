@@ -202,7 +202,7 @@ def test_a_compiler_that_does_not_compile(tmp_path):
 
 
 def test_a_resumed_run_goes_on_as_it_began(small, tmp_path, monkeypatch, compiled):
-    """Whatever the length that is left, unless told otherwise."""
+    """Whatever the length that is left, unless a flag says otherwise."""
     half, whole = small.replace(train={"images": 160}), small
     for enough, expected in ((0, True), (math.inf, False)):
         out = tmp_path / str(expected)
@@ -218,7 +218,7 @@ def test_a_resumed_run_goes_on_as_it_began(small, tmp_path, monkeypatch, compile
 
 @pytest.mark.parametrize("before", [True, False])
 def test_a_run_of_version_0_1_goes_on_as_it_began(before, small, tmp_path, monkeypatch, compiled):
-    """Its recipe said whether it was compiled, its checkpoints did not."""
+    """Its recipe records whether it was compiled, its checkpoints do not."""
     quiet(small.replace(train={"images": 160, "compile": before}), tmp_path)
     stored = json.loads((tmp_path / "recipe.json").read_text())
     stored["train"]["compile"] = before

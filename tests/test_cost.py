@@ -1,4 +1,4 @@
-"""Costs: the papers' numbers, closed forms, and predictions held against real steps; never against a clock."""
+"""Costs: the papers' numbers, closed forms, and predictions compared with real steps; never against a clock."""
 
 import json
 import math
@@ -355,7 +355,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(speed, "LARGE", {"images": 2, "width": 64, "side": 4, "channels": 16})
 
 
-def test_calibration_reads_the_clock_it_is_given(quick):
+def test_calibration_reads_the_clock_that_is_passed(quick):
     """A clock that ticks once per reading: every operator then takes one tick, whatever its size."""
     ticks = iter(range(10**9))
     rates = speed.calibrate("fp32", lambda: float(next(ticks)))
@@ -416,8 +416,8 @@ def test_info_of_a_backbone(info):
 def test_info_of_a_udit_tells_both_forms_and_what_attention_costs(info, monkeypatch):
     monkeypatch.setattr("ditkit.cli.info._training", lambda *args: [])  # which takes long for 44 blocks
     out = info("U-DiT-S", "--modules")
-    for told in ("52,045,240 fused", "58,896,568 trained", "6.021 G", "7.078 G in training"):
-        assert told in out
+    for fact in ("52,045,240 fused", "58,896,568 trained", "6.021 G", "7.078 G in training"):
+        assert fact in out
     assert "attention   0.742 G of them (12.3%); 2.970 G without downsampling" in out
     rows = {line.split()[0]: line.split() for line in out.splitlines() if "%" in line}
     assert rows["blocks.*.attention"][3:] == ["742.392", "12.3%"]
@@ -469,7 +469,7 @@ def test_info_all(info, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "words"),
     [
         (["DiT-S/3"], ["unknown name 'DiT-S/3'", "ditkit list"]),
         (["DiT-S/2", "--size", "250"], ["`size` 250", "240, 256"]),
@@ -481,8 +481,8 @@ def test_info_all(info, monkeypatch):
         (["digits", "--batch", "0"], ["--batch"]),
     ],
 )
-def test_info_of_wrong_input(arguments, told, capsys):
+def test_info_of_wrong_input(arguments, words, capsys):
     assert main(["info", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    for word in told:
+    for word in words:
         assert word in line, line

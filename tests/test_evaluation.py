@@ -235,9 +235,9 @@ def test_bundled_digits_classifier_reads_the_held_out_digits():
         classifier(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
 
 
-@pytest.mark.parametrize(("asked", "found"), [(16, 16), (32, 32), (28, 28), (64, 28), (None, 28)])
-def test_the_classifier_of_a_size_is_taken_where_there_is_one(asked, found):
-    classifier = bundled_classifier("fashion-mnist", asked)
+@pytest.mark.parametrize(("size", "found"), [(16, 16), (32, 32), (28, 28), (64, 28), (None, 28)])
+def test_the_classifier_of_a_size_is_taken_where_there_is_one(size, found):
+    classifier = bundled_classifier("fashion-mnist", size)
     assert classifier is not None
     assert classifier.card.shape == (1, found, found)
     assert classifier.card.accuracy > 0.85

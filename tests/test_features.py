@@ -57,7 +57,7 @@ def test_goldens_of_resizing():
 @pytest.mark.parametrize("side", [299, 48])
 @pytest.mark.parametrize("along", [2, 3])
 def test_linear_conventions_on_a_ramp(side, along):
-    """A ramp shows the coordinates themselves: with and without the half pixel, held at the border."""
+    """A ramp shows the coordinates themselves: with and without the half pixel, extended at the border."""
     ramp = torch.arange(64.0, dtype=torch.float64).view(1, 1, *((64, 1) if along == 2 else (1, 64)))
     ramp = ramp.expand(1, 1, 64, 64)
     place = torch.arange(side, dtype=torch.float64)
@@ -600,7 +600,7 @@ def test_efficientnet_reads_photographs(image, label, efficientnet):
 def test_efficientnet_reads_the_scale_it_was_trained_on(efficientnet):
     """The first batch norm recorded mean and variance of its input: they fit (p - 127) / 128 and no other."""
     net, seen = efficientnet.model, []
-    hook = net._bn0.register_forward_hook(lambda norm, given, out: seen.append(given[0].var(dim=(0, 2, 3))))
+    hook = net._bn0.register_forward_hook(lambda norm, inputs, out: seen.append(inputs[0].var(dim=(0, 2, 3))))
     for name in ("china.jpg", "flower.jpg"):
         efficientnet(torch.tensor(load_sample_image(name)).permute(2, 0, 1)[None])
     hook.remove()

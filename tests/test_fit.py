@@ -88,7 +88,7 @@ def run(out, config=CONFIG, lost=(), state=None, stop=None):
 
 
 def weights(state):
-    """All that is trained, by name; the optimiser's by its parameter's place and the entry."""
+    """All that is trained, by name; the optimiser's by its parameter's place and name."""
     modules = (state.net, state.average.net, state.auxiliary, state.auxiliary_average.net)
     tensors = {
         (k, name): value for k, module in enumerate(modules) for name, value in module.state_dict().items()

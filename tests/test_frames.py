@@ -1,4 +1,4 @@
-"""Clips as states of several parts: a noise level for each frame, frames that are given, times that depend on the size."""
+"""Clips as states of several parts: a noise level for each frame, known frames, times that depend on the size."""
 
 import math
 
@@ -61,19 +61,19 @@ def test_the_share_of_clips_with_known_frames_and_which():
 @pytest.mark.parametrize(
     ("layout", "share"), [(Frames.of(1, 1, 4, 4), 1.0), (LAYOUT, 0.0), (layout_of(1, 4, 4), 1.0)]
 )
-def test_nothing_is_given_of_images_or_unasked(layout, share):
+def test_no_frames_are_known_of_images_or_by_default(layout, share):
     t = uniform(3)
     assert ditkit.transport("linear", known_frames=share).known_parts(t, uniform(3, 3), layout) == (t, None)
 
 
-def test_two_frames_cannot_be_given_at_both_ends():
+def test_two_frames_cannot_be_known_at_both_ends():
     times, _ = ditkit.transport("linear", known_frames=1.0).known_parts(
         uniform(50) + 0.1, uniform(50, 3), Frames.of(1, 2, 4, 4)
     )
     assert (times == 0).int().tolist() == [[1, 0]] * 50
 
 
-def test_learned_frames_are_trained_given_clean_ones():
+def test_learned_frames_are_trained_beside_clean_ones():
     tr = ditkit.transport("linear", known_frames=1.0)
     x0, eps, out = (normal(4, *LAYOUT.shape, seed=k) for k in range(3))
     times, weights = tr.known_parts(uniform(4) + 0.01, uniform(4, 3), LAYOUT)
@@ -81,8 +81,8 @@ def test_learned_frames_are_trained_given_clean_ones():
     found = tr.losses(
         lambda x, t, c: seen.append((x, t)) or out, x0, {}, t=times, eps=eps, layout=LAYOUT, weights=weights
     )
-    ((x_t, asked),) = seen
-    assert asked.equal(times)
+    ((x_t, own),) = seen
+    assert own.equal(times)
     for b in range(4):
         clean = times[b] == 0
         assert x_t[b][:, clean].equal(x0[b][:, clean])
@@ -90,7 +90,7 @@ def test_learned_frames_are_trained_given_clean_ones():
         torch.testing.assert_close(found["loss"][b], learned)
 
 
-def test_known_frames_are_kept_and_the_rest_is_sampled_given_them():
+def test_known_frames_are_kept_and_the_rest_is_sampled_from_them():
     """Data of one number in all frames: a denoiser that knows it reads it off the clean ones."""
     tr = ditkit.transport("linear", predict="data")
     layout = Frames.of(1, 4, 2, 2)
@@ -104,12 +104,12 @@ def test_known_frames_are_kept_and_the_rest_is_sampled_given_them():
 
     number = torch.tensor([-0.5, 0.2, 0.9], dtype=torch.float64)
     state = number.view(3, 1, 1, 1, 1).expand(3, *layout.shape)
-    given = Known([True, False, False, False], state.__getitem__)
+    known = Known([True, False, False, False], state.__getitem__)
     denoise = with_known(
-        tr.denoiser(net, layout), given.state(slice(None)), given.parts, normal(3, *layout.shape)
+        tr.denoiser(net, layout), known.state(slice(None)), known.parts, normal(3, *layout.shape)
     )
     grid = torch.linspace(1, 1e-3, 6, dtype=torch.float64)
-    made = given.into(
+    made = known.into(
         SAMPLERS["heun"].run(denoise, normal(3, *layout.shape, seed=1), grid, {}), state, layout
     )
     assert made[:, :, 0].equal(state[:, :, 0])

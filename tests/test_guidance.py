@@ -100,17 +100,17 @@ def test_an_exact_classifier_turns_the_mixture_into_its_class():
 
 
 def test_classifier_guidance_leaves_pure_noise_and_the_outside_alone():
-    asked = []
+    times = []
 
     def noted(x, t, cond):
-        asked.append(t[0].item())
+        times.append(t[0].item())
         return log_prob(x, t, cond)
 
     guided = classifier_guidance(mixture(), noted, 2.0, (0.5, 1.0))
     x, one = normal(4, 2), torch.ones(4, dtype=torch.float64)
     torch.testing.assert_close(guided(x, one, LABELS).velocity, mixture()(x, one, LABELS).velocity)
     guided(x, 0.4 * one, LABELS)
-    assert asked == [1.0]
+    assert times == [1.0]
     denoise = mixture()
     assert classifier_guidance(denoise, noted, 0.0) is denoise
 

@@ -15,7 +15,7 @@ from ditkit.pipeline import load
 
 
 class Published:
-    """Stands for HfApi: keeps what it is given."""
+    """Stands for HfApi: records its arguments."""
 
     def __init__(self):
         self.calls = []
@@ -43,12 +43,12 @@ def api(monkeypatch):
 
 def test_an_id_is_fetched_and_loaded(run, tmp_path, monkeypatch):
     folder = load(run, CPU).save(tmp_path / "snapshot")
-    asked = []
+    fetched = []
     monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda model, **how: asked.append(model) or str(folder)
+        huggingface_hub, "snapshot_download", lambda model, **how: fetched.append(model) or str(folder)
     )
     pipe = ditkit.load("someone/digits", CPU)
-    assert asked == ["someone/digits"]
+    assert fetched == ["someone/digits"]
     images = [p.generate({"label": [3]}, seeds=[0], steps=1) for p in (pipe, load(run, CPU))]
     assert torch.equal(*images)
 

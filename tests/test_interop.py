@@ -186,8 +186,8 @@ def test_any_size_equals_the_reference(tmp_path, size, suffix):
 def test_a_sit_is_what_its_training_arguments_say(tmp_path, path, predict, loss_weight):
     """Score and noise do not change with the direction of time."""
     state = random_state(outputs=4)
-    said = {"path_type": path, "prediction": predict, "loss_weight": loss_weight}
-    pipe = ditkit.load(training_file(tmp_path / "SiT.pt", state, **said), CPU, heads=3)
+    training = {"path_type": path, "prediction": predict, "loss_weight": loss_weight}
+    pipe = ditkit.load(training_file(tmp_path / "SiT.pt", state, **training), CPU, heads=3)
     expected = ditkit.transport(path.lower(), predict=predict, loss=loss_weight or "output")
     assert pipe.transport == expected
     x, t = torch.randn(2, 4, 16, 16), torch.tensor([0.3, 0.7], dtype=torch.float64)

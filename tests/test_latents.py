@@ -210,7 +210,7 @@ def test_a_second_process_that_encodes_into_a_folder_is_one_line(latent, tmp_pat
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
-def test_a_full_disk_is_told_and_leaves_no_half_file(latent, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_reported_and_leaves_no_half_file(latent, tmp_path, monkeypatch, capsys):
     def full(tensors, file, metadata):
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
@@ -319,7 +319,7 @@ def test_damaged_caches(latent, tmp_path):
     assert f"{shard} is missing or damaged" in refusal(latent, folder)
     save_file({"moments": torch.zeros(500, 6, 2, 2)}, shard)
     assert f"{shard} is missing or damaged" in refusal(latent, folder)
-    encode(latent, folder)  # the remedy that is told
+    encode(latent, folder)  # the remedy that the message names
     assert shard.read_bytes() == whole
     open_latents(folder)
     (folder / "index.json").write_text("{}")
@@ -392,7 +392,7 @@ def test_moments_that_are_not_finite_are_not_written(latent, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "words"),
     [
         (["--dtype", "float16"], ["dtype float32, not float16"]),
         (["--shard", "100"], ["shard 500, not 100"]),
@@ -401,11 +401,11 @@ def test_moments_that_are_not_finite_are_not_written(latent, tmp_path, monkeypat
         (["--codec.id", "/nowhere"], ["/nowhere", "cannot load this autoencoder"]),
     ],
 )
-def test_wrong_commands(latent, encoded, capsys, change, told):
+def test_wrong_commands(latent, encoded, capsys, change, words):
     before = contents(encoded)
     assert main([*flags(latent), "--out", str(encoded), "--shard", "500", *change]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ditkit: ")]
-    for word in told:
+    for word in words:
         assert word in line
     assert contents(encoded) == before
 
@@ -461,17 +461,17 @@ def lightning(folder, flips=True):
 
 
 @pytest.mark.parametrize(
-    ("write", "std", "told"),
+    ("write", "std", "message"),
     [(edm2, STD, "mean and std"), (fast_dit, None, "one sample"), (lightning, None, "latents_stats.pt")],
 )
-def test_layouts_of_other_projects(latent, tmp_path, caplog, write, std, told):
+def test_layouts_of_other_projects(latent, tmp_path, caplog, write, std, message):
     """The moments that were put in come out, in order, with their labels; one line says what is lacking."""
     write(tmp_path / "theirs")
     plain = latent.replace(data={"flip": False})
     with caplog.at_level(logging.INFO):
         found, encoding = open_for(plain, plain.build_codec(), tmp_path / "theirs")
     (line,) = [record.message for record in caplog.records if "layout" in record.message]
-    assert told in line
+    assert message in line
     assert "not recorded" in line
     assert "\n" not in line
     assert len(found) == 5
@@ -502,7 +502,7 @@ def test_damage_in_other_projects_layouts(latent, tmp_path):
     plain = latent.replace(data={"flip": False})
     codec = plain.build_codec()
 
-    def told(folder):
+    def refusal(folder):
         with pytest.raises(InputError) as caught:
             open_for(plain, codec, folder)[0].moments(range(5), [False] * 5)
         assert "\n" not in str(caught.value)
@@ -510,23 +510,23 @@ def test_damage_in_other_projects_layouts(latent, tmp_path):
 
     edm2(tmp_path / "a")
     (tmp_path / "a" / "00001" / "img-mean-std-00000003.npy").write_bytes(b"cut")
-    assert "00000003.npy is missing or no .npy file" in told(tmp_path / "a")
+    assert "00000003.npy is missing or no .npy file" in refusal(tmp_path / "a")
     (tmp_path / "a" / "dataset.json").write_text('{"labels": [["x.npy", 1]]}')
-    assert "has no label for 00000/img-mean-std-00000000.npy" in told(tmp_path / "a")
+    assert "has no label for 00000/img-mean-std-00000000.npy" in refusal(tmp_path / "a")
     (tmp_path / "a" / "dataset.json").write_text("[")
-    assert "dataset.json: cannot be read" in told(tmp_path / "a")
+    assert "dataset.json: cannot be read" in refusal(tmp_path / "a")
     fast_dit(tmp_path / "b")
     (tmp_path / "b" / "imagenet256_labels" / "3.npy").unlink()
-    assert "5 files in *_features and 4 in *_labels" in told(tmp_path / "b")
+    assert "5 files in *_features and 4 in *_labels" in refusal(tmp_path / "b")
     np.save(tmp_path / "b" / "imagenet256_labels" / "3.npy", np.array([{}], dtype=object), allow_pickle=True)
-    assert "3.npy is missing or no .npy file of numbers" in told(tmp_path / "b")  # nothing pickled is run
+    assert "3.npy is missing or no .npy file of numbers" in refusal(tmp_path / "b")  # nothing pickled is run
     lightning(tmp_path / "c")
     save_file({"moments": torch.zeros(3)}, tmp_path / "c" / "latents_rank00_shard000.safetensors")
-    assert "holds moments, not latents and labels" in told(tmp_path / "c")
+    assert "holds moments, not latents and labels" in refusal(tmp_path / "c")
     fast_dit(tmp_path / "d")
     edm2(tmp_path / "e")
     (tmp_path / "e" / "dataset.json").write_text('{"labels": null}')
-    assert "has no labels, but --data.classes is 10" in told(tmp_path / "e")
+    assert "has no labels, but --data.classes is 10" in refusal(tmp_path / "e")
     few = plain.replace(data={"classes": 10})
     np.save(tmp_path / "d" / "imagenet256_labels" / "3.npy", np.array([10]))
     with pytest.raises(InputError, match=r"labels up to 10, but `data\.classes` is 10"):

@@ -47,10 +47,10 @@ def test_help_and_lists_import_nothing_heavy():
 
 def test_what_is_named_is_there():
     named = [*CONDITIONINGS.values(), *ATTENTIONS.values(), *STUDIES.values()]
-    for entry in named:
-        assert isinstance(entry, Named)
-        assert summary(entry) == summary(loaded(entry))
-        assert summary(entry)
+    for choice in named:
+        assert isinstance(choice, Named)
+        assert summary(choice) == summary(loaded(choice))
+        assert summary(choice)
     for features in FEATURES.values():
         assert callable(loaded(getattr(features.load, "func", features.load)))
 

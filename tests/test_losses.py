@@ -185,8 +185,8 @@ def test_a_path_of_ones_own_trains_and_samples(own, fields):
     assert terms["loss"].isfinite()
     assert all(value.grad.isfinite().all() for value in net.parameters())
     pipeline = Pipeline(chosen, net.eval().requires_grad_(False), codec, cpu)
-    for sampler, entry in SAMPLERS.items():
-        steps = {"steps": 4} if not entry.adaptive else {"tolerance": 0.1}
+    for sampler, solver in SAMPLERS.items():
+        steps = {"steps": 4} if not solver.adaptive else {"tolerance": 0.1}
         found = pipeline.generate({"label": [1, 2]}, seeds=range(2), sampler=sampler, progress=False, **steps)
         assert found.shape == (2, *images.shape[1:])
 

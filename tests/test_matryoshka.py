@@ -45,7 +45,7 @@ def normal(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def woken(module: nn.Module, seed=1, std=0.1):
+def randomised(module: nn.Module, seed=1, std=0.1):
     """Every parameter a little other than it was, so that none is zero."""
     stream = torch.Generator().manual_seed(seed)
     for value in module.parameters():
@@ -54,17 +54,17 @@ def woken(module: nn.Module, seed=1, std=0.1):
 
 
 def network(name, levels=()):
-    """The inner network of that name, with levels around it; everything in it woken but the levels."""
+    """The inner network of that name, with levels around it; with random weights everywhere but in the levels."""
     config = INNER[name] if not levels else MatryoshkaConfig(inner=INNER[name], levels=levels)
     torch.manual_seed(0)
     packed = C * sum(ratio**2 for ratio in config.ratios)
     net = build(config, packed, CLASSES, packed, DIM if name in ("text", "MDM") else 0)
-    woken(net.inner if levels else net)
+    randomised(net.inner if levels else net)
     return net
 
 
-def told(name):
-    """Labels, and a text where the network is told one."""
+def conditions(name):
+    """Labels, and a text where the network reads one."""
     cond = {"label": torch.arange(B)}
     if name in ("text", "MDM"):
         cond["text"], cond["text_pooled"] = normal(B, M, DIM, seed=2), normal(B, DIM, seed=3)
@@ -96,7 +96,7 @@ def off(net):
 def test_levels_put_around_a_network_change_nothing(name, levels):
     """Its predictions are its own to the bit, and theirs are zero."""
     net = network(name, levels)
-    x, cond = state(net), told(name)
+    x, cond = state(net), conditions(name)
     *outer, inner = unpack(net(x, T, cond), net.ratios)
     assert inner.equal(net.inner(unpack(x, net.ratios)[-1], T, cond))
     assert inner.std() > 0.01
@@ -109,8 +109,8 @@ def test_levels_put_around_a_network_change_nothing(name, levels):
 @every_nest
 def test_gradients_reach_every_parameter(name, levels):
     """Of every level, and by the highest one's predictions alone of all but the heads of the others."""
-    net, cond = woken(network(name, levels), std=0.05), told(name)
-    known = torch.tensor([True, True, False])  # as in training, some are told nothing
+    net, cond = randomised(network(name, levels), std=0.05), conditions(name)
+    known = torch.tensor([True, True, False])  # as in training, some have no condition
     cond = {
         key: torch.where(known.view(-1, *[1] * (empty.ndim - 1)), cond[key], empty)
         for key, empty in net.null(cond).items()
@@ -133,7 +133,7 @@ def test_gradients_reach_every_parameter(name, levels):
 @torch.no_grad()
 def test_mixed_resolutions_are_the_parts_alone(name):
     """Images beyond `rows` are what the lower levels make of them; the first what all make of them."""
-    net, cond = woken(network(name, (CONV, PATCH)), std=0.05), told(name)
+    net, cond = randomised(network(name, (CONV, PATCH)), std=0.05), conditions(name)
     images = unpack(state(net), net.ratios)
     found = unpack(net(state(net), T, cond, rows=(1, 2)), net.ratios)
     two = network(name, (PATCH,))
@@ -158,8 +158,8 @@ def test_mixed_resolutions_are_the_parts_alone(name):
 @every_inner
 @torch.no_grad()
 def test_a_time_for_each_level(name):
-    """Equal ones are one for all; and what a level is told, it alone reads."""
-    net, cond = woken(network(name, (CONV, PATCH)), std=0.05), told(name)
+    """Equal ones are one for all; and a level's own condition, it alone reads."""
+    net, cond = randomised(network(name, (CONV, PATCH)), std=0.05), conditions(name)
     x = state(net)
     assert net(x, T[:, None].expand(-1, 3), cond).equal(net(x, T, cond))
     before = unpack(off(net)(x, T, cond), net.ratios)
@@ -172,9 +172,9 @@ def test_a_time_for_each_level(name):
 
 @every_inner
 @torch.no_grad()
-def test_what_is_said_reaches_every_level(name):
+def test_every_level_reads_the_conditions(name):
     """Labels, and a text as a whole, even where nothing passes between levels."""
-    net, cond = off(woken(network(name, (CONV, PATCH)), std=0.05)), told(name)
+    net, cond = off(randomised(network(name, (CONV, PATCH)), std=0.05)), conditions(name)
     before = unpack(net(state(net), T, cond), net.ratios)
     key = {"text": "text_pooled", "MDM": "text"}.get(name, "label")
     # Other numbers, not all larger by one: a norm of the pooled text would take that away again.
@@ -192,12 +192,12 @@ def test_what_is_said_reaches_every_level(name):
 
 @torch.no_grad()
 def test_fused_is_the_same_function_with_weights_of_its_own():
-    net, cond = woken(network("U-DiT", (CONV,)), std=0.05), told("U-DiT")
+    net, cond = randomised(network("U-DiT", (CONV,)), std=0.05), conditions("U-DiT")
     before, fused = net(state(net), T, cond), net.fused()
     assert fused is not net
     assert sum(p.numel() for p in fused.parameters()) < sum(p.numel() for p in net.parameters())
     torch.testing.assert_close(fused(state(net), T, cond), before, rtol=1e-4, atol=1e-4)
-    woken(fused)
+    randomised(fused)
     assert net(state(net), T, cond).equal(before)
     plain = network("text", (CONV,))
     assert plain.fused() is plain
@@ -226,7 +226,7 @@ def test_configurations_by_name_and_number():
 
 
 class Noisy:
-    """Pixels with the noise they are given: a codec that draws."""
+    """Pixels with noise added: a codec that draws."""
 
     random, channels = True, 3
     layout = staticmethod(lambda height, width: IdentityConfig().build(3).layout(height, width))
@@ -394,7 +394,7 @@ def test_levels_around_a_network_of_clips_start_as_nothing():
     assert (config.ratios, config.frame_ratios, config.patch_sizes) == ((4, 2, 1), (2, 1, 1), (2, 8, 8))
     packed = C * (2 * 16 + 4 + 1)
     net = build(config, packed, CLASSES, packed)
-    woken(net.inner)
+    randomised(net.inner)
     x, cond = normal(B, packed, 3, 4, 4), {"label": torch.tensor([0, 1, 2])}
     levels = unpack(x, config.ratios, config.frame_ratios)
     found = unpack(net(x, T, cond), config.ratios, config.frame_ratios)
@@ -407,7 +407,7 @@ def test_what_levels_of_clips_hear_of_each_other():
     """A frame of the highest level reaches the frame of the lowest that stands for it, and others through that."""
     config = MatryoshkaConfig(inner=CLIPS, levels=IN_TIME)
     packed = C * (2 * 16 + 4 + 1)
-    net = woken(build(config, packed, CLASSES, packed)).eval()
+    net = randomised(build(config, packed, CLASSES, packed)).eval()
     x, cond = normal(1, packed, 3, 4, 4), {"label": torch.tensor([0])}
     levels = unpack(x, config.ratios, config.frame_ratios)
     levels[0][:, :, 3] += 1  # the second frame of the lowest's second
@@ -425,7 +425,7 @@ def test_what_levels_of_clips_hear_of_each_other():
 def test_mixed_resolutions_of_clips():
     config = MatryoshkaConfig(inner=CLIPS, levels=IN_TIME)
     packed = C * (2 * 16 + 4 + 1)
-    net = woken(build(config, packed, CLASSES, packed)).eval()
+    net = randomised(build(config, packed, CLASSES, packed)).eval()
     x, cond = normal(B, packed, 3, 4, 4), {"label": torch.tensor([0, 1, 2])}
     whole = unpack(net(x[:1], T[:1], {"label": cond["label"][:1]}), config.ratios, config.frame_ratios)
     part = unpack(net(x, T, cond, rows=(1, 2)), config.ratios, config.frame_ratios)

@@ -124,26 +124,26 @@ def batch(n=8):
 
 
 def test_the_loss_of_a_batch_of_mixed_resolutions():
-    """Of a network that says nothing yet: what it should have said, over the images of each level."""
+    """Of a network whose output is still zero: the mean square of its target, over the images of each level."""
     chosen = nested(THREE, train={"level_share": (0.25, 0.5)}, transport={"predict": "data"})
     net, codec = chosen.build_backbone(), chosen.build_codec()
-    given = with_draws(chosen, codec, batch())
-    found = backward(chosen, net, codec, given, CPU)["loss"]
-    levels = unpack(codec.encode(given.images), net.ratios)
+    drawn = with_draws(chosen, codec, batch())
+    found = backward(chosen, net, codec, drawn, CPU)["loss"]
+    levels = unpack(codec.encode(drawn.images), net.ratios)
     expected = sum(level[:n].square().mean() for level, n in zip(levels, (2, 4, 8), strict=True))
     torch.testing.assert_close(found, expected)
 
 
-def test_a_cascade_trains_its_highest_level_with_the_others_given(monkeypatch):
+def test_a_cascade_trains_its_highest_level_with_the_others_known(monkeypatch):
     chosen = nested(THREE, transport={"predict": "data", "cascade": 0.25}, train={"seed": 3})
     net, codec, seen = chosen.build_backbone(), chosen.build_codec(), []
-    given = with_draws(chosen, codec, batch())
+    drawn = with_draws(chosen, codec, batch())
     forward = net.forward
     monkeypatch.setattr(net, "forward", lambda x, t, cond: seen.append(t) or forward(x, t, cond))
-    found = backward(chosen, net, codec, given, CPU)["loss"]
-    torch.testing.assert_close(found, unpack(codec.encode(given.images), net.ratios)[0].square().mean())
+    found = backward(chosen, net, codec, drawn, CPU)["loss"]
+    torch.testing.assert_close(found, unpack(codec.encode(drawn.images), net.ratios)[0].square().mean())
     ((t),) = seen
-    torch.testing.assert_close(t[:, 0], chosen.transport.times(1 - given.draws["time"]))
+    torch.testing.assert_close(t[:, 0], chosen.transport.times(1 - drawn.draws["time"]))
     assert t[:, 1].equal(t[:, 2])
     assert 0 <= t[:, 1].min() < t[:, 1].max() <= 0.25
     assert len(set(t[:, 1].tolist())) == len(t)
@@ -179,7 +179,7 @@ def test_recipes_of_stages():
 
 
 def test_what_only_several_levels_can_have_comes_with_the_second():
-    """A frozen inner network is trained in the first stage, and the first of a cascade is given nothing."""
+    """A frozen inner network is trained in the first stage, and the first of a cascade has no known levels."""
     chosen = nested(THREE, transport={"cascade": 0.1}, train={"stages": (64, 32), "freeze_inner": True})
     low, middle = chosen.stages
     assert (low.train.freeze_inner, middle.train.freeze_inner) == (False, True)

@@ -36,7 +36,7 @@ def inner(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pipe():
-    """Not trained, but awake."""
+    """Not trained, but with random weights."""
     chosen = nested(THREE, data={"classes": 10}, sample={"steps": 3})
     net = chosen.build_backbone().eval().requires_grad_(False)
     stream = torch.Generator().manual_seed(0)
@@ -45,7 +45,7 @@ def pipe():
     return Pipeline(chosen, net, chosen.build_codec(), CPU)
 
 
-def test_levels_that_are_asked_for(pipe):
+def test_only_some_levels_can_be_sampled(pipe):
     cond = {"label": [1, 2]}
     plain = pipe.generate(cond, seeds=[0, 1])
     levels = [pipe.generate(cond, seeds=[0, 1], levels=str(k)) for k in range(3)]

@@ -61,7 +61,7 @@ def run(net, levels, index, text=None, mask=None, micro=None, *, label=None, row
     return unpack(out, ratios)
 
 
-def awake(*levels, **fields):
+def randomised(*levels, **fields):
     """Every parameter random, so that nothing is hidden behind a zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -264,8 +264,8 @@ def test_official_names_and_shapes(name, levels):
 # Another implementation: levels wrapped in one another
 
 
-def reference(state, given, levels, t, text, mask, scale, masked=False):
-    """The released forward pass under its names; `given` the configurations, highest first."""
+def reference(state, configs, levels, t, text, mask, scale, masked=False):
+    """The released forward pass under its names; `configs` the configurations, highest first."""
 
     def conv(name, h, stride=1):
         weight = state[f"{name}.weight"]
@@ -294,10 +294,10 @@ def reference(state, given, levels, t, text, mask, scale, masked=False):
         q, k, v = (
             part.reshape(split) for part in conv(f"{name}.qkv", norm(f"{name}.norm", h)).chunk(3, dim=1)
         )
-        heard = F.layer_norm(
+        normed = F.layer_norm(
             words, words.shape[-1:], state[f"{name}.norm_cond.weight"], state[f"{name}.norm_cond.bias"], 1e-5
         )
-        ck, cv = (part.mT.reshape(split) for part in linear(f"{name}.kv_cond", heard).chunk(2, dim=-1))
+        ck, cv = (part.mT.reshape(split) for part in linear(f"{name}.kv_cond", normed).chunk(2, dim=-1))
         factor = (c // 8) ** -0.25
         logits, others = (torch.einsum("bhcq,bhck->bhqk", q * factor, keys * factor) for keys in (k, ck))
         if masked:
@@ -307,14 +307,14 @@ def reference(state, given, levels, t, text, mask, scale, masked=False):
         h = h + conv(f"{name}.proj_out", both.reshape(batch, c, height, width))
         return h + conv(f"{name}.ffn.3", F.gelu(conv(f"{name}.ffn.1", norm(f"{name}.ffn.0", h))))
 
-    root = "inner_unet." * (len(given) - 1)
+    root = "inner_unet." * (len(configs) - 1)
     words = linear(f"{root}lm_proj", text)
     pooled = (words * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
     sentence = linear(f"{root}cond_emb", pooled)
 
     def unet(depth, feature):
         """(predictions from here inwards, the feature before the head)"""
-        p, chosen, x = "inner_unet." * depth, given[depth], levels[depth]
+        p, chosen, x = "inner_unet." * depth, configs[depth], levels[depth]
         limit = chosen["scale"]
         known = torch.full((len(x),), float(limit)) if scale is None else (scale / limit).clamp(max=1) * limit
         temb = embedded(f"{p}temb_layer1", f"{p}temb_layer2", t) + sentence
@@ -335,7 +335,7 @@ def reference(state, given, levels, t, text, mask, scale, masked=False):
                 h = conv(f"{p}down_blocks.{j}.resample", h, stride=2)
                 skips.append(h)
         inner = []
-        if depth == len(given) - 1:
+        if depth == len(configs) - 1:
             h = attend(f"{p}mid_blocks.0.attn.0", resnet(f"{p}mid_blocks.0.resnets.0", h, temb), words)
             h = resnet(f"{p}mid_blocks.1.resnets.0", h, temb)
         else:
@@ -375,8 +375,8 @@ THREE = (
     ],
 )
 def test_reference(levels, sizes, scale, masked):
-    """Any grid, depth and nesting; sizes of images that some levels are told of in full and others not."""
-    net = awake(*levels, masked=masked)
+    """Any grid, depth and nesting; sizes of images, which some levels read in full and others not."""
+    net = randomised(*levels, masked=masked)
     images = pyramid(2, *sizes)
     state = mdm_to_official(net.state_dict(), net.config)
     expected = reference(state, levels, images, T, TEXT, MASK, scale, masked)
@@ -404,7 +404,7 @@ def test_padding():
     """As released, attention takes padding for words, so that its length shows; masked, it does not."""
     longer = F.pad(TEXT * MASK[..., None], (0, 0, 0, 3)), F.pad(MASK, (0, 3))
     for masked in (False, True):
-        net = awake(INNER, masked=masked)
+        net = randomised(INNER, masked=masked)
         (short,) = run(net, [LOW], T, TEXT * MASK[..., None], MASK)
         (long,) = run(net, [LOW], T, *longer)
         assert torch.allclose(short, long, atol=1e-5) == masked
@@ -417,14 +417,14 @@ def test_padding():
 
 @torch.no_grad()
 def test_text_without_a_token():
-    net = awake(INNER)
+    net = randomised(INNER)
     (out,) = run(net, [LOW], T, TEXT, torch.zeros_like(MASK))
     assert out.isfinite().all()
 
 
 @torch.no_grad()
 def test_labels_instead_of_a_text():
-    net = awake(OUTER, INNER, text_dim=0, classes=4)
+    net = randomised(OUTER, INNER, text_dim=0, classes=4)
     levels = [HIGH, LOW]
     outs = [run(net, levels, T, label=torch.tensor(label)) for label in ([0, 1], [0, 4])]
     for first, second in zip(*outs, strict=True):
@@ -457,7 +457,7 @@ def test_what_starts_at_zero():
 @torch.no_grad()
 def test_a_network_around_which_levels_are_put():
     """Predicts what it did, to the bit, and the new levels nothing; its weights keep their names."""
-    inner = awake(THREE[2])
+    inner = randomised(THREE[2])
     small = pyramid(2, (8, 8))
     (before,) = run(inner, small, *TOLD)
     net = build(*THREE)
@@ -470,7 +470,7 @@ def test_a_network_around_which_levels_are_put():
 
 def test_gradients_reach_every_parameter():
     """And those of the highest level alone all but the heads inside, by way of both adapters."""
-    net = awake(*THREE)
+    net = randomised(*THREE)
     levels = pyramid(2, (32, 32), (16, 16), (4, 4))
     outs = run(net, levels, *TOLD)
     outs[0].square().mean().backward(retain_graph=True)
@@ -485,33 +485,33 @@ def test_gradients_reach_every_parameter():
 @torch.no_grad()
 def test_mixed_resolutions():
     """Images beyond `rows` are what they are without the level; the first what they are by themselves."""
-    net = awake(*THREE)
+    net = randomised(*THREE)
     levels = pyramid(4, (32, 32), (16, 16), (4, 4))
     t, text = torch.tensor([3, 500, 999, 40]), wave(torch.cos, 0.03, 4, 5, 16)
     mask, scale = torch.ones(4, 5, dtype=torch.bool), torch.tensor([3, 7, 9, 30])
     mask[3, 2:] = False
-    told = (t, text, mask, {"scale": scale})
-    whole = run(net, levels, *told)
-    mixed = run(net, levels, *told, rows=(1, 3))
+    inputs = (t, text, mask, {"scale": scale})
+    whole = run(net, levels, *inputs)
+    mixed = run(net, levels, *inputs, rows=(1, 3))
     assert not mixed[0][1:].any()
     assert not mixed[1][3:].any()
     two, one = (build(*THREE[i:]) for i in (1, 2))
     two.load_state_dict({name: net.state_dict()[name] for name in two.state_dict()})
     one.load_state_dict(two.inner.state_dict())
-    without = run(two, levels[1:], *told), run(one, levels[2:], *told)
+    without = run(two, levels[1:], *inputs), run(one, levels[2:], *inputs)
     for level, expected in enumerate(whole):
         assert_near(mixed[level][:1], expected[:1])
     for level in (1, 2):
         assert_near(mixed[level][1:3], without[0][level - 1][1:3])
         assert (mixed[level][1] - whole[level][1]).abs().max() > 0.01
     assert_near(mixed[2][3:], without[1][0][3:])
-    again = run(net, levels, *told, rows=[4, 4])
+    again = run(net, levels, *inputs, rows=[4, 4])
     assert all(a.equal(b) for a, b in zip(again, whole, strict=True))
 
 
 @torch.no_grad()
 def test_half_precision():
-    net = awake(OUTER, INNER)
+    net = randomised(OUTER, INNER)
     exact = run(net, [HIGH, LOW], *TOLD)
     with torch.autocast("cpu", torch.bfloat16):
         rough = run(net, [HIGH, LOW], *TOLD)
@@ -538,7 +538,7 @@ def saved(folder, state):
 
 @torch.no_grad()
 def test_a_file_there_and_back(tmp_path):
-    net = awake(*THREE)
+    net = randomised(*THREE)
     state = mdm_to_official(net.state_dict(), net.config)
     file = saved(tmp_path, state)
     with pytest.raises(ModuleNotFoundError):

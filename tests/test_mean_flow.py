@@ -133,7 +133,7 @@ def test_the_derivative_is_that_along_the_path(name):
     u, rate = derivative(chosen.transport, net, x, t, span, cond, v)
 
     def along(h):
-        return chosen.transport.asked(net, x + h * v, t + h, cond | {"span": span + h})[0]
+        return chosen.transport.evaluate(net, x + h * v, t + h, cond | {"span": span + h})[0]
 
     h = 1e-4
     torch.testing.assert_close(

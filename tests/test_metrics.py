@@ -80,9 +80,9 @@ def test_frechet_distance_golden():
 def test_frechet_distance_of_fewer_images_than_features():
     few = Moments.of(A[:6]), Moments.of(B[:6])
     assert frechet_distance(*few) == pytest.approx(0.78207088, abs=2e-8)
-    said = frechet_warning(*few)
-    assert said is not None
-    assert "6 images for 8 features: the covariance is singular (rank <= 5)" in said
+    warning = frechet_warning(*few)
+    assert warning is not None
+    assert "6 images for 8 features: the covariance is singular (rank <= 5)" in warning
     assert frechet_warning(Moments.of(A), Gaussian(A.mean(dim=0), torch.eye(8))) is None
     assert frechet_warning(Moments.of(A[:8]), Moments.of(B)) is not None
     assert frechet_warning(Moments.of(A[:9]), Moments.of(B)) is None
@@ -614,8 +614,8 @@ def test_a_file_of_images_alone_and_one_of_a_gaussian_alone(tmp_path):
     assert npz_labels(path) is None
     for name in "labels", "arr_1":
         adm_file(path, images, **{name: np.arange(150) % 3})
-        asked = [labels for _, labels in npz_images(path) if labels is not None]
-        assert torch.cat(asked).tolist() == [k % 3 for k in range(150)]
+        found = [labels for _, labels in npz_images(path) if labels is not None]
+        assert torch.cat(found).tolist() == [k % 3 for k in range(150)]
     adm_file(path, images, labels=np.zeros(150))
     with pytest.raises(InputError, match="labels is float64"):
         npz_labels(path)
@@ -756,7 +756,7 @@ def test_retrieval_by_chance_is_one_in_twenty():
     assert found.double().mean().item() == pytest.approx(1 / 20, abs=0.012)
 
 
-def test_distractors_are_others_and_do_not_depend_on_how_many_are_asked():
+def test_distractors_are_others_and_do_not_depend_on_how_many_images_there_are():
     pool = [f"caption {place}" for place in range(30)]
     own = [pool[3], "not in the pool", pool[29]] * 20
     places = distractors(own, pool)

@@ -35,20 +35,20 @@ class NoFloat64(TorchDispatchMode):
     """`meta` as a device without float64; what is read back from it is 0, a question to it is answered by yes."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        there = any(each.is_meta for each in given)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        there = any(each.is_meta for each in tensors)
         if function is ITEM and there:
             return True
         if function is COPY and there and torch.device(kwargs.get("device") or META).type == "cpu":
-            made = torch.zeros(given[0].shape, dtype=kwargs.get("dtype") or given[0].dtype)
+            made = torch.zeros(tensors[0].shape, dtype=kwargs.get("dtype") or tensors[0].dtype)
             self.check(function, made)
             return made
         out = function(*args, **(kwargs or {}))
         found = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
         if function is COPY and not there:  # converted on the CPU, then moved
-            given = []
+            tensors = []
         if there or any(each.is_meta for each in found):
-            self.check(function, *given, *found)
+            self.check(function, *tensors, *found)
         return out
 
     @staticmethod

@@ -79,7 +79,7 @@ def test_processes_that_tests_start_are_refused_too(refusals):
     assert refusals() == ["connects to 203.0.113.1"]
 
 
-def test_the_hub_is_not_asked(refusals):
+def test_the_hub_is_not_contacted(refusals):
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     with pytest.raises(OfflineModeIsEnabled):
         model_info("someone/digits")

@@ -259,9 +259,9 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
 def test_arrays_are_found_by_name_or_because_there_is_one(tmp_path):
     numbers = np.arange(20)
 
-    def found(asked: str | None = None, **arrays):
+    def found(name: str | None = None, **arrays):
         np.savez(tmp_path / "a.npz", **arrays)
-        source = opened(tmp_path / "a.npz", array=asked)
+        source = opened(tmp_path / "a.npz", array=name)
         return source.labels is not None, np.array_equal(source.read([1])[0], to_signed(FIELDS[1], (-3, 5)))
 
     assert found(temperature=FIELDS) == (False, True)
@@ -281,7 +281,7 @@ def test_arrays_are_found_by_name_or_because_there_is_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("shape", "asked", "layout", "image"),
+    ("shape", "chosen", "layout", "image"),
     [
         ((5, 8, 9), "auto", "nhw", (1, 8, 9)),
         ((5, 2, 8, 9), "auto", "nchw", (2, 8, 9)),
@@ -297,11 +297,11 @@ def test_arrays_are_found_by_name_or_because_there_is_one(tmp_path):
         ((0, 8, 8), "auto", None, None),
     ],
 )
-def test_layouts_are_found_where_one_axis_is_shorter_than_both_others(tmp_path, shape, asked, layout, image):
+def test_layouts_are_found_where_one_axis_is_shorter_than_both_others(tmp_path, shape, chosen, layout, image):
     array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    section = ArrayFiles(path=saved(tmp_path / "a.npy", array), layout=asked)
+    section = ArrayFiles(path=saved(tmp_path / "a.npy", array), layout=chosen)
     if layout is None:
-        denied(r"a\.npy is uint8 \(", section.path, layout=asked)
+        denied(r"a\.npy is uint8 \(", section.path, layout=chosen)
         return
     resolved = section.resolved()
     assert (resolved.layout, resolved.channels, *resolved.shape) == (layout, *image)
@@ -482,7 +482,7 @@ def two(tmp_path_factory) -> Path:
     return folder / "run"
 
 
-def test_a_run_records_what_the_files_said(two):
+def test_a_run_records_what_its_files_are(two):
     data = json.loads((two / "recipe.json").read_text())["data"]
     expected = {"size": 8, "width": 12, "channels": 2, "layout": "nchw", "classes": 3, "range": [-40, 80]}
     assert {name: data[name] for name in expected} == expected

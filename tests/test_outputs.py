@@ -54,7 +54,7 @@ def contents(folder):
 # samples
 
 
-def test_a_command_given_again_does_nothing_twice_and_eval_finds_its_samples(tmp_path, capsys, monkeypatch):
+def test_a_command_run_again_does_nothing_twice_and_eval_finds_its_samples(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, out, _ = ditkit(capsys, *DIGITS, "--n", "12", "--png", "--labels", "3", "7")
     assert status == 0
@@ -199,7 +199,7 @@ def test_reports_are_kept(tmp_path, capsys, monkeypatch):
         (("convert", "digits", "--out"), "."),
     ],
 )
-def test_a_file_that_is_there_is_replaced_only_when_asked(tmp_path, capsys, command, name):
+def test_a_file_that_is_there_is_replaced_only_with_the_flag(tmp_path, capsys, command, name):
     (tmp_path / "x").mkdir()
     file = tmp_path / "x" / ("model.safetensors" if name == "." else name)
     file.write_bytes(b"mine")

@@ -75,8 +75,8 @@ def test_packed_rows_are_one_by_one(fields):
 @pytest.mark.parametrize("rows", [[[0, 1, 2, 3, 4]], [[4], [3], [2], [1], [0]], [[0, 1], [2, 3, 4]]], ids=str)
 @torch.no_grad()
 def test_which_row_an_image_is_in_does_not_matter(rows):
-    net, given = network(), inputs()
-    for ours, theirs in zip(net.packed(*given, rows), one_by_one(net, *given), strict=True):
+    net, arguments = network(), inputs()
+    for ours, theirs in zip(net.packed(*arguments, rows), one_by_one(net, *arguments), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 

@@ -175,7 +175,7 @@ def test_only_the_command_line_names_modules(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    ("what", "name", "entry", "message"),
+    ("what", "name", "choice", "message"),
     [
         ("paht", "mine", None, "register: unknown 'paht'; did you mean path?"),
         ("path", "linear", Path(torch.sin), "path 'linear' is there already; give yours another name"),
@@ -190,9 +190,9 @@ def test_only_the_command_line_names_modules(folder, capsys):
         ),
     ],
 )
-def test_what_cannot_be_registered(registries, what, name, entry, message):
+def test_what_cannot_be_registered(registries, what, name, choice, message):
     with pytest.raises(InputError) as error:
-        register(what, name, entry)
+        register(what, name, choice)
     assert message in str(error.value)
 
 

@@ -142,7 +142,9 @@ def test_an_interrupted_pass_goes_on_and_what_was_damaged_meanwhile_is_made_agai
     pixels = unfinished / preparing.shard_name(1)
     pixels.write_bytes(pixels.read_bytes()[:-1] + b"?")
     looked.clear()
-    monkeypatch.setattr(preparing, "examine", lambda *given: looked.append(given[0]) or examine(*given))
+    monkeypatch.setattr(
+        preparing, "examine", lambda *arguments: looked.append(arguments[0]) or examine(*arguments)
+    )
     kept = all_of(config)
     assert len(looked) == 200 - 64  # the first file of pixels was whole, the second was not
     assert all(map(torch.equal, kept, all_of(config.model_copy(update={"cache": "off"}))))
@@ -170,9 +172,7 @@ def test_damage_is_seen_when_it_is_met(folder, tmp_path, caplog):
         assert "made again" in caplog.text
 
 
-def test_a_disk_that_is_full_ends_what_was_asked_for_and_not_what_was_not(
-    folder, tmp_path, monkeypatch, caplog
-):
+def test_a_full_disk_ends_a_required_cache_and_not_an_optional_one(folder, tmp_path, monkeypatch, caplog):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device", "pixels")
 
@@ -286,7 +286,7 @@ def test_images_larger_than_the_limit_are_named_and_pillow_has_its_own_limit_bac
     assert Image.MAX_IMAGE_PIXELS == 50
 
 
-def test_values_of_12_bits_in_16_are_told_of(tmp_path, caplog):
+def test_values_of_12_bits_in_16_are_reported(tmp_path, caplog):
     Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(tmp_path / "dark.png")
     Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(tmp_path / "light.png")
     Folder(path=tmp_path, size=8).open()

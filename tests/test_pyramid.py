@@ -150,8 +150,8 @@ def test_networks_see_each_level_at_its_own_noise():
         return torch.zeros_like(x_t)
 
     tr.losses(net, x0, {}, t=t, eps=eps, layout=TWO)
-    ((x_t, told),) = seen
-    assert torch.equal(told, t)  # one time for all levels
+    ((x_t, time),) = seen
+    assert torch.equal(time, t)  # one time for all levels
     low = PATHS["gvp"](t)
     torch.testing.assert_close(
         x_t[:, 4:], TWO.expand(low.alpha) * x0[:, 4:] + TWO.expand(low.sigma) * eps[:, 4:]

@@ -221,7 +221,7 @@ def test_two_trainings_in_one_folder_are_one_and_a_line(small, tmp_path):
         pass
 
 
-def test_a_recipe_that_was_changed_is_said_and_taken(tmp_path, caplog):
+def test_a_recipe_that_was_changed_is_reported_and_taken(tmp_path, caplog):
     recipe("digits").write(tmp_path / "recipe.json")
     assert Recipe.read(tmp_path / "recipe.json") == recipe("digits")
     assert not caplog.messages

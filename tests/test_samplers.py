@@ -73,7 +73,7 @@ MIXTURE = Mixture()
 
 
 def gaps(x):
-    """How far the samples are from the mixture: worst entry of mean, of covariance, and weight of a mode."""
+    """How far the samples are from the mixture: worst component of mean, of covariance, and weight of a mode."""
     nearest = torch.cdist(x, MIXTURE.means).argmin(1)
     return (
         (x.mean(0) - MIXTURE.mean).abs().max().item(),
@@ -82,7 +82,11 @@ def gaps(x):
     )
 
 
-STANDARD_ERRORS = {"mean": 1.205, "covariance": 1.365, "weight": 0.458}  # of one sample, in the worst entry
+STANDARD_ERRORS = {
+    "mean": 1.205,
+    "covariance": 1.365,
+    "weight": 0.458,
+}  # of one sample, in the worst component
 
 
 def test_the_mixtures_own_samples():
@@ -222,17 +226,17 @@ def test_errors_of_predicted_data_are_not_divided_by_the_last_time(sampler):
 
 
 def test_heun_asks_once_in_the_last_step_where_data_is_predicted():
-    tr, chosen, asked = transport("linear", predict="data"), SamplingConfig(sampler="heun", steps=4), []
+    tr, chosen, times = transport("linear", predict="data"), SamplingConfig(sampler="heun", steps=4), []
 
     def counted(x, t, cond):
-        asked.append(t[0].item())
+        times.append(t[0].item())
         return x
 
     grid = chosen.times(tr)
     chosen.run(tr.denoiser(counted), normal(2, 2), grid, {})
     points = grid.tolist()
-    assert asked == sorted(points[:-1] + points[1:-1], reverse=True)
-    assert len(asked) == chosen.nfe(grid, tr)
+    assert times == sorted(points[:-1] + points[1:-1], reverse=True)
+    assert len(times) == chosen.nfe(grid, tr)
 
 
 # Distributions
@@ -241,7 +245,7 @@ def test_heun_asks_once_in_the_last_step_where_data_is_predicted():
 @pytest.mark.parametrize("path", ["linear", "vp"])
 @pytest.mark.parametrize("sampler", ["euler_maruyama", "ancestral"])
 def test_stochastic_samplers_keep_the_marginals(sampler, path):
-    """20,000 samples in 300 steps: within four standard errors of the worst entry, and 0.01 for the steps."""
+    """20,000 samples in 300 steps: within four standard errors of the worst component, and 0.01 for the steps."""
     tr = transport(path, predict="noise" if path == "vp" else "velocity")
     run, use = SAMPLERS[sampler].run, SAMPLERS[sampler].use
     x = run(
@@ -261,10 +265,10 @@ def test_stochastic_samplers_keep_the_marginals(sampler, path):
 def test_one_step_of_the_sde(path):
     """x - h (velocity - sigma score) + sqrt(2 sigma h) z; the last step without z."""
     denoise, x, z = MIXTURE.denoiser(path, "noise"), normal(5, 2), normal(5, 2, seed=1)
-    grid, asked = f64([0.8, 0.5, 0.2]), []
+    grid, states = f64([0.8, 0.5, 0.2]), []
 
     def noise(x):
-        asked.append(x)
+        states.append(x)
         return z
 
     found = SAMPLERS["euler_maruyama"].run(denoise, x, grid, {}, noise=noise)
@@ -273,7 +277,7 @@ def test_one_step_of_the_sde(path):
         sigma = PATHS[path](f64(t)).sigma
         x = x - h * (p.velocity - sigma * p.score) + (2 * sigma * h).sqrt() * z * (i == 0)
     torch.testing.assert_close(found, x, rtol=1e-9, atol=1e-9)
-    assert len(asked) == 1
+    assert len(states) == 1
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -325,16 +329,16 @@ def test_every_sampler_on_every_transport(sampler, path, predict):
     assert weight < 4 * STANDARD_ERRORS["weight"] / 2000**0.5 + 0.03
 
 
-@pytest.mark.parametrize("sampler", [name for name, entry in SAMPLERS.items() if not entry.adaptive])
+@pytest.mark.parametrize("sampler", [name for name, solver in SAMPLERS.items() if not solver.adaptive])
 def test_evaluations_and_times(sampler):
-    """How often the network is asked, at which times, and that it gets the condition untouched."""
-    tr, cond, asked = transport("linear"), {"label": torch.zeros(3)}, []
+    """How often the network is evaluated, at which times, and that it gets the condition untouched."""
+    tr, cond, times = transport("linear"), {"label": torch.zeros(3)}, []
     net = MIXTURE.network("linear", "velocity")
 
     def recorded(x, t, c):
         assert c is cond
         assert (t == t[0]).all()
-        asked.append(t[0].item())
+        times.append(t[0].item())
         return net(x, t, c)
 
     run, use = SAMPLERS[sampler].run, SAMPLERS[sampler].use
@@ -345,7 +349,7 @@ def test_evaluations_and_times(sampler):
         "heun": sorted(points[:-1] + points[1:], reverse=True),
         "sde_heun": sorted(points[:-1] + points[1:-1], reverse=True),  # once in the last step
     }
-    assert asked == expected.get(sampler, points[:-1])
+    assert times == expected.get(sampler, points[:-1])
 
 
 def test_parts_of_a_state_follow_their_own_grids():
@@ -461,7 +465,7 @@ def test_the_bound_of_a_coefficient_is_its_step():
 @pytest.mark.parametrize("sampler", ["euler_maruyama", "sde_heun"])
 @pytest.mark.parametrize("last_step", ["mean", "tweedie", "euler", "none"])
 def test_last_steps(sampler, last_step):
-    """From t = 0.04, by the formulas; and how often the network was asked."""
+    """From t = 0.04, by the formulas; and how often the network is evaluated."""
     calls, draws = [], []
     denoise, x = MIXTURE.denoiser("gvp", "velocity"), normal(5, 2)
 
@@ -525,12 +529,12 @@ def test_the_loss_by_time_shapes_kl_eta():
 # Choices that only some samplers have
 
 
-def asked(config, **values):
+def overridden(config, **values):
     return config.override(SamplingRequest.of(values))
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("choices", "message"),
     [
         (
             {"sampler": "heun", "diffusion": "sbdm"},
@@ -551,25 +555,25 @@ def asked(config, **values):
         ({"steps": 0}, "steps.*0"),
     ],
 )
-def test_refused_choices(given, message):
+def test_refused_choices(choices, message):
     with pytest.raises(InputError, match=message) as error:
-        asked(SamplingConfig(), **given)
+        overridden(SamplingConfig(), **choices)
     assert "\n" not in str(error.value)
 
 
 def test_another_sampler_leaves_the_recipes_choices_behind():
     recipe = SamplingConfig(sampler="sde_heun", diffusion="sbdm", last_step="tweedie", steps=7)
-    assert asked(recipe, sampler="heun", diffusion=None).choices == {"grid": None}
-    assert asked(recipe, sampler="euler_maruyama", diffusion_norm=2.0).choices == {
+    assert overridden(recipe, sampler="heun", diffusion=None).choices == {"grid": None}
+    assert overridden(recipe, sampler="euler_maruyama", diffusion_norm=2.0).choices == {
         "grid": None,
         "diffusion": "sbdm",
         "diffusion_norm": 2.0,
         "last_step": "tweedie",
         "last_step_size": 0.04,
     }
-    assert asked(recipe) == recipe
+    assert overridden(recipe) == recipe
     with pytest.raises(InputError, match="`steps` 5: dopri5 chooses"):
-        asked(SamplingConfig(sampler="dopri5"), steps=5)
+        overridden(SamplingConfig(sampler="dopri5"), steps=5)
 
 
 def test_a_solver_of_ones_own_is_a_choice_and_its_evaluations_are_counted(monkeypatch):
@@ -580,9 +584,9 @@ def test_a_solver_of_ones_own_is_a_choice_and_its_evaluations_are_counted(monkey
         return x + step.size(x) * step.ask(half, torch.lerp(step.t, step.s, eta), stage=1).velocity, None
 
     with pytest.raises(InputError, match="sampler: unknown 'midpoint'"):
-        asked(SamplingConfig(), sampler="midpoint")
+        overridden(SamplingConfig(), sampler="midpoint")
     monkeypatch.setitem(SAMPLERS, "midpoint", Solver(midpoint, "ode"))
-    chosen = asked(SamplingConfig(), sampler="midpoint", steps=40)
+    chosen = overridden(SamplingConfig(), sampler="midpoint", steps=40)
     assert chosen.choices == {"grid": None, "eta": 0.5}
     tr = transport("linear")
     grid = chosen.times(tr)
@@ -597,7 +601,7 @@ def test_a_solver_of_ones_own_is_a_choice_and_its_evaluations_are_counted(monkey
 
 
 def test_what_wrappers_know_of_a_step():
-    """Where it goes, which evaluation it is, what its rows are asked for, and a store for the whole trajectory."""
+    """Where it goes, which evaluation it is, what its rows are for, and a store for the whole trajectory."""
     seen = []
     denoise = MIXTURE.denoiser("linear", "velocity")
 
@@ -674,7 +678,7 @@ def test_spacings():
 def test_respacing_chooses_the_knots():
     tr = transport("ddpm", predict="noise")
     for name in ("ddim", "ancestral", "dpmpp_2m"):
-        chosen = asked(SamplingConfig(sampler=name), respacing="ddim50")
+        chosen = overridden(SamplingConfig(sampler=name), respacing="ddim50")
         grid = chosen.times(tr)
         assert grid.tolist() == [*((i + 1) / 1000 for i in reversed(respaced("ddim50"))), 0]
         assert chosen.nfe(grid, tr) == 50

@@ -1,4 +1,4 @@
-"""Scoring: what is asked of images, and reports of hand-made sets; comparisons; measures while training."""
+"""Scoring: what is measured of images, and reports of hand-made sets; comparisons; measures while training."""
 
 import errno
 import json
@@ -63,13 +63,13 @@ def samples(*batches: tuple[list[int], list[int] | None], **protocol) -> Samples
     parts = [
         (
             torch.tensor(read, dtype=torch.uint8).view(-1, 1, 1, 1),
-            None if asked is None else torch.tensor(asked),
+            None if wanted is None else torch.tensor(wanted),
         )
-        for read, asked in batches
+        for read, wanted in batches
     ]
-    asked = [labels for _, labels in parts]
-    known = bool(asked) and not any(labels is None for labels in asked)
-    return Samples(iter(parts), torch.cat(asked) if known else None, protocol)
+    wanted = [labels for _, labels in parts]
+    known = bool(wanted) and not any(labels is None for labels in wanted)
+    return Samples(iter(parts), torch.cat(wanted) if known else None, protocol)
 
 
 def ruler(network=None) -> Ruler:
@@ -124,7 +124,7 @@ def test_several_rulers_share_one_pass():
     assert report.scores[0].frechet == report.scores[1].frechet
 
 
-def test_too_few_images_for_the_features_are_said():
+def test_too_few_images_for_the_features_are_reported():
     report = evaluate(samples(([0, 1, 2], None)), [ruler()])
     assert any("3 images for 3 features" in warning for warning in report.first.warnings)
     assert "note: 3 images for 3 features" in table([("few", report)])
@@ -132,7 +132,7 @@ def test_too_few_images_for_the_features_are_said():
 
 
 @pytest.mark.parametrize(
-    ("made", "told"),
+    ("made", "message"),
     [
         (samples(([0, 1], [0, 1]), ([0, 1], None)), "label all images or none"),
         (samples(([0, 1], [0, 3])), "knows 0 to 2"),
@@ -145,8 +145,8 @@ def test_too_few_images_for_the_features_are_said():
         ),
     ],
 )
-def test_wrong_sets(made, told):
-    with pytest.raises(InputError, match=told):
+def test_wrong_sets(made, message):
+    with pytest.raises(InputError, match=message):
         evaluate(made, [ruler()])
 
 
@@ -254,7 +254,7 @@ def test_no_classifier_comes_with_a_folder(tmp_path):
 # --- comparisons -----------------------------------------------------------------------------------
 
 
-def test_a_comparison_is_paired_cached_and_redone_when_asked_otherwise(run, tmp_path, monkeypatch):
+def test_a_comparison_is_paired_cached_and_redone_with_other_settings(run, tmp_path, monkeypatch):
     pipeline = load(run, CPU)
     measure = rulers(["classifier"], DATA["digits"])
 
@@ -301,9 +301,9 @@ def test_compare_writes_table_pictures_and_curves(run, tmp_path, capsys):
         str(out),
     ]
     assert main([*command, "--guidance", "1,1.5,3"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("| small |") == said.count("| digits |") == 3
-    assert "standard error over the draw" in said
+    printed = capsys.readouterr().out
+    assert printed.count("| small |") == printed.count("| digits |") == 3
+    assert "standard error over the draw" in printed
     for name in ("compare.md", "samples.png", "curves.png"):
         assert (out / name).stat().st_size > 300
     rows = json.loads((out / "compare.json").read_text())["rows"]
@@ -362,7 +362,7 @@ def test_validation_loss_is_the_loss_at_fixed_times_and_noise():
     rest = [2 * whole - part for whole, part in zip(losses, half, strict=True)]
     assert all(value > 0 for value in rest)  # image n has its own noise, whatever is beside it
     wrong = validation_loss(pipeline, images[0], (images[1] + 5) % 10)[1]
-    assert sum(wrong) > sum(losses)  # labels are told
+    assert sum(wrong) > sum(losses)  # labels are read
 
 
 def test_measures_while_training_resume_without_doubles(small, tmp_path):

@@ -45,7 +45,7 @@ def refused(capsys, *arguments) -> str:
     return line
 
 
-def test_siblings_are_runs_of_one_recipe_and_the_next_command_is_said(tiny, tmp_path, capsys):
+def test_siblings_are_runs_of_one_recipe_and_the_next_command_is_shown(tiny, tmp_path, capsys):
     command = ["train", "digits", *FLAGS, "--seeds", "3", "1", "--out", str(tmp_path / "two")]
     assert main(command) == 0
     assert f"next: ditkit compare {tmp_path / 'two'}" in capsys.readouterr().out
@@ -75,16 +75,16 @@ def test_what_is_finished_is_passed_over_and_more_seeds_can_be_added(tiny, tmp_p
 
 
 def test_a_signal_ends_all(tiny, tmp_path, monkeypatch):
-    asked = []
+    trained = []
 
     def stopped(recipe, out, **rest):
-        asked.append(out.name)
+        trained.append(out.name)
         raise Stopped(15)
 
     monkeypatch.setattr("ditkit.training.seeds.train", stopped)
     with pytest.raises(Stopped):
         train_seeds(tiny, tmp_path, [0, 1], device=CPU)
-    assert asked == ["seed-0"]
+    assert trained == ["seed-0"]
 
 
 def test_captions_are_embedded_once(tiny, tmp_path, monkeypatch):

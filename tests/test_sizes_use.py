@@ -57,7 +57,7 @@ def clips(**sections):
     )
 
 
-def awake(chosen):
+def randomised(chosen):
     """An untrained network that does something."""
     net = chosen.build_backbone().eval().requires_grad_(False)
     stream = torch.Generator().manual_seed(0)
@@ -68,7 +68,7 @@ def awake(chosen):
 
 @pytest.fixture(scope="module")
 def pipe():
-    return awake(clips(sample={"sampler": "heun", "steps": 2, "guidance": 1.0}))
+    return randomised(clips(sample={"sampler": "heun", "steps": 2, "guidance": 1.0}))
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +109,13 @@ def test_other_sizes_and_lengths_than_trained(pipe):
 
 
 def test_images_of_other_sizes(folder):
-    pipeline = awake(native(folder))
+    pipeline = randomised(native(folder))
     assert pipeline.generate(seeds=[0, 1], size=(8, 20)).shape == (2, 1, 8, 20)
     with pytest.raises(InputError, match="`frames` 4: this model makes images"):
         pipeline.generate(seeds=[0], frames=4)
 
 
-def test_frames_that_are_given_are_kept_and_change_the_others(pipe):
+def test_known_frames_are_kept_and_change_the_others(pipe):
     made = pipe.generate({"label": [1, 2]}, seeds=[0, 1])
     start, end = made[:, :, :2], made[:, :, 4:]
     after = pipe.generate({"label": [1, 2]}, seeds=[8, 9], start=start, end=end)
@@ -128,7 +128,7 @@ def test_frames_that_are_given_are_kept_and_change_the_others(pipe):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("frames", "message"),
     [
         ({"start": torch.zeros(1, 1, 5, 16, 16, dtype=torch.uint8)}, "of 5 frames, .* for 2 clips of 5"),
         ({"start": torch.zeros(1, 1, 1, 8, 16, dtype=torch.uint8)}, "in states of 8x16, .* 16x16"),
@@ -139,13 +139,13 @@ def test_frames_that_are_given_are_kept_and_change_the_others(pipe):
         ),
     ],
 )
-def test_frames_that_cannot_be_given(pipe, given, message):
+def test_frames_that_cannot_be_kept(pipe, frames, message):
     with pytest.raises(InputError, match=message):
-        pipe.generate({"label": [1, 2]}, seeds=[0, 1], **given)
+        pipe.generate({"label": [1, 2]}, seeds=[0, 1], **frames)
 
 
 def test_a_model_that_never_saw_known_frames():
-    pipeline = awake(clips(transport={"known_frames": 0.0}))
+    pipeline = randomised(clips(transport={"known_frames": 0.0}))
     with pytest.raises(InputError, match=r"not trained to go on from frames \(transport.known_frames 0\)"):
         pipeline.generate({"label": [1]}, seeds=[0], start=torch.zeros(1, 1, 16, 16, dtype=torch.uint8))
 
@@ -199,7 +199,7 @@ def gradients(net):
 )
 def test_a_packed_step_is_the_step_of_its_images_one_by_one(folder, transport):
     chosen = native(folder, train={"packed": True}, transport=transport)
-    net = awake(chosen).backbone.requires_grad_(True)
+    net = randomised(chosen).backbone.requires_grad_(True)
     (batch,) = batch_of(chosen, 8, packed=True)
     assert len(batch.groups) > 2
     assert torch.cat([group.index for group in batch.groups]).equal(batch.index)
@@ -238,7 +238,7 @@ def test_training_on_native_sizes_resumes_bit_for_bit(folder, tmp_path, packed):
     assert load(tmp_path / "whole", CPU).generate(seeds=[0], size=(8, 12)).shape == (1, 1, 8, 12)
 
 
-def test_the_plan_is_told(folder, tmp_path, caplog):
+def test_the_plan_is_logged(folder, tmp_path, caplog):
     caplog.set_level("INFO")
     quiet(native(folder), tmp_path)
     assert " 8x12       4      2              12" in caplog.text  # of 6 tokens each, 16 in a batch
@@ -279,16 +279,16 @@ def test_clips_train_beside_single_frames_and_pictures(tmp_path, folder, caplog)
     }
     assert sizes == {(5, 16, 16), (1, 16, 16)}
     (movies / "0.txt").write_text("a clip")
-    told = data.model_copy(update={"caption_column": "txt"}).open()
+    captioned = data.model_copy(update={"caption_column": "txt"}).open()
     silent = Folder(path=folder, size=16, channels=1).open()
     with pytest.raises(InputError, match="the pictures' captions are not those of the clips"):
-        Mixed(data, told, silent)
+        Mixed(data, captioned, silent)
 
 
 def test_clips_start_from_a_network_of_images(tmp_path):
     """Which draws a single frame as the image that it is."""
     plain = TINY.model_copy(update={"positions": "sincos", "size_embedding": False})
-    images = awake(recipe("digits").replace(data={"size": 16}, backbone=plain))
+    images = randomised(recipe("digits").replace(data={"size": 16}, backbone=plain))
     images.save(tmp_path / "images")
     whole = clips(backbone=plain.model_copy(update={"tubelet": 1}))
     net = whole.build_backbone()
@@ -352,8 +352,8 @@ def run(*arguments, capsys, fails=False):
 def test_sampling_clips_by_command(tmp_path, capsys, pipe):
     pipe.save(tmp_path / "model")
     out = tmp_path / "out"
-    said = run("sample", tmp_path / "model", "--n", 4, "--npz", "--out", out, "--length", 8, capsys=capsys)
-    assert "4 clips of 8 frames" in said
+    printed = run("sample", tmp_path / "model", "--n", 4, "--npz", "--out", out, "--length", 8, capsys=capsys)
+    assert "4 clips of 8 frames" in printed
     assert np.load(out / "samples.npz")["arr_0"].shape == (4, 8, 16, 16, 1)
     assert len(list((out / "clips").iterdir())) == 4
     clip, fps = read_movie(out / "clips" / "000002.gif", 1)
@@ -400,21 +400,21 @@ def test_a_picture_of_another_size(tmp_path, capsys, pipe):
     pipe.save(tmp_path / "model")
     Image.new("L", (30, 20)).save(tmp_path / "a.png")
     wide = ["--image", tmp_path / "a.png", "--size", "8x16", "--out", tmp_path / "o"]
-    said = run("sample", tmp_path / "model", *wide, capsys=capsys, fails=True)
-    assert "a.png is 20x30, the clips are 8x16" in said
+    printed = run("sample", tmp_path / "model", *wide, capsys=capsys, fails=True)
+    assert "a.png is 20x30, the clips are 8x16" in printed
     square = ["--n", 1, "--image", tmp_path / "a.png", "--out", tmp_path / "o"]  # cut as ADM does
     assert "1 clips of 5 frames" in run("sample", tmp_path / "model", *square, capsys=capsys)
 
 
 def test_images_are_no_clips(capsys, tmp_path):
-    said = run("sample", "digits", "--loop", "--out", tmp_path, capsys=capsys, fails=True)
-    assert "`loop`: this model makes images, not clips" in said
+    printed = run("sample", "digits", "--loop", "--out", tmp_path, capsys=capsys, fails=True)
+    assert "--loop: this model makes images, not clips" in printed
 
 
 def test_scores_of_clips_are_of_their_frames():
     images, labels = torch.zeros(4, 1, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2, 3])
     images[2, 0, 1] = 255
-    ((frames, told),) = frame_by_frame([(images, labels)])
+    ((frames, frame_labels),) = frame_by_frame([(images, labels)])
     assert frames.shape == (12, 1, 8, 8)
-    assert told.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert frame_labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert [k for k in range(12) if frames[k].any()] == [7]

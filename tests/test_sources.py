@@ -133,9 +133,9 @@ def test_its_batches_have_the_name_of_what_it_gives(opened):
     source, config = opened
     plan = plan_for(source, config, 2, lambda size: 1, 4)
     for batch in batches(source, config, seed=0, start=0, stop=8, batch=0, plan=plan):
-        given = {"images": batch.images, "moments": batch.moments}
-        assert given.pop(source.gives) is not None
-        assert [*given.values()] == [None]
+        content = {"images": batch.images, "moments": batch.moments}
+        assert content.pop(source.gives) is not None
+        assert [*content.values()] == [None]
 
 
 class Stripes(Source):

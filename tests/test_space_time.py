@@ -35,8 +35,8 @@ def on_meta(name, **fields):
         return backbone(name, **fields)
 
 
-def awake(net, seed=1):
-    """The same with every parameter random: at initialisation a DiT says nothing."""
+def randomised(net, seed=1):
+    """The same with every parameter random: at initialisation a DiT's output is zero."""
     stream = torch.Generator().manual_seed(seed)
     for value in net.parameters():
         value.data = 0.2 * torch.randn(value.shape, generator=stream)
@@ -45,11 +45,11 @@ def awake(net, seed=1):
 
 def clips(**fields):
     """A tiny DiT of clips, with a tubelet of one frame, none of whose weights are zero."""
-    return awake(backbone("DiT", **(SMALL | {"tubelet": 1} | fields)))
+    return randomised(backbone("DiT", **(SMALL | {"tubelet": 1} | fields)))
 
 
 def images(**fields):
-    return awake(backbone("DiT", **(SMALL | fields)))
+    return randomised(backbone("DiT", **(SMALL | fields)))
 
 
 def inputs(frames=4, height=4, width=6):
@@ -57,7 +57,7 @@ def inputs(frames=4, height=4, width=6):
 
 
 def text_of(net):
-    """What can be told of texts besides."""
+    """What of a text a network can read besides."""
     cond = {
         "text": normal(3, M, DIM, seed=2),
         "text_mask": torch.arange(M) < torch.tensor([[2], [3], [1]]),
@@ -84,7 +84,7 @@ WAYS = [
 @both_attentions
 @every_conditioning
 def test_contract(conditioning, attention, way):
-    """Shapes of clips and images, finite gradients, rows that are independent, everything told is heard."""
+    """Shapes of clips and images, finite gradients, rows that are independent, every condition changes the output."""
     positions = "rotary" if attention == "joint" else "sincos"
     net = clips(conditioning=conditioning, attention=attention, positions=positions, **way)
     x, t, cond = inputs()
@@ -100,7 +100,7 @@ def test_contract(conditioning, attention, way):
         torch.testing.assert_close(net(x[1:2], t[1:2], rows(cond, [1])), out[1:2], rtol=1e-4, atol=1e-5)
         moved = torch.cat([x[:, :, :3], x[:, :, 3:] + 1], 2)
         for other in (
-            net(moved, t, cond)[:, :, :3],  # every frame hears of the last
+            net(moved, t, cond)[:, :, :3],  # every frame attends to the last
             net(x, 1.2 - t, cond),
             *(
                 net(
@@ -175,7 +175,7 @@ def test_a_clip_of_one_frame_is_the_image(conditioning, extra):
 def test_factorised_attention_is_joint_within_a_frame_and_along_a_place():
     c = normal(2, 1, 1, 16)
     blocks = {over: AdaLNZeroBlock(16, 2, 2.0, over) for over in ("joint", "space", "time")}
-    weights = awake(blocks["joint"]).state_dict()
+    weights = randomised(blocks["joint"]).state_dict()
     for block in blocks.values():
         block.load_state_dict(weights)
     frame, place, clip = normal(2, 1, 5, 16), normal(2, 5, 1, 16), normal(2, 3, 5, 16)
@@ -237,7 +237,7 @@ def test_a_time_per_frame(conditioning, attention):
 
 
 @torch.no_grad()
-def test_frames_of_a_tubelet_are_told_the_time_of_the_first():
+def test_frames_of_a_tubelet_have_the_time_of_the_first():
     net = clips(tubelet=2)
     x, _, cond = inputs()
     times = normal(3, 4).sigmoid()
@@ -304,7 +304,7 @@ def test_products_depend_on_differences_along_every_axis(grid):
         products = (q.narrow(axis_, 0, n - 1) * k.narrow(axis_, 1, n - 1)).sum(-1)
         torch.testing.assert_close(products, products.flatten()[0].expand_as(products), rtol=1e-4, atol=1e-4)
         seen.append(round(products.flatten()[0].item(), 3))
-    assert len(set(seen)) == len(grid)  # and axes are told apart
+    assert len(set(seen)) == len(grid)  # and axes are distinguished
 
 
 def test_tokens_without_a_place_are_not_turned():
@@ -325,7 +325,7 @@ def test_rows_may_have_their_own_angles():
 @torch.no_grad()
 def test_attention_with_turned_queries_and_keys():
     """Written out; values are not turned."""
-    attention, x = awake(SelfAttention(8, 2)), normal(1, 6, 8)
+    attention, x = randomised(SelfAttention(8, 2)), normal(1, 6, 8)
     table = rotary_positions((Axis(2), Axis(3)), 4)
     q, k, v = (part.unflatten(-1, (2, 4)) for part in attention.qkv(x).chunk(3, dim=-1))
     q, k = rotate(q, table), rotate(k, table)
@@ -394,7 +394,7 @@ def test_interpolated_positions_of_twice_the_grid():
 
 @every_conditioning
 @torch.no_grad()
-def test_the_size_is_told(conditioning):
+def test_the_size_is_a_condition(conditioning):
     net = clips(size_embedding=True, conditioning=conditioning)
     _, t, cond = inputs()
     seen = [
@@ -419,7 +419,7 @@ def test_at_first_the_size_changes_nothing():
 
 
 def test_a_size_that_never_changes_is_no_bias_with_a_huge_step():
-    """A network that saw squares only was lost after 130,000 images, in what it was told of their size."""
+    """A network that saw squares only was lost after 130,000 images, in its condition on their size."""
     torch.manual_seed(0)
     extent = SizeEmbedding(2, 192)
     optimizer = torch.optim.AdamW(extent.parameters(), lr=1e-3, weight_decay=0)
@@ -534,7 +534,7 @@ def test_errors_of_fields(fields, message):
 
 
 @pytest.mark.parametrize("name", ["DiT", "U-DiT", "UNet", "MDM", "Matryoshka"])
-def test_error_of_frames_asked_of_a_network_of_images(name):
+def test_error_of_frames_for_a_network_of_images(name):
     net = on_meta(name, channels=1)
     channels = sum(ratio**2 for ratio in BACKBONES[name].ratios)
     x, t = torch.empty(1, channels, 4, 16, 16, device="meta"), torch.empty(1, device="meta")

@@ -167,19 +167,19 @@ def test_cells_record_the_choices_and_what_an_adaptive_solver_took(tiny, tmp_pat
 
 
 def test_what_is_measured_of_a_network_is_measured_once(tiny, tmp_path, monkeypatch):
-    asked = []
+    measured = []
 
     def measure(pipeline):
-        asked.append(pipeline.record["images"])
+        measured.append(pipeline.record["images"])
         return {"seen": pipeline.record["images"]}
 
     recipe = tiny["a"].recipe.replace(train={"images": 320})
     half = {"a": Cell(recipe, tiny["a"].points[:1], measure)}
     run_cells(half, tmp_path / "results", tmp_path / "runs", CPU)
-    assert asked == [320]  # the whole training, though the only point is before its end
+    assert measured == [320]  # the whole training, though the only point is before its end
     run_cells(half, tmp_path / "results", tmp_path / "runs", CPU)
     found = read_cells(half, tmp_path / "results")["a"]
-    assert asked == [320]
+    assert measured == [320]
     assert (found["measured"], found["finished"]) == ({"seen": 320}, True)
 
 

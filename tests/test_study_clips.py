@@ -205,11 +205,11 @@ def test_solvers_are_compared_on_the_same_seeds(monkeypatch):
 
 
 def test_the_report_on_sizes(tmp_path):
-    entry = {"samples": {"n": 500, "frechet": 3.21, "accuracy": 0.912}, "reference": 1234}
+    row = {"samples": {"n": 500, "frechet": 3.21, "accuracy": 0.912}, "reference": 1234}
     held_out = {"n": 77, "frechet": 1.5, "accuracy": 0.95}
     drawn = torch.full((len(anysize.SIZES) * anysize.SHOWN, 1, 28, 28), 50, dtype=torch.uint8)
     measured = {
-        "sizes": {size: entry | {"held_out": held_out} for size in anysize.SIZES},
+        "sizes": {size: row | {"held_out": held_out} for size in anysize.SIZES},
         "picture": as_text(drawn, anysize.SHOWN),
     }
     results = {

@@ -47,7 +47,7 @@ def test_what_is_compared():
 
 @pytest.fixture
 def nested(small):
-    """Digits of 8 pixels around digits of 4: trained at 4 before, given 4, and 4 alone."""
+    """Digits of 8 pixels around digits of 4: trained at 4 before, above a known 4, and 4 alone."""
     inner = DiTConfig(width=24, depth=1, heads=2, patch=1)
     levels = (OuterLevel(widths=(32,), depth=(1,), patch=2),)
     budget = {"images": 96, "preview_images": 0, "validate_images": 0}
@@ -68,15 +68,15 @@ def nested(small):
     }
 
 
-def seen(pipeline, **given):
-    lower = given.get("lower")
+def seen(pipeline, **how):
+    lower = how.get("lower")
     return {
         "images": pipeline.record["images"],
-        "given": lower and [lower.record["images"], given["lower_noise"]],
+        "known": lower and [lower.record["images"], how["lower_noise"]],
     }
 
 
-def test_cells_start_from_others_and_are_given_what_they_make(nested, tmp_path, monkeypatch):
+def test_cells_start_from_others_and_use_what_they_make(nested, tmp_path, monkeypatch):
     results, runs = tmp_path / "results", tmp_path / "runs"
     inside = {}
 
@@ -91,8 +91,8 @@ def test_cells_start_from_others_and_are_given_what_they_make(nested, tmp_path, 
     assert inside == {"low": None, "nested": ("low", 64), "upper": None}
     found = read_cells(nested, results)
     assert all(record["finished"] for record in found.values())
-    assert found["low"]["measured"] == {"images": 64, "given": None}
-    assert found["upper"]["measured"] == {"images": 96, "given": [64, 0.1]}
+    assert found["low"]["measured"] == {"images": 64, "known": None}
+    assert found["upper"]["measured"] == {"images": 96, "known": [64, 0.1]}
     assert not list((runs / "low" / "previews").iterdir())  # preview_images 0
 
     # Only its record is left: the network is made again for who needs it, for nobody else, and not once more.
@@ -108,7 +108,7 @@ def test_cells_start_from_others_and_are_given_what_they_make(nested, tmp_path, 
     assert (results / "low.json").read_text() == before
 
 
-def test_samples_can_be_asked_for_by_the_captions_of_either_part():
+def test_samples_can_take_the_captions_of_either_part():
     def data(held_out):
         def open_(split="train"):
             if split == "test" and not held_out:
@@ -139,8 +139,8 @@ def test_when_a_curve_is_down():
     assert matryoshka.reached({1000: 80.0, 2000: 90.0, 4000: 22.5}, 45.0) == pytest.approx(2000 * 2**0.5)
 
 
-class Asked:
-    """A pipeline of 16 pixels that draws white for seed 0, black else, and notes what it was asked."""
+class Recorder:
+    """A pipeline of 16 pixels that draws white for seed 0, black else, and records what it was called with."""
 
     def __init__(self):
         captions = ["a hole", *reversed(matryoshka.CAPTIONS)]
@@ -157,7 +157,7 @@ class Asked:
 
 
 def test_held_out_captions_are_drawn_below_their_glyphs():
-    pipeline = Asked()
+    pipeline = Recorder()
     found = matryoshka.held_out(pipeline, lower="another", lower_noise=0.1)
     assert pipeline.how == {"precision": "fp32", "lower": "another", "lower_noise": 0.1}
     picture = np.array(Image.open(BytesIO(b64decode(found["held_out"]))))
@@ -169,7 +169,7 @@ def test_held_out_captions_are_drawn_below_their_glyphs():
 
 def made_up():
     """FD is 240,000 over the images seen, half of it where levels are nested; 100 images/s, 200 at 16 pixels."""
-    found, picture = {}, matryoshka.held_out(Asked())
+    found, picture = {}, matryoshka.held_out(Recorder())
     for name, cell in matryoshka.cells().items():
         scores = {
             point.key: {
@@ -209,7 +209,7 @@ def test_report(tmp_path):
     assert matryoshka.report({}, tmp_path) == "No cell is finished yet."
 
 
-def test_what_is_never_reached_is_said(tmp_path):
+def test_what_is_never_reached_is_reported(tmp_path):
     records = made_up()
     for row in records["weights"]["scores"].values():
         row["frechet"] *= 3

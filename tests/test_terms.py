@@ -63,17 +63,17 @@ def test_self_alignment_is_zero_where_the_head_gives_the_teachers_tokens():
     """The teacher is the average network at the earlier time, with the same noise."""
     net = network()
     term = SelfAlignment(net, student=1, teacher=4, interval=0.2)
-    asked = []
+    calls = []
 
     def average(x, t, cond, around):
-        asked.append((x, t))
+        calls.append((x, t))
         return net(x, t, cond, around=around)
 
     what = seen({1: torch.randn(2, 16, 24)}, average)
     value = term(what)
     assert value.shape == (2,)
     assert (value > 0).all()
-    (x, t), *others = asked
+    (x, t), *others = calls
     assert not others
     assert t.tolist() == pytest.approx([0.2, 0.7])
     expected = (1 - t)[:, None, None, None] * what.x0 + t[:, None, None, None] * what.eps
@@ -87,7 +87,7 @@ def test_self_alignment_is_zero_where_the_head_gives_the_teachers_tokens():
     with torch.no_grad():
         net(x, t, what.cond, around=capture)
     term.head = torch.nn.Identity()
-    again = term(seen({1: kept[4]}, lambda x, t, cond, around: net(asked[0][0], t, cond, around=around)))
+    again = term(seen({1: kept[4]}, lambda x, t, cond, around: net(calls[0][0], t, cond, around=around)))
     assert again.tolist() == pytest.approx([0, 0], abs=1e-6)
 
 
@@ -156,7 +156,7 @@ def test_a_term_of_ones_own(monkeypatch, tmp_path):
     assert '"small": ' in (tmp_path / "run/log.jsonl").read_text()
 
 
-def test_a_network_that_reads_numbers_is_asked_with_them():
+def test_a_network_that_reads_numbers_is_evaluated_with_them():
     """Of a mean flow the length of a step: of none, where a term asks the network at a time."""
     found = replace(seen({}), transport=Transport(method="mean_flow"))
     assert found.cond_at(found.t)["span"].tolist() == [0, 0]

@@ -349,7 +349,7 @@ def test_a_prompt_that_is_no_text_is_named(t5):
 
 def test_names_have_an_id_and_a_line():
     assert TextConfig().id in TEXT_ENCODERS
-    assert all(entry.id and entry.about for entry in TEXT_ENCODERS.values())
+    assert all(choice.id and choice.about for choice in TEXT_ENCODERS.values())
 
 
 def test_the_width_is_read_from_the_configuration(t5, clip, tmp_path):

@@ -53,7 +53,7 @@ def inputs(classes=3):
 @every_way
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 @torch.no_grad()
-def test_what_is_said_matters_and_what_is_masked_does_not(way, conditioning):
+def test_what_a_text_says_matters_and_what_is_masked_does_not(way, conditioning):
     net = network(conditioning=conditioning, **way)
     x, t, cond = inputs()
     out = net(x, t, cond)
@@ -108,7 +108,7 @@ def test_in_context_tokens_stand_behind_the_images():
 
 
 @torch.no_grad()
-def test_the_pooled_text_is_told_as_time_and_label_are():
+def test_the_pooled_text_is_embedded_beside_time_and_label():
     net = network(text_pooled=True)
     _, t, cond = inputs()
     expected = net.time(t) + net.label(cond["label"]) + net.conditions(cond, (8, 8)).text
@@ -120,7 +120,7 @@ def test_the_pooled_text_is_told_as_time_and_label_are():
 
 
 @every_way
-def test_unknown_is_learned_and_the_same_whatever_was_said(way):
+def test_unknown_is_learned_and_the_same_whatever_the_text(way):
     net = network(**way)
     x, t, cond = inputs()
     empty = net.null(cond)
@@ -199,9 +199,9 @@ def test_a_text_and_a_way_of_telling_it_go_together(fields, text_dim, message):
 def test_conditions_that_do_not_fit(change, message):
     net = network(text="cross_attention")
     x, t, cond = inputs()
-    given = {key: value for key, value in (cond | change).items() if value is not None}
+    changed = {key: value for key, value in (cond | change).items() if value is not None}
     with pytest.raises(InputError, match=message):
-        net(x, t, given)
+        net(x, t, changed)
 
 
 def test_a_time_per_token_does_not_reach_a_texts_tokens():

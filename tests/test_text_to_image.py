@@ -97,21 +97,21 @@ def test_the_empty_prompt_can_stand_for_unknown(recipe):
     net = recipe.build_backbone()
     read = recipe.text.build(CPU).encode
     cond = conditions(None, ["a red square", "a cat"], read)
-    said = read([""])
+    empty_text = read([""])
     learned, empty = (
         unknown(net, cond, in_place_of_unknown(TextConfig(null=null), read)) for null in ("learned", "empty")
     )
-    assert empty["text"].equal(said.tokens.expand(2, -1, -1))
-    assert empty["text_mask"].equal(said.mask.expand(2, -1))
-    assert empty["text_pooled"].equal(said.pooled.expand(2, -1))
+    assert empty["text"].equal(empty_text.tokens.expand(2, -1, -1))
+    assert empty["text_mask"].equal(empty_text.mask.expand(2, -1))
+    assert empty["text_pooled"].equal(empty_text.pooled.expand(2, -1))
     assert not learned["text"].equal(empty["text"])
     assert learned["text_mask"].sum() == 2
     away = unknown(net, cond, in_place_of_unknown(TextConfig(), read, negative="a cat"))
     torch.testing.assert_close(away["text"][1], cond["text"][1])
 
 
-@pytest.mark.parametrize(("dropout", "heard"), [(0.0, True), (1.0, False)])
-def test_captions_are_dropped_with_the_share_asked_for(recipe, dropout, heard):
+@pytest.mark.parametrize(("dropout", "matters"), [(0.0, True), (1.0, False)])
+def test_captions_are_dropped_with_the_share_of_the_recipe(recipe, dropout, matters):
     recipe = recipe.replace(train={"label_dropout": dropout, "micro_batch": 3})
     net, codec = recipe.build_backbone(), recipe.build_codec()
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_captions_are_dropped_with_the_share_asked_for(recipe, dropout, heard):
         backward(recipe, net, codec, replace(batch, caption=captions), CPU, read)["loss"].item()
         for captions in (("a cat",) * 4, ("a train station", "red", "", "blue"))
     ]
-    assert (losses[0] != losses[1]) == heard
+    assert (losses[0] != losses[1]) == matters
 
 
 def test_scores_ask_for_captions_of_the_data(run, recipe):
@@ -140,7 +140,7 @@ def test_scores_ask_for_captions_of_the_data(run, recipe):
         1,
         0,
         0,
-    ]  # of the images, though the network is told none
+    ]  # of the images, though the network reads none
     assert sum(len(images) for images, _ in samples.batches) == 8
 
 
@@ -171,8 +171,8 @@ def test_flags_of_the_text_encoder():
     ],
 )
 def test_prompts_that_are_refused(run, arguments, message, tmp_path, capsys):
-    given = [argument.format(run=run) for argument in arguments]
-    assert main(["sample", *given, "--out", str(tmp_path / "out")]) == 2
+    arguments = [argument.format(run=run) for argument in arguments]
+    assert main(["sample", *arguments, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -202,7 +202,7 @@ def test_a_text_needs_captions_a_network_and_the_encoder_it_was_made_for(recipe,
     assert not (tmp_path / "silent").exists()
 
 
-def test_a_weak_model_is_told_the_same_text(run, recipe):
+def test_a_weak_model_reads_the_same_text(run, recipe):
     pipe = load(run, CPU)
     other = replace(pipe, recipe=recipe.replace(text={"id": "clip"}))
     with pytest.raises(InputError, match=r"text minilm; a weak model needs .*text clip"):

@@ -167,7 +167,9 @@ def failing(where: str) -> Callable[[TrackedRun], Kept]:
 
 
 @pytest.mark.parametrize("where", ["__init__", "scalars", "picture", "close"])
-def test_a_tracker_that_fails_ends_no_training_and_is_said_once(where, kept, tmp_path, monkeypatch, caplog):
+def test_a_tracker_that_fails_ends_no_training_and_is_reported_once(
+    where, kept, tmp_path, monkeypatch, caplog
+):
     monkeypatch.setitem(TRACKERS, "broken", Backend("fails", failing(where)))
     monkeypatch.setenv("SOME_API_KEY", KEY)
     (tmp_path / "previews").mkdir()

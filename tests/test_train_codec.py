@@ -78,7 +78,7 @@ def test_it_learns_and_leaves_a_codec(trained):
     images, _ = load_all(DATA["digits"], "test", 60)
     spread = images.double().var().item()
     assert report["psnr"] > 10 * torch.log10(torch.tensor(255**2 / spread)) + 3  # better than the mean by far
-    codec = VaeConfig(id=str(out)).build(1)  # nothing else need be said
+    codec = VaeConfig(id=str(out)).build(1)  # no other setting is needed
     assert codec.layout(8, 8).shape == (3, 4, 4)
     again = codec.decode(codec.encode(images))
     errors = (again.double() - images.double()).square().mean(dim=(1, 2, 3))
@@ -248,7 +248,7 @@ def test_an_online_latent_run_learns(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "words"),
     [
         (["digits"], ["--out DIR"]),
         (["nothing", "--out", "x"], ["nothing", "fashion-mnist"]),
@@ -258,11 +258,11 @@ def test_an_online_latent_run_learns(trained, tmp_path):
         (["digits", "--features", "vgg", "--out", "x"], ["--features", "vgg"]),
     ],
 )
-def test_wrong_input(arguments, told, capsys, tmp_path, monkeypatch):
+def test_wrong_input(arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train-codec", *arguments]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ditkit: ")]
-    for word in told:
+    for word in words:
         assert word in line, line
     assert not list(tmp_path.iterdir())
 
@@ -301,7 +301,7 @@ def test_hopeless_training_says_so(tmp_path, monkeypatch):
 
 
 def test_a_classifier_of_another_size_is_no_ruler(tmp_path, caplog):
-    """Found before the training, not after: by itself it is left out, asked for it is an error."""
+    """Found before the training, not after: by default it is left out; named by a flag, it is an error."""
     wide = TINY.model_copy(update={"data": DATA["digits"].model_copy(update={"size": 16})})
     with caplog.at_level("INFO"):
         assert training._ruler(None, wide.data, CPU) is None

@@ -360,7 +360,7 @@ def test_init_takes_what_fits_and_names_the_rest(run, small, tmp_path, caplog):
     assert started["patches.proj.weight"].shape != origin["patches.proj.weight"].shape
 
 
-def test_a_loss_that_rises_for_good_is_told_once_also_after_resuming(tmp_path, caplog):
+def test_a_loss_that_rises_for_good_is_reported_once_also_after_resuming(tmp_path, caplog):
     def lines(images, *losses):
         log = Log(tmp_path / "log.jsonl", images, 0.0)
         for k, loss in enumerate(losses, start=1):

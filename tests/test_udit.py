@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import CPU
-from udit import SMALL, awake, error, index, inputs
+from udit import SMALL, error, index, inputs, randomised
 
 import ditkit
 from ditkit.backbones import BACKBONES, backbone
@@ -334,21 +334,21 @@ def reference(state, x, time, labels):
         return h
 
     angles = time.float()[:, None] * torch.exp(-math.log(10_000) * torch.arange(128) / 128)
-    told = []
+    conditions = []
     for k in (1, 2, 3):
         embedded = F.silu(linear(f"t_embedder_{k}.mlp.0", torch.cat([angles.cos(), angles.sin()], dim=1)))
-        told.append(
+        conditions.append(
             linear(f"t_embedder_{k}.mlp.2", embedded)
             + state[f"y_embedder_{k}.embedding_table.weight"][labels]
         )
-    h1 = level("encoder_level_1", conv("x_embedder.proj", x), told[0])
-    h2 = level("encoder_level_2", F.pixel_unshuffle(conv("down1_2.body.0", h1), 2), told[1])
-    h = level("latent", F.pixel_unshuffle(conv("down2_3.body.0", h2), 2), told[2])
+    h1 = level("encoder_level_1", conv("x_embedder.proj", x), conditions[0])
+    h2 = level("encoder_level_2", F.pixel_unshuffle(conv("down1_2.body.0", h1), 2), conditions[1])
+    h = level("latent", F.pixel_unshuffle(conv("down2_3.body.0", h2), 2), conditions[2])
     h = torch.cat([F.pixel_shuffle(conv("up3_2.body.0", h), 2), h2], dim=1)
-    h = level("decoder_level_2", conv("reduce_chan_level2", h), told[1])
+    h = level("decoder_level_2", conv("reduce_chan_level2", h), conditions[1])
     h = torch.cat([F.pixel_shuffle(conv("up2_1.body.0", h), 2), h1], dim=1)
-    h = conv("output", level("decoder_level_1", conv("reduce_chan_level1", h), told[1]))
-    shift, scale = linear("final_layer.adaLN_modulation.1", F.silu(told[1])).chunk(2, dim=1)
+    h = conv("output", level("decoder_level_1", conv("reduce_chan_level1", h), conditions[1]))
+    shift, scale = linear("final_layer.adaLN_modulation.1", F.silu(conditions[1])).chunk(2, dim=1)
     return conv("final_layer.out_proj", modulated(h, shift, scale))
 
 
@@ -356,7 +356,7 @@ def reference(state, x, time, labels):
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 24), (24, 16)])
 def test_any_grid_equals_the_reference(height, width):
     """In both forms, "unknown" among the labels."""
-    net = awake(learned_variance=True)
+    net = randomised(learned_variance=True)
     x, t, _ = inputs(2, height, width)
     labels = torch.tensor([3, 10])
     expected = reference(udit_to_official(net.state_dict(), SMALL["depth"]), x, 1000 * t - 1, labels)
@@ -428,13 +428,13 @@ def reached(attention, spot=(2, 3)):
 
 
 @torch.no_grad()
-def test_what_tokens_hear_of():
+def test_which_tokens_a_token_attends_to():
     """Of their own parity without the convolution; with it, of all that are near one of it."""
     torch.manual_seed(0)
-    heard = reached(TokenDownsampledAttention(8, 2, "none", True))
+    reach = reached(TokenDownsampledAttention(8, 2, "none", True))
     parity = torch.zeros(6, 8, dtype=torch.bool)
     parity[0::2, 1::2] = True
-    assert heard.equal(parity)
+    assert reach.equal(parity)
     assert reached(TokenDownsampledAttention(8, 2, "depthwise", True)).all()
     assert reached(KeyValueDownsampledAttention(8, 2, "none", True)).all()
 
@@ -498,7 +498,7 @@ every_rung = pytest.mark.parametrize("options", LADDER, ids=lambda o: " ".join(m
 @every_rung
 def test_every_rung_learns(options):
     """Every parameter has a finite gradient; it runs where it should and rows of a batch are independent."""
-    net = awake(**options)
+    net = randomised(**options)
     x, t, cond = inputs(3, 8, 16)
     out = net(x, t, cond)
     assert out.shape == x.shape
@@ -516,7 +516,7 @@ def test_rungs_differ():
     """No option is without effect: same weights where names agree, other outputs or other names."""
     seen = []
     for options in LADDER:
-        net = awake(**options)
+        net = randomised(**options)
         with torch.no_grad():
             for name, parameter in sorted(net.named_parameters()):
                 generator = torch.Generator().manual_seed(len(name))
@@ -533,8 +533,8 @@ def test_zero_at_initialisation():
     x, t, cond = inputs()
     assert net(x, t, cond).abs().max() == 0
     h, c = net.embed(x), net.condition(t, net.conditions(cond, (8, 8)))
-    told = c[:, None, None].split((32, 64, 128), dim=-1)
-    assert net.blocks[0](h, told[0], net.attention.positions(8, 8, 16)).equal(h)
+    parts = c[:, None, None].split((32, 64, 128), dim=-1)
+    assert net.blocks[0](h, parts[0], net.attention.positions(8, 8, 16)).equal(h)
     mlp, attention = net.blocks[0].mlp, net.blocks[0].attention
     for weight, fans in (
         (mlp.into.second.weight, 32 + 64), (mlp.depthwise.five.weight, 25 + 25 * 64), (attention.qkv.weight, 4 * 32),
@@ -552,21 +552,21 @@ def test_zero_at_initialisation():
 @torch.no_grad()
 def test_time_and_label_are_embedded_for_each_width():
     """One "unknown" for all three; without classes there is only the time."""
-    net = awake()
+    net = randomised()
     _, t, cond = inputs()
     parts = net.condition(t, net.conditions(cond, (8, 8))).split((8, 16, 32), dim=-1)
     for part, time, label in zip(parts, net.time, net.label, strict=True):
         assert part.equal(time(t) + label(cond["label"]))
     empty = net.condition(t, net.conditions(net.null(cond), (8, 8))) - net.time(t)
     torch.testing.assert_close(empty, torch.cat([label.weight[10:] for label in net.label], 1).expand(2, -1))
-    plain = awake(classes=0)
+    plain = randomised(classes=0)
     assert plain.null({}) == {}
     x = inputs()[0]
     assert ((plain(x, t) - plain(x, 1 - t)).abs().amax((1, 2, 3)) > 1e-3).all()
 
 
 def test_bf16_autocast_is_close_in_value_and_gradient():
-    net = awake()
+    net = randomised()
     arguments = inputs(4, 16, 16)
 
     def run(enabled):
@@ -610,7 +610,7 @@ def test_errors(fields, message):
 
 @pytest.mark.parametrize(("attention", "factor"), [("token", 8), ("key_value", 8), ("full", 4)])
 def test_error_of_a_size_that_does_not_halve(attention, factor):
-    net = awake(attention=attention)
+    net = randomised(attention=attention)
     net.check_size(factor, 3 * factor)
     net(*inputs(1, factor, 3 * factor))
     for size in ((factor + factor // 2, factor), (factor, factor - 1)):
@@ -619,7 +619,7 @@ def test_error_of_a_size_that_does_not_halve(attention, factor):
             net(*inputs(1, *size))
 
 
-def test_error_of_a_size_is_told_before_a_run_begins(tmp_path, capsys):
+def test_a_wrong_size_is_refused_before_a_run_begins(tmp_path, capsys):
     assert (
         main(["train", "digits", "--data.size", "28", "--backbone", "U-DiT", "--out", str(tmp_path / "run")])
         == 2
@@ -630,7 +630,7 @@ def test_error_of_a_size_is_told_before_a_run_begins(tmp_path, capsys):
 
 def test_error_of_a_time_per_token():
     with pytest.raises(InputError, match="one time per image"):
-        awake()(inputs()[0], torch.rand(2, 64), inputs()[2])
+        randomised()(inputs()[0], torch.rand(2, 64), inputs()[2])
 
 
 @pytest.mark.parametrize("name", ["256-udit-s", "256-udit-b", "256-udit-l", "512-udit-b"])

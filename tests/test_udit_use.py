@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import CPU
 from torch._dynamo.testing import CompileCounter
-from udit import SMALL, awake, error, inputs, small_pipe, small_recipe
+from udit import SMALL, error, inputs, randomised, small_pipe, small_recipe
 
 import ditkit
 from ditkit.backbones import compile_blocks
@@ -24,7 +24,7 @@ from ditkit.transports import PATHS, PREDICTIONS
 @torch.no_grad()
 def test_fusing_is_a_copy_in_every_mode():
     """Nothing random is drawn, no mode changes weights, what is fused lives by itself."""
-    net = awake()
+    net = randomised()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     arguments, drawn = inputs(), torch.get_rng_state()
     out = net(*arguments)
@@ -38,11 +38,11 @@ def test_fusing_is_a_copy_in_every_mode():
         parameter.zero_()
     assert error(fused(*arguments), out) < 1e-5
     assert all(p.requires_grad for p in fused.parameters())
-    assert not any(p.requires_grad for p in awake().requires_grad_(False).fused().parameters())
+    assert not any(p.requires_grad for p in randomised().requires_grad_(False).fused().parameters())
 
 
 def test_fusing_is_exact_under_autocast():
-    net = awake()
+    net = randomised()
     with torch.autocast("cpu", torch.bfloat16):
         rounded = net.fused().state_dict()
     assert all(value.equal(rounded[name]) for name, value in net.fused().state_dict().items())
@@ -50,13 +50,13 @@ def test_fusing_is_exact_under_autocast():
 
 @pytest.mark.parametrize("ffn", ["depthwise", "basic"])
 def test_nothing_to_fuse(ffn):
-    net = awake(ffn=ffn)
+    net = randomised(ffn=ffn)
     assert net.fused() is net
-    assert awake("DiT", depth=1, width=8).fused().__class__.__name__ == "DiT"
+    assert randomised("DiT", depth=1, width=8).fused().__class__.__name__ == "DiT"
 
 
 def test_mixing_up_the_forms_is_one_line():
-    net, plain = awake(), awake(ffn="depthwise")
+    net, plain = randomised(), randomised(ffn="depthwise")
     fused = net.fused()
     plain.load_state_dict(fused.state_dict())  # the fused form is that of ffn depthwise
     for target, source, message in (
@@ -114,7 +114,7 @@ def test_what_is_sampled_with_is_compiled(monkeypatch):
 def test_a_kind_of_block_is_compiled_once_for_its_size(monkeypatch):
     """Not once per block; and blocks of four kinds do not exhaust the compiler's patience."""
     torch._dynamo.reset()
-    net, counter = awake(depth=(1, 1, 1, 1, 1)), CompileCounter()
+    net, counter = randomised(depth=(1, 1, 1, 1, 1)), CompileCounter()
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda module, **how: compile_module(module, backend=counter, **how)
@@ -137,7 +137,7 @@ def test_compiled_blocks_compute_the_same():
         out.square().mean().backward()
         return out.detach(), torch.cat([p.grad.flatten() for p in net.parameters()])
 
-    net = awake(depth=(1, 1, 1, 1, 1))
+    net = randomised(depth=(1, 1, 1, 1, 1))
     eager = run()
     compile_blocks(net)
     for found, expected in zip(run(), eager, strict=True):
@@ -152,7 +152,7 @@ CHOICES = [(path, predict) for path in PATHS for predict in PREDICTIONS]
 @pytest.mark.parametrize(("path", "predict"), CHOICES)
 def test_every_transport_trains_it(path, predict):
     transport = ditkit.transport(path, predict=predict)
-    net = awake()
+    net = randomised()
     x0, t, cond = inputs(3)
     terms = transport.losses(
         net, x0, cond, t=transport.times(t.double().clamp(0.1, 0.9)), eps=torch.randn_like(x0)
@@ -195,7 +195,7 @@ def test_a_run_resumes_from_the_form_for_training(tmp_path):
 
 def official(**fields):
     """A small network's weights under the released names."""
-    net = awake(**({"learned_variance": True, "channels": 4} | fields))
+    net = randomised(**({"learned_variance": True, "channels": 4} | fields))
     return net, udit_to_official(net.state_dict(), SMALL["depth"])
 
 

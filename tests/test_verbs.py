@@ -75,7 +75,7 @@ def test_only_verbs_are_commands(monkeypatch):
     assert to_type("sample", Path("my run"), "--n", 3) == ".venv/bin/ditkit sample 'my run' --n 3"
 
 
-def test_flags_that_the_verb_has_not_are_said_to_be_another_verbs(tmp_path, capsys):
+def test_flags_that_the_verb_has_not_name_the_verb_that_has_them(tmp_path, capsys):
     text = "it is not there: apt install it, or --data.root DIR"
     assert explained(text, "train") == text
     assert explained(text, "eval").startswith(f"{text} (of `ditkit train`: --data.root; ")

@@ -209,7 +209,7 @@ def test_what_is_right_is_taken(pipe):
 
 
 def test_every_argument_of_sampling_is_checked(pipe):
-    """`generate` has no other than those of a request, of which one field can be said again."""
+    """`generate` has no other than those of a request, of which single fields can be overridden."""
     named = inspect.signature(ditkit.Pipeline.generate).parameters
     assert set(named) == {"self", "cond", "seeds", "request", "progress", "values"}
     label, request = {"label": [1]}, ditkit.SamplingRequest(sampler="euler", steps=2)

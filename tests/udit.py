@@ -10,7 +10,7 @@ from ditkit.recipes import recipe
 SMALL = {"width": 8, "heads": 2, "depth": (1, 1, 2, 1, 1)}
 
 
-def awake(name="U-DiT", **fields):
+def randomised(name="U-DiT", **fields):
     """Small, 10 classes, 2 channels, every parameter random."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)

@@ -291,8 +291,8 @@ def diffusers_evaluation(recipe: Recipe, model: Any) -> Callable[[], Tensor]:
     def evaluate() -> Tensor:
         with autocast(CPU, recipe.train.precision):
             out = model(torch.cat([x, x]), timestep=timestep, class_labels=both).sample
-        given, empty = out[:, :CHANNELS].chunk(2)
-        return empty + GUIDANCE * (given - empty)
+        conditioned, empty = out[:, :CHANNELS].chunk(2)
+        return empty + GUIDANCE * (conditioned - empty)
 
     return evaluate
 

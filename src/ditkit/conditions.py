@@ -1,4 +1,4 @@
-"""What a network is told, from what people say: labels and prompts to `cond`, and "unknown".
+"""From labels and prompts to what a network reads, `cond`, and its "unknown".
 
 cond = conditions(labels, prompts, read)             # read: prompts to their embeddings, an encoder or a cache
 empty = unknown(net, cond, in_place_of_unknown(recipe.text, read))
@@ -19,23 +19,23 @@ from ditkit.text import Text, TextConfig
 
 Read = Callable[[Sequence[str]], Text]
 
-Asked = Mapping[str, Sequence[int] | Sequence[str] | Tensor]
+Conditioning = Mapping[str, Sequence[int] | Sequence[str] | Tensor]
 """Labels, "label", and prompts, "text", for each image."""
 
 
 CONDITIONS = ("label", "text")
 
 
-def check_asked(asked: object) -> None:
+def check_conditioning(cond: object) -> None:
     """InputError unless these are conditions by their names."""
-    if not isinstance(asked, Mapping):
-        raise InputError(f"cond: {asked!r:.80} names nothing; give a dict such as {{'label': [3, 7]}}")
-    for key in asked:
+    if not isinstance(cond, Mapping):
+        raise InputError(f"cond: {cond!r:.80} names nothing; give a dict such as {{'label': [3, 7]}}")
+    for key in cond:
         if key not in CONDITIONS:
             raise no_such("cond", key, CONDITIONS)
 
 
-def asked_seeds(seeds: object) -> list[int]:
+def checked_seeds(seeds: object) -> list[int]:
     """The seeds; InputError unless there are some, all whole numbers from 0 to 2^64 - 1."""
     found = whole_numbers(seeds, "seeds")
     if not found:
@@ -45,16 +45,16 @@ def asked_seeds(seeds: object) -> list[int]:
     return found
 
 
-def asked_labels(asked: Asked, classes: int, count: int, names: Sequence[str] = ()) -> Tensor | None:
+def checked_labels(cond: Conditioning, classes: int, count: int, names: Sequence[str] = ()) -> Tensor | None:
     """The labels (count,) for a model of so many classes, of these names where they are known; None of one without.
     InputError unless they are there for exactly a model that has classes, one for each image and in range."""
     if not classes:
-        if "label" in asked:
+        if "label" in cond:
             raise InputError("this model was trained without classes: leave the labels out")
         return None
-    if "label" not in asked:
+    if "label" not in cond:
         raise InputError(f"this model has {classes} classes: say which, one label per seed")
-    labels = numbered(asked["label"], names)
+    labels = numbered(cond["label"], names)
     if len(labels) != count:
         raise InputError(f"{len(labels)} labels for {count} seeds; give one label per seed")
     wrong = [int(label) for label in labels if not 0 <= label < classes]
@@ -84,18 +84,18 @@ def numbered(labels: Tensor | Sequence[int] | Sequence[str], names: Sequence[str
     return found
 
 
-def asked_prompts(asked: Asked, told: bool, count: int) -> list[str] | None:
+def checked_prompts(cond: Conditioning, takes_text: bool, count: int) -> list[str] | None:
     """The prompts for a model that takes a text, None for one that is not. InputError unless they are there for
     exactly such a model, one for each image."""
-    if not told:
-        if "text" in asked:
+    if not takes_text:
+        if "text" in cond:
             raise InputError("this model takes no text: leave the prompts out")
         return None
-    if "text" not in asked:
+    if "text" not in cond:
         raise InputError('this model takes a text: give `prompt` (a "text" per seed in Python)')
-    if not is_list(asked["text"]):
-        raise InputError(f"text: {asked['text']!r:.80} is no list; give a list of one prompt per seed")
-    prompts = list(asked["text"])
+    if not is_list(cond["text"]):
+        raise InputError(f"text: {cond['text']!r:.80} is no list; give a list of one prompt per seed")
+    prompts = list(cond["text"])
     if wrong := [prompt for prompt in prompts if not isinstance(prompt, str)]:
         raise InputError(f"text: {wrong[0]!r:.80} is no prompt; give texts")
     if len(prompts) != count:
@@ -127,10 +127,12 @@ def in_place_of_unknown(
 
 
 def unknown(net: Backbone, cond: Cond, instead: Text | None = None) -> Cond:
-    """The keys of `cond` that the network reads, every entry "unknown": the network's own, or `instead` (1 row)."""
+    """The keys of `cond` that the network reads, all rows "unknown": the network's own, or `instead` (1 row)."""
     empty = net.null(cond)
-    said = {} if instead is None else _named(instead)
-    return empty | {key: said[key].to(value).expand_as(value) for key, value in empty.items() if key in said}
+    named = {} if instead is None else _named(instead)
+    return empty | {
+        key: named[key].to(value).expand_as(value) for key, value in empty.items() if key in named
+    }
 
 
 def _named(text: Text) -> Cond:

@@ -25,7 +25,7 @@ class Need(NamedTuple):
     """Something that a recipe can ask of its network."""
 
     ability: Ability
-    asked: Callable[[Recipe], str]
+    wanted: Callable[[Recipe], str]
     """The field that asks for it and its value; "" where none does."""
     instead: str
     """What else to do, besides taking a network that can."""
@@ -66,8 +66,8 @@ NEEDS = (
 def refusals(recipe: Recipe) -> Iterator[str]:
     """Why the parts of a recipe do not fit, in one line each; nothing where they do."""
     for need in NEEDS:
-        if (asked := need.asked(recipe)) and (why := recipe.backbone.cannot(need.ability)):
-            yield f"{asked}, but {why}, or {need.instead}"
+        if (wanted := need.wanted(recipe)) and (why := recipe.backbone.cannot(need.ability)):
+            yield f"{wanted}, but {why}, or {need.instead}"
     yield from _levels(recipe)
     yield from _batches(recipe)
     yield from _method(recipe)
@@ -89,14 +89,14 @@ def _levels(recipe: Recipe) -> Iterator[str]:
     """Numbers for each of the network's levels."""
     train, outer = recipe.train, len(recipe.backbone.ratios) - 1
     levels = f"{outer + 1} level{'s' * (outer > 0)}"
-    for field, given, needed in (
+    for field, numbers, needed in (
         ("transport.level_weights", recipe.transport.level_weights, outer + 1),
         ("codec.level_scale", recipe.codec.level_scale, outer + 1),
         ("sample.level_guidance", recipe.sample.level_guidance, outer + 1),
         ("train.level_share", train.level_share, outer),
     ):
-        if given and len(given) != needed:
-            yield f"{field} has {len(given)} numbers, this backbone needs {needed}: it works on {levels}"
+        if numbers and len(numbers) != needed:
+            yield f"{field} has {len(numbers)} numbers, this backbone needs {needed}: it works on {levels}"
     if list(train.level_share) != sorted(train.level_share):
         yield (
             f"train.level_share {train.level_share}: a level runs on images that the lower ones run on too; "

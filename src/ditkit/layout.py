@@ -91,12 +91,12 @@ class Pyramid(Layout):
         *length, height, width = size
         if height % ratios[0] or width % ratios[0]:
             raise InputError(
-                f"a state of {height}x{width} has no levels of {_said(ratios)}; its sides must be multiples of "
+                f"a state of {height}x{width} has no levels of {_with_colons(ratios)}; its sides must be multiples of "
                 f"{ratios[0]}: change `data.size` (times the codec's downsampling) or the backbone's levels"
             )
         if frame_ratios[0] > 1 and (not length or length[0] % frame_ratios[0]):
             raise InputError(
-                f"{'an image' if not length else f'a clip of {length[0]} frames'} has no levels of {_said(frame_ratios)} "
+                f"{'an image' if not length else f'a clip of {length[0]} frames'} has no levels of {_with_colons(frame_ratios)} "
                 f"in frames; give clips with a multiple of {frame_ratios[0]}: change `data.frames` or the backbone's levels"
             )
         packed = channels * sum(packing(ratios, frame_ratios))
@@ -187,8 +187,10 @@ def pack(levels: Sequence[Tensor], ratios: Sequence[int], frame_ratios: Sequence
 def check_ratios(ratios: Sequence[int]) -> None:
     """InputError unless every ratio is a multiple of the next and the last is 1."""
     if any(high <= low or high % low for high, low in pairwise(ratios)) or ratios[-1] != 1:
-        raise InputError(f"levels of {_said(ratios)}: each must be a multiple of the next, and the last be 1")
+        raise InputError(
+            f"levels of {_with_colons(ratios)}: each must be a multiple of the next, and the last be 1"
+        )
 
 
-def _said(ratios: Sequence[int]) -> str:
+def _with_colons(ratios: Sequence[int]) -> str:
     return ":".join(map(str, ratios))

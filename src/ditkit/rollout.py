@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditkit.conditions import Asked
+from ditkit.conditions import Conditioning
 from ditkit.errors import InputError
 from ditkit.pipeline import Pipeline, requested
 from ditkit.sampling.config import SamplingRequest
@@ -20,7 +20,7 @@ WINDOW = 2**32  # between the seeds of a clip's windows: other noise in each, an
 
 def roll_out(
     pipeline: Pipeline,
-    cond: Asked | None = None,
+    cond: Conditioning | None = None,
     *,
     seeds: Sequence[int],
     length: int | None = None,
@@ -51,8 +51,8 @@ def roll_out(
         clips = made(0, None)
     else:
         clips = (first[:, :, None] if first.ndim == 4 else first).expand(len(seeds), -1, -1, -1, -1)
-        given = clips[:, :, -keep:]
-        clips = torch.cat([clips, made(0, given)[:, :, given.shape[2] :]], dim=2)
+        start = clips[:, :, -keep:]
+        clips = torch.cat([clips, made(0, start)[:, :, start.shape[2] :]], dim=2)
     number = 1
     while clips.shape[2] < (length or 0):
         clips = torch.cat([clips, made(number, clips[:, :, -keep:])[:, :, keep:]], dim=2)

@@ -28,7 +28,9 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--out", type=Path, help="write the record to this JSON file, class by class; given again it goes on"
+        "--out",
+        type=Path,
+        help="write the record to this JSON file, class by class; run again with it, it goes on",
     )
     options = parser.parse_args()
     torch.set_num_threads(1)

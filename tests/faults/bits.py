@@ -23,11 +23,11 @@ class Reader(NamedTuple):
     """Something that is read: a copy of a folder is damaged, a command reads it, its result is looked at."""
 
     source: Callable[[Path], Path]
-    """The whole folder, given that of what is made once."""
+    """The whole folder, made from the folder of what is made once."""
     argv: Callable[[Path, Path], list[object]]
-    """The command, given that folder and the damaged copy."""
+    """The command, made from that folder and the damaged copy."""
     result: Callable[[Path], dict[str, str]]
-    """What it leaves, given the folder of results."""
+    """What it leaves in the folder of results."""
 
 
 def midway(made: Path) -> Path:

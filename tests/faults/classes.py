@@ -78,5 +78,5 @@ FEW = (
 
 
 def chosen(names: list[str]) -> list[str]:
-    """The classes whose names begin so; all when none is given."""
+    """The classes whose names begin so; all without any."""
     return [name for name in CLASSES if not names or any(name.startswith(begin) for begin in names)]

@@ -1,5 +1,5 @@
 """Disks: one that is full at some write, that turns read-only, that loses a file's name; files that cannot be deleted.
-The command must end with one line and leave what was finished; given again on a sound disk, it leaves what an
+The command must end with one line and leave what was finished; run again on a sound disk, it leaves what an
 undisturbed one leaves."""
 
 import contextlib
@@ -43,7 +43,7 @@ def fail(name: str, made: Path, count: int, seed: int) -> Tally:
 
 
 def _judge(case: Case, first: Ended, name: str, made: Path, out: Path, expected: dict[str, str]) -> None:
-    """Judge a command that met a fault, by the same given again. Lines of a log and pictures, which a run does not need, may
+    """Judge a command that met a fault, by the same run again. Lines of a log and pictures, which a run does not need, may
     be missing after a warning."""
     optional = (".jsonl", ".png") if "could not be written" in first.err else ()
     wrong = given_again(case, name, made, out, expected, optional)

@@ -216,7 +216,7 @@ def _move(seconds: float, jumps: bool) -> None:
 
 
 def workers(made: Path, count: int, seed: int) -> Tally:
-    """Processes that read or prepare images are killed: one line, and the command given again goes on."""
+    """Processes that read or prepare images are killed: one line, and the command run again resumes."""
     tally = Tally("environment: workers")
     draw = random.Random(f"{seed} workers")
     data = made / "many"

@@ -99,7 +99,7 @@ def _known(endings: Iterable[str]) -> list[str]:
 
 
 class Corpus:
-    """Files that are one data set together: how a mutated one is made, and what is asked of all."""
+    """Files that are one data set together: how a mutated one is made, and what must hold for all."""
 
     def __init__(
         self,

@@ -1,5 +1,5 @@
 """Kills: SIGKILL at random moments, and before the n-th thing that is done to a file; SIGTERM likewise. The command
-given again must leave what an undisturbed one leaves."""
+run again must leave what an undisturbed one leaves."""
 
 import os
 import random
@@ -13,7 +13,7 @@ from faults.verbs import command, fresh, results, undisturbed
 
 
 def kill(name: str, made: Path, count: int, seed: int) -> Tally:
-    """`count` runs of a verb, each killed once and given again."""
+    """`count` runs of a verb, each killed once and run again."""
     tally = Tally(f"kills: {name}")
     draw = random.Random(f"{seed} {name}")
     expected = undisturbed(name, made)

@@ -1,4 +1,4 @@
-"""What is right, changed a little: bytes, JSON values and words of a command. All is drawn from the generator given."""
+"""What is right, changed a little: bytes, JSON values and words of a command. All is drawn from the generator that is passed."""
 
 import json
 import struct

@@ -169,7 +169,7 @@ def results(name: str, out: Path) -> dict[str, str]:
 
 @cache
 def undisturbed(name: str, made: Path) -> dict[str, str]:
-    """What the verb leaves when nothing happens. It is always given the folder made/out, whose path some results name."""
+    """What the verb leaves when nothing happens. It always gets the folder made/out, whose path some results name."""
     out = fresh(made)
     ended = run(command(name, made, out))
     assert ended.status == 0, ended.err

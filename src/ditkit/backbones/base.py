@@ -38,17 +38,17 @@ class Conditions(NamedTuple):
         return [vector for vector in (self.label, self.text, *self.scalars) if vector is not None]
 
 
-class Port(NamedTuple):
-    """What must be known of a network to put a level around it."""
+class BodyShape(NamedTuple):
+    """The sizes that a level put around a network's body must fit."""
 
-    entry: int
-    """Channels of what `embed` gives."""
-    exit: int
-    """Channels of what `body` gives."""
-    width: int
+    input_channels: int
+    """Of the map that `embed` returns."""
+    output_channels: int
+    """Of the map that `body` returns."""
+    condition_width: int
     """Channels of the vectors of label and text."""
     patch: int = 1
-    """Pixels of the state along a side of what the blocks work on."""
+    """Pixels of the state along a side of one position in those maps."""
 
 
 class Backbone(nn.Module):
@@ -95,7 +95,7 @@ class Backbone(nn.Module):
 
     @abstractmethod
     def null(self, cond: Cond) -> Cond:
-        """The keys that the network reads, every entry "unknown"."""
+        """The keys that the network reads, all rows "unknown"."""
 
     @abstractmethod
     def check_size(self, *size: int) -> None:
@@ -118,7 +118,7 @@ class Plain(Backbone):
 
     time: TimeEmbedding | SideBySide
     label: LabelEmbedding | SideBySide | None
-    port: Port
+    body_shape: BodyShape
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,9 @@ class Plain(Backbone):
         self.scalars = nn.ModuleDict()
 
     def read_scalars(self, names: Sequence[str]) -> None:
-        self.scalars = nn.ModuleDict({name: ScalarEmbedding(self.port.width) for name in names})
+        self.scalars = nn.ModuleDict(
+            {name: ScalarEmbedding(self.body_shape.condition_width) for name in names}
+        )
 
     def forward(
         self, x: Tensor, t: Tensor, cond: Cond | None = None, *, around: Around | None = None

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ditkit.backbones.base import Cond, Conditions, Plain, Port
+from ditkit.backbones.base import BodyShape, Cond, Conditions, Plain
 from ditkit.backbones.sections.dit import DiTConfig
 from ditkit.errors import InputError
 from ditkit.lazy import loaded
@@ -44,7 +44,9 @@ class DiT(Plain):
         if why := config.cannot("text" if text_dim else "no text"):
             raise InputError(f"{'a text encoder, but ' * bool(text_dim)}{why}")
         self.config, self.classes = config, classes
-        self.port = Port(entry=width, exit=width, width=width, patch=patch)
+        self.body_shape = BodyShape(
+            input_channels=width, output_channels=width, condition_width=width, patch=patch
+        )
         self.patches = PatchEmbed(channels, patch, width, config.tubelet)
         self.time = TimeEmbedding(width, config.time_scale, config.time_shift, config.time_period)
         self.label = LabelEmbedding(classes, width) if classes else None

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ditkit.backbones.base import Cond, Conditions, Plain, Port
+from ditkit.backbones.base import BodyShape, Cond, Conditions, Plain
 from ditkit.backbones.sections.mdm import MDMConfig
 from ditkit.errors import InputError
 from ditkit.nn.around import Around, Tokens, alone
@@ -34,7 +34,9 @@ class MDM(Plain):
         super().__init__()
         width, last, condition_width = config.widths[0], config.widths[-1], config.condition_width
         self.classes, self.masked, self.halvings = classes, config.masked, len(config.widths) - 1
-        self.port = Port(entry=width, exit=width, width=condition_width)
+        self.body_shape = BodyShape(
+            input_channels=width, output_channels=width, condition_width=condition_width
+        )
         self.text = Sentence(text_dim, config.text_width, condition_width) if text_dim else None
         self.label = LabelEmbedding(classes, condition_width) if classes else None
         words = config.text_width if text_dim else 0

@@ -34,7 +34,7 @@ class Outer(Level):
     """A level with the way to what is inside and back; both start at zero.
 
     Args:
-        entry, exit: channels of the inner network's first and last map.
+        input_channels, output_channels: channels of the inner network's first and last map.
         patch_inside: pixels of the inner network's image along a side of those maps.
     """
 
@@ -43,8 +43,8 @@ class Outer(Level):
         config: OuterLevel,
         channels: int,
         condition_width: int,
-        entry: int,
-        exit: int,
+        input_channels: int,
+        output_channels: int,
         patch_inside: int,
     ):
         super().__init__(
@@ -62,12 +62,12 @@ class Outer(Level):
         self.patch_inside, self.frames = patch_inside, config.frames
         self.inward: nn.Module
         if patch_inside == 1:
-            self.inward = zero_conv(here, entry)
+            self.inward = zero_conv(here, input_channels)
         else:  # as patches are embedded
-            self.inward = nn.Conv2d(here, entry, patch_inside, stride=patch_inside)
+            self.inward = nn.Conv2d(here, input_channels, patch_inside, stride=patch_inside)
             nn.init.zeros_(self.inward.weight)
             nn.init.zeros_(self.inward.bias)  # type: ignore[arg-type]
-        self.outward = zero_conv(exit, here * patch_inside**2)
+        self.outward = zero_conv(output_channels, here * patch_inside**2)
 
     def passed(self, h: Tensor) -> Tensor:
         """What is added to the inner network's first map, of this level's lowest: (B F, D, H, W), as many frames as
@@ -102,11 +102,11 @@ class Matryoshka(Backbone):
         )
         self.inner = cast(Plain, inner)
         self.classes = self.inner.classes
-        entry, exit, condition_width, patch = self.inner.port
+        input_channels, output_channels, condition_width, patch = self.inner.body_shape
         self.outer = nn.ModuleList()
         for level in reversed(config.levels):
-            self.outer.append(Outer(level, image, condition_width, entry, exit, patch))
-            entry, exit, patch = level.widths[0], level.widths[0], level.patch
+            self.outer.append(Outer(level, image, condition_width, input_channels, output_channels, patch))
+            input_channels, output_channels, patch = level.widths[0], level.widths[0], level.patch
 
     @property
     def blocks(self) -> nn.ModuleList:  # type: ignore[override]
@@ -149,7 +149,10 @@ class Matryoshka(Backbone):
         times = (t if t.ndim == 2 else t[:, None].expand(-1, len(levels))).unbind(1)
         lowest = levels[-1]
         conditions = self.inner.conditions(cond or {}, lowest.shape[2:])
-        vector = sum(conditions.vectors, start=torch.zeros(len(x), self.inner.port.width, device=x.device))
+        vector = sum(
+            conditions.vectors,
+            start=torch.zeros(len(x), self.inner.body_shape.condition_width, device=x.device),
+        )
         inner_frames = lowest.shape[2] if lowest.ndim == 5 else 1
 
         # Inwards: what each level passes on is added to the first map of the next. Maps are of single frames.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditkit.backbones.base import Backbone, Conditions, Plain, Port
+from ditkit.backbones.base import Backbone, BodyShape, Conditions, Plain
 from ditkit.backbones.sections.udit import HALVINGS, UDiTConfig
 from ditkit.errors import InputError
 from ditkit.lazy import loaded
@@ -49,13 +49,17 @@ class UDiT(Plain):
             check_rotary(d, config.heads)
         self.classes, self.rotary = classes, config.rotary
         self.attention = loaded(ATTENTIONS[config.attention])
-        self.told_widths = widths[:3]
-        self.port = Port(entry=d, exit=2 * d, width=sum(self.told_widths))
+        self.condition_widths = widths[:3]
+        self.body_shape = BodyShape(
+            input_channels=d, output_channels=2 * d, condition_width=sum(self.condition_widths)
+        )
         self.head_dims = [width // config.heads for width in widths]
         self.time = SideBySide(
-            TimeEmbedding(width, config.time_scale, config.time_shift) for width in self.told_widths
+            TimeEmbedding(width, config.time_scale, config.time_shift) for width in self.condition_widths
         )
-        self.label = SideBySide(LabelEmbedding(classes, w) for w in self.told_widths) if classes else None
+        self.label = (
+            SideBySide(LabelEmbedding(classes, w) for w in self.condition_widths) if classes else None
+        )
         self.stem = embedding_conv(channels, d, 3)
         self.blocks = nn.ModuleList(
             GridBlock(
@@ -95,7 +99,7 @@ class UDiT(Plain):
 
     def _parted(self, c: Tensor) -> tuple[Tensor, ...]:
         """The conditions of the stages of each width, to broadcast with tokens: three of (B, 1, 1, D')."""
-        return c[:, None, None].split(self.told_widths, dim=-1)
+        return c[:, None, None].split(self.condition_widths, dim=-1)
 
     def _stage(self, stage: int, h: Tensor, c: Tensor, around: Around) -> Tensor:
         start = 2 * sum(self.depth[:stage])

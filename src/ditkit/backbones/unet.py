@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ditkit.backbones.base import Conditions, Plain, Port
+from ditkit.backbones.base import BodyShape, Conditions, Plain
 from ditkit.backbones.sections.unet import UNetConfig
 from ditkit.errors import InputError
 from ditkit.nn.around import Around, Tokens, alone
@@ -41,7 +41,9 @@ class UNet(Plain):
                 down.append(ResidualBlock(here, width, condition_width))
                 here = width
                 skips.append(here)
-        self.port = Port(entry=widths[0], exit=widths[0], width=condition_width)
+        self.body_shape = BodyShape(
+            input_channels=widths[0], output_channels=widths[0], condition_width=condition_width
+        )
         middle = ResidualBlock(here, here, condition_width)
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(config.depth + 1):

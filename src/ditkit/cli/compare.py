@@ -92,9 +92,9 @@ def _cells(
     cells: list[Cell] = []
     for name, pipeline in models.items():
         own = pipeline.recipe.sample.guidance
-        asked = (scales or sorted({1.0, own})) if pipeline.classes else [1.0]
-        command.compile_for(pipeline, command.n * len(solvers) * len(asked))
-        for solver, guidance in product(solvers, asked):
+        guidances = (scales or sorted({1.0, own})) if pipeline.classes else [1.0]
+        command.compile_for(pipeline, command.n * len(solvers) * len(guidances))
+        for solver, guidance in product(solvers, guidances):
             parts = [titles[name], *map(str, solver.values()), f"{guidance:g}"]
             print(", ".join([*parts[:-1], f"guidance {guidance:g}"]), flush=True)
             folder = command.out / "cells" / "-".join(parts).replace("/", "-")
@@ -201,8 +201,8 @@ def _check_alike(models: dict[str, Pipeline]) -> None:
         size = "x".join(map(str, data.shape[-2:]))
         kinds[f"{size}, {data.channels} channels, {pipeline.classes} classes"] = name
     if len(kinds) > 1:
-        said = "; ".join(f"{name}: {kind}" for kind, name in kinds.items())
-        raise InputError(f"these models cannot be compared, their images are of different kinds ({said})")
+        listed = "; ".join(f"{name}: {kind}" for kind, name in kinds.items())
+        raise InputError(f"these models cannot be compared, their images are of different kinds ({listed})")
 
 
 def _record(row: Row) -> dict:

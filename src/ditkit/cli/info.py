@@ -128,11 +128,11 @@ def _backbone(name: str, command: NamedCommand) -> Iterator[str]:
 
 def _over_frames(joint: Cost, factorised: Cost) -> str:
     """A clip's multiply-adds with attention of both kinds."""
-    told = (
+    counts = (
         f"{kind} {found.macs / 1e9:,.3f} G ({_attention(found) / 1e9:,.3f} G between tokens)"
         for kind, found in (("joint", joint), ("factorised", factorised))
     )
-    return f"  attention   {', '.join(told)}"
+    return f"  attention   {', '.join(counts)}"
 
 
 def _recipe(command: RecipeCommand) -> Iterator[str]:

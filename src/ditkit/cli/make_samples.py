@@ -101,10 +101,10 @@ def _checked(command: SampleCommand, pipeline: Pipeline) -> tuple[int, ...]:
     if pipeline.recipe.text and pipeline.classes and len(command.labels) not in (1, len(command.prompt)):
         raise InputError(f"--labels: give one for all prompts or one for each of the {len(command.prompt)}")
     try:
-        asked = tuple(int(label) for label in numbered(command.labels, pipeline.recipe.data.names or ()))
+        labels = tuple(int(label) for label in numbered(command.labels, pipeline.recipe.data.names or ()))
     except InputError as error:
         raise InputError(f"--labels: {error}") from None
-    return asked or tuple(range(pipeline.classes)) or (0,)
+    return labels or tuple(range(pipeline.classes)) or (0,)
 
 
 def _refuse_early(

@@ -33,12 +33,12 @@ def parse(target: type[Command], argv: Sequence[str], prog: str, default: Comman
     """`target` filled from the flags, over `default`; InputError for anything that is not understood. Help is printed, and
     ends with SystemExit."""
     known = dict(fields(default or target))
-    if asked := {*HELP} & {*argv}:
-        print(help_text(target, prog, known, default, "--help-all" in asked))
+    if help_flags := {*HELP} & {*argv}:
+        print(help_text(target, prog, known, default, "--help-all" in help_flags))
         raise SystemExit(0)
     try:
         values = default.model_dump() if default is not None else _defaults(target)
-        for flag, value in _given(argv, known).items():
+        for flag, value in _values(argv, known).items():
             _put(values, _place(flag, known), value)
         return target.model_validate(values)
     except ValidationError as error:
@@ -48,11 +48,11 @@ def parse(target: type[Command], argv: Sequence[str], prog: str, default: Comman
     raise InputError(f"{message} (see ditkit {prog} --help)")
 
 
-def _given(argv: Sequence[str], known: Mapping[str, FieldInfo]) -> dict[str, Any]:
+def _values(argv: Sequence[str], known: Mapping[str, FieldInfo]) -> dict[str, Any]:
     """Flag -> what its field is given. InputError for flags that there are not, and words that belong to none."""
     if unknown := unknown_flags(argv, known):
         raise InputError(unknown)
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     loose: list[str] = []
     for group, words in _by_flag(plain(argv, known)):
         if not group:
@@ -68,7 +68,7 @@ def _given(argv: Sequence[str], known: Mapping[str, FieldInfo]) -> dict[str, Any
                 raise InputError(
                     f"--{name}: --{flag} is no switch, and takes {shape_of(known[flag]).metavar}"
                 )
-            given[flag] = False
+            values[flag] = False
             loose += own
             continue
         shape = shape_of(field)
@@ -76,8 +76,8 @@ def _given(argv: Sequence[str], known: Mapping[str, FieldInfo]) -> dict[str, Any
         if len(own) < count or (shape.alone and not own):
             raise InputError(f"--{name}: give {shape.metavar}")
         loose += own[count:]
-        given[name] = shape.value(own[:count]) if count or shape.words is None else True
-    return given | _positional(loose, known)
+        values[name] = shape.value(own[:count]) if count or shape.words is None else True
+    return values | _positional(loose, known)
 
 
 def _positional(words: list[str], known: Mapping[str, FieldInfo]) -> dict[str, Any]:

@@ -137,9 +137,9 @@ class VaeConfig(CodecSection):
             if self.id in STABLE_DIFFUSION:
                 shift, scale = 0.0, 0.18215
         known = {**shape._asdict(), "shift": shift, "scale": scale}
-        given = self.model_dump(include=set(known), exclude_none=True)
+        chosen = self.model_dump(include=set(known), exclude_none=True)
         where = {"id": str(folder)} if folder.is_dir() else {}
-        return self.model_copy(update=known | given | where)
+        return self.model_copy(update=known | chosen | where)
 
 
 class Vae:

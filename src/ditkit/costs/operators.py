@@ -167,12 +167,12 @@ def _size(kind: Any, args: Any, kwargs: Any, out: Any) -> int:
     """Operations of a product; bytes moved by anything else, none where it only makes views."""
     if kind in PRODUCTS:
         return PRODUCTS[kind](*args, **kwargs, out_val=out)
-    given = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
-    made = [value for value in tree_iter(out) if isinstance(value, Tensor)]
-    shared = {_storage(tensor) for tensor in made} <= {_storage(tensor) for tensor in given}
-    if made and shared and not kind.__name__.endswith("_"):  # add_ and its kin work in place
+    inputs = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
+    outputs = [value for value in tree_iter(out) if isinstance(value, Tensor)]
+    shared = {_storage(tensor) for tensor in outputs} <= {_storage(tensor) for tensor in inputs}
+    if outputs and shared and not kind.__name__.endswith("_"):  # add_ and its kin work in place
         return 0
-    return bytes_of(given) + bytes_of(made)
+    return bytes_of(inputs) + bytes_of(outputs)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -31,8 +31,8 @@ def pick_images(arrays: dict[str, StoredArray], name: str | None) -> StoredArray
     if name is None and found:
         return found[0]
     path = next(iter(arrays.values())).path
-    asked = "which of its arrays are the images?" if name is None else f"no array {name!r};"
-    raise InputError(f"{path}: {asked} `data.array` is one of: {_listed(arrays)}")
+    problem = "which of its arrays are the images?" if name is None else f"no array {name!r};"
+    raise InputError(f"{path}: {problem} `data.array` is one of: {_listed(arrays)}")
 
 
 def pick_labels(arrays: dict[str, StoredArray], count: int, name: str | None) -> StoredArray | None:
@@ -60,7 +60,7 @@ def read_labels(array: StoredArray) -> np.ndarray:
     return labels
 
 
-def find_layout(array: StoredArray, asked: Layout) -> Layout:
+def find_layout(array: StoredArray, layout: Layout) -> Layout:
     """Which axes the array of images has. Where it is not said, channels are the axis that is shorter than both others.
     InputError for an array that holds no images, or whose channels are not to be told from the rest."""
     shape, kind = array.shape, array.dtype.kind
@@ -71,14 +71,14 @@ def find_layout(array: StoredArray, asked: Layout) -> Layout:
         raise InputError(f"{array} is {described(array)}; give {remedy}")
     if len(shape) not in (3, 4) or 0 in shape:
         raise InputError(f"{array} is {described(array)}, not images: give (N, H, W) or (N, channels, H, W)")
-    if len(shape) == 3 and asked in ("auto", "nhw"):
+    if len(shape) == 3 and layout in ("auto", "nhw"):
         return "nhw"
-    if len(shape) == 3 or asked == "nhw":
+    if len(shape) == 3 or layout == "nhw":
         raise InputError(
-            f"{array} is {described(array)}, which is not `data.layout` {asked}; correct it or leave it out"
+            f"{array} is {described(array)}, which is not `data.layout` {layout}; correct it or leave it out"
         )
-    if asked != "auto":
-        return asked
+    if layout != "auto":
+        return layout
     _, first, second, third = shape
     if first < min(second, third):
         return "nchw"

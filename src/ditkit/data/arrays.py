@@ -151,7 +151,7 @@ class FashionMNIST(DataSection):
             raise InputError(
                 f"{root}: {part} images and labels do not belong together; fetch the four files again"
             )
-        return self._held(pixels, labels)
+        return self._arrays(pixels, labels)
 
     def _from_hub(self, split: Split) -> Arrays:
         hub = Hub(id="zalando-datasets/fashion_mnist", size=28, channels=1, check=False)
@@ -163,8 +163,8 @@ class FashionMNIST(DataSection):
                 "apt install dataset-fashion-mnist, or `data.root` DIR"
             ) from error
         pixels = stack(source, range(len(source)))[:, 0].numpy()  # (N, 28, 28)
-        return self._held(pixels, np.asarray(source.labels))
+        return self._arrays(pixels, np.asarray(source.labels))
 
-    def _held(self, pixels: np.ndarray, labels: np.ndarray) -> Arrays:
+    def _arrays(self, pixels: np.ndarray, labels: np.ndarray) -> Arrays:
         boxes = bounding_boxes(pixels) if self.crop == "garment" else None
         return in_memory(pixels, labels, CLOTHES, self, boxes)

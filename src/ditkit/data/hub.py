@@ -98,8 +98,8 @@ class Hub(EncodedSection):
         where = str(self.id)
         image = self.image_column or column_of_kind(table, "Image")
         label = self.label_column or column_of_kind(table, "ClassLabel")
-        asked = {"image": image, "label": label, "caption": self.caption_column}
-        for what, column in asked.items():
+        columns = {"image": image, "label": label, "caption": self.caption_column}
+        for what, column in columns.items():
             if column is not None and column not in table.features:
                 raise InputError(
                     f"{where}: no column {column!r}; `data.{what}_column` is one of: {', '.join(table.features)}"

@@ -201,15 +201,15 @@ class ArrayFiles(DataSection):
                     f"{array} is {described(array)}, {first} is {described(first)}; give arrays of one kind and size"
                 )
         channels, height, width = image_shape(first, layout)
-        for name, asked, there in (
+        for name, chosen, there in (
             ("channels", self.channels, channels),
             ("size", self.size, height),
             ("width", self.width, width),
         ):
-            if asked not in (0, there):
+            if chosen not in (0, there):
                 raise InputError(
                     f"{first} is {described(first)}, which are images of {height}x{width} with {channels} channels "
-                    f"({layout}), but `data.{name}` is {asked}; correct it, or leave it out: nothing is resized"
+                    f"({layout}), but `data.{name}` is {chosen}; correct it, or leave it out: nothing is resized"
                 )
         return arrays, layout
 
@@ -242,15 +242,15 @@ class ArrayFiles(DataSection):
         """A part's arrays of labels, in order; none when it is unlabelled."""
         if self.classes == 0:
             return []
-        asked = self.labels if split == "train" else self.test_labels or self.labels
-        if asked is not None and Path(asked).suffix.lower() == ".npy":
+        chosen = self.labels if split == "train" else self.test_labels or self.labels
+        if chosen is not None and Path(chosen).suffix.lower() == ".npy":
             if split == "test" and self.test_labels is None:
                 raise InputError(
-                    f"`data.labels` {asked}: `data.test_labels` names those of the held-out part"
+                    f"`data.labels` {chosen}: `data.test_labels` names those of the held-out part"
                 )
-            return [find_arrays(Path(asked))[0][WHOLE]]
+            return [find_arrays(Path(chosen))[0][WHOLE]]
         files = zip(self._files(split), arrays, strict=True)
-        found = [pick_labels(file, len(array), asked) for file, array in files]
+        found = [pick_labels(file, len(array), chosen) for file, array in files]
         labels = [array for array in found if array is not None]
         if labels and len(labels) < len(found):
             raise InputError(

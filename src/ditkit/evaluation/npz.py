@@ -184,8 +184,8 @@ def npz_images(path: str | Path) -> Iterator[tuple[Tensor, Tensor | None]]:
             for start in range(0, shape[0], BATCH):
                 part = (min(BATCH, shape[0] - start), *shape[1:])
                 pixels = np.frombuffer(bytearray(member.read(int(np.prod(part)))), np.uint8).reshape(part)
-                asked = None if labels is None else labels[start : start + len(pixels)]
-                yield torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), asked
+                own = None if labels is None else labels[start : start + len(pixels)]
+                yield torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), own
                 bar.update(len(pixels))
 
 

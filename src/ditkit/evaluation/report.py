@@ -140,14 +140,14 @@ def scores_of(
 def _label_scores(samples: Statistics) -> LabelScores | None:
     if samples.confusion is None or samples.read is None:
         return None
-    asked, right = samples.confusion.sum(dim=1), samples.confusion.diagonal()
-    labelled = bool(asked.any())
-    shares = [r / a if a else None for r, a in zip(right.tolist(), asked.tolist(), strict=True)]
+    drawn, right = samples.confusion.sum(dim=1), samples.confusion.diagonal()
+    labelled = bool(drawn.any())
+    shares = [r / a if a else None for r, a in zip(right.tolist(), drawn.tolist(), strict=True)]
     wrong = [(a, r, int(samples.confusion[a, r])) for a, r in samples.confusion.nonzero().tolist() if a != r]
     return LabelScores(
-        accuracy=int(right.sum()) / int(asked.sum()) if labelled else None,
+        accuracy=int(right.sum()) / int(drawn.sum()) if labelled else None,
         class_accuracy=shares if labelled else None,
-        asked=asked.tolist() if labelled else None,
+        asked=drawn.tolist() if labelled else None,
         read=samples.read.tolist(),
         mistakes=sorted(wrong, key=lambda row: -row[2])[:MISTAKES],
     )

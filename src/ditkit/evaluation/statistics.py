@@ -157,19 +157,19 @@ class _Gatherer:
     def __init__(self, network: FeatureNetwork, first: int, keep: int):
         self._network, self._first, self._keep = network, first, keep
         self._waiting: list[dict[str, Tensor]] = []
-        self._held = 0
+        self._rows = 0
         nothing = {"digest": torch.empty(0, 32, dtype=torch.uint8), "pooled": torch.empty(0, network.dim)}
         self._whole = _part(nothing, first, network, keep)
 
     def add(self, images: Tensor, labels: Tensor | None, digests: Tensor) -> None:
         self._waiting.append({"digest": digests, **_reading(images, labels, self._network)})
-        self._held += len(images)
-        while self._held >= SPLIT:
+        self._rows += len(images)
+        while self._rows >= SPLIT:
             self._join(SPLIT)
 
     def result(self) -> Statistics:
-        if self._held:
-            self._join(self._held)
+        if self._rows:
+            self._join(self._rows)
         return self._whole
 
     def _join(self, count: int) -> None:
@@ -178,7 +178,7 @@ class _Gatherer:
         part = {name: values[:count] for name, values in rows.items()}
         self._whole = self._whole + _part(part, self._first, self._network, self._keep)
         self._waiting = [{name: values[count:] for name, values in rows.items()}]
-        self._first, self._held = self._first + count, self._held - count
+        self._first, self._rows = self._first + count, self._rows - count
 
 
 def _reading(images: Tensor, labels: Tensor | None, network: FeatureNetwork) -> dict[str, Tensor]:
@@ -217,10 +217,10 @@ def _part(rows: dict[str, Tensor], first: int, network: FeatureNetwork, keep: in
     index, kept = _kept(torch.arange(first, first + len(pooled)), pooled.float(), keep)
     confusion = read = None
     if network.classes is not None:
-        asked = rows.get("asked", torch.empty(0, dtype=torch.long))
-        guesses = rows["logits"].argmax(dim=1) if len(pooled) else asked
+        labels = rows.get("asked", torch.empty(0, dtype=torch.long))
+        guesses = rows["logits"].argmax(dim=1) if len(pooled) else labels
         read = guesses.bincount(minlength=network.classes)
-        pairs = (asked * network.classes + guesses)[asked >= 0]
+        pairs = (labels * network.classes + guesses)[labels >= 0]
         confusion = pairs.bincount(minlength=network.classes**2).view(network.classes, network.classes)
     return Statistics(
         network=network.name,

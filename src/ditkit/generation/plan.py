@@ -14,11 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ditkit.conditions import (
-    Asked,
-    asked_labels,
-    asked_prompts,
-    asked_seeds,
-    check_asked,
+    Conditioning,
+    check_conditioning,
+    checked_labels,
+    checked_prompts,
+    checked_seeds,
     conditions,
 )
 from ditkit.device import autocast
@@ -135,21 +135,21 @@ class Plan:
 
 def make_plan(
     pipeline: "Pipeline",
-    cond: Asked | None,
+    cond: Conditioning | None,
     seeds: Sequence[int] | Tensor,
     request: SamplingRequest,
     weak: "Pipeline | None" = None,
     lower: "Pipeline | None" = None,
 ) -> Plan:
     """The request resolved; `weak` and `lower` are the models that it names. InputError as of `Pipeline.generate`."""
-    check_asked(cond := cond or {})
-    seeds = asked_seeds(seeds)
+    check_conditioning(cond := cond or {})
+    seeds = checked_seeds(seeds)
     solver, recipe = pipeline.recipe.sample.override(request), pipeline.recipe
     decode = decoder(pipeline, request)
     layout = state_layout(pipeline, request)
     grid = solver.times(pipeline.transport, layout)
-    labels = asked_labels(cond, pipeline.classes, len(seeds), recipe.data.names or ())
-    prompts = asked_prompts(cond, recipe.text is not None, len(seeds))
+    labels = checked_labels(cond, pipeline.classes, len(seeds), recipe.data.names or ())
+    prompts = checked_prompts(cond, recipe.text is not None, len(seeds))
     denoise = pipeline.transport.denoiser(pipeline.network, layout, solver.around)
     denoise = guided(pipeline, request, solver, denoise, weak, layout)
     denoise = bounded(pipeline, solver, denoise)
@@ -181,7 +181,7 @@ def make_plan(
 def _made_by(
     pipeline: "Pipeline",
     lower: "Pipeline",
-    cond: Asked,
+    cond: Conditioning,
     seeds: Sequence[int],
     precision: str,
     part: slice,

@@ -126,8 +126,8 @@ def read_official(path: Path, kind: Kind | None = None, heads: int | None = None
     arguments = _arguments(content)
     kind = kind or _kind(path, arguments)
     scale, shift = CLOCKS[kind]
-    told = {"heads": heads or _heads(path, width), "time_scale": scale, "time_shift": shift}
-    config = DiTConfig.checked({**shape, **told}, str(path))
+    unstored = {"heads": heads or _heads(path, width), "time_scale": scale, "time_shift": shift}
+    config = DiTConfig.checked({**shape, **unstored}, str(path))
     weights = to_ours(state)
     if kind == "DiT":
         transport = Transport(
@@ -192,9 +192,9 @@ def _arguments(content: dict) -> Mapping[str, Any]:
 
 
 def _kind(path: Path, arguments: Mapping[str, Any]) -> Kind:
-    for said in (path.name, str(arguments.get("model", ""))):
-        if ("DiT" in said) != ("SiT" in said):
-            return "DiT" if "DiT" in said else "SiT"
+    for name in (path.name, str(arguments.get("model", ""))):
+        if ("DiT" in name) != ("SiT" in name):
+            return "DiT" if "DiT" in name else "SiT"
     raise InputError(
         f"{path}: DiT or SiT? Their weights look alike and the file's name does not say; "
         "give `kind` DiT or SiT"

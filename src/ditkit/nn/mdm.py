@@ -34,16 +34,16 @@ class Sentence(TextReader):
         self.vector = nn.Linear(width, condition_width, bias=False)
 
     def forward(self, cond: Cond) -> tuple[Tensor, Words]:
-        mask = self.given(cond, MASK)
-        tokens = self.tokens(self.given(cond, TOKENS))
+        mask = self.checked(cond, MASK)
+        tokens = self.tokens(self.checked(cond, TOKENS))
         present = mask[..., None].to(tokens)
         mean = (present * tokens).sum(1) / present.sum(1).clamp(min=1)  # a row without tokens gives zeros
         return self.vector(mean), Words(tokens, mask)
 
     def null(self, cond: Cond) -> Cond:
-        mask = self.given(cond, MASK)
+        mask = self.checked(cond, MASK)
         first = torch.arange(mask.shape[1], device=mask.device) == 0
-        return {TOKENS: torch.zeros_like(self.given(cond, TOKENS)), MASK: first.expand_as(mask)}
+        return {TOKENS: torch.zeros_like(self.checked(cond, TOKENS)), MASK: first.expand_as(mask)}
 
 
 class NumberEmbedding(nn.Sequential):

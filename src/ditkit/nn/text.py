@@ -40,7 +40,7 @@ class TextReader(nn.Module):
     def null(self, cond: Cond) -> Cond:
         """Of the keys that are used, "unknown"."""
 
-    def given(self, cond: Cond, key: str) -> Tensor:
+    def checked(self, cond: Cond, key: str) -> Tensor:
         """InputError where it is not there or of another encoder."""
         if key not in cond:
             raise InputError(
@@ -71,21 +71,21 @@ class TextEmbedding(TextReader):
     def forward(self, cond: Cond) -> tuple[Tensor | None, Words | None]:
         vector, words = None, None
         if self.pooled is not None:
-            vector = self.pooled(norm(self.given(cond, POOLED)))
+            vector = self.pooled(norm(self.checked(cond, POOLED)))
         if self.tokens is not None:
-            words = Words(self.tokens(norm(self.given(cond, TOKENS))), self.given(cond, MASK))
+            words = Words(self.tokens(norm(self.checked(cond, TOKENS))), self.checked(cond, MASK))
         return vector, words
 
     def null(self, cond: Cond) -> Cond:
         """Of the keys that are used, "unknown": one learned token, and a learned vector."""
         empty = {}
         if self.null_token is not None:
-            tokens, mask = self.given(cond, TOKENS), self.given(cond, MASK)
+            tokens, mask = self.checked(cond, TOKENS), self.checked(cond, MASK)
             first = torch.arange(tokens.shape[1], device=tokens.device) == 0
             empty[TOKENS] = torch.where(first[:, None], self.null_token, 0.0).to(tokens).expand_as(tokens)
             empty[MASK] = first.expand_as(mask)
         if self.null_pooled is not None:
-            pooled = self.given(cond, POOLED)
+            pooled = self.checked(cond, POOLED)
             empty[POOLED] = self.null_pooled.to(pooled).expand_as(pooled)
         return empty
 

@@ -40,7 +40,7 @@ class SelfAlignment(Term):
         )
         super().__init__(net, weight, (self.student, self.teacher))
         assert isinstance(net, Plain)  # as every network whose blocks are alike
-        width = net.port.width
+        width = net.body_shape.condition_width
         self.interval, self.beta = interval, beta
         self.head = nn.Sequential(dense(width, width), nn.SiLU(), dense(width, width))
 
@@ -50,7 +50,7 @@ class SelfAlignment(Term):
         t = torch.where(seen.t == 0, seen.t, t)  # parts that are known
         captured: dict[int, Tensor] = {}
         with torch.no_grad():
-            seen.transport.asked(
+            seen.transport.evaluate(
                 seen.average, seen.noisy(t), t, seen.cond_at(t), around=capturing([self.teacher], captured)
             )
         found, target = self.head(seen.captured[self.student]).float(), captured[self.teacher].float()

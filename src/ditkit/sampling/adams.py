@@ -43,7 +43,7 @@ def ab4(step: Step, x: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
 
 def ipndm(step: Step, x: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
     """ODE, fourth order where steps are equal, whose weights it always takes; one evaluation a step (iPNDM)."""
-    known = _asked(step, x, past)
+    known = _evaluated(step, x, past)
     total = sum(
         (weight * v for weight, v in zip(EQUAL_STEPS[len(known.times) - 1], known.velocities, strict=True)),
         start=torch.zeros_like(x),
@@ -52,13 +52,13 @@ def ipndm(step: Step, x: Tensor, past: Past | None = None) -> tuple[Tensor, Past
 
 
 def _adams(step: Step, x: Tensor, past: Past | None, order: int) -> tuple[Tensor, Past]:
-    known = _asked(step, x, past)
+    known = _evaluated(step, x, past)
     for weight, v in zip(weights(step.t, step.s, known.times), known.velocities, strict=True):
         x = x + step.expand(weight, x) * v
     return x, known.latest(order - 1)
 
 
-def _asked(step: Step, x: Tensor, past: Past | None) -> Past:
+def _evaluated(step: Step, x: Tensor, past: Past | None) -> Past:
     """With the velocity at the beginning of the step."""
     times, velocities = past or ((), ())
     return Past((step.t, *times), (step.ask(x).velocity, *velocities))

@@ -153,17 +153,17 @@ class SamplingConfig(SolverSettings, GuidanceSettings):
 
         InputError when what is given is nothing for its sampler.
         """
-        given = request.model_dump(include=set(SamplingConfig.model_fields), exclude_none=True)
-        name = given.get("sampler", self.sampler)
+        chosen = request.model_dump(include=set(SamplingConfig.model_fields), exclude_none=True)
+        name = chosen.get("sampler", self.sampler)
         solver = SAMPLERS[name]
-        if "steps" in given and solver.adaptive:
-            raise InputError(f"`steps` {given['steps']}: {name} chooses its own steps; give `tolerance`")
-        if "steps" in given and "respacing" in given:
+        if "steps" in chosen and solver.adaptive:
+            raise InputError(f"`steps` {chosen['steps']}: {name} chooses its own steps; give `tolerance`")
+        if "steps" in chosen and "respacing" in chosen:
             raise InputError(
-                f"`steps` {given['steps']} and `respacing` {given['respacing']}: both say which times; give one"
+                f"`steps` {chosen['steps']} and `respacing` {chosen['respacing']}: both say which times; give one"
             )
         unfit = set(SolverChoices.model_fields) - solver.choices.keys()
-        return SamplingConfig.checked(self.model_dump(exclude=unfit) | given, "")
+        return SamplingConfig.checked(self.model_dump(exclude=unfit) | chosen, "")
 
     @property
     def choices(self) -> dict[str, Any]:

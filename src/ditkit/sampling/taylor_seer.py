@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 class Memory:
     """Of one role's rows, along a trajectory."""
 
-    asked: int = 0
+    evaluations: int = 0
     """Evaluations so far."""
     series: dict[int, tuple[float, list[Tensor]]] = field(default_factory=dict)
     """Of each block, the time at which it was computed last, and its value and derivatives there."""
 
     def computes(self, interval: int, order: int) -> bool:
         """Whether the next evaluation is computed: the first `order` + 1, which derivatives need, then every interval-th."""
-        return self.asked <= order or (self.asked - order) % interval == 0
+        return self.evaluations <= order or (self.evaluations - order) % interval == 0
 
     def note(self, block: int, t: float, value: Tensor, order: int) -> None:
         """A block was computed at the time t."""
@@ -66,7 +66,7 @@ def taylor_seer(
     memories = [at.store.setdefault(f"taylor_seer {role}", Memory()) for role in at.roles]
     computed = any(memory.computes(interval, order) for memory in memories)
     for memory in memories:
-        memory.asked += 1
+        memory.evaluations += 1
 
     def around(k: int, run: Run, h: Tensor, tokens: Tokens) -> Tensor:
         if not computed:

@@ -39,10 +39,10 @@ class CaptionReader:
         return retrieved(self.read(statistics.rows), right, others).double().mean().item()
 
 
-def embed_each(embed: Embed, said: Sequence[str]) -> Tensor:
+def embed_each(embed: Embed, captions: Sequence[str]) -> Tensor:
     """(N, E) of N texts; equal ones, of which there may be many, are embedded once."""
-    places = {text: place for place, text in enumerate(dict.fromkeys(said))}
-    return embed(list(places))[[places[text] for text in said]]
+    places = {text: place for place, text in enumerate(dict.fromkeys(captions))}
+    return embed(list(places))[[places[text] for text in captions]]
 
 
 def caption_reader(
@@ -63,7 +63,7 @@ def caption_reader(
     probe = fit_probe(reference.rows, embedded[[places[caption] for caption in shown]])
     return CaptionReader(
         read=probe,
-        embed=lambda said: embed(said) - probe.text_mean,
+        embed=lambda texts: embed(texts) - probe.text_mean,
         pool=pool,
         embedded=embedded - probe.text_mean,
         record={**record, "penalty": probe.penalty},

@@ -85,7 +85,7 @@ def _cell(value: float | None, form: str, factor: float) -> str:
 def card_line(report: Report) -> str:
     """The result in one line with its protocol, for a model card or a paper's footnote."""
     facts = report.protocol
-    parts = [_said(scores) for scores in report.scores]
+    parts = [_scores_line(scores) for scores in report.scores]
     made = f"{report.images:,} images"
     if "sampler" in facts:
         last = facts["first_seed"] + report.images - 1
@@ -97,7 +97,7 @@ def card_line(report: Report) -> str:
     return f"{'; '.join(parts)}; {made}; {versions}, torch {facts.get('torch')}"
 
 
-def _said(scores: Scores) -> str:
+def _scores_line(scores: Scores) -> str:
     found = {distance_name(scores.features): f"{scores.frechet:.3f}"}
     if scores.labels is not None and scores.labels.accuracy is not None:
         found["class accuracy"] = f"{scores.labels.accuracy:.1%}"

@@ -71,11 +71,11 @@ def by_size(pipeline: Pipeline) -> dict[str, Any]:
     """Scores of samples of each of SIZES, and some of the samples as a picture."""
     scores, rows = {}, []
     for name in SIZES:
-        reference, asked = real_pictures(name)
-        made = samples(pipeline, name, asked)
+        reference, labels = real_pictures(name)
+        made = samples(pipeline, name, labels)
         held_out, theirs = load_size(recipe("anysize-fashion").data, "test", sides(name), MULTIPLE)
         scores[name] = {
-            "samples": score(read(made, asked), reference),
+            "samples": score(read(made, labels), reference),
             "held_out": score(read(held_out, theirs), reference),
             "reference": reference.count,
         }
@@ -88,9 +88,9 @@ def by_size_and_solver(pipeline: Pipeline) -> dict[str, Any]:
     spreads: list[list[Tensor]] = [[] for _ in SOLVERS]
     found: list[list[dict[str, Any]]] = [[] for _ in SOLVERS]
     for name in SIZES:
-        reference, asked = real_pictures(name)
+        reference, labels = real_pictures(name)
         for k, (sampler, steps) in enumerate(SOLVERS):
-            statistics = read(samples(pipeline, name, asked, sampler=sampler, steps=steps), asked)
+            statistics = read(samples(pipeline, name, labels, sampler=sampler, steps=steps), labels)
             found[k].append(score(statistics, reference))
             spreads[k].append(frechet_resamples(statistics.rows, reference.moments))
     means = []
@@ -115,11 +115,11 @@ def real_pictures(name: str) -> tuple[Statistics, Tensor]:
     return read(real, labels), labels[spread(len(real), SAMPLES)]
 
 
-def samples(pipeline: Pipeline, name: str, asked: Tensor, **solver: Any) -> Tensor:
+def samples(pipeline: Pipeline, name: str, labels: Tensor, **solver: Any) -> Tensor:
     """Of a size, in the classes asked for, of seeds 0, 1, ..."""
     precision = pipeline.recipe.train.precision
     return pipeline.generate(
-        {"label": asked}, seeds=range(len(asked)), size=sides(name), precision=precision, **solver
+        {"label": labels}, seeds=range(len(labels)), size=sides(name), precision=precision, **solver
     )
 
 
@@ -159,12 +159,12 @@ def report(results: Results, out: Path) -> str:
     for size in SIZES:
         row = [measured["sizes"][size]["samples"] for measured in done.values()]
         row.append(first["sizes"][size]["held_out"])
-        told = " | ".join(
-            f"{entry['frechet']:.2f}, {entry['accuracy']:.1%}" + f" ({entry['n']:,})" * (entry is row[-1])
-            for entry in row
+        scores = " | ".join(
+            f"{each['frechet']:.2f}, {each['accuracy']:.1%}" + f" ({each['n']:,})" * (each is row[-1])
+            for each in row
         )
         seen = ", not trained on" if size in UNSEEN else ""
-        lines.append(f"| {size}{seen} | {first['sizes'][size]['reference']:,} | {told} |")
+        lines.append(f"| {size}{seen} | {first['sizes'][size]['reference']:,} | {scores} |")
     rates = " | ".join(f"{results[name]['images_per_second']:.0f}" for name in done)
     lines.append(f"| images/s | | {rates} | |")
     panels = [(name, from_text(measured["picture"], SIDE)) for name, measured in done.items()]

@@ -43,15 +43,15 @@ class Point(SamplingConfig):
     @property
     def how(self) -> dict[str, Any]:
         """What is said of the sampling; the rest is as the cell's recipe has it. Unguided unless it says."""
-        said = self.model_dump(include=set(SamplingConfig.model_fields), exclude_unset=True)
-        return {"sampler": self.sampler, "guidance": self.guidance} | said
+        settings = self.model_dump(include=set(SamplingConfig.model_fields), exclude_unset=True)
+        return {"sampler": self.sampler, "guidance": self.guidance} | settings
 
     @property
     def key(self) -> str:
-        said = {"steps": "adaptive"} | self.how
-        sampler, steps, guidance = (said.pop(name) for name in ("sampler", "steps", "guidance"))
-        said |= self.model_dump(include={"captions"}, exclude_unset=True)
-        choices = "".join(f", {name} {value}" for name, value in said.items())
+        settings = {"steps": "adaptive"} | self.how
+        sampler, steps, guidance = (settings.pop(name) for name in ("sampler", "steps", "guidance"))
+        settings |= self.model_dump(include={"captions"}, exclude_unset=True)
+        choices = "".join(f", {name} {value}" for name, value in settings.items())
         return f"{self.images} images, {sampler} {steps}, guidance {guidance:g}, n {self.n}{choices}"
 
 

@@ -116,16 +116,16 @@ def _cell(known: Recipe) -> Cell:
     return Cell(known, tuple(points), held_out, FEATURES)
 
 
-def held_out(pipeline: Pipeline, **given: Any) -> dict[str, Any]:
+def held_out(pipeline: Pipeline, **how: Any) -> dict[str, Any]:
     """What it makes of CAPTIONS below the glyphs that have them, as a picture."""
     source = pipeline.recipe.data.open("test")
     assert source.captions
     glyphs = stack(source, [source.captions.index(caption) for caption in CAPTIONS])
-    said = CAPTIONS * (
+    captions = CAPTIONS * (
         BATCH // len(CAPTIONS)
     )  # as many as the points' batches have, for which it is compiled
     precision = pipeline.recipe.train.precision
-    made = pipeline.generate({"text": said}, seeds=range(len(said)), precision=precision, **given)
+    made = pipeline.generate({"text": captions}, seeds=range(len(captions)), precision=precision, **how)
     picture = BytesIO()
     strips = grid(torch.cat([glyphs, made[: len(CAPTIONS)]]), len(CAPTIONS), gap=0, scale=1)
     strips.save(picture, "JPEG", quality=92, subsampling=0)

@@ -150,10 +150,10 @@ def clips_by_solver(pipeline: Pipeline) -> dict[str, Any]:
 def sampled(pipeline: Pipeline, labels: Tensor, frames: int, **solver: Any) -> Tensor:
     """Clips (N, C, F, H, W); of a network of single frames each drawn alone."""
     alone = frames // pipeline.recipe.data.shape[0]
-    asked = labels.repeat_interleave(alone)
+    repeated = labels.repeat_interleave(alone)
     precision = pipeline.recipe.train.precision
     made = pipeline.generate(
-        {"label": asked}, seeds=range(len(asked)), batch=BATCH, precision=precision, **solver
+        {"label": repeated}, seeds=range(len(repeated)), batch=BATCH, precision=precision, **solver
     )
     return made.unflatten(0, (-1, alone)).transpose(1, 2).flatten(2, 3)
 

@@ -117,8 +117,8 @@ def spectra(pipeline: Pipeline) -> dict[str, dict[str, list[float]]]:
 
 
 def _watch(module: nn.Module, name: str, seen: dict[str, list[Tensor]], after: bool = False) -> None:
-    def keep(_, given, given_back):
-        seen.setdefault(name, []).append(given_back if after else given[0])
+    def keep(_, inputs, outputs):
+        seen.setdefault(name, []).append(outputs if after else inputs[0])
 
     module.register_forward_hook(keep)
 

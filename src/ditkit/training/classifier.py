@@ -76,8 +76,8 @@ def fit_classifier(
         classifier.head.load_state_dict(head.state_dict())
         _set_unit(classifier, images)
         right = sum(
-            int((classifier(some)[1].argmax(dim=1).cpu() == asked.cpu()).sum())
-            for some, asked in zip(test_images.split(500), test_labels.split(500), strict=True)
+            int((classifier(some)[1].argmax(dim=1).cpu() == labels.cpu()).sum())
+            for some, labels in zip(test_images.split(500), test_labels.split(500), strict=True)
         )
         classifier.card = card.model_copy(update={"accuracy": right / len(test_images)})
         classifier.hash = hashlib.sha256(serialise(classifier)).hexdigest()
@@ -191,8 +191,8 @@ def _checked(name: str, images: Tensor, labels: Tensor | None, classes: int) -> 
             f"{name} images must be uint8 (N, C, H, W), N > 1, not {images.dtype} {tuple(images.shape)}"
         )
     if labels is None or labels.shape != images.shape[:1]:
-        given = "none" if labels is None else len(labels)
-        raise InputError(f"{name}: a classifier of {len(images)} images needs as many labels, not {given}")
+        count = "none" if labels is None else len(labels)
+        raise InputError(f"{name}: a classifier of {len(images)} images needs as many labels, not {count}")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         raise InputError(

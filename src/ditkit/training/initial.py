@@ -41,7 +41,7 @@ def load_inner(net: Backbone, recipe: Recipe, origin: str | Path) -> None:
     ):
         if found != needed:
             raise InputError(
-                f"{where} has {what} {_told(found)}, the recipe has {_told(needed)} inside; give the same"
+                f"{where} has {what} {_in_one_line(found)}, the recipe has {_in_one_line(needed)} inside; give the same"
             )
     prefix = "inner." if count == 1 else ""
     weights = {f"{prefix}{name}": value for name, value in pipe.backbone.state_dict().items()}
@@ -61,7 +61,7 @@ def _codec(recipe: Recipe) -> str:
     return f"{config.kind} {config.id}" if isinstance(config, VaeConfig) else config.kind
 
 
-def _told(value: object) -> str:
+def _in_one_line(value: object) -> str:
     """A configuration in one line."""
     return value.model_dump_json(exclude_defaults=True) if isinstance(value, Section) else str(value)
 

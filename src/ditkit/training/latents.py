@@ -56,17 +56,17 @@ def open_for(recipe: Recipe, codec: Codec, folder: Path) -> tuple[Latents, Codec
         check_images(found, recipe, where)
     else:
         log.info(f"{folder}: {found.note}; which autoencoder and images it was made from is not recorded")
-        asked = recipe.data.classes
-        if asked and found.labels is None:
+        classes = recipe.data.classes
+        if classes and found.labels is None:
             raise InputError(
-                f"{where} has no labels, but `data.classes` is {asked}; extract them with labels"
+                f"{where} has no labels, but `data.classes` is {classes}; extract them with labels"
             )
-        if asked is not None and asked < len(found.names):
+        if classes is not None and classes < len(found.names):
             raise InputError(
-                f"{where} has labels up to {len(found.names) - 1}, but `data.classes` is {asked}; correct it or leave "
+                f"{where} has labels up to {len(found.names) - 1}, but `data.classes` is {classes}; correct it or leave "
                 "it out"
             )
-        found.names = tuple(str(label) for label in range(asked or len(found.names)))
+        found.names = tuple(str(label) for label in range(classes or len(found.names)))
     return found, recipe.nested(FromMoments(codec))
 
 

@@ -170,10 +170,10 @@ def validation_loss(
     for level in range(LEVELS):
         u = torch.full((len(images),), (level + 0.5) / LEVELS, dtype=torch.float64)
         t = spread.times(u, layout)
-        asked, learned = spread.known_parts(t, half, layout)
+        own, learned = spread.known_parts(t, half, layout)
         with autocast(device, recipe.train.precision):
             terms = recipe.transport.losses(
-                net, x0, cond, t=asked, eps=noise.to(device), layout=layout, weights=learned
+                net, x0, cond, t=own, eps=noise.to(device), layout=layout, weights=learned
             )
         times.append(t[0].item())
         losses.append(terms["loss"].float().mean().item())

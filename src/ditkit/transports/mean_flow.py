@@ -104,11 +104,11 @@ def derivative(
     """u(x_t, t, span) and its derivative where x_t moves with v and t and span as the time, (B, *S) each, by forward-mode
     differentiation."""
 
-    def asked(x_t: Tensor, t: Tensor, span: Tensor) -> Tensor:
-        return transport.asked(net, x_t, t, cond | {SPAN: span})[0]
+    def at_time(x_t: Tensor, t: Tensor, span: Tensor) -> Tensor:
+        return transport.evaluate(net, x_t, t, cond | {SPAN: span})[0]
 
     # Fused attention has no derivative in forward mode.
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         along = (v.to(x_t), torch.ones_like(t), torch.ones_like(span))
-        u, rate, *_ = torch.func.jvp(asked, (x_t, t, span), along)
+        u, rate, *_ = torch.func.jvp(at_time, (x_t, t, span), along)
     return u, rate

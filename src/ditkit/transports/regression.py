@@ -89,7 +89,7 @@ class Regression:
         )
         own, measured = transport.meant(t, layout, x0)
         x_t = own.alpha * x0 + own.sigma * eps
-        out, var = transport.asked(net, x_t, t, examples.cond)
+        out, var = transport.evaluate(net, x_t, t, examples.cond)
         if (finite := parts.measured_at(t, weights)) is not t:
             t, (own, measured) = finite, transport.meant(finite, layout, x0)
         found = error(transport.predict, LOSSES[transport.loss], out, x0, eps, own, measured)

@@ -213,7 +213,7 @@ class Transport(Section):
         c = expanded(self.coeffs(t, layout), layout, x0)
         return c.alpha * x0 + c.sigma * eps
 
-    def asked(
+    def evaluate(
         self, net: Network, x_t: Tensor, t: Tensor, cond: Cond, **further: Any
     ) -> tuple[Tensor, Tensor | None]:
         """What the network says at x_t (B, *S): its prediction and, where it is learned, the variance; not narrower than
@@ -235,7 +235,7 @@ class Transport(Section):
             further = {} if around is None else {"around": around(t, at)}
             if read := self.learning.reads(t, at):
                 cond = cond | {name: sent(value, x_t.device) for name, value in read.items()}
-            out, var = self.asked(net, x_t, t, cond, **further)
+            out, var = self.evaluate(net, x_t, t, cond, **further)
             shared = self.coeffs(t, layout)
             own = self._at_own_speed(shared, t, layout) if PREDICTIONS[self.predict].timed else shared
             c = expanded(own, whole, x_t)

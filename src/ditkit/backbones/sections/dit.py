@@ -104,8 +104,8 @@ class DiTConfig(BackboneSection):
                 "`backbone.text_pooled`"
             )
         if ability == "no text" and texts:
-            given = "text-pooled" if self.text == "none" else f"text {self.text}"
-            return f"backbone.{given} needs a text encoder; give `text` NAME"
+            setting = "text-pooled" if self.text == "none" else f"text {self.text}"
+            return f"backbone.{setting} needs a text encoder; give `text` NAME"
         if ability == "levels":
             return "backbone.kind DiT works on one resolution; take a Matryoshka around it"
         if ability == "packed rows":

@@ -292,9 +292,9 @@ def _difference(state: dict[str, Tensor], expected: dict[str, Tensor]) -> str | 
     for name, value in expected.items():
         if name.endswith("num_batches_tracked"):
             continue
-        given = state.get(name)
-        if given is None:
+        found = state.get(name)
+        if found is None:
             return f"{name} is missing"
-        if given.shape != value.shape:
-            return f"{name} is {tuple(given.shape)} instead of {tuple(value.shape)}"
+        if found.shape != value.shape:
+            return f"{name} is {tuple(found.shape)} instead of {tuple(value.shape)}"
     return next((f"{name} is not in the network" for name in state if name not in expected), None)
