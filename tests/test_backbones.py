@@ -1,17 +1,20 @@
 """Backbones: a contract over every name, the papers' sizes and costs, and what a DiT promises."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+import ditkit
 from ditkit.backbones import BACKBONES, backbone
 from ditkit.backbones.sections.plain import PLAIN
 from ditkit.costs.count import count_cost
 from ditkit.errors import InputError
-from ditkit.nn.attention import MOST_EXPLICIT_TOKENS, CrossAttention, attend
+from ditkit.kernels.attention import MOST_EXPLICIT_TOKENS, attend
+from ditkit.nn.attention import CrossAttention
 from ditkit.nn.blocks import (
     AdaLNBlock,
     Block,
@@ -612,3 +615,16 @@ def test_the_compiled_form_of_gelu_is_the_same_function(monkeypatch):
     written_out = TanhGelu()(x)
     torch.testing.assert_close(written_out, F.gelu(x, approximate="tanh"), rtol=1e-5, atol=1e-6)
     assert TanhGelu()(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_networks_ask_no_device():
+    """Which way of an operation is quickest where is the business of `ditkit.kernels`."""
+    package = Path(ditkit.__file__).parent
+    asking = [
+        f"{path.name}: {words}"
+        for folder in ("nn", "backbones")
+        for path in (package / folder).rglob("*.py")
+        for words in ("is_compiling", "device.type ==", "device.type !=", "channels_last)")
+        if path.name != "compiling.py" and words in path.read_text(encoding="utf-8")
+    ]
+    assert asking == []

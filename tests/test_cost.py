@@ -19,7 +19,7 @@ from ditkit.costs.speed import Rate, Rates
 from ditkit.device import autocast
 from ditkit.errors import InputError
 from ditkit.interop.official_names import to_official
-from ditkit.nn.attention import MOST_EXPLICIT_TOKENS
+from ditkit.kernels.attention import MOST_EXPLICIT_TOKENS
 
 # DiT paper, table 4 (Gflops are multiply-adds, as printed), and the released code (trainable parameters).
 PAPER = {

@@ -10,13 +10,14 @@ import ditkit
 from ditkit.backbones import BACKBONES, MatryoshkaConfig, backbone
 from ditkit.costs.count import count_cost
 from ditkit.errors import InputError
+from ditkit.kernels.rotation import rotate
 from ditkit.nn.attention import Arrangement, SelfAttention
 from ditkit.nn.blocks import AdaLNZeroBlock
 from ditkit.nn.embeddings import SizeEmbedding, sincos_positions, sincos_table
 from ditkit.nn.patches import PatchEmbed, patchify, unpatchify
 from ditkit.nn.positions import Axis, axis
 from ditkit.nn.registries import CONDITIONINGS
-from ditkit.nn.rotary import rotary_positions, rotate, unturned
+from ditkit.nn.rotary import rotary_positions, unturned
 
 DIM, M = 8, 3  # of texts
 ADAPTIVE = ("adaln_zero", "adaln")

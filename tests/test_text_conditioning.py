@@ -6,7 +6,7 @@ import torch
 import ditkit
 from ditkit.backbones import DiTConfig, compile_blocks
 from ditkit.errors import InputError
-from ditkit.nn.attention import attend
+from ditkit.kernels.attention import attend
 from ditkit.nn.registries import CONDITIONINGS
 from ditkit.sampling import cfg
 from ditkit.transports import transport

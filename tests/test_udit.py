@@ -20,7 +20,8 @@ from ditkit.cli import main
 from ditkit.costs.count import count_cost
 from ditkit.errors import InputError
 from ditkit.interop.udit import udit_names, udit_to_official
-from ditkit.nn.depthwise import convolved_on_cpu, depthwise, padded
+from ditkit.kernels.depthwise import convolved_on_cpu, depthwise, padded
+from ditkit.kernels.rotation import rotate
 from ditkit.nn.depthwise_mlp import ReparameterisedMlp
 from ditkit.nn.downsampled import (
     KeyValueDownsampledAttention,
@@ -30,7 +31,7 @@ from ditkit.nn.downsampled import (
     unit,
 )
 from ditkit.nn.positions import Axis
-from ditkit.nn.rotary import rotary_positions, rotate
+from ditkit.nn.rotary import rotary_positions
 from ditkit.recipes import recipe
 from ditkit.sampling import cfg
 

@@ -1,5 +1,6 @@
 """What the program tells one to type works as it is typed, however the program was started."""
 
+import ast
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from commands import understood
 
+import ditkit
 from ditkit.cli import main
 from ditkit.cli.options import next_sample
 from ditkit.cli.train import next_eval
@@ -83,6 +85,34 @@ def test_flags_that_the_verb_has_not_name_the_verb_that_has_them(tmp_path, capsy
     flags = "--train.images 32 --train.score-images 5 --train.score-features vgg --device cpu"
     assert main(["train", "digits", *flags.split(), "--out", str(tmp_path / "run")]) == 2
     assert "--train.score-features: no network 'vgg'" in capsys.readouterr().err
+
+
+def test_fields_in_messages_are_flags_here():
+    text = (
+        "change `data.size` or `backbone.mlp_ratio` 4, `data.flip` False, `train.packed` True; see `apt list`"
+    )
+    assert typed(text) == (
+        "change --data.size or --backbone.mlp-ratio 4, --data.no-flip, --train.packed; see `apt list`"
+    )
+    assert explained("give `data.root`", "eval").endswith(
+        "(of `ditkit train`: --data.root; a run keeps it in recipe.json)"
+    )
+
+
+def test_only_the_command_line_knows_flags():
+    """Below it a message names fields, which are parameters in Python."""
+    package = Path(ditkit.__file__).parent
+    found = []
+    for path in package.rglob("*.py"):
+        if {"cli", "recipes", "studies"} & set(path.relative_to(package).parts):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                commands_out = re.sub(r"`(ditkit|tensorboard) [^`]*`|^--(always|dirty)$", "", node.value)
+                found += [
+                    (path.name, flag) for flag in re.findall(r"(?<![\w`-])--[a-z][\w.-]*", commands_out)
+                ]
+    assert not found
 
 
 def following(out):

@@ -184,7 +184,7 @@ def _recipe(backbone: BackboneConfig, batch: int, precision: Precision) -> Recip
 
 
 def compile_ditkit(net: Backbone) -> None:
-    """As `--train.compile` does it."""
+    """As a training does it (`train.compile`)."""
     compile_blocks(net)
 
 

@@ -126,7 +126,7 @@ class Recipe(Section):
     data: DataConfig
     codec: CodecConfig = IdentityConfig()
     text: TextConfig | None = None
-    """The encoder of captions, for a network that is told them; --text NAME takes one."""
+    """The encoder of captions, for a network that takes a text."""
     backbone: BackboneConfig
     transport: Transport = Transport()
     train: TrainConfig = TrainConfig()

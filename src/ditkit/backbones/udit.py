@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from ditkit.backbones.base import Backbone, BodyShape, Conditions, Plain
 from ditkit.backbones.sections.udit import HALVINGS, UDiTConfig
 from ditkit.errors import InputError
+from ditkit.kernels.maps import on_planes
 from ditkit.lazy import loaded
 from ditkit.nn.around import Around, Tokens, alone
 from ditkit.nn.blocks import Mlp, Modulation, modulated_norm
-from ditkit.nn.convolutions import Shuffle, Unshuffle, embedding_conv, on_planes, xavier_conv, zero_conv
+from ditkit.nn.convolutions import Shuffle, Unshuffle, embedding_conv, xavier_conv, zero_conv
 from ditkit.nn.depthwise_mlp import DepthwiseMlp, ReparameterisedMlp
 from ditkit.nn.downsampled import GridBlock
 from ditkit.nn.embeddings import LabelEmbedding, SideBySide, TimeEmbedding

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ditkit.backbones.base import BodyShape, Conditions, Plain
 from ditkit.backbones.sections.unet import UNetConfig
 from ditkit.errors import InputError
+from ditkit.kernels.maps import channels_last
 from ditkit.nn.around import Around, Tokens, alone
-from ditkit.nn.convolutions import Downsample, ResidualBlock, Upsample, channels_last, zero_conv
+from ditkit.nn.convolutions import Downsample, ResidualBlock, Upsample, zero_conv
 from ditkit.nn.embeddings import LabelEmbedding, TimeEmbedding
 from ditkit.nn.sizes import GROUPS, image_size
 

@@ -84,7 +84,7 @@ class Hub(EncodedSection):
     split: str = "train"
     """Split to train on; slices such as train[:5000] are allowed."""
     test_split: str = "test"
-    """Split to score against; with --data.held-out a share of `split` instead."""
+    """Split to score against; with `data.held_out` a share of `split` instead."""
     image_column: str | None = None
     """Column of the images. None: the first that holds images."""
     label_column: str | None = None

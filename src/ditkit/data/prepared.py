@@ -45,7 +45,7 @@ VERSION = 1
 TABLE, INDEX = "table.npz", "index.json"
 SHARDS = 256  # files at most, so that all of them can be open
 SHORTEST = 64  # images of a file at least
-AUTO_BYTES = 16 * 10**9  # what `--data.cache auto` keeps at most, of all data together
+AUTO_BYTES = 16 * 10**9  # what `data.cache` auto keeps at most, of all data together
 RECENT = 24 * 3600  # seconds: what was used since is never removed to make room
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Pixels:
 
 
 def default_root() -> Path:
-    """Where `--data.cache auto` keeps images: $DITKIT_CACHE, or ditkit in the user's folder of caches."""
+    """Where `data.cache` auto keeps images: $DITKIT_CACHE, or ditkit in the user's folder of caches."""
     if named := os.environ.get("DITKIT_CACHE"):
         return Path(named) / "images"
     try:

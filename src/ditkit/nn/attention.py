@@ -7,59 +7,28 @@ in different blocks.
 
 from typing import Literal, NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
+from ditkit.kernels.attention import attend
+from ditkit.kernels.rotation import rotate
 from ditkit.nn.linear import dense
-from ditkit.nn.rotary import rotate
-
-MOST_EXPLICIT_TOKENS = 512  # beyond its square, the L × M weights of the explicit form take too much memory
 
 Over = Literal["joint", "space", "time"]
 
 
 class Arrangement(NamedTuple):
-    """What blocks are told of the tokens of a sequence, of L each."""
+    """Which tokens of a sequence attend to which, and where they are; L tokens a sequence."""
 
     mask: Tensor | None = None
     """bool (B, L): those that are attended to; or (B, L, L), by each. None: all."""
     rotary: Tensor | None = None
     """Angles (2, L, d/2), or (2, B, L, d/2) where they differ from row to row (`nn/rotary.py`)."""
     rows: Tensor | None = None
-    """(B, L), of tokens of several images in a row (`nn/packing.py`): which row of c is told to each."""
+    """(B, L), of tokens of several images in a row (`nn/packing.py`): which row of c conditions each."""
 
 
 ANY = Arrangement()
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, mask: Tensor | None = None) -> Tensor:
-    """softmax(scale · q kᵀ) v over q (B, H, L, d) and k, v (B, H, M, d); 1 / sqrt(d) where none is given.
-
-    With `mask`, bool (B, M) or (B, L, M) with a true in every row, only over the M where it is true.
-
-    Torch's fused kernel, but for training on a CPU: its backward there takes 1.5 to 4 times as long as
-    the products written out (`ditkit bench`).
-
-    In bf16 keys are taken relative to their mean, which changes no softmax. What keys have in common grows in training,
-    as nothing holds it; rounded with it, the gradients of queries and keys become noise, and the network is lost within
-    a thousand steps (docs/log.md).
-    """
-    if k.dtype != torch.float32:
-        k = k - k.mean(-2, keepdim=True)
-    allowed = mask
-    if mask is not None:
-        allowed = mask[:, None, None] if mask.ndim == 2 else mask[:, None]  # for every head (and query)
-    training_on_cpu = q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
-    if training_on_cpu and q.shape[-2] * k.shape[-2] <= MOST_EXPLICIT_TOKENS**2:
-        if scale != 1:
-            q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
-        logits = q @ k.transpose(-2, -1)
-        if allowed is not None:
-            logits = logits.masked_fill(~allowed, -torch.inf)
-        return logits.softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, allowed, scale=scale)
 
 
 def check_heads(width: int, heads: int) -> None:

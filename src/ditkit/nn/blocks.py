@@ -1,22 +1,21 @@
-"""Transformer blocks, one for each way of telling a network its condition (DiT paper, section 3.2).
+"""Transformer blocks, one for each way of conditioning (DiT paper, section 3.2).
 
-A block maps tokens, (B, L, D) or of a clip (B, F, S, D), and what it is told of time and label, c, to tokens; an
-`Arrangement` says who attends to whom and where tokens are. What c is, which last layer goes with the block and
-whether c passes through it as further tokens, its `Conditioning` says; choosing one by name is a line in
+A block maps tokens, (B, L, D) or of a clip (B, F, S, D), and their condition c, made of time and label, to tokens; an
+`Arrangement` says which tokens attend to which, and where they are. A `Conditioning` chooses the block, how c is made,
+the last layer that goes with it, and whether c passes through the blocks as further tokens; each has a line in
 `ditkit.nn.registries.CONDITIONINGS`.
 
 The paper's counts leave open whether the norms of the two that are not adaptive have parameters, and
-whether cross-attention has a norm of its own. Here no norm has parameters, so that the four differ by how
-they are told and nothing else, and every branch begins with one.
+whether cross-attention has a norm of its own. Here no norm has parameters, so that the four differ by their
+conditioning and nothing else, and every branch begins with one.
 """
-
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
+from ditkit.kernels.pointwise import take_rows, tanh_gelu
 from ditkit.nn.attention import ANY, Arrangement, CrossAttention, Over, SelfAttention
 from ditkit.nn.linear import dense, zero_dense
 
@@ -24,18 +23,10 @@ NORM_EPS = 1e-6
 
 
 class TanhGelu(nn.Module):
-    """x (1 + tanh u) / 2 with u = sqrt(2/pi) (x + 0.044715 x³).
-
-    Compiled, it is written as x · sigmoid(2u), the same function: inductor's vectorised sigmoid takes
-    half the time of its tanh. Eager, torch's one kernel is faster.
-    """
+    """GELU in its tanh form."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            return F.gelu(x, approximate="tanh")
-        y = x.float()
-        u = math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)
-        return (y * torch.sigmoid(2 * u)).to(x.dtype)
+        return tanh_gelu(x)
 
 
 class Mlp(nn.Sequential):
@@ -61,8 +52,8 @@ class Modulation(nn.Module):
         if c.ndim == 2 and rows is None:
             c = c[:, None]
         vectors = self.linear(F.silu(c))
-        if rows is not None:  # the backward of an embedding takes a fifth of an index's on a CPU
-            vectors = F.embedding(rows, vectors.float())
+        if rows is not None:
+            vectors = take_rows(vectors, rows)
         return vectors.chunk(self.n, dim=-1)
 
 
@@ -77,7 +68,7 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """A ViT's block, pre-norm: self-attention, then the MLP. It is told nothing besides its tokens."""
+    """A ViT's block, pre-norm: self-attention, then the MLP. It reads nothing but its tokens."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, over: Over = "joint"):
         super().__init__()
@@ -174,7 +165,7 @@ def in_sequence(time: Tensor, *others: Tensor) -> Tensor:
 
 
 class Conditioning:
-    """How a network is told: its parts, how what it is told is put together, and whether that becomes tokens."""
+    """A way of conditioning: which blocks and last layer, how c is put together, and whether it becomes tokens."""
 
     block: type[Block]
     head: type[Head] | type[AdaLNHead]
@@ -186,7 +177,7 @@ class Conditioning:
 
     @staticmethod
     def combined(time: Tensor, *others: Tensor) -> Tensor:
-        """c, from the embedded time, (B, D) or per token or frame (B, L, D), and what there is besides, (B, D)."""
+        """c, from the embedded time, (B, D) or per token or frame (B, L, D), and other embeddings, each (B, D)."""
         return summed(time, *others)
 
 

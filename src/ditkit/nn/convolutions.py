@@ -5,24 +5,14 @@ map, so that going from one to the other moves nothing.
 """
 
 import math
-from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.forward_ad import unpack_dual
 
+from ditkit.kernels.depthwise import depthwise
+from ditkit.kernels.maps import on_planes
 from ditkit.nn.linear import dense
 from ditkit.nn.sizes import GROUPS
-
-Map = Callable[[Tensor], Tensor]
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """The map in the memory layout that convolutions are quickest in. Where x carries a derivative forwards it is contiguous:
-    torch's rule of a group norm knows no other."""
-    forwards = unpack_dual(x).tangent is not None
-    return x.contiguous(memory_format=torch.contiguous_format if forwards else torch.channels_last)
 
 
 def zero_conv(fan_in: int, fan_out: int) -> nn.Conv2d:
@@ -54,13 +44,15 @@ def embedding_conv(channels: int, width: int, kernel: int) -> nn.Conv2d:
     return layer
 
 
-def on_planes(function: Map, x: Tensor) -> Tensor:
-    """A function of maps (B, C, H, W), such as a full convolution, of a grid of tokens (B, H, W, C).
+class DepthwiseConv(nn.Conv2d):
+    """Each channel for itself, any odd kernel: a grid of tokens (B, H, W, C) to the same. Starts as `xavier_conv`."""
 
-    Every channel is moved to a plane of its own: full convolutions' kernels for channels last round four times
-    as much on a CPU, which the released numbers show.
-    """
-    return function(x.permute(0, 3, 1, 2).contiguous()).permute(0, 2, 3, 1).contiguous()
+    def __init__(self, channels: int, kernel: int):
+        super().__init__(channels, channels, kernel, padding=kernel // 2, groups=channels)
+        xavier_init(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depthwise(x, self.weight, self.bias)
 
 
 class ResidualBlock(nn.Module):

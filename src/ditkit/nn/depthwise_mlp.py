@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
-from ditkit.nn.depthwise import DepthwiseConv, depthwise
+from ditkit.kernels.depthwise import depthwise
+from ditkit.nn.convolutions import DepthwiseConv
 from ditkit.nn.linear import dense
 
 

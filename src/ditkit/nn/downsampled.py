@@ -16,13 +16,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ditkit.nn.attention import attend, check_heads
+from ditkit.kernels.attention import attend
+from ditkit.kernels.rotation import rotate
+from ditkit.nn.attention import check_heads
 from ditkit.nn.blocks import Modulation, modulated_norm
-from ditkit.nn.depthwise import DepthwiseConv
+from ditkit.nn.convolutions import DepthwiseConv
 from ditkit.nn.linear import dense
 from ditkit.nn.positions import Axis
 from ditkit.nn.registries import Downsampler
-from ditkit.nn.rotary import rotary_positions, rotate
+from ditkit.nn.rotary import rotary_positions
 
 Positions = tuple[Tensor, Tensor]  # of the queries and of the keys
 
@@ -105,7 +107,7 @@ class GridAttention(_Attention):
 
 
 class Spread(nn.Module):
-    """Before tokens part, each hears of those around it: (B, H, W, D) -> (B, H, W, D)."""
+    """Before tokens part, each takes up what is around it: (B, H, W, D) -> (B, H, W, D)."""
 
     def __init__(self, width: int, downsampler: Downsampler):
         super().__init__()

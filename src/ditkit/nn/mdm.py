@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ditkit.kernels.attention import attend
+from ditkit.kernels.maps import channels_last
 from ditkit.nn.around import Around, Tokens, alone
-from ditkit.nn.attention import attend, check_heads
-from ditkit.nn.convolutions import Downsample, ResidualBlock, Upsample, channels_last, zero_conv
+from ditkit.nn.attention import check_heads
+from ditkit.nn.convolutions import Downsample, ResidualBlock, Upsample, zero_conv
 from ditkit.nn.embeddings import sinusoid
 from ditkit.nn.linear import dense, zero_dense
 from ditkit.nn.sizes import MDM_GROUPS

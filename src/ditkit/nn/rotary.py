@@ -50,19 +50,3 @@ def unturned(positions: Tensor, count: int) -> Tensor:
     """The table with `count` more tokens that have no place, and are not turned: (2, L, d/2) -> (2, L + count, d/2)."""
     still = positions.new_tensor([1.0, 0.0]).view(2, 1, 1).expand(-1, count, positions.shape[-1])
     return torch.cat([positions, still], dim=1)
-
-
-def rotate(x: Tensor, positions: Tensor) -> Tensor:
-    """x (B, L, heads, d) with every pair of channels turned by its angle. float32.
-
-    `positions` (2, L, d/2), or (2, B, L, d/2) where rows differ.
-    """
-    cos, sin = positions.unsqueeze(-2)  # (L, 1, d/2)
-    pairs = x.float().unflatten(-1, (-1, 2))
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        # As complex numbers: half the time of what is written out, which the compiler needs.
-        return torch.view_as_real(
-            torch.view_as_complex(pairs.contiguous()) * torch.complex(cos, sin)
-        ).flatten(-2)
-    a, b = pairs.unbind(-1)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)

@@ -27,7 +27,7 @@ class FeatureNetwork(Protocol):
     """uint8 images (N, C, H, W) of any size -> `Features`. Frozen: no gradients, no modes, no autocast."""
 
     name: str
-    """As in `--features`, for instance "inception"."""
+    """By which one is chosen, for instance "inception"."""
     hash: str
     """SHA-256 of the weights' file, 64 hex digits."""
     dim: int

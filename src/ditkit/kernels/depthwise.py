@@ -7,20 +7,7 @@ convolution is opaque to it, and that gradient is written as the sums it consist
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from ditkit.nn.convolutions import xavier_init
-
-
-class DepthwiseConv(nn.Conv2d):
-    """Each channel for itself, any odd kernel: a grid of tokens (B, H, W, C) to the same. Starts as `xavier_conv`."""
-
-    def __init__(self, channels: int, kernel: int):
-        super().__init__(channels, channels, kernel, padding=kernel // 2, groups=channels)
-        xavier_init(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return depthwise(x, self.weight, self.bias)
+from torch import Tensor
 
 
 def depthwise(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
