@@ -64,6 +64,15 @@ def one_thread():
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory):
+    """What a command writes where it is started does not land in the repository."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
+    yield
+    os.chdir(before)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """What a test draws without a generator of its own does not depend on the tests before it."""

@@ -84,7 +84,7 @@ def test_whether_a_recipe_is_compiled(name, chosen, compiler, caplog):
     trained = recipe(name)
     net, tokens = trained.build_backbone(), 3 * trained.train.images * trained.tokens(trained.data.shape)
     with caplog.at_level("INFO"):
-        assert compiles("auto", net, CPU, tokens, "--train.compile") is chosen
+        assert compiles("auto", net, CPU, tokens, "`train.compile`") is chosen
     (line,) = caplog.messages
     assert line.startswith(f"`train.compile` auto: {'on' if chosen else 'off'}, ")
 
@@ -108,8 +108,8 @@ def test_on_and_off_do_not_count(compiler):
 
 
 def test_auto_goes_on_as_the_run_began(compiler):
-    assert compiles("auto", TINY, CPU, 0, "--train.compile", before=True)
-    assert not compiles("auto", TINY, CPU, math.inf, "--train.compile", before=False)
+    assert compiles("auto", TINY, CPU, 0, "`train.compile`", before=True)
+    assert not compiles("auto", TINY, CPU, math.inf, "`train.compile`", before=False)
 
 
 def test_sampling_counts_images_evaluations_and_guidance(run):
@@ -188,7 +188,7 @@ def test_a_compiler_that_does_not_compile(tmp_path):
     """The same in a process of its own, with a real program that fails as compilers do."""
     compiler = tmp_path / "broken"
     compiler.write_text(
-        "#!/bin/sh\n[ \"$1\" = `version` ] && exec g++ `version`\necho 'no headers' >&2\nexit 1\n"
+        "#!/bin/sh\n[ \"$1\" = --version ] && exec g++ --version\necho 'no headers' >&2\nexit 1\n"
     )
     compiler.chmod(0o755)
     code = "import torch; from ditkit.device import no_compiler; print(no_compiler(torch.device('cpu')))"

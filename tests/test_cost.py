@@ -472,10 +472,10 @@ def test_info_all(info, monkeypatch):
     ("arguments", "words"),
     [
         (["DiT-S/3"], ["unknown name 'DiT-S/3'", "ditkit list"]),
-        (["DiT-S/2", "--size", "250"], ["`size` 250", "240, 256"]),
+        (["DiT-S/2", "--size", "250"], ["--size 250", "240, 256"]),
         (["DiT-S/2", "--batch", "0"], ["--batch"]),
         (["DiT-S/2", "--train.batch", "4"], ["--train.batch"]),
-        (["all", "--size", "8"], ["`size` 8", "DiT"]),
+        (["all", "--size", "8"], ["--size 8", "DiT"]),
         (["digits", "--data.size", "9"], ["9x9", "--data.size"]),
         (["digits", "--train.batch", "0"], ["train.batch"]),
         (["digits", "--batch", "0"], ["--batch"]),

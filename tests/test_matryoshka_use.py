@@ -219,12 +219,12 @@ def test_levels_and_what_is_inside_by_flags(inner):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--backbone", "DiT-S/2", "--backbone.levels", "2"], "`backbone.levels` is for `backbone` Matryoshka or another"),
-        (["--backbone.inner", "DiT-S/2"], "`backbone.inner` is for `backbone` Matryoshka"),
+        (["--backbone", "DiT-S/2", "--backbone.levels", "2"], "--backbone.levels is for --backbone Matryoshka or another"),
+        (["--backbone.inner", "DiT-S/2"], "--backbone.inner is for --backbone Matryoshka"),
         (["--backbone", "Matryoshka", "--backbone.inner", "DiT-Q"], "unknown backbone 'DiT-Q' inside; choose one of: DiT,"),
         (["--backbone", "Matryoshka", "--backbone.inner", "MDM-256"], "unknown backbone 'MDM-256' inside"),
         (["--backbone", "Matryoshka", "--backbone.inner"], "unknown backbone '' inside"),
-        *[(["--backbone", "Matryoshka", "--backbone.levels", n], f"`backbone.levels` '{n}': give the number of levels") for n in ("0", "-1", "two", "1.5", "²", "")],
+        *[(["--backbone", "Matryoshka", "--backbone.levels", n], f"--backbone.levels '{n}': give the number of levels") for n in ("0", "-1", "two", "1.5", "²", "")],
         (["--backbone", "Matryoshka", "--backbone.levels", "2", "--transport.level-weights", "1", "2"], "level_weights has 2 numbers, this backbone needs 3"),
         (["--backbone", "Matryoshka", "--train.stages", "9", "9"], "2 stages before the last for 2 levels"),
     ],

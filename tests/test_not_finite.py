@@ -30,11 +30,11 @@ def lost(request, tmp_path_factory):
 @pytest.mark.parametrize(
     "command",
     [
-        "sample {} `n` 1",
-        "eval {} `n` 10",
-        "likelihood {} `n` 2",
-        "compare {} `n` 10",
-        "convert {} `out` there",
+        "sample {} --n 1",
+        "eval {} --n 10",
+        "likelihood {} --n 2",
+        "compare {} --n 10",
+        "convert {} --out there",
     ],
 )
 def test_weights_that_are_not_finite_are_refused_by_name(lost, command, tmp_path, monkeypatch, capsys):
@@ -112,12 +112,12 @@ def test_no_setting_is_infinite(value):
 @pytest.mark.parametrize(
     ("command", "flag"),
     [
-        ("sample digits `interval` nan 1", "--interval"),
-        ("sample digits `guidance` inf", "--guidance"),
-        ("sample digits `level_guidance` 2 nan", "--level-guidance"),
-        ("sample digits `fps` inf", "--fps"),
-        ("compare digits `guidance` 1,inf", "--guidance"),
-        ("train digits `train.betas` 0.9 nan", "--train.betas"),
+        ("sample digits --interval nan 1", "--interval"),
+        ("sample digits --guidance inf", "--guidance"),
+        ("sample digits --level-guidance 2 nan", "--level-guidance"),
+        ("sample digits --fps inf", "--fps"),
+        ("compare digits --guidance 1,inf", "--guidance"),
+        ("train digits --train.betas 0.9 nan", "--train.betas"),
     ],
 )
 def test_commands_name_the_flag(command, flag, capsys):

@@ -544,7 +544,7 @@ def test_sample_writes_numbers_convert_keeps_them(two, tmp_path, capsys):
     status, out, _ = ditkit(capsys, "sample", two, "--n", 6, "--npz", "--png", "--out", tmp_path / "s")
     assert status == 0
     assert "pictures show 2 channels side by side, each grey" in out
-    assert "-40 as 0 and 80 as 255; `npz` writes the numbers" in out
+    assert "-40 as 0 and 80 as 255; --npz writes the numbers" in out
     with np.load(tmp_path / "s" / "samples.npz") as file:
         fields, labels = file["arr_0"], file["labels"]
     assert (fields.dtype, fields.shape, labels.tolist()) == (np.float32, (6, 2, 8, 12), [0, 1, 2, 0, 1, 2])

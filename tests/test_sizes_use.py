@@ -385,10 +385,10 @@ def test_sampling_clips_by_command(tmp_path, capsys, pipe):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--size", "a"], "`size` a: give height x width"),
-        (["--image", "a.png", "--extend", "b.gif"], "`image` and `extend`: clips begin with one of them"),
+        (["--size", "a"], "--size a: give height x width"),
+        (["--image", "a.png", "--extend", "b.gif"], "--image and --extend: clips begin with one of them"),
         (["--image", "nowhere.png"], "nowhere.png cannot be read as a clip"),
-        (["--keep", "9", "--loop"], "`keep` 9: of windows of 5 frames, keep 1 to 2"),
+        (["--keep", "9", "--loop"], "--keep 9: of windows of 5 frames, keep 1 to 2"),
     ],
 )
 def test_wrong_wishes_for_clips(tmp_path, capsys, pipe, arguments, message):
