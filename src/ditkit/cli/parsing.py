@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from ditkit.cli.helping import help_text
 from ditkit.cli.shapes import Called, Positional, shape_of
+from ditkit.cli.verbs import as_flags
 from ditkit.config import RENAMED, Section
 from ditkit.errors import InputError, unknown_name
 
@@ -130,7 +131,7 @@ def _worded(error: ValidationError, known: Mapping[str, FieldInfo]) -> str:
         (".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in known), whole
     )
     field, value = known.get(flag), problem["input"]
-    message = problem["msg"].removeprefix("Value error, ")
+    message = as_flags(problem["msg"].removeprefix("Value error, "))
     if problem["type"] in WORDING:
         message = WORDING[problem["type"]].format(input=value)
     elif problem["type"] == "literal_error" and field is not None:
@@ -202,7 +203,7 @@ def unknown_flags(argv: Sequence[str], known: Collection[str]) -> str:
 
 
 def own_flags(text: str, known: Collection[str], argv: Sequence[str]) -> str:
-    """The text with flags as the verb has them, `--sampler` as `--sample.sampler`, but for those that were typed."""
+    """The text with fields as flags of the verb, `sampler` as --sample.sampler, but for those that were typed."""
 
     def own(found: re.Match[str]) -> str:
         name = found[1]
@@ -210,7 +211,7 @@ def own_flags(text: str, known: Collection[str], argv: Sequence[str]) -> str:
         return f"--{inside[0]}" if len(inside) == 1 and name not in (*known, *was_typed) else found[0]
 
     was_typed = {word.removeprefix("--").partition("=")[0] for word in argv}
-    return re.sub(r"(?<!\S)--([a-z][\w.-]*\w)", own, text)
+    return re.sub(r"(?<!\S)--([a-z][\w.-]*\w)", own, as_flags(text))
 
 
 def without(argv: Sequence[str], names: Collection[str]) -> list[str]:
