@@ -9,6 +9,7 @@ from PIL import Image
 from test_data import picture, write_rows, write_shard
 
 from ditkit.data import Folder, Webdataset, hub
+from ditkit.data.captions import read_metadata
 from ditkit.errors import InputError
 
 
@@ -41,6 +42,18 @@ def test_a_csv_is_read_with_quotes_line_breaks_and_a_byte_order_mark(tmp_path, e
     assert captions(tmp_path) == {"b/ü.png": "Zwölf", "c/a.png": 'a cat, "Tom",\non a mat'}
     assert captions(tmp_path, "id") == {"b/ü.png": "2", "c/a.png": "1"}
     refused(tmp_path, r"no column 'title'; `data\.caption_column` is one of: text, id, txt", "title")
+
+
+def test_far_more_rows_than_files_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("ditkit.data.captions.FEW_ROWS", 15)
+    lines = [json.dumps({"file_name": f"{n}.png", "text": "a"}) for n in range(40)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    files = [f"{n}.png" for n in range(4)]
+    assert len(read_metadata(tmp_path / "metadata.jsonl", files, "text")) == 40
+    with pytest.raises(
+        InputError, match=r"has more than 30 rows, and the folder 3 files; write one row for each"
+    ):
+        read_metadata(tmp_path / "metadata.jsonl", files[:3], "text")
 
 
 def test_parquet_is_read_like_the_other_two(tmp_path):

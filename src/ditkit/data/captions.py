@@ -14,6 +14,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -22,6 +23,10 @@ from ditkit.files import first_line
 from ditkit.records import parse_json
 
 BESIDE = "txt"  # as the name of a column: not a column but the text file of each image
+FEW_ROWS, ROWS_A_FILE = (
+    1_000_000,
+    10,
+)  # more are a mistake, or an attack: equal rows take no room in a file, but in memory
 SHOWN = 5  # places that a line of the log names
 
 log = logging.getLogger(__name__)
@@ -104,10 +109,15 @@ def read_metadata(path: Path, files: Sequence[str], column: str) -> dict[str, st
     """The usable captions of a metadata file, by the images' names as `_name` has them. Rows that cannot be used, have
     no caption or are about files that are not there are counted and logged with places and reasons.
 
-    InputError when the file cannot be read, has no such column, most of its rows cannot be used, or none is about one
-    of the files.
+    InputError when the file cannot be read, has no such column or far more rows than there are files, most of its rows
+    cannot be used, or none is about one of the files.
     """
-    rows = list(READERS[path.suffix](path))
+    most = max(FEW_ROWS, ROWS_A_FILE * len(files))
+    rows = list(islice(READERS[path.suffix](path), most + 1))
+    if len(rows) > most:
+        raise InputError(
+            f"{path} has more than {most:,} rows, and the folder {len(files):,} files; write one row for each"
+        )
     wrong = [f"{row.place} ({row.wrong})" for row in rows if row.wrong]
     by_file: dict[str, list[Row]] = {}
     for row in rows:
@@ -238,11 +248,12 @@ def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            tables = file.iter_batches(batch_size=10_000)
+            for number, values in enumerate(chain.from_iterable(table.to_pylist() for table in tables)):
+                yield _row(f"row {number}", values, "no file_name")
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"{path} cannot be read ({first_line(error)}); write it again") from None
-    for number, values in enumerate(table.to_pylist()):
-        yield _row(f"row {number}", values, "no file_name")
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
