@@ -26,7 +26,7 @@ def anysize_fashion() -> Recipe:
         train=TRAIN.model_copy(
             update={"images": 180_000, "tokens": 64 * 49}  # as many as 64 squares have
         ),
-        sample=SamplingConfig(sampler="ab2", steps=10, guidance=1.5),
+        sample=SamplingConfig(sampler="ab2", steps=5, guidance=1.5),
     )
 
 
