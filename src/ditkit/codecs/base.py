@@ -54,7 +54,7 @@ class CodecSection(Section):
     kind: str
     level_scale: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Of a pyramid of resolutions: what each level's state is multiplied by, highest first, so that its spread is
-    about 1 where averaging shrinks it (latents); 1 when not given."""
+    about 1 where averaging shrinks it (latents); by default 1."""
 
     def resolved(self) -> Self:
         """These settings with what is known of the codec's files filled in."""

@@ -137,7 +137,7 @@ class DataSection(Section):
     resizes: ClassVar[bool] = True
     """Whether images are made of `size`; otherwise they have the size that they have."""
     captioned: ClassVar[bool | None] = None
-    """Whether images have captions; None where only opening them tells."""
+    """Whether images have captions; None where only opening them shows it."""
     kind: str
     size: Size = 256
     aspect: Literal["square", "native"] = "square"

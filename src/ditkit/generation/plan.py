@@ -76,7 +76,7 @@ class Plan:
         evaluated: Callable[[int], None] | None = None,
         after: Callable[[Step, Tensor], None] | None = None,
     ) -> Iterator[Tensor]:
-        """A batch at a time, (B, C, H, W), on the CPU, each made when it is asked for; the rest as of `states`."""
+        """A batch at a time, (B, C, H, W), on the CPU, each made when the iterator reaches it; the rest as of `states`."""
         return (self.decode(state).cpu() for state in self.states(progress, evaluated, after))
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a network makes of a text: tokens to attend to, and one vector to be told beside time and label.
+"""What a network makes of a text: tokens to attend to, and one vector beside those of time and label.
 
 A text is what a frozen encoder gives (`ditkit.text`): in cond "text" (B, M, dim), "text_mask" (B, M), true where
 there is a token, at least one in a row, and "text_pooled" (B, dim).

@@ -59,8 +59,8 @@ class Step:
     def ask(
         self, x: Tensor, time: Tensor | None = None, stage: int = 0, *, whole: bool = False
     ) -> Prediction:
-        """The network at the state x (B, *S) and a time, t when not given. `stage` counts the evaluations of a step; `whole`
-        asks for an answer for the whole step, of networks that have one."""
+        """The network at the state x (B, *S) and a time, t by default. `stage` counts the evaluations of a step; `whole`
+        requests a prediction for the whole step, of networks that make one."""
         time = self.t if time is None else time
         at = At(to=self.s, index=self.index, stage=stage, whole=whole, store=self.store)
         return self.denoise(x, rows(time, x), self.cond, at)
@@ -85,7 +85,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Solver:
-    """A step with the kind of grid it takes: an entry of `SAMPLERS`."""
+    """A step with the kind of grid it takes: one of `SAMPLERS`."""
 
     step: Callable[..., tuple[Tensor, Any]]
     use: Use

@@ -162,7 +162,7 @@ class DiTConfig(BackboneSection):
         self, *, channels: int, classes: int, out_channels: int | None = None, text_dim: int = 0
     ) -> DiT:
         """The network, freshly initialised. `classes` 0: unlabelled; out_channels: as `channels`; text_dim: channels
-        of the text encoder, 0 without. InputError when there is a text and no way of telling it, or no text."""
+        of the text encoder, 0 without. InputError when there is a text and no way to read it, or no text."""
         from ditkit.backbones.dit import DiT
 
         return DiT(self, channels, classes if self.label else 0, out_channels or channels, text_dim)
