@@ -67,7 +67,7 @@ class Training(Section):
     read, up to four for a GPU, else none."""
     track: Annotated[tuple[str, ...], SomeOf(TRACKERS)] = ()
     """Also follow the run with these, one or several; they read their keys and addresses from their own variables. May
-    change when a run goes on, and is sent what it missed."""
+    change when a run is resumed; a new tracker is sent what it missed."""
 
 
 class TrainConfig(Training):
@@ -104,10 +104,10 @@ class TrainConfig(Training):
     terms: Annotated[tuple[str, ...], SomeChosen(TERMS)] = ()
     """Add terms to the loss (`ditkit list terms`), each a name, or a name with settings: NAME:weight=0.2."""
     level_share: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
-    """Of a network on several resolutions: the share of each batch that every level but the lowest is trained on,
+    """For a network on several resolutions, the share of each batch that every level but the lowest is trained on,
     highest first (mixed resolutions; Gu et al., 2024); by default all of it."""
     stages: tuple[Count, ...] = ()
-    """Of a network on several resolutions: images to train the lowest level on alone, then the lowest two, ..., before
+    """For a network on several resolutions, images to train the lowest level on alone, then the lowest two, ..., before
     `images` with all (progressive training); in OUT/stages/1, 2, ..."""
     freeze_inner: bool = False
     """Train only the levels around the inner network."""
@@ -184,7 +184,7 @@ class Recipe(Section):
         return max(self.backbone.patch_sizes[-2:]) * getattr(self.codec.resolved(), "downsampling", 1)
 
     def tokens(self, size: Sequence[int]) -> int:
-        """Of an image of that size in pixels, (H, W), or clip, (F, H, W). InputError where it has none."""
+        """The number of tokens of an image, (H, W) in pixels, or clip, (F, H, W). InputError where it has none."""
         return self.backbone.tokens(self.build_codec().layout(*size).shape[1:])
 
     def replace(self, **sections) -> Recipe:
@@ -237,7 +237,7 @@ class Recipe(Section):
         return {"codec": codec} | ({} if codec.pixels else {"sample": {"threshold": None}})
 
     def lowest(self, count: int) -> Recipe:
-        """Of a backbone of several levels: the recipe of the lowest `count` of them alone, on images of their size."""
+        """The recipe of the lowest `count` levels of the backbone alone, on images of their size."""
         whole = self.backbone
         if not isinstance(whole, MatryoshkaConfig):
             return self

@@ -73,5 +73,6 @@ def _kinds(net: Backbone) -> int:
 
 
 def _parameters(net: Backbone) -> int:
-    """Of the parts that repeat: about as many multiply-adds as a token costs, more in a network that makes it smaller."""
+    """Counts the parameters of the parts that repeat: about the multiply-adds per token, more where a network has fewer tokens
+    inside."""
     return sum(p.numel() for block in net.repeated for p in block.parameters())

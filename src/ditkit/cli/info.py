@@ -49,7 +49,7 @@ class NamedCommand(Section):
     size: int | None = None
     """Side of the image in pixels; as published by default."""
     frames: Annotated[int, Field(ge=1)] | None = None
-    """Of a DiT: as a network of clips of so many frames, a token for each patch of each frame."""
+    """Count a DiT as a network of clips of so many frames, with a token for each patch of each frame."""
     batch: Annotated[int, Field(ge=1)] = BATCH
     """Images, or clips, of a training step."""
     precision: Precision = "auto"
@@ -180,7 +180,7 @@ def _recipe(command: RecipeCommand) -> Iterator[str]:
 
 
 def _counts(found: Cost, sampled: Cost, undownsampled: Cost | None) -> Iterator[str]:
-    """Of the network as it is trained and as it samples, which for most is the same; with downsampled attention
+    """The counts of the network as it is trained and as it samples, which for most is the same; with downsampled attention
     also what it saves."""
     if sampled.params == found.params:
         yield f"  parameters  {found.params:,}"
@@ -200,7 +200,7 @@ def _counts(found: Cost, sampled: Cost, undownsampled: Cost | None) -> Iterator[
 
 
 def _levels(recipe: Recipe) -> Iterator[str]:
-    """Of a network of several resolutions, what each adds to those inside."""
+    """What each resolution of a network of several adds to those inside."""
     count = len(recipe.backbone.ratios)
     if count == 1:
         return

@@ -106,7 +106,7 @@ def _defaults(target: type[Section]) -> dict[str, Any]:
 
 
 def _place(flag: str, known: Mapping[str, FieldInfo]) -> list[str]:
-    """Of a flag's field among the values: the names of the sections that it is in, and its own."""
+    """Where a flag's field is among the values: the names of the sections that it is in, and its own."""
     *above, name = flag.replace("-", "_").split(".")
     return [*above, "as_json" if any(isinstance(note, Called) for note in known[flag].metadata) else name]
 

@@ -48,10 +48,10 @@ class SampleCommand(SamplingOptions, FrameSettings):
     movie: Literal["gif", "mp4", "webp"] = "gif"
     """Kind of the clips' files; mp4 needs the extra `video`."""
     png: bool = False
-    """Also every image as its own PNG file in the folder's images/, named by number and class; as the grid shows it."""
+    """Also write every image as a PNG file into the folder's images/, named by number and class, as the grid shows it."""
     npz: bool = False
-    """Also samples.npz: arr_0 and the labels; uint8 (N, H, W, C), what ADM's evaluator reads, or of data arrays with a
-    range float32 in that range, its axes as the data's."""
+    """Also write samples.npz with arr_0 and the labels: uint8 (N, H, W, C), as ADM's evaluator reads it; for data
+    arrays with a range float32 in that range, with the data's axes."""
 
 
 def run(argv: list[str]) -> None:

@@ -53,7 +53,7 @@ class LatentShape(NamedTuple):
 
 
 def latent_shape(config: Any) -> LatentShape:
-    """Of a diffusers autoencoder's configuration; KeyError where it says them otherwise."""
+    """The shape of the latents by a diffusers autoencoder's configuration; KeyError where it has other keys."""
     if "z_dim" in config:  # Wan's words
         return LatentShape(config["z_dim"], config["scale_factor_spatial"], config["scale_factor_temporal"])
     downsampling = 2 ** (len(config["block_out_channels"]) - 1)

@@ -115,7 +115,7 @@ def to_signed(values: np.ndarray, bounds: Bounds) -> np.ndarray:
 
 
 class Extent(NamedTuple):
-    """Of an array's values."""
+    """The range of an array's values."""
 
     low: float
     """The smallest that is finite; infinity when none is."""
@@ -147,7 +147,7 @@ def content(file: Path) -> str:
 
 
 def extent(array: StoredArray) -> Extent:
-    """Of all values of the array, read block by block."""
+    """The range of all values of the array, read block by block."""
     key = (*_as_it_is(array.path), array.name)
     if key not in _extents:
         low, high, infinite, image = np.inf, -np.inf, 0, len(array)

@@ -108,7 +108,7 @@ class ArrayFiles(DataSection):
     range: Bounds | None = None
     """Lowest and highest value, which become -1 and 1; needed for all but 8-bit values."""
     names: tuple[str, ...] | None = None
-    """Of the classes, in the order of their numbers; by default the numbers."""
+    """Names of the classes, in the order of their numbers; by default the numbers."""
     size: Annotated[int, Field(ge=0)] = 0
     """Height in pixels, to be checked. 0: as the array has it."""
     width: Annotated[int, Field(ge=0)] = 0

@@ -41,9 +41,9 @@ class Statistics:
     """64 hex digits that name the images, whatever their order (`digest_of`), or the SHA-256 of the file
     that these statistics were read from where the images are not known."""
     moments: Moments | Gaussian
-    """Of the pooled features; `Gaussian` when read from a file of mean and covariance."""
+    """The moments of the pooled features; `Gaussian` when read from a file of mean and covariance."""
     spatial: Moments | Gaussian | None
-    """Of the spatial features, where the network has any."""
+    """Those of the spatial features, where the network has any."""
     rows: Tensor
     """(R, D), float32: pooled features of all images, or of `keep` of them."""
     index: Tensor

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ditkit.pipeline import Pipeline
 
 LARGEST = 1e8
-"""Of a sampled state's numbers: images are about 1, and what even an untrained network makes stays below."""
+"""The largest number in a sampled state: images are about 1, and even an untrained network stays below."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Plan:
     known: Known | None
     """The parts of states that are not sampled."""
     purpose: Purpose
-    """Of the noise (`randomness`)."""
+    """The purpose of the noise (`randomness`)."""
     decode: Callable[[Tensor], Tensor]
 
     @property
     def evaluations(self) -> int | None:
-        """Of the network for an image, a guided one counted once; None where the solver decides."""
+        """How often the network is evaluated for an image, a guided evaluation counted once; None where the solver decides."""
         return self.solver.nfe(self.grid, self.pipeline.transport)
 
     @property

@@ -38,7 +38,7 @@ class TextReader(nn.Module):
 
     @abstractmethod
     def null(self, cond: Cond) -> Cond:
-        """Of the keys that are used, "unknown"."""
+        """The keys of cond that are used, with "unknown" as their values."""
 
     def checked(self, cond: Cond, key: str) -> Tensor:
         """InputError where it is not there or of another encoder."""
@@ -77,7 +77,7 @@ class TextEmbedding(TextReader):
         return vector, words
 
     def null(self, cond: Cond) -> Cond:
-        """Of the keys that are used, "unknown": one learned token, and a learned vector."""
+        """The keys of cond that are used, with "unknown" as their values: one learned token, and a learned vector."""
         empty = {}
         if self.null_token is not None:
             tokens, mask = self.checked(cond, TOKENS), self.checked(cond, MASK)

@@ -65,7 +65,7 @@ else:  # which names no class, so that it is imported only where there is a valu
     Frames = Annotated[Any, AfterValidator(_tensor)]
 
 Steps = Annotated[int, Field(ge=1, le=10_000)]
-"""Of a grid; papers take a thousand at most."""
+"""The number of steps of a grid; papers take a thousand at most."""
 
 
 class SolverChoices(Section):
@@ -104,12 +104,12 @@ class SolverSettings(SolverChoices):
     guidance_channels: Annotated[int, Field(ge=1)] | None = None
     """Guide only so many of the first channels: 3 samples as the released DiT and SiT code; all by default."""
     level_guidance: tuple[Annotated[float, Field(ge=0)], ...] | None = None
-    """Of a pyramid of resolutions: a guidance scale for each level, highest first, instead of one for all."""
+    """A guidance scale for each level of a pyramid of resolutions, highest first, instead of one for all."""
     cache: CacheName | None = None
     """Spare blocks of the network at some evaluations (`ditkit list caches`), such as NAME:interval=3."""
     threshold: ThresholdName | None = None
-    """Keep the estimate of clean pixels between -1 and 1: clip cuts; dynamic divides by the 99.5 % quantile of each
-    image's sizes first where that is larger than 1, dynamic_if by the 95 % quantile but at most 1.5."""
+    """Keep the estimate of clean pixels between -1 and 1: clip cuts; dynamic first divides by the 99.5 % quantile of each
+    image's absolute values where that is larger than 1, dynamic_if by the 95 % quantile but at most 1.5."""
 
 
 class GuidanceSettings(Section):
@@ -204,7 +204,7 @@ class SharedRequest(SolverSettings):
     lower: Model | None = None
     """For a model of a cascade: the run or snapshot that makes its lower levels."""
     lower_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Time of the noise put on them, at most what the model was trained with."""
+    """Time of the noise that is added to the lower levels, at most what the model was trained with."""
     weak: Model | None = None
     """A worse run or snapshot of the same kind to guide away from (autoguidance), instead of from "no class"."""
     negative: str | None = None
@@ -221,7 +221,7 @@ class FrameSettings(Section):
     frames: Annotated[int, Field(ge=1)] | None = None
     """Frames of a clip, at once; the recipe's by default."""
     levels: str | None = None
-    """Of a model of several resolutions: which images, 0 of the highest, or all, side by side."""
+    """Which resolution to make, of a model of several: 0, the highest, or 1, 2, ..., or all of them side by side."""
 
 
 class SamplingRequest(SharedRequest, GuidanceSettings, FrameSettings):
@@ -230,7 +230,7 @@ class SamplingRequest(SharedRequest, GuidanceSettings, FrameSettings):
     size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """Height and width in pixels, where the network takes others than those it was trained on."""
     start: Frames | None = None
-    """Of a model of clips trained so (`transport.known_frames`): the first frames, kept as they are, uint8
+    """The first frames of clips, kept as they are, for a model trained so (`transport.known_frames`): uint8
     (N or 1, C, H, W) or (N or 1, C, F', H, W)."""
     end: Frames | None = None
     """Likewise the last frames."""

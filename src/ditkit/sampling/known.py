@@ -26,7 +26,7 @@ class Known(NamedTuple):
     state: Callable[[slice], Tensor]
     """Of those of the states, (B, *S); numbers of other parts are not read."""
     time: float = 0.0
-    """Of the noise that is put on them: 0 none."""
+    """The time of the noise that is added to them; 0: none."""
 
     def into(self, state: Tensor, known: Tensor, layout: Layout) -> Tensor:
         """The states (B, *S) with what is known in its place."""

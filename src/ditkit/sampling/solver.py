@@ -54,7 +54,7 @@ class Step:
     last: bool = False
     draw: Noise | None = None
     store: dict[str, Any] = field(default_factory=dict)
-    """Of the whole trajectory: what wraps a network can keep something in it from one evaluation to the next."""
+    """The store of the whole trajectory: what wraps a network can keep something in it from one evaluation to the next."""
 
     def ask(
         self, x: Tensor, time: Tensor | None = None, stage: int = 0, *, whole: bool = False
@@ -125,9 +125,9 @@ class Solver:
         return x
 
     def evaluations(self, steps: int, predict: str = "velocity", **choices: Any) -> int:
-        """Of the network for an image in so many steps, of one that predicts that; counted by running the solver on a state
-        of one number. Of more than 16 steps, those beyond are taken to cost what the 9th to the 16th do. A guided
-        evaluation counts once. Not of a solver that chooses its times."""
+        """How often a network that predicts that is evaluated for an image in so many steps; counted by running the solver on
+        a state of one number. Of more than 16 steps, those beyond are taken to cost what the 9th to the 16th do. A guided
+        evaluation counts once. Not for a solver that chooses its times."""
         fixed = tuple(sorted((name, choices[name]) for name in choices if name in keywords(self.step)))
         if steps <= 16:
             return _evaluations(self, steps, predict, fixed)

@@ -37,7 +37,7 @@ class Ruler:
     network: FeatureNetwork
     reference: Statistics
     name: str
-    """Of the reference."""
+    """The name of the reference."""
     shape: tuple[int, ...] | None
     """Channels, height and width of the reference's images; None where only statistics are known."""
     captions: CaptionReader | None = None

@@ -27,7 +27,7 @@ from ditkit.training.log import read_log
 log = logging.getLogger(__name__)
 
 Results = Mapping[str, dict]
-"""Of a study: the cell's name -> its record, as written."""
+"""The results of a study: a cell's name -> its record, as written."""
 
 
 class Point(SamplingConfig):
@@ -75,7 +75,7 @@ class Cell(NamedTuple):
     lower: Trained | None = None
     """For a model of a cascade: what makes the lower levels of its samples."""
     lower_noise: float = 0.0
-    """Time of the noise that is put on them."""
+    """Time of the noise that is added to the lower levels."""
 
 
 def alike(cells: Mapping[str, Cell], compiled: bool) -> dict[str, Cell]:

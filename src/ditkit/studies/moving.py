@@ -159,17 +159,17 @@ def sampled(pipeline: Pipeline, labels: Tensor, frames: int, **solver: Any) -> T
 
 
 def frames_of(movies: Tensor) -> Tensor:
-    """Of clips (N, C, F, H, W), one after another: (N F, C, H, W)."""
+    """The frames of clips (N, C, F, H, W), one after another: (N F, C, H, W)."""
     return movies.transpose(1, 2).flatten(0, 1)
 
 
 def features(movies: Tensor, network: FeatureNetwork) -> Moments:
-    """Of clips (N, C, F, H, W)."""
+    """The moments of the features of clips (N, C, F, H, W)."""
     return Moments.of(feature_rows(movies, network))
 
 
 def feature_rows(movies: Tensor, network: FeatureNetwork) -> Tensor:
-    """Of clips (N, C, F, H, W): the frames' mean features, and the mean size of their changes, (N, D)."""
+    """The mean features of the frames of clips (N, C, F, H, W), and the mean size of their changes, (N, D)."""
     rows = []
     for part in movies.split(BATCH):
         read = network(frames_of(part)).pooled.unflatten(0, (len(part), -1))  # (B, F, D)

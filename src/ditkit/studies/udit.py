@@ -67,7 +67,7 @@ class Row(NamedTuple):
     seed: int
     params: int
     macs: int
-    """Of the fused network."""
+    """The multiply-adds of the fused network."""
     frechet: Mapping[int, float]
     """By training images, unguided."""
     accuracy: float

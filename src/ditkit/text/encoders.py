@@ -58,7 +58,7 @@ class TextConfig(Section):
     dim: Annotated[int, Field(ge=1, le=1_000_000)] = 384
     """Channels of its tokens; checked against the encoder."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """Of the weights: bf16 takes half the memory."""
+    """The precision of the weights; bf16 takes half the memory."""
     null: Literal["learned", "empty"] = "learned"
     """What the network reads where the text is unknown: something it learns, or the empty prompt."""
 

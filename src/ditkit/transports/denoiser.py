@@ -26,9 +26,9 @@ class At:
     to: Tensor | None = None
     """The time that the step goes to, () or (K,)."""
     index: int = 0
-    """Of the step."""
+    """The number of the step."""
     stage: int = 0
-    """Of the evaluation in the step."""
+    """The number of the evaluation in the step."""
     whole: bool = False
     """Whether the solver takes the answer for the whole step, to `to`, and not for its beginning: a network that knows the
     mean velocity of a step gives that."""

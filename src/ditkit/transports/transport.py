@@ -149,7 +149,7 @@ class Transport(Section):
         return self.for_size(low + (high - low) * t, layout)
 
     def nearest(self, t: Tensor) -> Tensor:
-        """Of any times those nearest to them at which it is trained."""
+        """The times at which it is trained that are nearest to these."""
         if self.knots:
             return (t * self.knots).round().clamp(1, self.knots) / self.knots
         return t.clamp(*self.interval("train"))

@@ -67,7 +67,7 @@ class BackboneSection(Section):
 
     @property
     def ratios(self) -> tuple[int, ...]:
-        """Of a network on several resolutions, how many times each one's sides are the lowest's, highest first."""
+        """The sides of each resolution relative to the lowest's, highest first; (1,) for a network on one."""
         return (1,)
 
     @property

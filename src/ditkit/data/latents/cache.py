@@ -64,7 +64,7 @@ class Index(Section):
     data: dict[str, Any]
     """What decides which images there are and how they look."""
     names: tuple[str, ...]
-    """Of the classes; () when unlabelled."""
+    """The names of the classes; () when unlabelled."""
     captions: bool
     mean: tuple[float, ...] | None = None
     """Of each channel of the latents, over images, places and draws; None until all are encoded."""
