@@ -14,7 +14,7 @@ from test_codecs import saved
 
 from ditkit.data import DATA, batches, plan_for
 from ditkit.errors import InputError
-from ditkit.extending import REGISTRIES, entries
+from ditkit.extending import REGISTRIES, choices
 from ditkit.objectives.terms import build_terms
 from ditkit.pipeline import Pipeline
 from ditkit.recipe import Recipe
@@ -187,7 +187,7 @@ def test_every_name_of_a_registry_is_a_value():
         for what in ("backbone", "data", "codec")
     }
     for what in REGISTRIES.keys() - elsewhere:
-        for name, choice in entries(what).items():
+        for name, choice in choices(what).items():
             if what in kinds:
                 assert choice.kind in kinds[what], name
             else:

@@ -10,7 +10,7 @@ from ditkit.backbones import DiTConfig
 from ditkit.cli import main
 from ditkit.data import DATA
 from ditkit.errors import InputError
-from ditkit.extending import REGISTRIES, entries, register
+from ditkit.extending import REGISTRIES, choices, register
 from ditkit.recipe import Recipe
 from ditkit.recipes import digits
 from ditkit.sampling import Solver
@@ -90,12 +90,12 @@ ditkit.register("recipe", "mine", mine)
 @pytest.fixture
 def registries():
     """Every registry as it was, afterwards."""
-    before = {what: dict(entries(what)) for what in REGISTRIES}
+    before = {what: dict(choices(what)) for what in REGISTRIES}
 
     def forget():
         for what, known in before.items():
-            entries(what).clear()
-            entries(what).update(known)
+            choices(what).clear()
+            choices(what).update(known)
         sys.modules.pop("mine", None)
 
     yield forget
@@ -221,4 +221,4 @@ def test_from_python_importing_is_enough(registries):
 
 def test_every_registry_is_there():
     for what, registry in REGISTRIES.items():
-        assert isinstance(entries(what), dict), registry
+        assert isinstance(choices(what), dict), registry

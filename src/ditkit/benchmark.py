@@ -6,7 +6,7 @@ training loop and pipeline call; the other side is diffusers' `DiTTransformer2DM
 in the loop everybody writes. Both see the same loss (`Transport.losses`) under the same autocast.
 
 `measure_step` times ditkit's step alone, in a process of its own, with the memory it takes: what the
-predictions of `costs.count` and `costs.speed` are held against (`ditkit bench --cost`).
+predictions of `costs.count` and `costs.speed` are compared with (`ditkit bench --cost`).
 """
 
 import copy
@@ -76,7 +76,7 @@ class Latents:
 
 
 def build_suite(backbone: DiTConfig, batch: int, precision: Precision, compiled: bool) -> Suite:
-    """Both sides, eager and, if asked for, compiled block by block.
+    """Both sides, eager and, with `compiled`, compiled block by block.
 
     The training step is on `batch` latents with DiT's loss; the evaluation is the network on twice
     batch // 2 rows, without gradient. InputError without diffusers.
@@ -107,7 +107,7 @@ def baseline_of(contender: Contender, contenders: Iterable[Contender]) -> Conten
 
 
 def check_memory_known() -> None:
-    """InputError where the system does not tell a process its memory; Linux does, in /proc."""
+    """InputError where the system does not report a process's memory; Linux does, in /proc."""
     if not STATUS.exists():
         raise InputError(f"bench `cost` reads {STATUS}, which is not there: it needs Linux")
 
@@ -211,7 +211,7 @@ def training_step(
 
 
 def ditkit_evaluation(recipe: Recipe, net: Backbone) -> Callable[[], Tensor]:
-    """What a sampler asks for: the guided denoiser, as the pipeline makes it."""
+    """What a sampler evaluates: the guided denoiser, as the pipeline makes it."""
     x, labels = _latents(recipe.train.batch // 2)
     denoise = cfg(recipe.transport.denoiser(net, Latents().layout(SIDE, SIDE)), net.null, GUIDANCE)
     t = torch.full((len(x),), TIME, dtype=torch.float64)

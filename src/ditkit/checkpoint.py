@@ -78,7 +78,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_newest(folder: Path, parts: tuple[str, ...]) -> tuple[dict, dict[str, Tensors]] | None:
-    """State and the asked parts of the newest intact checkpoint; None when there is no checkpoint.
+    """State and the wanted parts of the newest intact checkpoint; None when there is no checkpoint.
 
     A damaged one is passed over with a warning. InputError when all are damaged, or when one cannot be read, which
     says nothing about what is in it.
@@ -101,7 +101,7 @@ def load_newest(folder: Path, parts: tuple[str, ...]) -> tuple[dict, dict[str, T
 
 
 def load_checkpoint(path: Path, parts: tuple[str, ...]) -> tuple[dict, dict[str, Tensors]]:
-    """State and the asked parts of one checkpoint; InputError naming the file that is damaged, PermissionError for one
+    """State and the wanted parts of one checkpoint; InputError naming the file that is damaged, PermissionError for one
     that may not be read. The tensors are copies: nothing stays open of files that will be pruned."""
     try:
         (path / STATE).open("rb").close()
@@ -138,11 +138,11 @@ def _check_state(state: Mapping[str, Any], path: Path) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> Tensors:
-    """The optimiser's state of these parameters as "parameter name/entry" -> tensor."""
+    """The optimiser's state of these parameters as "parameter name/key" -> tensor."""
     return {
-        f"{name}/{entry}": torch.as_tensor(value)
+        f"{name}/{key}": torch.as_tensor(value)
         for name, parameter in named.items()
-        for entry, value in optimizer.state[parameter].items()
+        for key, value in optimizer.state[parameter].items()
     }
 
 

@@ -1,6 +1,6 @@
 """Choices that have settings of their own: `tread`, or `tread:rate=0.5,first=2`.
 
-A registry holds functions (or classes); a choice's settings are the keyword-only parameters of its entry that have a default,
+A registry holds functions (or classes); a choice's settings are the keyword-only parameters of its function that have a default,
 checked against their annotations. So a new choice is one function and one line of the registry: no section, no flag.
 """
 
@@ -39,7 +39,7 @@ class SomeChosen(SomeOf):
 
 
 def chosen(registry: Mapping[str, Any], choice: str) -> Callable[..., Any]:
-    """The entry of a choice with its settings made. ValueError as of `split`."""
+    """The function of a choice, with its settings bound. ValueError as of `split`."""
     name, settings = split(registry, choice)
     return partial(loaded(registry[name]), **settings)
 
@@ -74,20 +74,20 @@ def split(registry: Mapping[str, Any], choice: str) -> tuple[str, dict[str, Any]
     return name, settings
 
 
-def settings_of(entry: Callable[..., Any]) -> list[str]:
-    """What one can choose of an entry, as `name=default`; of one that stands for a module that was not imported the names."""
-    if isinstance(entry, Named):
-        return entry.keywords
+def settings_of(function: Callable[..., Any]) -> list[str]:
+    """The settings of a choice, as `name=default`; only the names where its module is not imported yet."""
+    if isinstance(function, Named):
+        return function.keywords
     return [
         f"{parameter.name}={parameter.default}"
-        for parameter in inspect.signature(entry).parameters.values()
+        for parameter in inspect.signature(function).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
     ]
 
 
-def parameters(entry: Callable[..., Any]) -> dict[str, TypeAdapter[Any]]:
-    """What one can choose of an entry, with what reads its values."""
-    module = vars(sys.modules[entry.__module__])
+def parameters(function: Callable[..., Any]) -> dict[str, TypeAdapter[Any]]:
+    """The settings of a choice, each with what reads its values."""
+    module = vars(sys.modules[function.__module__])
     return {
         parameter.name: TypeAdapter(
             # Annotations may be text, among others that only type checkers resolve.
@@ -95,6 +95,6 @@ def parameters(entry: Callable[..., Any]) -> dict[str, TypeAdapter[Any]]:
             if isinstance(parameter.annotation, str)
             else parameter.annotation
         )
-        for parameter in inspect.signature(entry).parameters.values()
+        for parameter in inspect.signature(function).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
     }

@@ -35,7 +35,7 @@ Compile = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 
 
 def pick_device(name: DeviceName | torch.device = "auto") -> torch.device:
-    """The device asked for, or the fastest one present; InputError when there is no such device, or not here."""
+    """The device of that name, or the fastest one present; InputError when there is none of that name, or not here."""
     if not isinstance(name, str | torch.device):
         raise InputError(
             f"device: {name!r} is none; give auto or one of: {', '.join(get_args(DeviceName)[1:])}"
@@ -103,7 +103,7 @@ def sent(value: Tensor, device: torch.device, dtype: torch.dtype | None = None) 
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
-    """bf16 autocast over float32 weights where asked for, or where `auto` finds that it pays."""
+    """bf16 autocast over float32 weights, for bf16 or where `auto` finds that it pays."""
     if precision == "fp32" or (precision == "auto" and not has_fast_bf16(device)):
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -14,7 +14,7 @@ class InputError(ValueError):
 
 
 class NotFinite(InputError):
-    """What a model computed is no finite number: it was lost in training, or was asked for too much."""
+    """What a model computed is no finite number: it diverged in training, or the settings are beyond it."""
 
 
 DEFECTS = (AssertionError, AttributeError, NameError, NotImplementedError, TypeError)

@@ -17,10 +17,10 @@ from ditkit.errors import InputError, no_such
 
 
 class Registry(NamedTuple):
-    """Where a registry is, "module:NAME", and what its entries are, likewise; "" for functions."""
+    """Where a registry is, "module:NAME", and the type of its choices, likewise; "" for functions."""
 
     place: str
-    entry: str = ""
+    type: str = ""
 
 
 REGISTRIES: dict[str, Registry] = {
@@ -47,34 +47,34 @@ REGISTRIES: dict[str, Registry] = {
 """Of what a part of one's own can be registered."""
 
 
-def entries(what: str) -> dict[str, Any]:
-    """The registry of that name in REGISTRIES: name -> entry. InputError where there is none."""
+def choices(what: str) -> dict[str, Any]:
+    """The registry of that name in REGISTRIES: name -> choice. InputError where there is none."""
     if what not in REGISTRIES:
         raise no_such("register", what, REGISTRIES)
     return _at(REGISTRIES[what].place)
 
 
-def register(what: str, name: str, entry: Any) -> None:
-    """Make `entry` a choice like any other, by its name.
+def register(what: str, name: str, choice: Any) -> None:
+    """Add `choice` to a registry, by its name, as a choice like any other.
 
     Args:
         what: a name in REGISTRIES, such as "path", "loss", "sampler", "backbone" or "recipe".
-        entry: what such entries are: a `ditkit.transports.Path`, a `Loss`, a `ditkit.sampling.Solver`, a function or class, or
-            the section of a network, codec or data set with the values that it has by default.
+        choice: what such a registry holds: a `ditkit.transports.Path`, a `Loss`, a `ditkit.sampling.Solver`, a function or
+            class, or the section of a network, codec or data set with the values that it has by default.
 
     Raises:
-        InputError: no such registry, a name or the section's kind is taken, or an entry of another type.
+        InputError: no such registry, a name or the section's kind is taken, or a choice of another type.
     """
-    known = entries(what)
+    known = choices(what)
     if name in known:
         raise InputError(f"{what} {name!r} is there already; give yours another name")
-    wanted = REGISTRIES[what].entry
-    if not (isinstance(entry, _at(wanted)) if wanted else callable(entry)):
+    wanted = REGISTRIES[what].type
+    if not (isinstance(choice, _at(wanted)) if wanted else callable(choice)):
         example = wanted.replace(":", ".") or "function"
-        raise InputError(f"{what} {name!r}: {type(entry).__name__} is no such entry; give a {example}")
-    if isinstance(entry, Section):
-        _check_kind(what, name, entry, known)
-    known[name] = entry
+        raise InputError(f"{what} {name!r}: {type(choice).__name__} is no such entry; give a {example}")
+    if isinstance(choice, Section):
+        _check_kind(what, name, choice, known)
+    known[name] = choice
 
 
 def _check_kind(what: str, name: str, section: Any, known: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ class Need(NamedTuple):
 
     ability: Ability
     wanted: Callable[[Recipe], str]
-    """The field that asks for it and its value; "" where none does."""
+    """The field that needs it and its value; "" where none does."""
     instead: str
     """What else to do, besides taking a network that can."""
 
@@ -141,7 +141,7 @@ def _method(recipe: Recipe) -> Iterator[str]:
 
 
 def _data(recipe: Recipe) -> Iterator[str]:
-    """What is asked of the data and of the states that the codec makes of it."""
+    """What the data and the states that the codec makes of them must be."""
     data, train, kind = recipe.data, recipe.train, recipe.data.kind
     if data.aspect == "native" and (train.score_images or train.latents):
         yield "data.aspect native: train.score_images and train.latents are of images of one size; leave them out"

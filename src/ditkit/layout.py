@@ -4,7 +4,7 @@ A clip's parts are its frames, each of which can have a noise level of its own.
 
 The levels of a pyramid, several resolutions of one image, are packed in channels: a level r times as large as the
 lowest, (B, C, r h, r w), is r² C channels of the lowest's h × w, as `torch.pixel_unshuffle` orders them. So a pyramid
-is a state like any other, of a height and a width, and what is told of a level is told of some channels. Of clips a level
+is a state like any other, of a height and a width, and whatever holds for a level holds for some channels. Of clips a level
 can have q times as many frames, too; frames that follow each other are then further channels, q r² C in all.
 """
 
@@ -84,8 +84,8 @@ class Pyramid(Layout):
     def of(
         cls, channels: int, *size: int, ratios: Sequence[int], frame_ratios: Sequence[int] = ()
     ) -> Pyramid:
-        """For an image, (H, W), or clip, (F, H, W), of that size at the highest level; the same frames in all levels when
-        `frame_ratios` are not given. InputError where the ratios do not divide it, or each other."""
+        """For an image, (H, W), or clip, (F, H, W), of that size at the highest level; the same frames in all levels
+        without `frame_ratios`. InputError where the ratios do not divide it, or each other."""
         check_ratios(ratios)
         frame_ratios = tuple(frame_ratios) or (1,) * len(ratios)
         *length, height, width = size

@@ -105,7 +105,7 @@ def _definition(place: str) -> ast.FunctionDef | ast.ClassDef | ast.Module | Non
 
 
 def exported(package: str) -> Callable[[str], Any]:
-    """The `__getattr__` of a package whose names are imported when they are first asked for: those that its `__init__.py`
+    """The `__getattr__` of a package whose names are imported when they are first used: those that its `__init__.py`
     imports `if TYPE_CHECKING`, so that each stands once, where type checkers and readers find it."""
     places: dict[str, str] = {}
 

@@ -48,7 +48,7 @@ class Pipeline:
     record: dict = field(default_factory=dict)
     """Where the weights come from: images seen, minutes, file."""
     texts: Read | None = None
-    """Prompts to their embeddings; the recipe's encoder, loaded when first needed, where none is given."""
+    """Prompts to their embeddings; the recipe's encoder, loaded when first needed, by default."""
     path: str = ""
     """What it was loaded from."""
     _fused: tuple[list, Backbone] | None = field(default=None, init=False, repr=False, compare=False)
@@ -64,7 +64,7 @@ class Pipeline:
 
     @property
     def classes(self) -> int:
-        """What the network is told apart; 0 when it is told no class."""
+        """The number of classes that the network is conditioned on; 0 without."""
         return self.backbone.classes
 
     @property
@@ -125,8 +125,8 @@ class Pipeline:
         progress: bool = False,
         **values: Any,
     ) -> Iterator[Tensor]:
-        """The images of `generate` a batch at a time, (B, C, H, W), each made when it is asked for.
-        What is wrong with the arguments is said at once."""
+        """The images of `generate` a batch at a time, (B, C, H, W), each made when the iterator reaches it.
+        Wrong arguments raise at once."""
         return self.plan(cond, seeds=seeds, request=request, **values).images(progress)
 
     def plan(
@@ -137,7 +137,7 @@ class Pipeline:
         request: SamplingRequest | None = None,
         **values: Any,
     ) -> Plan:
-        """All that `generate` decides before it asks the network: times, guidance, batches. InputError as of `generate`."""
+        """All that `generate` decides before it evaluates the network: times, guidance, batches. InputError as of `generate`."""
         request = requested(request, values)
         weak, lower = (
             load(model, self.device) if isinstance(model, str) else model

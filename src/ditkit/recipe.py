@@ -63,11 +63,11 @@ class Training(Section):
     keep: Count = 2
     """Checkpoints kept; the newest ones."""
     workers: Annotated[int, Field(ge=0, le=1_000)] | None = None
-    """Processes that read images and draw noise ahead. Not given: as many as cores where images are decoded as they are
+    """Processes that read images and draw noise ahead. By default as many as cores where images are decoded as they are
     read, up to four for a GPU, else none."""
     track: Annotated[tuple[str, ...], SomeOf(TRACKERS)] = ()
     """Also follow the run with these, one or several; they read their keys and addresses from their own variables. May
-    change when a run goes on, and is sent what it missed."""
+    change when a run is resumed; a new tracker is sent what it missed."""
 
 
 class TrainConfig(Training):
@@ -104,17 +104,17 @@ class TrainConfig(Training):
     terms: Annotated[tuple[str, ...], SomeChosen(TERMS)] = ()
     """Add terms to the loss (`ditkit list terms`), each a name, or a name with settings: NAME:weight=0.2."""
     level_share: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
-    """Of a network on several resolutions: the share of each batch that every level but the lowest is trained on,
-    highest first (mixed resolutions; Gu et al., 2024); all of it when not given."""
+    """For a network on several resolutions, the share of each batch that every level but the lowest is trained on,
+    highest first (mixed resolutions; Gu et al., 2024); by default all of it."""
     stages: tuple[Count, ...] = ()
-    """Of a network on several resolutions: images to train the lowest level on alone, then the lowest two, ..., before
+    """For a network on several resolutions, images to train the lowest level on alone, then the lowest two, ..., before
     `images` with all (progressive training); in OUT/stages/1, 2, ..."""
     freeze_inner: bool = False
     """Train only the levels around the inner network."""
     latents: Path | None = None
     """Train from this cache of latents (`ditkit encode`, or another project's) instead of from the images."""
     texts: Path | None = None
-    """The folder of the captions' embeddings, made where it is not there yet, for runs that share them; when not given
+    """The folder of the captions' embeddings, made where it is not there yet, for runs that share them; by default
     the one beside the latents, or the run's own."""
 
 
@@ -184,11 +184,11 @@ class Recipe(Section):
         return max(self.backbone.patch_sizes[-2:]) * getattr(self.codec.resolved(), "downsampling", 1)
 
     def tokens(self, size: Sequence[int]) -> int:
-        """Of an image of that size in pixels, (H, W), or clip, (F, H, W). InputError where it has none."""
+        """The number of tokens of an image, (H, W) in pixels, or clip, (F, H, W). InputError where it has none."""
         return self.backbone.tokens(self.build_codec().layout(*size).shape[1:])
 
     def replace(self, **sections) -> Recipe:
-        """A copy with other sections, or with other fields of them given as dicts."""
+        """A copy with other sections, or with other fields of them as dicts."""
         merged = self.model_dump(include=set(Recipe.model_fields))
         for name, value in sections.items():
             merged[name] = merged[name] | value if isinstance(value, dict) else value
@@ -203,7 +203,7 @@ class Recipe(Section):
         return self.model_copy(update=found)
 
     def with_data(self, data: DataConfig) -> Recipe:
-        """The recipe with other data; what is said of clips is left behind with data of images, and stages, which are of
+        """The recipe with other data; settings of clips are dropped with data of images, and stages, which are of
         smaller images, with arrays, which are not resized."""
         return self.replace(**self.for_data(data))
 
@@ -216,7 +216,7 @@ class Recipe(Section):
         }
 
     def with_backbone(self, backbone: BackboneConfig) -> Recipe:
-        """The recipe with another backbone; what is said of levels is left behind where it has not as many."""
+        """The recipe with another backbone; settings of levels are dropped where it has not as many."""
         return self.replace(**self.for_backbone(backbone))
 
     def for_backbone(self, backbone: BackboneConfig) -> dict[str, Any]:
@@ -237,7 +237,7 @@ class Recipe(Section):
         return {"codec": codec} | ({} if codec.pixels else {"sample": {"threshold": None}})
 
     def lowest(self, count: int) -> Recipe:
-        """Of a backbone of several levels: the recipe of the lowest `count` of them alone, on images of their size."""
+        """The recipe of the lowest `count` levels of the backbone alone, on images of their size."""
         whole = self.backbone
         if not isinstance(whole, MatryoshkaConfig):
             return self

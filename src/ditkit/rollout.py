@@ -1,6 +1,6 @@
 """Clips longer than a model's own: window after window, each beginning with the last frames of the one before.
 
-For models trained to go on from given frames (`transport.known_frames`). A loop is closed by a window that begins with
+For models trained to go on from known frames (`transport.known_frames`). A loop is closed by a window that begins with
 the last frames and ends with the first.
 """
 
@@ -32,7 +32,7 @@ def roll_out(
 ) -> Tensor:
     """Clips uint8 (N, C, F, H, W) of `length` frames, and those that lead back to the first where they `loop`.
 
-    The first window is as `Pipeline.generate` makes it, after the `start` of the request where that is given; `keep` frames of each
+    The first window is as `Pipeline.generate` makes it, after the `start` of the request where there is one; `keep` frames of each
     are the beginning of the next. Without `length` there is one window. InputError: no frames left to sample in a window.
     """
     request = requested(request, values)
@@ -42,7 +42,7 @@ def roll_out(
         raise InputError(f"`keep` {keep}: of windows of {window} frames, keep 1 to {most}")
 
     def made(number: int, start: Tensor | None, end: Tensor | None = None) -> Tensor:
-        """A window of each clip, the frames that are given included."""
+        """A window of each clip, known frames included."""
         own = [seed + number * WINDOW for seed in seeds]
         return pipeline.generate(cond, seeds=own, request=request, progress=progress, start=start, end=end)
 

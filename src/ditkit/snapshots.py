@@ -45,7 +45,7 @@ def _found(path: Path, kind: Kind | None, heads: int | None) -> Imported:
             return _found(fetch(str(path)), kind, heads)
         if runs := sorted(file.parent for file in path.glob("*/recipe.json")):
             raise InputError(f"{path}: no run, but a folder of runs; name one of them, such as {runs[0]}")
-        bundled = ", ".join(sorted(entry.name for entry in SNAPSHOTS.glob("*"))) or "none"
+        bundled = ", ".join(sorted(file.name for file in SNAPSHOTS.glob("*"))) or "none"
         raise InputError(
             f"{path}: no run or snapshot there (no recipe.json), nor a network of diffusers'; snapshots "
             f"that come with ditkit: {bundled}"

@@ -173,7 +173,7 @@ class _Reader(pickle.Unpickler):
         super().__init__(stream)
         self.placeholders: dict[str, type[Placeholder]] = {}
         self._storage = storage
-        # Made anew for each file: a pickle can set attributes of what it has been given.
+        # Made anew for each file: a pickle can set attributes of the classes that it gets.
         ordered = type("OrderedDict", (dict,), {"__setstate__": lambda self, state: None})
         self._known: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): ordered,

@@ -34,7 +34,7 @@ BACKBONES: dict[str, BackboneSection] = {
     **MDM_SIZES,
     "Matryoshka": MatryoshkaConfig(),
 }
-"""By name. One of one's own is another entry, a section whose `build` gives the network (`ditkit.register`)."""
+"""By name. One of one's own is one more, a section whose `build` gives the network (`ditkit.register`)."""
 
 BackboneConfig = Annotated[BackboneSection, KindOf(BACKBONES)]
 

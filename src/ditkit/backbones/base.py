@@ -27,7 +27,7 @@ class Conditions(NamedTuple):
     text: Tensor | None = None  # (B, D), of a text as a whole
     words: Words | None = None
     size: tuple[int, ...] = ()
-    """Of the state, (H, W) or (F, H, W)."""
+    """The size of the state, (H, W) or (F, H, W)."""
     scale: Tensor | None = None
     """(B,), not embedded: the original images' size in pixels, for the networks that read it (MDM)."""
     scalars: tuple[Tensor, ...] = ()

@@ -38,11 +38,11 @@ def compile_blocks(net: Backbone) -> None:
 def compiles(
     choice: Compile, net: Backbone, device: torch.device, tokens: float, flag: str, before: bool | None = None
 ) -> bool:
-    """Whether to compile, as chosen; for auto, said in one line with the reason.
+    """Whether to compile, as chosen; for auto the decision is logged in one line, with its reason.
 
     Args:
         tokens: that the network has still to work on: images × tokens of one × evaluations; a training step is three.
-        flag: how the choice is given, for the error.
+        flag: the name of the setting, for the error.
         before: what was done in this run so far, which auto goes on with.
 
     Raises:
@@ -73,5 +73,6 @@ def _kinds(net: Backbone) -> int:
 
 
 def _parameters(net: Backbone) -> int:
-    """Of the parts that repeat: about as many multiply-adds as a token costs, more in a network that makes it smaller."""
+    """Counts the parameters of the parts that repeat: about the multiply-adds per token, more where a network has fewer tokens
+    inside."""
     return sum(p.numel() for block in net.repeated for p in block.parameters())

@@ -114,7 +114,7 @@ class DiT(Plain):
         return tokens + table.to(x.device)
 
     def _axes(self, grid: tuple[int, ...], channels: tuple[float, ...]) -> tuple[Axis, ...]:
-        """`channels`: how many tell the frame, the row and the column."""
+        """`channels`: how many are of the frame, the row and the column."""
         trained = self.config.grid or grid
         return tuple(
             axis(count, known, self.config.extrapolation, share)

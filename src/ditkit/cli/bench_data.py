@@ -1,6 +1,6 @@
 """`ditkit bench --data DIR`: how fast a folder of images is decoded, prepared, and read again; and how soon training begins.
 
-The first pass is held against Pillow's bare decoding (open and load, nothing made of the pixels) of the same files, in
+The first pass is compared with Pillow's bare decoding (open and load, nothing made of the pixels) of the same files, in
 turn, so that a busy machine slows both: on one core, and on all at once, which on cores that share a processor's units
 are hardly faster than one. What it does besides is lay transparency on white, crop and scale by ADM's rule, hash the
 file, and write.
@@ -154,7 +154,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Pillow's warnings, and what is said of broken images, would be of every round."""
+    """Without this, Pillow's warnings and those of broken images would come in every round."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)

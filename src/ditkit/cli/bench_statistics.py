@@ -38,7 +38,7 @@ class StatisticsCommand(Section):
     n: Annotated[int, Field(ge=10)] = 10_000
     """Images in each of the two sets."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """Threads of torch; what torch chooses when not given."""
+    """Threads of torch; as many as torch chooses by default."""
     out: Path | None = None
     """Write the record to this JSON file."""
     replace: bool = False
@@ -46,9 +46,9 @@ class StatisticsCommand(Section):
 
 
 class Given:
-    """A `FeatureNetwork` that was told all features beforehand."""
+    """A `FeatureNetwork` whose features are all known beforehand."""
 
-    name, hash, resize, dim = "given", "0" * 64, "none", WIDTHS["pooled"]
+    name, hash, resize, dim = "known", "0" * 64, "none", WIDTHS["pooled"]
     classes: int | None = None
 
     def __init__(self, count: int, shift: float):

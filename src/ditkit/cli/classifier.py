@@ -33,11 +33,11 @@ class ClassifierCommand(Section):
 
     data: DataConfig
     out: Path | None = None
-    """The safetensors file to write; DATA.safetensors when not given."""
+    """The safetensors file to write; DATA.safetensors by default."""
     replace: bool = False
     """Write over a file that is there."""
     epochs: Annotated[int, Field(ge=1)] | None = None
-    """Passes over the data; chosen from its size when not given."""
+    """Passes over the data; by default as its size needs."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Initial weights, order and augmentation."""
 

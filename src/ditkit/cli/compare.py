@@ -34,8 +34,8 @@ class CompareCommand(SolverOptions):
     curve of quality against diversity. Trainings that differ in their seed only are also summed up: the mean of each
     score, and its standard deviation over trainings.
 
-    Sampler and steps are each model's own unless given; --solvers compares several of them, too. Stopped, the same
-    command goes on; a model more costs only its own samples.
+    Sampler and steps are each model's own by default; --solvers compares several. A comparison that was
+    stopped is resumed by the same command, and one more model costs only its own samples.
     """
 
     runs: Annotated[tuple[str, ...], Positional, Field(min_length=1)]
@@ -45,11 +45,11 @@ class CompareCommand(SolverOptions):
     guidance: str = ""
     """Scales to compare at, for instance 1,1.5,2,4; without it 1 (off) and each model's own scale."""
     solvers: tuple[str, ...] = ()
-    """Samplers with their steps to compare, for instance heun:25 ab2:10; each model's own when not given."""
+    """Samplers with their steps to compare, for instance heun:25 ab2:10; each model's own by default."""
     features: tuple[str, ...] = ("classifier",)
     """Networks to measure with, as in `ditkit eval`."""
     reference: str | None = None
-    """What to compare with, as in `ditkit eval`; the data of the first model when not given."""
+    """What to compare with, as in `ditkit eval`; by default the data of the first model."""
     resamples: Annotated[int, Field(ge=2)] = 100
     """Resamples behind the standard errors."""
     out: Path = Path("compare")

@@ -67,7 +67,7 @@ def _check_images(folder: str, models: Mapping[str, Pipeline]) -> None:
 
 
 def _group_title(names: Sequence[str], folders: Mapping[str, str | None], titles: Mapping[str, str]) -> str:
-    """Of a folder its name; of runs that were named one by one all their titles."""
+    """The name of the folder; for runs that were named one by one all their titles."""
     whole = {folders[name] for name in names}
     folder = whole.pop() if len(whole) == 1 else None
     return (

@@ -26,7 +26,7 @@ class DemoCommand(Section):
     """Train the recipe `digits` on scikit-learn's real handwritten digits, sample every class, score."""
 
     out: Path = Path("runs/demo")
-    """Folder of the run; given again, the demo goes on where it stopped."""
+    """Folder of the run; run again, the demo resumes where it stopped."""
     images: Annotated[int, Field(ge=1)] | None = None
     """Train on fewer images than the recipe says, for a quick try."""
     samples: Annotated[int, Field(ge=2)] = 1000

@@ -38,10 +38,10 @@ The flags are those of `ditkit train`; --data, --codec and their fields are what
 
 
 class EncodeCommand(RecipeFlags):
-    """Encode a recipe's training images once; given again, the same command goes on."""
+    """Encode a recipe's training images once. Run again, the same command resumes it."""
 
     out: Path | None = None
-    """Folder of the cache; to be given."""
+    """Folder of the cache; required."""
     shard: Annotated[int, Field(ge=1)] = 1024
     """Images per file: what is lost at most when it is stopped."""
     dtype: Dtype = "float32"

@@ -113,7 +113,7 @@ def _row(left: str, about: str) -> Iterator[str]:
 
 
 def _about(target: type[Section], flag: str, field: FieldInfo, default: Section | None) -> str:
-    """The field's docstring, and its value where the flag is not given."""
+    """The field's docstring, and its value without the flag."""
     holder: Any = default or target
     *above, name = flag.replace("-", "_").split(".")
     for part in above:

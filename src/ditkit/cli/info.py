@@ -34,9 +34,10 @@ USAGE = """usage: ditkit info BACKBONE [--size 256] [--frames 16] [--batch 16] [
 Parameters, multiply-adds of one forward pass of one image (the papers' "Gflops"), memory of training,
 and a forecast of the training step on this CPU, not compiled. --modules adds a table by module; --json
 prints a recipe as JSON instead. A U-DiT samples in a form with fewer products than the one that is trained;
-both are told, --modules is of the former. Nothing is trained or loaded: the network is built without numbers.
+both are printed, --modules counts the former. Nothing is trained or loaded: the network is built without numbers.
 A backbone is counted as published: latents of 4 channels and 1/8 of the side, 1,000 classes, learned
-variance; MDM on pixels with a text of 32 tokens. Of several resolutions the lowest ones' share is told too. For its own data take a recipe, or `ditkit info RECIPE --backbone NAME`."""
+variance; MDM on pixels with a text of 32 tokens. Of several resolutions the share of the lowest ones is
+printed, too. To count it for its own data take a recipe, or `ditkit info RECIPE --backbone NAME`."""
 
 BATCH = 16
 MB = 1e6
@@ -46,9 +47,9 @@ class NamedCommand(Section):
     """What a backbone of that name costs, as published for ImageNet."""
 
     size: int | None = None
-    """Side of the image in pixels; as published when not given."""
+    """Side of the image in pixels; as published by default."""
     frames: Annotated[int, Field(ge=1)] | None = None
-    """Of a DiT: as a network of clips of so many frames, a token for each patch of each frame."""
+    """Count a DiT as a network of clips of so many frames, with a token for each patch of each frame."""
     batch: Annotated[int, Field(ge=1)] = BATCH
     """Images, or clips, of a training step."""
     precision: Precision = "auto"
@@ -61,7 +62,7 @@ class RecipeCommand(Recipe):
     """What a recipe costs; every field of it is a flag, --train.precision among them."""
 
     batch: Annotated[int, Field(ge=1)] | None = None
-    """Images of a training step; the recipe's own when not given."""
+    """Images of a training step; the recipe's own by default."""
     modules: bool = False
     """Also a table by module."""
     as_json: Annotated[bool, Called("json")] = False
@@ -179,7 +180,7 @@ def _recipe(command: RecipeCommand) -> Iterator[str]:
 
 
 def _counts(found: Cost, sampled: Cost, undownsampled: Cost | None) -> Iterator[str]:
-    """Of the network as it is trained and as it samples, which for most is the same; with downsampled attention
+    """The counts of the network as it is trained and as it samples, which for most is the same; with downsampled attention
     also what it saves."""
     if sampled.params == found.params:
         yield f"  parameters  {found.params:,}"
@@ -199,7 +200,7 @@ def _counts(found: Cost, sampled: Cost, undownsampled: Cost | None) -> Iterator[
 
 
 def _levels(recipe: Recipe) -> Iterator[str]:
-    """Of a network of several resolutions, what each adds to those inside."""
+    """What each resolution of a network of several adds to those inside."""
     count = len(recipe.backbone.ratios)
     if count == 1:
         return

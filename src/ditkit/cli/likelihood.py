@@ -37,11 +37,11 @@ class LikelihoodCommand(Section):
     splits: tuple[Split, ...] = ("train", "test")
     """Parts of the data."""
     method: Method | None = None
-    """flow: the density of the probability-flow ODE; bound: the variational bound, DDPM's own number. When not
-    given, bound for the ddpm path and flow for others."""
+    """flow: the density of the probability-flow ODE; bound: the variational bound, DDPM's own number. By
+    default bound for the ddpm path and flow for others."""
     steps: Steps | None = None
-    """Steps of the grid: flow takes 100, each two evaluations with their gradients, bound all 1000, when not
-    given."""
+    """Steps of the grid. By default flow takes 100, each of two evaluations with their gradients, and bound
+    all 1000."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Image k takes its noise from seed + k."""
     batch: Annotated[int, Field(ge=1)] = 50

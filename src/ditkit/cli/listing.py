@@ -10,7 +10,7 @@ from ditkit.chosen import settings_of
 from ditkit.cli.parsing import parse
 from ditkit.cli.shapes import Positional
 from ditkit.config import OneOf, Section
-from ditkit.extending import entries
+from ditkit.extending import choices
 from ditkit.files import SNAPSHOTS
 from ditkit.lazy import summary
 from ditkit.studies import STUDIES
@@ -33,10 +33,10 @@ def _backbone(config: BackboneSection) -> str:
     return ", ".join([config.kind, *(f"{name} {getattr(config, name)}" for name in differing)])
 
 
-def _with_settings(entry: Any) -> str:
-    """One line about it, and what it can be given."""
-    settings = ", ".join(settings_of(entry))
-    return summary(entry) + (f" Settings: {settings}." if settings else "")
+def _with_settings(choice: Any) -> str:
+    """One line about it, with its settings."""
+    settings = ", ".join(settings_of(choice))
+    return summary(choice) + (f" Settings: {settings}." if settings else "")
 
 
 ABOUT: dict[str, Callable[[Any], str]] = {
@@ -56,11 +56,11 @@ ABOUT: dict[str, Callable[[Any], str]] = {
     "spacing": summary,
     "diffusion": summary,
     "cache": _with_settings,
-    "features": lambda entry: entry.about,
-    "text-encoder": lambda entry: entry.about,
-    "tracker": lambda entry: entry.about,
+    "features": lambda choice: choice.about,
+    "text-encoder": lambda choice: choice.about,
+    "tracker": lambda choice: choice.about,
 }
-"""Of each registry, one line about an entry."""
+"""Of each registry, one line about a choice."""
 
 PLURALS = {"codec": "codecs", "data": "data", "path": "paths", "loss": "losses", "features": "features"}
 
@@ -69,7 +69,7 @@ def _titles() -> dict[str, Callable[[], dict[str, str]]]:
     """What `ditkit list` shows under each title: name -> one line."""
 
     def shown(what: str) -> dict[str, str]:
-        return {name: ABOUT[what](entry) for name, entry in entries(what).items()}
+        return {name: ABOUT[what](choice) for name, choice in choices(what).items()}
 
     return {
         **{PLURALS.get(what, f"{what}s"): partial(shown, what) for what in ABOUT},

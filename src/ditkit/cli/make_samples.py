@@ -90,8 +90,8 @@ def make_samples(command: SampleCommand) -> None:
 
 
 def _checked(command: SampleCommand, pipeline: Pipeline) -> tuple[int, ...]:
-    """The classes asked for, all of them where none are, (0,) where there are none. InputError for labels or prompts that
-    the model does not take, or lacks."""
+    """The classes to sample: those of --labels, or all of the model's, or (0,) where it has none.
+    InputError for labels or prompts that the model does not take, or lacks."""
     if command.labels and not pipeline.classes:
         raise InputError("--labels: this model was trained without classes; leave it out")
     if command.prompt and not pipeline.recipe.text:
@@ -204,7 +204,7 @@ def check_no_clips(command: SampleCommand) -> None:
 
 
 def beginning(command: SampleCommand, pipeline: Pipeline, size: tuple[int, int] | None) -> Tensor | None:
-    """The frames that clips begin with, uint8 (1, C, F, H, W), where some are given."""
+    """The frames that clips begin with, uint8 (1, C, F, H, W), where there are some."""
     if command.image and command.extend:
         raise InputError("--image and --extend: clips begin with one of them; leave the other out")
     first = command.image or command.extend

@@ -25,7 +25,7 @@ class MeasuredCommand(Section):
     compile: bool = False
     """With blocks compiled; the first calls then take up to minutes."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """Threads of torch; what torch chooses when not given."""
+    """Threads of torch; as many as torch chooses by default."""
     out: Path | None = None
     """Write the record, every time measured included, to this JSON file."""
     replace: bool = False
@@ -50,7 +50,7 @@ def check_record(file: Path | None, replace: bool) -> None:
 
 
 def write(record: dict, file: Path | None) -> None:
-    """The record as JSON, where a file was asked for."""
+    """Write the record as JSON, where --out names a file."""
     if file is not None:
         write_json(file, record)
         print(file)

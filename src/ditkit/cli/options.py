@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def check_writable(folder: Path) -> None:
-    """InputError when `folder` cannot be made or written to; said before the long work, not after."""
+    """InputError when `folder` cannot be made or written to; checked before the long work, not after."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"--out {folder}: {existing} is not a folder that can be written to; give another")
@@ -72,7 +72,7 @@ def lower_levels(recipe: Recipe) -> list[str]:
 
 
 class SolverOptions(SharedRequest):
-    """How to sample, guidance apart; what is not given is as in the recipe."""
+    """How to sample, guidance apart; by default as in the recipe."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     """Image k is made from seed + k, whatever the batch."""
@@ -96,4 +96,4 @@ class SolverOptions(SharedRequest):
 
 
 class SamplingOptions(SolverOptions, GuidanceSettings):
-    """How to sample; what is not given is as in the recipe."""
+    """How to sample; by default as in the recipe."""

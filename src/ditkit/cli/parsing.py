@@ -50,7 +50,7 @@ def parse(target: type[Command], argv: Sequence[str], prog: str, default: Comman
 
 
 def _values(argv: Sequence[str], known: Mapping[str, FieldInfo]) -> dict[str, Any]:
-    """Flag -> what its field is given. InputError for flags that there are not, and words that belong to none."""
+    """Flag -> the value for its field. InputError for flags that there are not, and words that belong to none."""
     if unknown := unknown_flags(argv, known):
         raise InputError(unknown)
     values: dict[str, Any] = {}
@@ -82,7 +82,7 @@ def _values(argv: Sequence[str], known: Mapping[str, FieldInfo]) -> dict[str, An
 
 
 def _positional(words: list[str], known: Mapping[str, FieldInfo]) -> dict[str, Any]:
-    """What is given without a flag. InputError for more than is taken."""
+    """The values without a flag. InputError for more than are taken."""
     names = [flag for flag, field in known.items() if Positional in field.metadata]
     if words and not names:
         raise InputError(f"{words[0]!r} belongs to no flag; leave it out, or write it beside its own")
@@ -97,7 +97,7 @@ def _positional(words: list[str], known: Mapping[str, FieldInfo]) -> dict[str, A
 
 
 def _defaults(target: type[Section]) -> dict[str, Any]:
-    """The values of sections inside, whose fields can be given one by one."""
+    """The values of sections inside, whose fields can be set one by one."""
     return {
         name: field.default.model_dump()
         for name, field in target.model_fields.items()
@@ -106,7 +106,7 @@ def _defaults(target: type[Section]) -> dict[str, Any]:
 
 
 def _place(flag: str, known: Mapping[str, FieldInfo]) -> list[str]:
-    """Of a flag's field among the values: the names of the sections that it is in, and its own."""
+    """Where a flag's field is among the values: the names of the sections that it is in, and its own."""
     *above, name = flag.replace("-", "_").split(".")
     return [*above, "as_json" if any(isinstance(note, Called) for note in known[flag].metadata) else name]
 

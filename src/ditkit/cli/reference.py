@@ -16,7 +16,7 @@ from ditkit.scoring import rulers
 
 
 class ReferenceCommand(Section):
-    """Compute the statistics of a reference, to be given as --reference FILE: mean and covariance of all
+    """Compute the statistics of a reference, for --reference FILE: mean and covariance of all
     its images, in ADM's names, and the features of 10,000 of them."""
 
     data: Annotated[str, Positional]

@@ -21,21 +21,22 @@ class SampleCommand(SamplingOptions, FrameSettings):
     run: Annotated[str, Positional]
     """A run's folder, a snapshot's folder, or the name of a bundled snapshot."""
     labels: tuple[str, ...] = ()
-    """Classes to sample, by name or number, over and over; all of them when not given."""
+    """Classes to sample, by name or number, in turn; all of them by default."""
     prompt: tuple[str, ...] = ()
-    """Texts to sample, over and over, for a model that takes a text."""
+    """Texts to sample, in turn, for a model that takes a text."""
     n: Annotated[int, Field(ge=1)] | None = None
-    """Number of images; 8 of each class, or prompt, when not given (of clips 2), and at most as many as the picture shows."""
+    """Number of images. By default 8 of each class or prompt (2 where they are clips), at most as many as the
+    picture shows."""
     out: Path | None = None
-    """Folder for what is written; samples/NAME when not given, or where that holds other samples samples/NAME-2, -3, ..."""
+    """Folder for what is written. By default samples/NAME, or samples/NAME-2, -3, ... where there are others."""
     replace: bool = False
     """Remove samples of other settings from the folder first."""
     size: str | None = None
-    """Height and width in pixels, 48x96, or 48 for squares; the recipe's when not given. Multiples of the patch."""
+    """Height and width in pixels, 48x96, or 48 for squares; the recipe's by default. Multiples of the patch."""
     image: Path | None = None
     """A picture that clips begin with, for a model trained so."""
     extend: Path | None = None
-    """A clip that is gone on from: a video, GIF or WebP file, or a folder of frames."""
+    """A clip to go on from: a video, GIF or WebP file, or a folder of frames."""
     length: Annotated[int, Field(ge=1)] | None = None
     """Frames altogether: windows of --frames, each beginning with the last --keep frames of the one before."""
     keep: Annotated[int, Field(ge=1)] = 4
@@ -47,10 +48,10 @@ class SampleCommand(SamplingOptions, FrameSettings):
     movie: Literal["gif", "mp4", "webp"] = "gif"
     """Kind of the clips' files; mp4 needs the extra `video`."""
     png: bool = False
-    """Also every image as its own PNG file in the folder's images/, named by number and class; as the grid shows it."""
+    """Also write every image as a PNG file into the folder's images/, named by number and class, as the grid shows it."""
     npz: bool = False
-    """Also samples.npz: arr_0 and the labels; uint8 (N, H, W, C), what ADM's evaluator reads, or of data arrays with a
-    range float32 in that range, its axes as the data's."""
+    """Also write samples.npz with arr_0 and the labels: uint8 (N, H, W, C), as ADM's evaluator reads it; for data
+    arrays with a range float32 in that range, with the data's axes."""
 
 
 def run(argv: list[str]) -> None:

@@ -151,7 +151,7 @@ def draw_sheet(
 
 
 def keep_all(pipeline: Pipeline, folder: SampleFolder, labels: Tensor | None) -> None:
-    """samples.npz, where it is asked for and not there."""
+    """Write samples.npz, where it is wanted and not there yet."""
     batches = folder.all()
     if batches is None:
         return

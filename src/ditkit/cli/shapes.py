@@ -14,7 +14,7 @@ from ditkit.config import OneOf, SomeOf
 
 
 class Positional:
-    """Marks a field that is given without a flag."""
+    """Marks a field whose value comes without a flag."""
 
 
 class Called(NamedTuple):
@@ -37,7 +37,7 @@ class Shape(NamedTuple):
     alone: bool = False
 
     def value(self, words: Sequence[str]) -> Any:
-        """What the section is given for these words."""
+        """The value of the section's field for these words."""
         known = {str(literal): literal for literal in self.literals}
         values = [known.get(word, word) for word in words]
         return values[0] if (self.words == 1 or (self.alone and len(values) == 1)) else values

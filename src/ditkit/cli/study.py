@@ -26,13 +26,13 @@ class StudyCommand(Section):
     name: Annotated[str, Positional]
     """The study, as in `ditkit list studies`."""
     cells: tuple[str, ...] = ()
-    """Only these cells; all when not given."""
+    """Only these cells; all by default."""
     draw: bool = False
     """Run nothing: only write table and figures of the cells that are there."""
     out: Path | None = None
-    """Folder of the cells' records, the table and the figures; studies/NAME when not given."""
+    """Folder of the cells' records, the table and the figures; studies/NAME by default."""
     runs: Path | None = None
-    """Folder of the trainings; runs/studies/NAME when not given."""
+    """Folder of the trainings; runs/studies/NAME by default."""
     compile: Compile = "auto"
     """Compile the networks, all of them, so that their times can be compared; auto: where a compiler works."""
     device: DeviceName = "auto"

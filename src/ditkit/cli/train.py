@@ -49,10 +49,10 @@ Flags = TypeVar("Flags", bound=RecipeFlags)
 
 
 class TrainCommand(RecipeFlags):
-    """Train a recipe; given again, the same command resumes it. Every field of the recipe is a flag."""
+    """Train a recipe. Run again, the same command resumes it. Every field of the recipe is a flag."""
 
     out: Path | None = None
-    """The run's folder; runs/NAME when not given."""
+    """The run's folder; runs/NAME by default."""
     init: str | None = None
     """Start from another run or snapshot: its classes, size or data may differ; what did not fit is printed."""
     init_inner: str | None = None

@@ -30,12 +30,12 @@ DIR is a folder of diffusers'; every flag: ditkit train-codec DATA --help"""
 
 
 class TrainCodecCommand(CodecRecipe):
-    """Train an autoencoder; given again, the same command resumes it."""
+    """Train an autoencoder. Run again, the same command resumes it."""
 
     out: Path | None = None
-    """The autoencoder's folder; to be given."""
+    """The autoencoder's folder; required."""
     features: str | None = None
-    """Network for the Fréchet distance, as in `ditkit eval`; the data's own classifier when not given."""
+    """Network for the Fréchet distance, as in `ditkit eval`; the data's own classifier by default."""
     n: Annotated[int, Field(ge=2)] = 2000
     """Held-out images to reconstruct."""
     device: DeviceName = "auto"

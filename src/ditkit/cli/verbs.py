@@ -26,7 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 
 PLUGINS: list[str] = []
-"""Modules of the user's own that this command was given, which the commands that it prints need too."""
+"""Modules of the user's own that this command loads; the commands that it prints need them, too."""
 
 WITH_SECTIONS = ("train", "train-codec", "encode", "info", "classifier")
 """Verbs that have a recipe's flags, --data.size and the like."""

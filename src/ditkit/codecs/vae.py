@@ -53,7 +53,7 @@ class LatentShape(NamedTuple):
 
 
 def latent_shape(config: Any) -> LatentShape:
-    """Of a diffusers autoencoder's configuration; KeyError where it says them otherwise."""
+    """The shape of the latents by a diffusers autoencoder's configuration; KeyError where it has other keys."""
     if "z_dim" in config:  # Wan's words
         return LatentShape(config["z_dim"], config["scale_factor_spatial"], config["scale_factor_temporal"])
     downsampling = 2 ** (len(config["block_out_channels"]) - 1)
@@ -62,7 +62,7 @@ def latent_shape(config: Any) -> LatentShape:
 
 
 def own_factors(config: Any) -> tuple[Factors, Factors]:
-    """Shift and scale that an AutoencoderKL's configuration asks for.
+    """Shift and scale of an AutoencoderKL's configuration.
 
     diffusers: scaling_factor, about shift_factor (SD 3, Flux) or, per channel, latents_mean and latents_std.
     """
@@ -133,7 +133,12 @@ class VaeConfig(CodecSection):
             found = parse_json((folder / CONFIG).read_bytes())
             shape = latent_shape(found)
             shift, scale = own_factors({"scaling_factor": 0.18215} | found)
-        except (OSError, ValueError, KeyError, TypeError):  # elsewhere or damaged, which loading it will tell
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # elsewhere or damaged, which loading it will report
             if self.id in STABLE_DIFFUSION:
                 shift, scale = 0.0, 0.18215
         known = {**shape._asdict(), "shift": shift, "scale": scale}
@@ -144,7 +149,7 @@ class VaeConfig(CodecSection):
 
 class Vae:
     """Images (B, C, H, W) to latents (B, channels, H/8, W/8) and back, clips (B, C, F, H, W) to those of their
-    frames; grey images become RGB where the autoencoder asks for it."""
+    frames; grey images become RGB where the autoencoder needs it."""
 
     random = True
 
@@ -298,7 +303,7 @@ class Vae:
         ]
 
     def _in_parts(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-        """The function of all rows, `config.batch` at a time, as float32. An autoencoder of images is given each frame of a
+        """The function of all rows, `config.batch` at a time, as float32. An autoencoder of images takes each frame of a
         clip as one, one of clips an image as a clip of one frame."""
         if rows.ndim == 5 and not self.frame_downsampling:
             frames = self._in_parts(function, rows.transpose(1, 2).flatten(0, 1))

@@ -21,7 +21,7 @@ class Published(NamedTuple):
     """What a named network was published for."""
 
     size: int = 256
-    """Of the images, in pixels."""
+    """The side of the images, in pixels."""
     channels: int = 4
     downsampling: int = 8
     """Pixels of the image along one of the state's."""

@@ -38,7 +38,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Memory:
-    """Of a training step, in bytes."""
+    """The memory of a training step, in bytes."""
 
     weights: int
     gradients: int
@@ -67,7 +67,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a network at one size of its state. `ditkit.cost(name)` and `count_cost` make it."""
+    """The cost of a network at one size of its state. `ditkit.cost(name)` and `count_cost` make it."""
 
     params: int
     """Trainable parameters."""

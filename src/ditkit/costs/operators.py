@@ -86,13 +86,13 @@ class Keeping(torch.autograd.graph.saved_tensors_hooks):
 
 
 class Inputs(NamedTuple):
-    """What a network is asked with."""
+    """The inputs that a network is evaluated with."""
 
     state: tuple[int, ...]
     """(C, H, W), or of a clip (C, F, H, W)."""
     labelled: bool
     words: int = 0
-    """Tokens of a text, for a network that is told one."""
+    """Tokens of a text, for a network that reads one."""
 
     def make(
         self, net: nn.Module, batch: int, device: torch.device

@@ -57,7 +57,7 @@ DATA: dict[str, DataSection] = {
     "moving-digits": MovingDigits(),
     "video": VideoFolder(),
 }
-"""By name. One of one's own is another entry, a section whose `open` gives the images (`ditkit.register`)."""
+"""By name. One of one's own is one more, a section whose `open` gives the images (`ditkit.register`)."""
 
 DataConfig = Annotated[DataSection, KindOf(DATA)]
 

@@ -21,7 +21,7 @@ BLOCK = 1 << 26  # bytes of an array that are looked at at once
 
 
 def pick_images(arrays: dict[str, StoredArray], name: str | None) -> StoredArray:
-    """The array of images among those of a file: the one asked for, the one with a usual name, or the only one that
+    """The array of images among those of a file: the one called `name`, the one with a usual name, or the only one that
     has three or four axes. InputError, naming what there is, where that is not one."""
     if name is not None and name in arrays:
         return arrays[name]
@@ -36,8 +36,8 @@ def pick_images(arrays: dict[str, StoredArray], name: str | None) -> StoredArray
 
 
 def pick_labels(arrays: dict[str, StoredArray], count: int, name: str | None) -> StoredArray | None:
-    """The array of labels beside `count` images: the one asked for, or that of a usual name which can be labels; None
-    without one. InputError, naming what there is, where the one asked for is not there, or two can be."""
+    """The array of labels beside `count` images: the one called `name`, or that of a usual name which can be labels; None
+    without one. InputError, naming what there is, where that name is not there, or two can be."""
     if name is not None and name in arrays:
         return arrays[name]
     path = next(iter(arrays.values())).path
@@ -61,8 +61,8 @@ def read_labels(array: StoredArray) -> np.ndarray:
 
 
 def find_layout(array: StoredArray, layout: Layout) -> Layout:
-    """Which axes the array of images has. Where it is not said, channels are the axis that is shorter than both others.
-    InputError for an array that holds no images, or whose channels are not to be told from the rest."""
+    """Which axes the array of images has. Where `layout` is auto, channels are the axis that is shorter than both others.
+    InputError for an array that holds no images, or whose channels cannot be distinguished from the other axes."""
     shape, kind = array.shape, array.dtype.kind
     if array.dtype.hasobject:
         raise InputError(f"{array} holds pickled objects, which are never read; save an array of numbers")
@@ -115,7 +115,7 @@ def to_signed(values: np.ndarray, bounds: Bounds) -> np.ndarray:
 
 
 class Extent(NamedTuple):
-    """Of an array's values."""
+    """The range of an array's values."""
 
     low: float
     """The smallest that is finite; infinity when none is."""
@@ -133,7 +133,7 @@ _contents: dict[tuple, str] = {}
 
 
 def _as_it_is(file: Path) -> tuple:
-    """What tells a file from what it was before."""
+    """What changes when a file does."""
     about = file.stat()
     return file.resolve(), about.st_mtime_ns, about.st_size
 
@@ -147,7 +147,7 @@ def content(file: Path) -> str:
 
 
 def extent(array: StoredArray) -> Extent:
-    """Of all values of the array, read block by block."""
+    """The range of all values of the array, read block by block."""
     key = (*_as_it_is(array.path), array.name)
     if key not in _extents:
         low, high, infinite, image = np.inf, -np.inf, 0, len(array)

@@ -32,7 +32,7 @@ def in_memory(
     config: DataSection,
     boxes: np.ndarray | None = None,
 ) -> Arrays:
-    """Grey uint8 images (N, H, W) with their labels (N,), at the size and channels asked for; native ones as they
+    """Grey uint8 images (N, H, W) with their labels (N,), at the section's size and channels; native ones as they
     are, of which with `boxes` (N, 4) only these parts are shown."""
     images = torch.from_numpy(pixels)[:, None]  # (N, 1, H, W)
     targets = torch.from_numpy(labels.astype(np.int64))

@@ -1,4 +1,4 @@
-"""What a training step is given."""
+"""What a training step takes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Batch:
     groups: tuple[Batch, ...] = ()
     """Of images that are packed: each size's, without labels and captions, which are here."""
     draws: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the training draws for each image, by the name of the stream, (B, ...); empty where nobody asked."""
+    """What the training draws for each image, by the name of the stream, (B, ...); empty where nothing needs it."""
 
     @property
     def encodable(self) -> Tensor:

@@ -2,7 +2,7 @@
 
     Encoded = a store of compressed images + what one pass found out of each + the pixels it kept (prepared.py)
 
-Without kept pixels an image is decoded each time it is asked for.
+Without kept pixels an image is decoded each time it is read.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class EncodedSection(DataSection):
 
     held_out: HeldOut | None = None
     """Share of the images kept for validation and scores, by a hash of each file's bytes: copies stay together, and
-    added files move no other. Not given: as the run has it; 0.02 of a new run's own files."""
+    added files move no other. By default as the run has it, 0.02 for a new run's own files."""
     check: bool = True
     """Decode every image once at the start, to leave out those that are broken; prepared images were."""
     cache: Literal["auto", "off"] | Path = "auto"

@@ -27,7 +27,7 @@ def scan(folder: Path, order: Order = "natural", beside: frozenset[str] = frozen
     """The image files of a folder.
 
     Each directory with images somewhere below it is a class, labelled in `order`; images right in the folder and none
-    below make it unlabelled. Hidden entries are passed over. Files without an ending are read by their content, those
+    below make it unlabelled. Hidden files are passed over. Files without an ending are read by their content, those
     whose ending Pillow does not know are counted, but for endings of what belongs `beside` images. InputError when there is
     no such folder, no image in it, or images both beside and inside directories.
     """
@@ -82,7 +82,7 @@ class Folder(EncodedSection):
     """Your own image files: one folder per class, or one folder of images without classes.
 
     Deeper folders belong to the class they are in. Broken images are left out and named, and so are those
-    without a caption where captions are asked for.
+    without a caption where captions are needed.
     """
 
     own: ClassVar[bool] = True
@@ -90,8 +90,8 @@ class Folder(EncodedSection):
     path: Path | None = None
     """The folder."""
     order: Order | None = None
-    """Order of classes and files: natural, 2 before 10, or plain, by characters. Not given: as the run has it, natural
-    for a new one."""
+    """Order of classes and files: natural, 2 before 10, or plain, by characters. By default as the run has it,
+    natural for a new one."""
     caption_column: str | None = None
     """Column of the folder's metadata.jsonl, .csv or .parquet with the captions, or txt: a .txt file beside each image."""
 

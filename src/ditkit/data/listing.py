@@ -81,7 +81,7 @@ KEYS: dict[Order, Callable[[str], Any]] = {"natural": natural, "plain": str}
 
 
 def levels(folder: Path, what: str, order: Order = "natural") -> Iterator[Level]:
-    """Every directory of a folder, the folder first, in order. Hidden entries are passed over; a directory that several
+    """Every directory of a folder, the folder first, in order. Hidden files are passed over; a directory that several
     links lead to is visited once. InputError when there is no such folder of `what`, or a directory cannot be listed."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; `data.path` DIR names the folder of {what}")
@@ -130,7 +130,7 @@ def is_image(path: Path) -> bool:
     try:
         with Image.open(path):
             return True
-    except Exception:  # not an image, not readable, or too large to look at without being asked
+    except Exception:  # not an image, not readable, or too large to look at unless a flag allows it
         return False
 
 

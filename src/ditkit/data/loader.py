@@ -201,7 +201,7 @@ class Stream(Dataset):
         return self.__getitems__([n])
 
     def __getitems__(self, counters: Sequence[int]) -> Batch:
-        """The images of these counters; DataLoader asks for a whole batch at once, which has one size or is packed."""
+        """The images of these counters; DataLoader takes a whole batch at once, which has one size or is packed."""
         positions = [self.position(n) for n in counters]
         label = None if self._source.labels is None else self._source.labels[positions]
         captions = self._source.captions

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Arrays(Source):
-    """Images held in memory: uint8 (N, C, H, W), with int64 labels (N,) or None and captions (N,) or None.
+    """Images kept in memory: uint8 (N, C, H, W), with int64 labels (N,) or None and captions (N,) or None.
 
     With `boxes`, int64 (N, 4), an image is only what lies in its (left, top, right, bottom), so that images of
-    unequal sizes are held, too. `native` says that each is read at its own size, cut as images of at most native² pixels.
+    unequal sizes are kept, too. `native` says that each is read at its own size, cut as images of at most native² pixels.
     """
 
     def __init__(

@@ -75,7 +75,7 @@ def _rising(speed: tuple[float, float]) -> tuple[float, float]:
 class MovingDigits(ClipSection):
     """Clips of handwritten digits or clothes that move in straight lines and bounce off the borders, with captions.
 
-    Made when asked for, from scikit-learn's digits or Fashion-MNIST: no download. The test part has images that no
+    Made when they are read, from scikit-learn's digits or Fashion-MNIST: no download. The test part has images that no
     training clip has.
     """
 

@@ -4,7 +4,7 @@
 
 8-bit values are pixels, 0 to 255, and stay so. Of all others the range is stated, whose ends become -1 and 1, and they
 are never rounded to 8 bits. Nothing is resized. How files are read: array_files.py; what their arrays mean:
-array_values.py. Small data sets that are held in memory: arrays.py.
+array_values.py. Small data sets that are kept in memory: arrays.py.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class Numbers(Source):
-    """The images of stored arrays, read when they are asked for."""
+    """The images of stored arrays, read when they are needed."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class ArrayFiles(DataSection):
     range: Bounds | None = None
     """Lowest and highest value, which become -1 and 1; needed for all but 8-bit values."""
     names: tuple[str, ...] | None = None
-    """Of the classes, in the order of their numbers; the numbers when not given."""
+    """Names of the classes, in the order of their numbers; by default the numbers."""
     size: Annotated[int, Field(ge=0)] = 0
     """Height in pixels, to be checked. 0: as the array has it."""
     width: Annotated[int, Field(ge=0)] = 0

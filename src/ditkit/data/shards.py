@@ -3,7 +3,7 @@
 A member's key is its path up to the first dot of its name, and what follows the dot says what it is
 (github.com/webdataset/webdataset). Shards are read by index, not as a stream: the headers are walked once,
 samples are numbered in the order of the shards' names and of their members, and an image is read from its
-place in the file when asked for. So order and resumption are those of every other source.
+place in the file when it is needed. So order and resumption are those of every other source.
 
 Differs: Python's own tarfile, because the package `webdataset` streams; it shuffles within a buffer.
 """
@@ -49,7 +49,7 @@ class Sample(NamedTuple):
 
 
 def find_shards(path: Path) -> list[Path]:
-    """The .tar files of a folder by name, or the one file given; InputError when there is none."""
+    """The .tar files of a folder by name, or the one file; InputError when there is none."""
     shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
     if not shards or not shards[0].is_file():
         raise InputError(f"{path}: no .tar file; `data.path` names one or a folder of them")

@@ -80,7 +80,7 @@ class Source(ABC):
     """
 
     names: tuple[str, ...] = ()
-    """Of the classes, in the order of their labels; () when unlabelled."""
+    """The names of the classes, in the order of their labels; () when unlabelled."""
     labels: Tensor | None = None
     """int64 (N,); None when unlabelled."""
     captions: Sequence[str] | None = None
@@ -137,7 +137,7 @@ class DataSection(Section):
     resizes: ClassVar[bool] = True
     """Whether images are made of `size`; otherwise they have the size that they have."""
     captioned: ClassVar[bool | None] = None
-    """Whether images have captions; None where only opening them tells."""
+    """Whether images have captions; None where only opening them shows it."""
     kind: str
     size: Size = 256
     aspect: Literal["square", "native"] = "square"
@@ -153,7 +153,7 @@ class DataSection(Section):
     names: tuple[str, ...] | None = None
     """Names of the classes, in the order of their labels; recorded when the data is opened."""
     content: str | None = None
-    """Hash of which files there were and what was in them; recorded when the data is opened."""
+    """Hash of the files' names and contents; recorded when the data is opened."""
     changed: Literal["refuse", "accept"] = "refuse"
     """accept: go on with a run although its images or the names of its classes have changed, and record it."""
 

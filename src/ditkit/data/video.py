@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 def read_movie(path: Path, channels: int = 3) -> tuple[Tensor, float | None]:
     """(clip, frames a second) of any movie or image: uint8 (channels, F, H, W) at the size it has.
 
-    The rate is None when nothing tells it: one frame, a folder of frames, uneven times. InputError, naming the
+    The rate is None where it is unknown: one frame, a folder of frames, uneven times. InputError, naming the
     path, when it cannot be read.
     """
     try:
@@ -117,7 +117,7 @@ class VideoFolder(ClipSection):
 
     What is broken, has no frames or too few, only sound, or, unless `fps` resamples it, uneven times is left out and
     named with the reason; so are still images (movies of one frame), and what lacks a caption where captions are
-    asked for.
+    needed.
     """
 
     own: ClassVar[bool] = True
@@ -125,11 +125,11 @@ class VideoFolder(ClipSection):
     path: Path | None = None
     """The folder."""
     order: Order | None = None
-    """Order of classes and movies: natural, 2 before 10, or plain, by characters. Not given: as the run has it, natural
-    for a new one."""
+    """Order of classes and movies: natural, 2 before 10, or plain, by characters. By default as the run has it,
+    natural for a new one."""
     held_out: HeldOut | None = None
-    """Share of the movies kept for validation and scores, by a hash of each one's bytes. Not given: as the run has it;
-    0.02 of a new run's."""
+    """Share of the movies kept for validation and scores, by a hash of each one's bytes. By default as the run has it,
+    0.02 for a new run."""
     fps: float | None = Field(default=None, gt=0)
     """Frames a second: of each movie those nearest to these times are taken. None: its own frames. A folder of
     frames has no times and is taken to be at this rate."""
@@ -172,7 +172,7 @@ class VideoFolder(ClipSection):
 
 
 class Videos(Clips):
-    """The movies of one part of a folder that give clips, decoded each time they are asked for."""
+    """The movies of one part of a folder that give clips, decoded each time they are read."""
 
     decodes = True
     _config: VideoFolder

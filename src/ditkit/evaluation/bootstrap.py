@@ -5,7 +5,7 @@ the difference of their values has its own, often smaller, error:
 
     (frechet_resamples(ours, reference) - frechet_resamples(theirs, reference)).std()
 
-What is resampled is the images of one set; the reference, the network and the trained weights are held
+What is resampled is the images of one set; the reference, the network and the trained weights are
 fixed. Another training seed can move a value further than another draw of images.
 """
 

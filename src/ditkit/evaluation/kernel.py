@@ -34,7 +34,7 @@ def kernel_distance(
     a: Tensor, b: Tensor, *, subsets: int = 100, size: int = 1_000, seed: int = 2020
 ) -> KernelDistance:
     """KID of feature vectors (M, D) and (N, D), over `subsets` pairs of subsets of `size` or, where a set
-    is smaller, all its images. Products in the dtype given, sums in float64.
+    is smaller, all its images. Products in their own dtype, sums in float64.
 
     InputError when the numbers of features differ or a set has fewer than two vectors.
     """

@@ -112,7 +112,7 @@ def distances_of_pairs(a: Tensor, b: Tensor, rows: Tensor, columns: Tensor) -> T
 
 
 class _Pairs:
-    """The squared distances between points (M, D) and (N, D): bounds of all of them, and values where asked."""
+    """The squared distances between points (M, D) and (N, D): bounds of all of them, and values where they are needed."""
 
     def __init__(self, a: Tensor, b: Tensor) -> None:
         self.a, self.b, self.centre = a, b, b.mean(dim=0)

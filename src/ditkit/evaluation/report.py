@@ -28,15 +28,15 @@ class LabelScores(Section):
     """Readings by a network that knows the data's classes."""
 
     accuracy: float | None
-    """Share of the images that are read as the label asked for; None without labels."""
+    """Share of the images that are read as their own label; None without labels."""
     class_accuracy: list[float | None] | None
-    """The same per class; None for a class that was never asked for."""
+    """The same per class; None for a class without images."""
     asked: list[int] | None
-    """Images asked for, per class; None without labels."""
+    """Images by their label, per class; None without labels."""
     read: list[int]
     """Images read as each class: the balance of the set."""
     mistakes: list[tuple[int, int, int]]
-    """The most frequent ones as (asked, read, images), the worst first."""
+    """The most frequent ones as (label, class read, images), the worst first."""
 
 
 class Scores(Section):
@@ -69,7 +69,7 @@ class Scores(Section):
     authenticity: float | None = None
     """Share of samples that are not copies of training images, where the features of all of these are at hand."""
     retrieval: float | None = None
-    """Share of samples that are told by their own caption among 20."""
+    """Share of samples whose own caption is the nearest of 20."""
     labels: LabelScores | None
     """Where the network reads the data's classes."""
     warnings: list[str]
@@ -84,7 +84,7 @@ class Report(Section):
     images_hash: str
     """Names the images, whatever their order."""
     scores: list[Scores]
-    """By network, in the order asked for."""
+    """By network, in the order of the command."""
     protocol: dict[str, Any]
     """What the caller knows: seeds, sampler, steps, NFE, guidance, precision, device, commit, versions."""
 

@@ -41,9 +41,9 @@ class Statistics:
     """64 hex digits that name the images, whatever their order (`digest_of`), or the SHA-256 of the file
     that these statistics were read from where the images are not known."""
     moments: Moments | Gaussian
-    """Of the pooled features; `Gaussian` when read from a file of mean and covariance."""
+    """The moments of the pooled features; `Gaussian` when read from a file of mean and covariance."""
     spatial: Moments | Gaussian | None
-    """Of the spatial features, where the network has any."""
+    """Those of the spatial features, where the network has any."""
     rows: Tensor
     """(R, D), float32: pooled features of all images, or of `keep` of them."""
     index: Tensor
@@ -53,7 +53,7 @@ class Statistics:
     scores: ScoreSums | None
     """Sums for the Inception Score, where the network has logits."""
     confusion: Tensor | None
-    """(K, K), int64: images by label asked for and class read; zeros without labels. None where the
+    """(K, K), int64: images by label and class read; zeros without labels. None where the
     network does not read the data's labels."""
     read: Tensor | None
     """(K,), int64: images by class read; None as above."""
@@ -212,7 +212,7 @@ def _labels(labels: Tensor | None, count: int, network: FeatureNetwork) -> Tenso
 
 
 def _part(rows: dict[str, Tensor], first: int, network: FeatureNetwork, keep: int) -> Statistics:
-    """The statistics of a few thousand consecutive images, given row by row."""
+    """The statistics of a few thousand consecutive images, from their rows."""
     pooled = rows["pooled"]
     index, kept = _kept(torch.arange(first, first + len(pooled)), pooled.float(), keep)
     confusion = read = None

@@ -1,4 +1,4 @@
-"""The guidance that a request asks of a model, and what can be wrong with it."""
+"""The guidance of a request, and what can be wrong with it."""
 
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ def guided(
     weak: "Pipeline | None",
     layout: Layout,
 ) -> Denoiser:
-    """With the guidance that is asked for."""
+    """The denoiser with the guidance of the request."""
     recipe, scales = pipeline.recipe, solver.level_guidance
     conditional = pipeline.classes or recipe.text
     if not conditional and request.guidance not in (None, 1) and not weak:
@@ -70,7 +70,7 @@ def _check_weak(pipeline: "Pipeline", weak: "Pipeline") -> None:
 
 
 def bounded(pipeline: "Pipeline", solver: SamplingConfig, denoise: Denoiser) -> Denoiser:
-    """With the estimate of clean pixels kept in bounds, where that is asked for."""
+    """The denoiser with its estimate of clean pixels kept in bounds, where the settings say so."""
     if not solver.threshold:
         return denoise
     if not pipeline.recipe.codec.pixels:

@@ -60,7 +60,7 @@ def _encoded_frames(pipeline: "Pipeline", frames: Tensor, name: str, like: Tenso
 
 
 def check_lower(pipeline: "Pipeline", lower: "Pipeline | None", noise: float) -> None:
-    """InputError unless the model of the lower levels fits, and is there exactly for a model that is given them."""
+    """InputError unless the model of the lower levels fits, and is there exactly where the model needs one."""
     most = pipeline.transport.cascade
     if (lower is not None) != (most is not None):
         raise InputError(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ditkit.pipeline import Pipeline
 
 LARGEST = 1e8
-"""Of a sampled state's numbers: images are about 1, and what even an untrained network makes stays below."""
+"""The largest number in a sampled state: images are about 1, and even an untrained network stays below."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Plan:
     known: Known | None
     """The parts of states that are not sampled."""
     purpose: Purpose
-    """Of the noise (`randomness`)."""
+    """The purpose of the noise (`randomness`)."""
     decode: Callable[[Tensor], Tensor]
 
     @property
     def evaluations(self) -> int | None:
-        """Of the network for an image, a guided one counted once; None where the solver decides."""
+        """How often the network is evaluated for an image, a guided evaluation counted once; None where the solver decides."""
         return self.solver.nfe(self.grid, self.pipeline.transport)
 
     @property
@@ -76,7 +76,7 @@ class Plan:
         evaluated: Callable[[int], None] | None = None,
         after: Callable[[Step, Tensor], None] | None = None,
     ) -> Iterator[Tensor]:
-        """A batch at a time, (B, C, H, W), on the CPU, each made when it is asked for; the rest as of `states`."""
+        """A batch at a time, (B, C, H, W), on the CPU, each made when the iterator reaches it; the rest as of `states`."""
         return (self.decode(state).cpu() for state in self.states(progress, evaluated, after))
 
     @torch.no_grad()

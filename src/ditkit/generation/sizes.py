@@ -19,7 +19,7 @@ PIXELS = (0.0, 255.0)  # the range of 8-bit data
 
 
 def state_layout(pipeline: "Pipeline", request: SamplingRequest) -> Layout:
-    """Of states of the size and length asked for. InputError where the network does not take it."""
+    """The layout of states of the request's size and length. InputError where the network does not take it."""
     size, frames = request.size, request.frames
     length, own = pipeline.recipe.data.shape[:-2], pipeline.recipe.data.shape[-2:]
     if frames is not None and not length:
@@ -36,7 +36,7 @@ def state_layout(pipeline: "Pipeline", request: SamplingRequest) -> Layout:
 
 
 def decoder(pipeline: "Pipeline", request: SamplingRequest) -> Callable[[Tensor], Tensor]:
-    """States to images of the levels asked for, uint8 or numbers. InputError for levels that the model does not have."""
+    """From states to images of the request's levels, uint8 or numbers. InputError for levels that the model does not have."""
     if not request.numbers:
         return _reader(pipeline, request.levels, numbers=False)
     values, bounds = _reader(pipeline, request.levels, numbers=True), pipeline.recipe.data.bounds or PIXELS

@@ -1,7 +1,7 @@
 """The released DiT's and SiT's files (facebookresearch/DiT, willisma/SiT): their names <-> ours.
 
 A file is a bare state dict, or a training checkpoint with `ema`, `model`, `opt` and `args`. Both families
-have one set of names and shapes; they differ in what the network is told and in what it means:
+have one set of names and shapes; they differ in what the network reads and in what its output means:
 
     DiT  reads the index i, t = (i + 1)/1000; predicts noise and, in as many channels again, the variance
     SiT  reads its own time 1 - t; predicts data - noise, minus our velocity; channels beyond those of the
@@ -226,7 +226,7 @@ def _sit_transport(path: Path, arguments: Mapping[str, Any]) -> Transport:
     """As the training arguments say; the released weights, which carry none, are Linear and velocity."""
     predict = str(arguments.get("prediction", "velocity"))
     values = {"path": str(arguments.get("path_type", "Linear")).lower(), "predict": predict}
-    if predict != "velocity":  # whose loss their code does not weight, whatever it is told
+    if predict != "velocity":  # whose loss their code does not weight, whatever its arguments say
         values["weighting"] = str(arguments.get("loss_weight")).lower()
     return Transport.recorded(values, f"{path}: its training arguments")
 

@@ -81,7 +81,7 @@ class _Attention(nn.Module):
 class GridAttention(_Attention):
     """Every token to every token: (B, H, W, width) -> (B, H, W, width).
 
-    `positions` turn queries and keys where they are given (`nn/rotary.py`). One projection gives queries, keys
+    `positions`, where there are some, turn queries and keys (`nn/rotary.py`). One projection gives queries, keys
     and values, in that order, each head-major.
     """
 

@@ -1,4 +1,4 @@
-"""What a network is told besides the image: the time, the label, the size, and where each token is."""
+"""What a network reads besides the image: the time, the label, the size, and where each token is."""
 
 import math
 from functools import lru_cache
@@ -72,8 +72,8 @@ class SideBySide(nn.ModuleList):
 class SizeEmbedding(nn.Module):
     """How many tokens there are along each of `axes` axes, a vector that starts at zero: (B, axes) -> (B, width).
 
-    Read as log2 of the count, so that doubling is one step anywhere. What SDXL is told of an image's size (Podell et
-    al., 2023), of the grid itself.
+    Read as log2 of the count, so that doubling is one step anywhere. As SDXL's condition on an image's size (Podell et
+    al., 2023), but of the grid itself.
 
     Differs: the vector has unit size and a gain, so it grows by the learning rate a step and no faster. Of counts that
     hardly vary the two layers below are a bias whose every weight moves the same way: without the gain their output

@@ -26,7 +26,7 @@ class Axis(NamedTuple):
     start: float = 0.0
     step: float = 1.0
     base: float = BASE
-    """Of the frequencies."""
+    """The base of the frequencies."""
 
 
 def axis(count: int, trained: int, extrapolation: Extrapolation, channels: float) -> Axis:

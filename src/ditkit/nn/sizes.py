@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ditkit.errors import InputError
 
 GROUPS = 8
-"""Of the group norms of a convolutional network."""
+"""The groups of a convolutional network's norms."""
 MDM_GROUPS = 32
 """The same of Matryoshka Diffusion's."""
 

@@ -1,4 +1,4 @@
-"""What a network makes of a text: tokens to attend to, and one vector to be told beside time and label.
+"""What a network makes of a text: tokens to attend to, and one vector beside those of time and label.
 
 A text is what a frozen encoder gives (`ditkit.text`): in cond "text" (B, M, dim), "text_mask" (B, M), true where
 there is a token, at least one in a row, and "text_pooled" (B, dim).
@@ -38,7 +38,7 @@ class TextReader(nn.Module):
 
     @abstractmethod
     def null(self, cond: Cond) -> Cond:
-        """Of the keys that are used, "unknown"."""
+        """The keys of cond that are used, with "unknown" as their values."""
 
     def checked(self, cond: Cond, key: str) -> Tensor:
         """InputError where it is not there or of another encoder."""
@@ -77,7 +77,7 @@ class TextEmbedding(TextReader):
         return vector, words
 
     def null(self, cond: Cond) -> Cond:
-        """Of the keys that are used, "unknown": one learned token, and a learned vector."""
+        """The keys of cond that are used, with "unknown" as their values: one learned token, and a learned vector."""
         empty = {}
         if self.null_token is not None:
             tokens, mask = self.checked(cond, TOKENS), self.checked(cond, MASK)

@@ -51,7 +51,7 @@ class Seen:
     """What the blocks that the term names gave, (B, L, D) or of clips (B, F, L, D)."""
 
     def cond_at(self, t: Tensor) -> Cond:
-        """The conditions of a network that is asked at times t, (B,) or (B, K): with the numbers that it reads there."""
+        """The conditions of a network that is evaluated at times t, (B,) or (B, K): with the numbers that it reads there."""
         read = self.transport.learning.reads(t, At())
         return self.cond | {name: sent(value, self.x0.device) for name, value in read.items()}
 
@@ -85,7 +85,7 @@ class Term(nn.Module):
 def two_blocks(
     net: Backbone, early: tuple[str, int], late: tuple[str, int], shares: tuple[float, float]
 ) -> tuple[int, int]:
-    """The numbers of an early and a late block, each given as (name, number); -1 stands for a share of the depth. InputError
+    """The numbers of an early and a late block, each as (name, number); -1 stands for a share of the depth. InputError
     unless the one is before the other."""
     depth = len(net.blocks)
     first, second = (

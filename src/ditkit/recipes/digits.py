@@ -10,7 +10,7 @@ from ditkit.transports import Transport
 def digits() -> Recipe:
     """scikit-learn's 1,797 real digits, inside its wheel.
 
-    Command: ditkit demo, or ditkit train digits. Expect of 1,000 samples: 99.7 % read as the class asked for, Fréchet
+    Command: ditkit demo, or ditkit train digits. Expect of 1,000 samples: 99.7 % read as their class, Fréchet
     distance 0.7 (docs/results.md). Float32: products this small are slower in bf16.
     """
     return Recipe(

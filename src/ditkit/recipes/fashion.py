@@ -26,7 +26,7 @@ def fashion_sit() -> Recipe:
     """Linear interpolant, velocity prediction, sampled by AB2 with 15 evaluations.
 
     Command: ditkit train fashion-sit. Cost: half an hour of one CPU core with AMX. Expect of 1,000 samples:
-    Fréchet distance 1.1 to 1.2, 93 % read as the class asked for (docs/results.md).
+    Fréchet distance 1.1 to 1.2, 93 % read as their class (docs/results.md).
     """
     return Recipe(
         name="fashion-sit",
@@ -42,7 +42,7 @@ def fashion_dit() -> Recipe:
     """DiT's diffusion: 1,000 linear betas, noise prediction, learned variance, 50 ancestral evaluations.
 
     Command: ditkit train fashion-dit. Cost: as fashion-sit. Expect of 2,000 samples: Fréchet distance 3.5,
-    87 % read as the class asked for (docs/results.md).
+    87 % read as their class (docs/results.md).
     """
     return Recipe(
         name="fashion-dit",

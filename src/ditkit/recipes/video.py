@@ -12,12 +12,12 @@ from ditkit.transports import Transport
 def moving_digits() -> Recipe:
     """A digit moves in a straight line and bounces off the borders (Srivastava et al., 2015): 16 frames of 32 × 32 pixels.
 
-    Three of ten clips are trained with some frames given, so that it goes on from a picture or a clip:
+    Three of ten clips are trained with some frames known, so that it goes on from a picture or a clip:
     ditkit sample RUN --image FILE, --extend FILE, --loop. Sixteen frames show one digit sixteen times, so which it is is
     lost in much more noise than in a picture: times are moved as for a state sixteen times as large.
 
-    Command: ditkit train moving-digits. Cost: an hour and a quarter of two CPU cores with AMX. Expect digits that stay
-    what they were asked to be in 97 % of the clips, and two of three that go straight (docs/results.md).
+    Command: ditkit train moving-digits. Cost: an hour and a quarter of two CPU cores with AMX. Expect digits that keep
+    their class in 97 % of the clips, and two of three that go straight (docs/results.md).
     """
     return Recipe(
         name="moving-digits",

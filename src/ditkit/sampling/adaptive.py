@@ -16,8 +16,8 @@ def dopri5(step: Step, x: Tensor, memory: None = None, *, tolerance: float = 1e-
     """ODE to a tolerance, relative and absolute (Dormand-Prince 5(4)): as many evaluations as that needs, all in one step.
 
     Image by image: an error norm over a batch would let images depend on each other. The solver looks beyond the ends of
-    the step before it comes back; the network is not asked there. It works on the
-    CPU, where its float64 times are, whatever the device that the network is asked on.
+    the step before it comes back; the network is not evaluated there. It works on the
+    CPU, where its float64 times are, whatever the network's device.
     """
     from torchdiffeq import odeint  # imports scipy's integrators: most of a second
 

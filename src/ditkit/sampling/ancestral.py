@@ -1,6 +1,6 @@
 """Steps that jump from one noise level to the next through the estimate of x0.
 
-The grid ends at t = 0, where only coefficients are needed; every step asks the network once.
+The grid ends at t = 0, where only coefficients are needed; every step evaluates the network once.
 """
 
 from __future__ import annotations

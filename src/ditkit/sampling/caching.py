@@ -2,8 +2,9 @@
 
     def a_cache(t, at, *, interval: int = 3) -> Around
 
-A cache is asked at every evaluation, at times t (B,) or (B, K) on the CPU, what to put around the network's blocks. What it
-keeps for later ones belongs into `at.store`, apart for each of `at.roles`: in guidance the rows of one call are of several.
+A cache is called at every evaluation, with times t (B,) or (B, K) on the CPU, and returns what to put around the network's
+blocks. What it keeps for later evaluations belongs in `at.store`, apart for each of `at.roles`: in guidance the rows of one
+call are of several.
 It decides for all images alike, so that image k still depends on seed k only.
 """
 

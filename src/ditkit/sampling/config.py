@@ -1,4 +1,4 @@
-"""How samples are drawn: what a recipe keeps, and what is asked for when they are drawn."""
+"""How samples are drawn: what a recipe keeps, and what a request sets when they are drawn."""
 
 from __future__ import annotations
 
@@ -65,55 +65,55 @@ else:  # which names no class, so that it is imported only where there is a valu
     Frames = Annotated[Any, AfterValidator(_tensor)]
 
 Steps = Annotated[int, Field(ge=1, le=10_000)]
-"""Of a grid; papers take a thousand at most."""
+"""The number of steps of a grid; papers take a thousand at most."""
 
 
 class SolverChoices(Section):
-    """What only some samplers let one choose; not given, it is as the sampler has it."""
+    """Settings of some samplers only; by default as the sampler has them."""
 
     grid: Spacing | None = None
     """Spacing of the times: even in t, in the log signal-to-noise ratio, EDM's, or SD3's shift to noise by 3;
-    the sampler's own when not given."""
+    by default the sampler's own."""
     respacing: str | None = None
     """Knots of a discrete path to visit, instead of steps: 250, 100,50 (by sections), ddim50 (by stride) or mdm50 (as
     Matryoshka Diffusion does)."""
     eta: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Noise of ddim: 0 (when not given) none, 1 as much as ancestral."""
+    """Noise of ddim: 0 (by default) none, 1 as much as ancestral."""
     tolerance: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Of dopri5, relative and absolute: 1e-4 when not given."""
+    """Of dopri5, relative and absolute; by default 1e-4."""
     diffusion: DiffusionName | None = None
-    """Noise that an SDE adds and removes on its way (`ditkit list diffusions`): sigma when not given."""
+    """Noise that an SDE adds and removes on its way (`ditkit list diffusions`); by default sigma."""
     diffusion_norm: Annotated[float, Field(gt=0)] | None = None
-    """Factor of that noise: 1 when not given."""
+    """Factor of that noise; by default 1."""
     last_step: LastStep | None = None
-    """An SDE's step to the data: without noise (mean), the estimate of it (tweedie), the ODE's (euler), or
-    no other than the steps before (none); mean when not given."""
+    """An SDE's last step, to the data: without noise (mean, the default), Tweedie's estimate of the data (tweedie),
+    the ODE's step (euler), or no special one (none)."""
     last_step_size: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Time at which an SDE takes it: 0.04 when not given."""
+    """Time at which an SDE takes its last step; by default 0.04."""
 
 
 class SolverSettings(SolverChoices):
-    """A solver and how guidance and thresholds are used with it; what is not given is as in the recipe."""
+    """A solver and how guidance and thresholds are used with it; by default as in the recipe."""
 
     sampler: SamplerName | None = None
     """`ditkit list samplers` says which is for what."""
     steps: Steps | None = None
-    """Steps of the grid; heun asks the network twice in each (in the last once where it predicts the data)."""
+    """Steps of the grid; heun evaluates the network twice in each (once in the last where it predicts the data)."""
     interval: Interval | None = None
     """Times t between which guidance is on (0 data, 1 noise)."""
     guidance_channels: Annotated[int, Field(ge=1)] | None = None
-    """Guide only so many of the first channels: 3 samples as the released DiT and SiT code; all if not given."""
+    """Guide only so many of the first channels: 3 samples as the released DiT and SiT code; all by default."""
     level_guidance: tuple[Annotated[float, Field(ge=0)], ...] | None = None
-    """Of a pyramid of resolutions: a guidance scale for each level, highest first, instead of one for all."""
+    """A guidance scale for each level of a pyramid of resolutions, highest first, instead of one for all."""
     cache: CacheName | None = None
     """Spare blocks of the network at some evaluations (`ditkit list caches`), such as NAME:interval=3."""
     threshold: ThresholdName | None = None
-    """Keep the estimate of clean pixels between -1 and 1: clip cuts; dynamic divides by the 99.5 % quantile of each
-    image's sizes first where that is larger than 1, dynamic_if by the 95 % quantile but at most 1.5."""
+    """Keep the estimate of clean pixels between -1 and 1: clip cuts; dynamic first divides by the 99.5 % quantile of each
+    image's absolute values where that is larger than 1, dynamic_if by the 95 % quantile but at most 1.5."""
 
 
 class GuidanceSettings(Section):
-    """The strength of guidance; what is not given is as in the recipe."""
+    """The strength of guidance; by default as in the recipe."""
 
     guidance: Annotated[float, Field(ge=0)] | None = None
     """Classifier-free guidance scale; 1 is off, others cost twice the evaluations' rows, in one call."""
@@ -132,7 +132,7 @@ class SamplingConfig(SolverSettings, GuidanceSettings):
     def _sampler_takes_the_choices(self) -> SamplingConfig:
         for choice in SolverChoices.model_fields:
             if getattr(self, choice) is not None and choice not in SAMPLERS[self.sampler].choices:
-                takers = [name for name, entry in SAMPLERS.items() if choice in entry.choices]
+                takers = [name for name, solver in SAMPLERS.items() if choice in solver.choices]
                 raise ValueError(
                     f"`{choice}` {getattr(self, choice)}: sampler {self.sampler} has no such "
                     f"choice; leave it out, or take `sampler` {' or '.join(takers)}"
@@ -149,9 +149,9 @@ class SamplingConfig(SolverSettings, GuidanceSettings):
         return self
 
     def override(self, request: SolverSettings | GuidanceSettings) -> SamplingConfig:
-        """What a request gives over this; of this, what another sampler has no use for is left out.
+        """These settings with those of a request over them; settings that another sampler has no use for are left out.
 
-        InputError when what is given is nothing for its sampler.
+        InputError when a setting of the request is not one of its sampler's.
         """
         chosen = request.model_dump(include=set(SamplingConfig.model_fields), exclude_none=True)
         name = chosen.get("sampler", self.sampler)
@@ -174,9 +174,9 @@ class SamplingConfig(SolverSettings, GuidanceSettings):
     def times(self, transport: Transport, layout: Layout | None = None) -> Tensor:
         """The times the sampler visits, of states of that layout; InputError for a transport that does not have
         them."""
-        entry = SAMPLERS[self.sampler]
-        steps = 1 if entry.adaptive else self.steps
-        times = time_grid(transport, entry.use, steps, **_those(time_grid, self.choices))
+        solver = SAMPLERS[self.sampler]
+        steps = 1 if solver.adaptive else self.steps
+        times = time_grid(transport, solver.use, steps, **_those(time_grid, self.choices))
         return transport.for_size(times, layout)
 
     @property
@@ -187,8 +187,8 @@ class SamplingConfig(SolverSettings, GuidanceSettings):
     @property
     def run(self) -> Callable[..., Tensor]:
         """The sampler with its choices made."""
-        entry = SAMPLERS[self.sampler]
-        return partial(entry.run, **_those(entry.step, self.choices))
+        solver = SAMPLERS[self.sampler]
+        return partial(solver.run, **_those(solver.step, self.choices))
 
     def nfe(self, grid: Tensor, transport: Transport) -> int | None:
         """Evaluations of the network for an image (a guided one counts once); None where the sampler decides."""
@@ -204,7 +204,7 @@ class SharedRequest(SolverSettings):
     lower: Model | None = None
     """For a model of a cascade: the run or snapshot that makes its lower levels."""
     lower_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Time of the noise put on them, at most what the model was trained with."""
+    """Time of the noise that is added to the lower levels, at most what the model was trained with."""
     weak: Model | None = None
     """A worse run or snapshot of the same kind to guide away from (autoguidance), instead of from "no class"."""
     negative: str | None = None
@@ -219,18 +219,18 @@ class FrameSettings(Section):
     """Which frames and levels are sampled."""
 
     frames: Annotated[int, Field(ge=1)] | None = None
-    """Frames of a clip, at once; the recipe's when not given."""
+    """Frames of a clip, at once; the recipe's by default."""
     levels: str | None = None
-    """Of a model of several resolutions: which images, 0 of the highest, or all, side by side."""
+    """Which resolution to make, of a model of several: 0, the highest, or 1, 2, ..., or all of them side by side."""
 
 
 class SamplingRequest(SharedRequest, GuidanceSettings, FrameSettings):
-    """All that is asked of a model besides conditions and seeds; what is not given is as in its recipe."""
+    """All settings of sampling besides conditions and seeds; by default as in the model's recipe."""
 
     size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """Height and width in pixels, where the network takes others than those it was trained on."""
     start: Frames | None = None
-    """Of a model of clips trained so (`transport.known_frames`): the first frames, kept as they are, uint8
+    """The first frames of clips, kept as they are, for a model trained so (`transport.known_frames`): uint8
     (N or 1, C, H, W) or (N or 1, C, F', H, W)."""
     end: Frames | None = None
     """Likewise the last frames."""

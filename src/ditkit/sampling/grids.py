@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LAST_STEP_SIZE = 0.04  # of an SDE: SiT's
-CLEANEST = 1e-3  # the last time at which a spaced grid asks before it jumps to 0
+CLEANEST = 1e-3  # the last time at which a spaced grid evaluates before it jumps to 0
 
 
 def time_grid(

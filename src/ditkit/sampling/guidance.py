@@ -57,7 +57,7 @@ def autoguidance(
 ) -> Denoiser:
     """weak + scale · (denoise - weak), both with the condition (Karras et al., 2024).
 
-    `weak` is a worse model of the same data and path: smaller, or an earlier snapshot. It is asked inside
+    `weak` is a worse model of the same data and path: smaller, or an earlier snapshot. It is evaluated inside
     `interval` only.
     """
     if scale == 1:
@@ -127,7 +127,7 @@ def threshold(denoise: Denoiser, name: str) -> Denoiser:
 
 
 def _inside(t: Tensor, interval: tuple[float, float]) -> bool:
-    """Of times (B, K) that of the first part counts: others may be given."""
+    """Of times (B, K) that of the first part counts: others may be known."""
     t = t if t.ndim == 1 else t[:, 0]
     return bool(interval[0] <= t.min() and t.max() <= interval[1])
 
@@ -135,7 +135,7 @@ def _inside(t: Tensor, interval: tuple[float, float]) -> bool:
 def _away(
     x0: Tensor, eps: Tensor, own: Prediction, scale: float | Tensor, channels: int | None = None
 ) -> Prediction:
-    """From the pair (x0, eps) towards `own` and beyond; only in the first `channels` where that is given."""
+    """From the pair (x0, eps) towards `own` and beyond; only in the first `channels` where that is set."""
     pair = []
     for start, end in ((x0, own.x0), (eps, own.eps)):
         moved = torch.lerp(start, end, scale)

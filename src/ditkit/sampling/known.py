@@ -1,5 +1,5 @@
-"""Sampling some parts of a state given the others: the high level of a pyramid given the low ones (a cascade of two
-models: Ho et al., "Cascaded Diffusion Models", 2022), later frames given the first.
+"""Sampling some parts of a state where others are known: the high level of a pyramid above the low ones (a cascade of two
+models: Ho et al., "Cascaded Diffusion Models", 2022), later frames after the first.
 
 The network reads each part's own time, which it must have been trained with (`Transport.cascade`, `known_frames`).
 """
@@ -26,7 +26,7 @@ class Known(NamedTuple):
     state: Callable[[slice], Tensor]
     """Of those of the states, (B, *S); numbers of other parts are not read."""
     time: float = 0.0
-    """Of the noise that is put on them: 0 none."""
+    """The time of the noise that is added to them; 0: none."""
 
     def into(self, state: Tensor, known: Tensor, layout: Layout) -> Tensor:
         """The states (B, *S) with what is known in its place."""
@@ -52,13 +52,13 @@ def with_known(
     noisy = c.alpha * known + c.sigma * noise
 
     def predict(x_t: Tensor, t: Tensor, cond: Cond, at: At) -> Prediction:
-        repeat = len(x_t) // len(known)  # guidance asks with twice the rows
+        repeat = len(x_t) // len(known)  # guidance evaluates twice the rows
         clean, shown = (torch.cat([values] * repeat) for values in (known, noisy))
         x = torch.where(mask, shown, x_t)
         times = torch.where(marks.to(t.device), time, t[:, None])
         p = denoise(x, times, cond, at)
         # As if they were known exactly: what a sampler makes of these parts has no consequence. But it must be finite,
-        # so the coefficients are those of the time that the sampler asks for, at which no path divides by zero.
+        # so the coefficients are those of the sampler's own time, at which no path divides by zero.
         return p._replace(
             coeffs=denoise.coeffs(t, x_t),
             x_t=x,

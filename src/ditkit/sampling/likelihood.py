@@ -1,4 +1,4 @@
-"""How likely a model finds given data: a variational bound, and the likelihood of its probability-flow ODE.
+"""How likely data are under a model: a variational bound, and the likelihood of its probability-flow ODE.
 
 Both take a denoiser and a time grid, as samplers do. States are images in [-1, 1] whose 256 levels lie
 2/255 apart, or latents, for which bits per dimension mean nothing outside one codec.

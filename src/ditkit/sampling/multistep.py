@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Past(NamedTuple):
-    """Of the step before: the network's answer (B, *S), and the step's size, () or (K,)."""
+    """The step before: the network's output (B, *S), and the step's size, () or (K,)."""
 
     answer: Tensor
     size: Tensor

@@ -54,13 +54,13 @@ class Step:
     last: bool = False
     draw: Noise | None = None
     store: dict[str, Any] = field(default_factory=dict)
-    """Of the whole trajectory: what wraps a network can keep something in it from one evaluation to the next."""
+    """The store of the whole trajectory: what wraps a network can keep something in it from one evaluation to the next."""
 
     def ask(
         self, x: Tensor, time: Tensor | None = None, stage: int = 0, *, whole: bool = False
     ) -> Prediction:
-        """The network at the state x (B, *S) and a time, t when not given. `stage` counts the evaluations of a step; `whole`
-        asks for an answer for the whole step, of networks that have one."""
+        """The network at the state x (B, *S) and a time, t by default. `stage` counts the evaluations of a step; `whole`
+        requests a prediction for the whole step, of networks that make one."""
         time = self.t if time is None else time
         at = At(to=self.s, index=self.index, stage=stage, whole=whole, store=self.store)
         return self.denoise(x, rows(time, x), self.cond, at)
@@ -85,7 +85,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Solver:
-    """A step with the kind of grid it takes: an entry of `SAMPLERS`."""
+    """A step with the kind of grid it takes: one of `SAMPLERS`."""
 
     step: Callable[..., tuple[Tensor, Any]]
     use: Use
@@ -125,9 +125,9 @@ class Solver:
         return x
 
     def evaluations(self, steps: int, predict: str = "velocity", **choices: Any) -> int:
-        """Of the network for an image in so many steps, of one that predicts that; counted by running the solver on a state
-        of one number. Of more than 16 steps, those beyond are taken to cost what the 9th to the 16th do. A guided
-        evaluation counts once. Not of a solver that chooses its times."""
+        """How often a network that predicts that is evaluated for an image in so many steps; counted by running the solver on
+        a state of one number. Of more than 16 steps, those beyond are taken to cost what the 9th to the 16th do. A guided
+        evaluation counts once. Not for a solver that chooses its times."""
         fixed = tuple(sorted((name, choices[name]) for name in choices if name in keywords(self.step)))
         if steps <= 16:
             return _evaluations(self, steps, predict, fixed)

@@ -38,7 +38,7 @@ class Memory:
         """A block was computed at the time t."""
         before, known = self.series.get(block, (t, []))
         derivatives = [value]
-        if t == before:  # asked twice at one time
+        if t == before:  # evaluated twice at one time
             derivatives += known[1:]
         else:
             for earlier in known[:order]:

@@ -45,7 +45,7 @@ def likelihoods(
         method: "flow", the density of the probability-flow ODE at the image with uniform noise of one 8-bit
             level added (Heun's rule, one probe an image), an upper bound of the image's own bits in expectation.
             "bound", the variational bound over the grid, which is DDPM's own number with all 1,000 steps.
-        steps: of the grid, even in log SNR for flow: 100, for bound 1,000, when not given.
+        steps: of the grid, even in log SNR for flow: 100, for bound 1,000, by default.
         seed: image k takes its noise from seed + k.
 
     InputError behind an autoencoder, where bits per dimension mean nothing, and for data without that split; NotFinite

@@ -32,7 +32,7 @@ class CaptionReader:
     """How it was made."""
 
     def share(self, statistics: Statistics, captions: Sequence[str]) -> float:
-        """Of the images that `statistics` has rows of, how many find their caption; `captions` are of all images."""
+        """The share of the images with rows in `statistics` that find their caption; `captions` are of all images."""
         own = [captions[place] for place in statistics.index.tolist()]
         right = embed_each(self.embed, own)
         others = self.embedded[distractors(own, self.pool)]

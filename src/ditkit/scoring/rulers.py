@@ -37,7 +37,7 @@ class Ruler:
     network: FeatureNetwork
     reference: Statistics
     name: str
-    """Of the reference."""
+    """The name of the reference."""
     shape: tuple[int, ...] | None
     """Channels, height and width of the reference's images; None where only statistics are known."""
     captions: CaptionReader | None = None
@@ -54,8 +54,8 @@ def rulers(
     """The rulers of these networks, with the reference's statistics computed in one pass over its images,
     or read from a file.
 
-    `data` says whose classifier "classifier" is: the reference's own when not given. With `embed`, a text encoder,
-    the reference's captions are read too, to tell which one an image shows. InputError: no such network or
+    `data` says whose classifier "classifier" is: by default the reference's own. With `embed`, a text encoder,
+    the reference's captions are read too, to find which one an image shows. InputError: no such network or
     weights, no reference, a file of another network.
     """
     if data is None and not isinstance(reference, Path):

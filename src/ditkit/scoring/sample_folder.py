@@ -1,8 +1,8 @@
 """A folder of samples: written batch by batch, gone on with after an interruption, read to be scored.
 
     samples.json             what decides the images: sampler, labels, seeds, hash of the weights, versions
-    images/000000-class3.png each image, where asked for; of clips clips/000000.gif
-    samples.npz              all of them, where asked for
+    images/000000-class3.png each image, with --png; of clips clips/000000.gif
+    samples.npz              all of them, with --npz
     grid.png                 the first ones; of clips sheet.png
     unfinished/000000.npy    a batch that grid or samples.npz are still to be made of
 
@@ -100,7 +100,7 @@ class SampleFolder:
     shown: int
     """How many those are."""
     single: Callable[[int], str] | None = None
-    """File of sample k, relative to the folder; None where none are asked for."""
+    """File of sample k, relative to the folder; None where none are written."""
     npz: bool = False
     """Whether all are kept as arrays, too."""
 
@@ -137,7 +137,7 @@ class SampleFolder:
         return torch.cat(list(self._read(self._batches(self.shown))))[: self.shown]
 
     def all(self) -> Iterator[Tensor] | None:
-        """All samples, batch by batch, for samples.npz; None where there is one already or none is asked for."""
+        """All samples, batch by batch, for samples.npz; None where there is one already or none is wanted."""
         if not self.npz or (self.folder / NPZ).exists():
             return None
         return self._read(self._batches(self.count))

@@ -39,7 +39,7 @@ class Samples:
     protocol: dict[str, Any] = field(default_factory=dict)
     """What decides the images."""
     captions: Sequence[str] | None = None
-    """What each of them shows or was asked to show; None without captions."""
+    """What each of them shows or should show; None without captions."""
 
 
 def keeping(samples: Samples, count: int, kept: list[Tensor]) -> Samples:
@@ -89,7 +89,7 @@ def sampled(
     progress: bool = False,
     **values: Any,
 ) -> Samples:
-    """`count` images, or clips, of a model, made as they are asked for; a `request` as in `Pipeline.generate`.
+    """`count` images, or clips, of a model, made as they are needed; a `request` as in `Pipeline.generate`.
 
     A model of texts gets `captions` of its data, with their images' labels (`captioned`). Of a solver that
     chooses its own steps, the protocol's "nfe" is the mean over the images made so far.

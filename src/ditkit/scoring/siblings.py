@@ -36,7 +36,7 @@ class Group:
 
     @property
     def evaluations(self) -> float:
-        """Of the network for each image, their mean."""
+        """The mean number of evaluations of the network for an image."""
         return fmean(row.cell.report.protocol["nfe"] for row in self.rows)
 
 

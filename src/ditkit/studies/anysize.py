@@ -2,11 +2,11 @@
 
 Fashion-MNIST cut to what each picture shows has 23 sizes, from 4 x 28 to 28 x 28 pixels; three are left out of training.
 One DiT learns the others in buckets (`buckets`), packed in rows (`packed`) or with added instead of rotary positions
-(`sincos`); the same network learns the uncut squares (`square`), as many images. All are asked for sizes that the first
-three have seen and for those that none has, in the classes that real pictures of that size have.
+(`sincos`); the same network learns the uncut squares (`square`), as many images. All sample sizes that the first
+three have seen and those that none has, in the classes that real pictures of that size have.
 
 Scored by Fashion-MNIST's classifier, pictures and samples alike in the middle of a black square of 28 pixels: the share
-read as the class asked for, and the Fréchet distance to the training pictures of that size, for the sizes left out
+read as their class, and the Fréchet distance to the training pictures of that size, for the sizes left out
 pictures that no network has seen. Held-out pictures of the size say what a perfect model would reach at their number.
 
 Command: ditkit study anysize. Cost: an hour of one CPU core with AMX. What came out: docs/results.md.
@@ -116,7 +116,7 @@ def real_pictures(name: str) -> tuple[Statistics, Tensor]:
 
 
 def samples(pipeline: Pipeline, name: str, labels: Tensor, **solver: Any) -> Tensor:
-    """Of a size, in the classes asked for, of seeds 0, 1, ..."""
+    """Images of a size, of these classes, of seeds 0, 1, ..."""
     precision = pipeline.recipe.train.precision
     return pipeline.generate(
         {"label": labels}, seeds=range(len(labels)), size=sides(name), precision=precision, **solver

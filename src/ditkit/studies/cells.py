@@ -27,7 +27,7 @@ from ditkit.training.log import read_log
 log = logging.getLogger(__name__)
 
 Results = Mapping[str, dict]
-"""Of a study: the cell's name -> its record, as written."""
+"""The results of a study: a cell's name -> its record, as written."""
 
 
 class Point(SamplingConfig):
@@ -38,11 +38,11 @@ class Point(SamplingConfig):
     n: Annotated[int, Field(ge=2)] = 1000
     """Samples, of seeds 0 .. n - 1, the same number of every class."""
     captions: Literal["held-out", "training"] = "held-out"
-    """Where there are texts: what is asked for. Of training images it can be like the reference, which they are."""
+    """Whose prompts to sample, where there are texts. Samples of training captions can be like the reference itself."""
 
     @property
     def how(self) -> dict[str, Any]:
-        """What is said of the sampling; the rest is as the cell's recipe has it. Unguided unless it says."""
+        """The settings that are set; the others are as the cell's recipe has them. Unguided by default."""
         settings = self.model_dump(include=set(SamplingConfig.model_fields), exclude_unset=True)
         return {"sampler": self.sampler, "guidance": self.guidance} | settings
 
@@ -66,8 +66,8 @@ class Cell(NamedTuple):
     recipe: Recipe
     points: tuple[Point, ...]
     measure: Callable[..., dict[str, Any]] | None = None
-    """Asked of the trained network's pipeline once, with the lower levels' as `Pipeline.generate` takes it; the record
-    keeps its answer as "measured"."""
+    """Called once with the trained network's pipeline, and the lower levels' as `Pipeline.generate` takes it; the record
+    keeps its result as "measured"."""
     features: str = "classifier"
     """The network to score with, as in `ditkit eval`."""
     inner: Trained | None = None
@@ -75,7 +75,7 @@ class Cell(NamedTuple):
     lower: Trained | None = None
     """For a model of a cascade: what makes the lower levels of its samples."""
     lower_noise: float = 0.0
-    """Time of the noise that is put on them."""
+    """Time of the noise that is added to the lower levels."""
 
 
 def alike(cells: Mapping[str, Cell], compiled: bool) -> dict[str, Cell]:

@@ -1,4 +1,4 @@
-"""How should a block be told the time and the label? The DiT paper's comparison in miniature.
+"""How should a block be conditioned on time and label? The DiT paper's comparison in miniature.
 
 One DiT (width 128, depth 6, patch 4) with each of the four conditionings, twice (seeds 0 and 1), on the same
 images of Fashion-MNIST at one constant learning rate. The paper (Peebles & Xie, 2023, figure 5 and table 4:

@@ -20,7 +20,7 @@ class Line(NamedTuple):
     """One training's scores."""
 
     name: str
-    """Of what is trained; lines of one name share a colour and an entry of the legend."""
+    """Of what is trained; lines of one name share a colour and a line of the legend."""
     frechet: Mapping[int, float]
     """By training images."""
     style: str = "o-"
@@ -64,7 +64,7 @@ def from_text(text: str, side: int) -> Tensor:
 
 def solver_table(solvers: Sequence[Mapping[str, Any]], distance: str, shares: Sequence[str]) -> list[str]:
     """Lines of Markdown about one network's samples by several solvers: the Fréchet distance, called `distance`, its paired
-    difference to the first's, and shares by their names in the records; none where no other solver was asked."""
+    difference to the first's, and shares by their names in the records; no lines where there is no other solver."""
     if not solvers:
         return []
     first = solvers[0]["frechet"]

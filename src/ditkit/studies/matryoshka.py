@@ -3,7 +3,7 @@
 Emoji of 64 x 64 pixels and their captions. Equal multiply-adds in one DiT (`single`) and in a DiT for 16 x 16 pixels
 with levels for 32 and 64 around it (`three`); with one level for 64 (`two`); with weights of the losses, the lowest's
 largest (`weights`); started from low resolution alone, trained for three lengths (`progressive-S, -M, -L` from
-`low-S, -M, -L`); and two models, one for 64 pixels that is given the samples of low-M, clean or noised
+`low-S, -M, -L`); and two models, one for 64 pixels that starts from the samples of low-M, clean or noised
 (`cascade-clean, -noised`). All see as many images of 64 pixels and are scored while they train.
 
 The paper (Gu et al., "Matryoshka Diffusion Models", ICLR 2024) trains on ImageNet and CC12M: nesting reaches what a
@@ -142,7 +142,7 @@ class Row(NamedTuple):
     frechet: Mapping[int, float]
     """By training images of 64 pixels; of captions of training images."""
     retrieval: Mapping[int, float]
-    """Share of samples told by their captions among 20."""
+    """Share of samples whose own caption is the nearest of 20."""
     held_out: float
     """The same at the end, of held-out captions."""
     images_per_second: float

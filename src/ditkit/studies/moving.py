@@ -4,7 +4,7 @@ Moving digits, 16 frames of 32 x 32 pixels. The DiT of the recipe moving-digits,
 time (`clips`), and one of equal width and depth of single frames (`frames`), whose clips are as many frames of one
 class, each drawn alone. Real clips say how strict the tests are.
 
-A clip keeps its class when its frames' classifier reads every frame as the class asked for. It moves straight when the
+A clip keeps its class when its frames' classifier reads every frame as that class. It moves straight when the
 centres of brightness of all its frames are within 1.5 pixels of a straight line that is reflected at the borders only
 (`moving.fold` with the clips' own room; start, velocity and the digit's own centre are fitted, the last where training
 digits of the class have it), at a speed between half the slowest and twice the fastest that was trained. The Fréchet
@@ -159,17 +159,17 @@ def sampled(pipeline: Pipeline, labels: Tensor, frames: int, **solver: Any) -> T
 
 
 def frames_of(movies: Tensor) -> Tensor:
-    """Of clips (N, C, F, H, W), one after another: (N F, C, H, W)."""
+    """The frames of clips (N, C, F, H, W), one after another: (N F, C, H, W)."""
     return movies.transpose(1, 2).flatten(0, 1)
 
 
 def features(movies: Tensor, network: FeatureNetwork) -> Moments:
-    """Of clips (N, C, F, H, W)."""
+    """The moments of the features of clips (N, C, F, H, W)."""
     return Moments.of(feature_rows(movies, network))
 
 
 def feature_rows(movies: Tensor, network: FeatureNetwork) -> Tensor:
-    """Of clips (N, C, F, H, W): the frames' mean features, and the mean size of their changes, (N, D)."""
+    """The mean features of the frames of clips (N, C, F, H, W), and the mean size of their changes, (N, D)."""
     rows = []
     for part in movies.split(BATCH):
         read = network(frames_of(part)).pooled.unflatten(0, (len(part), -1))  # (B, F, D)

@@ -1,7 +1,7 @@
 """Which sampler, and how many evaluations? Fréchet distance against evaluations of the network.
 
 Two trained networks, the recipes fashion-sit (linear path, velocity) and fashion-dit (DDPM, noise and learned
-variance), are asked for the same thousand images by every sampler: 5 to 100 evaluations each, 250 where the
+variance), make the same thousand images by every sampler: 5 to 100 evaluations each, 250 where the
 papers use it. Unguided, but for one column at 20. The time grids are compared at 10.
 
 Command: ditkit study samplers. Cost: about 70 minutes of two CPU cores with AMX, one thread and one process

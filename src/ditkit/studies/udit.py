@@ -52,11 +52,11 @@ def cells() -> dict[str, Cell]:
     points.append(Point(images=BUDGETS[-1], sampler="ab2", steps=STEPS, guidance=GUIDANCE))
     return {
         f"{name}-{seed}": Cell(
-            base.replace(name=f"udit-{name}-{seed}", backbone=entry.backbone, train={"seed": seed}),
+            base.replace(name=f"udit-{name}-{seed}", backbone=network.backbone, train={"seed": seed}),
             tuple(points),
         )
-        for name, entry in ENTRIES.items()
-        for seed in entry.seeds
+        for name, network in ENTRIES.items()
+        for seed in network.seeds
     }
 
 
@@ -67,7 +67,7 @@ class Row(NamedTuple):
     seed: int
     params: int
     macs: int
-    """Of the fused network."""
+    """The multiply-adds of the fused network."""
     frechet: Mapping[int, float]
     """By training images, unguided."""
     accuracy: float

@@ -145,7 +145,7 @@ def _sum(tokens: Tensor, pooled: Tensor) -> int:
 
 
 class TextCache:
-    """Captions to `Text`, from a folder that `embed` wrote. Memory-mapped: only what is asked for is read."""
+    """Captions to `Text`, from a folder that `embed` wrote. Memory-mapped: only what is needed is read."""
 
     def __init__(self, folder: Path):
         """InputError when the folder holds no whole cache."""

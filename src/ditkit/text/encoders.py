@@ -58,9 +58,9 @@ class TextConfig(Section):
     dim: Annotated[int, Field(ge=1, le=1_000_000)] = 384
     """Channels of its tokens; checked against the encoder."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """Of the weights: bf16 takes half the memory."""
+    """The precision of the weights; bf16 takes half the memory."""
     null: Literal["learned", "empty"] = "learned"
-    """What the network is told where the text is unknown: something it learns, or the empty prompt."""
+    """What the network reads where the text is unknown: something it learns, or the empty prompt."""
 
     def build(self, device: torch.device | str = "cpu") -> TextEncoder:
         """InputError: no extra, no such encoder, or it reads fewer tokens than `length`."""

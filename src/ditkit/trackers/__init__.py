@@ -1,6 +1,6 @@
 """Trackers: where a run is followed from elsewhere, beside the files that it writes anyway.
 
-An entry of TRACKERS opens a tracked run and gives a `Tracker`, to which numbers and pictures go. What goes there, and what
+Each of TRACKERS opens a tracked run and returns a `Tracker`, to which numbers and pictures are sent. What goes there, and what
 happens when that fails, is decided in `ditkit.training.tracking`. Each is an extra: `pip install 'ditkit[wandb]'`.
 """
 
@@ -50,7 +50,7 @@ TRACKERS: dict[str, Backend] = {
         ("mlflow",),
     ),
 }
-"""By name. One of one's own is another entry."""
+"""By name. One of one's own is one more."""
 
 
 def check_trackers(names: Iterable[str], flag: str = "`train.track`") -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 PROJECT = "ditkit"
-"""Of all tracked runs, unless a tracker's own variable names another."""
+"""The project of all tracked runs, unless a tracker's own variable names another."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class TrackedRun:
     settings: Mapping[str, Any]
     """The recipe, as in recipe.json."""
     id: str | None
-    """Of the tracked run that goes on; None where it begins."""
+    """The id of the tracked run that is resumed; None where it begins."""
 
     @property
     def parameters(self) -> dict[str, str | int | float | bool]:

@@ -1,4 +1,4 @@
-"""The captions that a run asks for, embedded once: those of the images it trains on, and of those it is measured
+"""The captions that a run needs, embedded once: those of the images it trains on, and of those it is measured
 with. The encoder is freed afterwards."""
 
 from pathlib import Path
@@ -24,7 +24,7 @@ def read_captions(recipe: Recipe, source: Source, out: Path, device: torch.devic
 
 
 def embed_captions(recipe: Recipe, source: Source, folder: Path, device: torch.device) -> TextCache:
-    """The same in a given folder."""
+    """As `read_captions`, in this folder."""
     assert recipe.text is not None
     assert source.captions is not None
     try:

@@ -3,7 +3,7 @@
     loss = cross-entropy(head(features), label) + 2 · mean (redraw(features) - image)²
 
 Differs: the second term, a linear map from the features back to the pixels which is thrown away
-afterwards, is what makes the features a ruler. A network that only has to tell classes apart forgets
+afterwards, is what makes the features a ruler. A network that only has to separate classes forgets
 what varies within them: 3 % of the variance of its features on the digits, against 24 % with the term
 at the same accuracy. A model that repeats ten training digits per class is then at 0.5, with it at 6.4.
 """

@@ -89,7 +89,7 @@ class CodecTraining(Training):
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Clip the gradient's norm to this."""
     loss: Literal["l1", "mse"] = "l1"
-    """Of the pixels, in [-1, 1]: absolute or squared differences. l1 keeps edges sharper."""
+    """The loss of the pixels, in [-1, 1]: absolute or squared differences. l1 keeps edges sharper."""
     kl: Annotated[float, Field(ge=0)] = 1e-6
     """Weight of the KL divergence, in nats per pixel value; more makes latents smoother, images blurrier."""
 

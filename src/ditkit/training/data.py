@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def settled(data: Data, settings: Path, latents: Path | None = None) -> Data:
-    """The section with nothing left open: what is not given is as the data's files say, as in the run that has these
+    """The section with nothing left open: what is not set is as the data's files say, as in the run that has these
     `settings` (recipe.json), or as the latents were encoded with, or as a new run begins."""
     data = data.resolved()
     before: Mapping[str, Any] = {}

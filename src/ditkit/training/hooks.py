@@ -35,7 +35,7 @@ def run_hooks(
     `measure` does, what is sent to trackers, and the answer to a signal.
 
     `measure` is called with the images seen before and after every step; a signal to stop interrupts it. `name` is what
-    pictures and messages call the run, the folder's name when not given.
+    pictures and messages call the run, by default the folder's name.
     """
     log = Log(out / LOG, state.images, state.seconds, state.notes.get("log"))
     saving = Checkpoints(state, out, config, requests, log, name or out.name)
@@ -65,7 +65,7 @@ class Lines:
 
 
 class Checkpoints:
-    """Saves the state when that is due or a signal asks for it, and draws the loss so far."""
+    """Saves the state when that is due or a signal requests it, and draws the loss so far."""
 
     def __init__(
         self, state: TrainState, out: Path, config: Training, requests: Requests, log: Log, name: str
@@ -79,7 +79,7 @@ class Checkpoints:
             self._save(state)
 
     def answer(self, state: TrainState, before: int, seen: int) -> None:
-        """Also of what was asked for since. Stopped where a signal asked to stop."""
+        """Answers requests since the last step. Stopped where a signal asked to stop."""
         if self._requests.any:
             self._save(state)
             path = checkpoint_path(self._out, seen)

@@ -98,7 +98,7 @@ def check_images(found: Latents, recipe: Recipe, where: str) -> None:
         return
     try:
         source = recipe.data.open("train")
-    except InputError:  # said when they are needed
+    except InputError:  # reported when they are needed
         return
     if recorded(recipe.data, source).content != made_of:
         raise InputError(

@@ -43,7 +43,7 @@ class Monitor:
         """Goes on after `seen` images of `training`. `pipeline` holds the moving average, which training goes on to
         change.
 
-        InputError when scores are asked for and cannot be: no such features, no classifier for the data.
+        InputError when scores are wanted and cannot be made: no such features, no classifier for the data.
         """
         self._pipeline, self._out = pipeline, out
         config = pipeline.recipe.train

@@ -86,7 +86,7 @@ def claim_run(settings: "Recipe | CodecRecipe", out: Path, source: Source, name:
 
 
 def was_compiled(state: dict, out: Path) -> bool:
-    """Whether the run's steps were compiled, by its checkpoint's state; in version 0.1 the recipe said it."""
+    """Whether the run's steps were compiled, by its checkpoint's state; in version 0.1 by its recipe."""
     if "compiled" in state:
         return state["compiled"]
     return read_json(out / RECIPE)["train"].get("compile") in (True, "on")

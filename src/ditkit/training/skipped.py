@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Skipped:
-    """Counts the steps that were left out, on the device: nothing is read back until somebody asks."""
+    """Counts the steps that were left out, on the device: nothing is read back until it is needed."""
 
     def __init__(self, count: int = 0):
         """Goes on after `count` of them."""

@@ -39,7 +39,7 @@ class TrainState:
         self.notes: dict[str, Any] = {}
         """What else a checkpoint says, as JSON."""
         self.terms: dict[str, Tensor] = {}
-        """Of the last step: the terms of the loss and the gradient's norm, (), on the device."""
+        """The terms of the last step's loss and its gradient's norm, (), on the device."""
         self.taken = torch.tensor(True)
         """Whether the last step was taken, bool (), on the device."""
 

@@ -21,19 +21,19 @@ Network = Callable[["Tensor", "Tensor", Cond], "Tensor"]
 
 @dataclass(frozen=True)
 class At:
-    """Where in a trajectory the network is asked: what a solver knows besides the state and its time."""
+    """Where in a trajectory the network is evaluated: what a solver knows besides the state and its time."""
 
     to: Tensor | None = None
     """The time that the step goes to, () or (K,)."""
     index: int = 0
-    """Of the step."""
+    """The number of the step."""
     stage: int = 0
-    """Of the evaluation in the step."""
+    """The number of the evaluation in the step."""
     whole: bool = False
     """Whether the solver takes the answer for the whole step, to `to`, and not for its beginning: a network that knows the
     mean velocity of a step gives that."""
     roles: tuple[str, ...] = ("cond",)
-    """What the rows of the state are asked for, in as many equal parts: with the condition (cond), without (null), by a
+    """What the rows of the state are, in as many equal parts: with the condition (cond), without (null), by a
     worse network (weak)."""
     store: dict[str, Any] = field(default_factory=dict)
     """What a trajectory keeps from one evaluation to the next."""

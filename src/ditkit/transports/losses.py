@@ -26,7 +26,7 @@ class Loss:
     space: str | None = None
     """The name of a prediction; None: of the output itself."""
     factor: Callable[[Coeffs], Tensor] | None = None
-    """Of the errors, before they are squared."""
+    """Multiplies the errors before they are squared."""
     unsafe_at: tuple[End, ...] = ()
     """The ends of a path where the factor is not finite."""
 

@@ -2,7 +2,7 @@
 
 A path is a function of t that gives alpha, sigma and their derivatives in t, in t's own dtype (use
 float64 where the last bit matters), and a declaration of what follows from it: its knots, its norm and the times at
-which a network can be asked. Networks, losses and samplers live elsewhere.
+which a network can be evaluated. Networks, losses and samplers live elsewhere.
 
 Sources: linear, GVP and VP from SiT (Ma et al., 2024, section 3), with time reversed against its
 code; the discrete DDPM process from Ho et al. (2020) as DiT uses it.
@@ -56,7 +56,7 @@ class Path:
     norm: int = 2
     """alpha^norm + sigma^norm = 1."""
     ends: tuple[float, float] = (0.0, 1.0)
-    """The lowest and the highest time at which a network is trained or asked."""
+    """The lowest and the highest time at which a network is trained or evaluated."""
     safe_ends: tuple[float, float] = (1e-3, 1 - 1e-3)
     """The same where what is computed divides by sigma, or by alpha."""
     trained_from: float | None = None

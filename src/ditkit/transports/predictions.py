@@ -100,7 +100,7 @@ class Parametrisation:
     timed: bool = False
     """Whether it depends on how fast time passes: on the derivatives of the path."""
     unsafe_at: tuple[End, ...] = ()
-    """The ends of a path at which it is neither trained nor asked, because something divides by zero there."""
+    """The ends of a path at which it is neither trained nor evaluated, because something divides by zero there."""
     least: Mapping[str, float] = field(default_factory=dict)
     """Of coefficients that its response vanishes with: what they count at least where errors are divided by it."""
     compared: tuple[str, Callable[[Tensor, Coeffs], Tensor]] | None = None

@@ -63,7 +63,7 @@ class Method(Protocol):
         """As `Transport.losses`."""
 
     def reads(self, t: Tensor, at: At) -> Cond:
-        """The `scalars` (B,) where a solver asks at times t (B,)."""
+        """The `scalars` (B,) where a solver evaluates at times t (B,)."""
 
 
 class Regression:

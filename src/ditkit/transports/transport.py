@@ -32,7 +32,7 @@ AroundAt = Callable[["Tensor", At], Any]
 """From the times (B,) or (B, K) of an evaluation, and where in the trajectory it is, to an `ditkit.nn.around.Around`."""
 
 LAST_OF_AN_SDE = 0.04
-"""The lowest time at which SiT asks a network in an SDE, before its last step."""
+"""The lowest time at which SiT evaluates a network in an SDE, before its last step."""
 
 TIME = Stream("time", "train", "uniform", ())
 NOISE = Stream("noise", "train", "normal", after=2)
@@ -130,7 +130,7 @@ class Transport(Section):
         return (found, other) if of_output else (other, found)
 
     def interval(self, use: Literal["train", "ode", "sde"]) -> tuple[float, float]:
-        """The (lowest, highest) t at which the network is trained or asked.
+        """The (lowest, highest) t at which the network is trained or evaluated.
 
         Where alpha or sigma vanishes some predictions and losses divide by zero; each declares where, and the path how far
         from there is safe. The last step of an SDE is longer.
@@ -149,7 +149,7 @@ class Transport(Section):
         return self.for_size(low + (high - low) * t, layout)
 
     def nearest(self, t: Tensor) -> Tensor:
-        """Of any times those nearest to them at which it is trained."""
+        """The times at which it is trained that are nearest to these."""
         if self.knots:
             return (t * self.knots).round().clamp(1, self.knots) / self.knots
         return t.clamp(*self.interval("train"))
@@ -216,8 +216,8 @@ class Transport(Section):
     def evaluate(
         self, net: Network, x_t: Tensor, t: Tensor, cond: Cond, **further: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """What the network says at x_t (B, *S): its prediction and, where it is learned, the variance; not narrower than
-        the state. `further` is for the network."""
+        """The network's output at x_t (B, *S): its prediction and, where it is learned, the variance; not narrower than
+        the state. `further` are more arguments for the network."""
         out = net(x_t, _as_input(t, x_t), cond, **further).to(x_t.dtype)
         if self.variance == "fixed":
             return out, None

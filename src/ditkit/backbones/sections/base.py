@@ -45,14 +45,14 @@ class BackboneSection(Section):
         """The network, freshly initialised.
 
         Args:
-            channels: of the state. classes: 0 for an unconditional network. out_channels: as `channels` when not given.
+            channels: of the state. classes: 0 for an unconditional network. out_channels: by default as `channels`.
             text_dim: channels of the text encoder; 0 without one, and where the network takes no text.
         """
 
     def cannot(self, ability: Ability) -> str:
         """Why this network cannot do that: the field that says so, what it means; what to give instead. "" where it can.
 
-        A recipe that asks for it is refused in these words. A network that says nothing else takes images only.
+        A recipe that asks for it is refused in these words. By default a network takes images only.
         """
         kind = f"backbone.kind {self.kind}"
         reasons: dict[Ability, str] = {
@@ -67,7 +67,7 @@ class BackboneSection(Section):
 
     @property
     def ratios(self) -> tuple[int, ...]:
-        """Of a network on several resolutions, how many times each one's sides are the lowest's, highest first."""
+        """The sides of each resolution relative to the lowest's, highest first; (1,) for a network on one."""
         return (1,)
 
     @property

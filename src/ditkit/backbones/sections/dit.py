@@ -35,9 +35,10 @@ class DiTConfig(BackboneSection):
     tubelet: Annotated[int, Field(ge=0)] = 0
     """Frames of a patch in space and time; 0: a network of images."""
     attention: Literal["joint", "factorised"] = "joint"
-    """Of a clip's tokens: all to all, or blocks take turns, within each frame and along time at each place."""
+    """How the tokens of a clip attend: all to all (joint), or blocks in turn within each frame and along time at each
+    place (factorised)."""
     positions: Literal["sincos", "rotary"] = "sincos"
-    """Added to tokens, or turning queries and keys."""
+    """Positions are added to tokens (sincos), or turn queries and keys (rotary)."""
     grid: tuple[Count, ...] = ()
     """Tokens along each axis, (rows, columns) or (frames, rows, columns), that positions are trained for."""
     extrapolation: Extrapolation = "raw"
@@ -47,11 +48,11 @@ class DiTConfig(BackboneSection):
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     """Width of the hidden layer of each MLP, relative to the token."""
     conditioning: Annotated[str, OneOf(CONDITIONINGS)] = "adaln_zero"
-    """How blocks learn of time and label (`ditkit list conditionings`)."""
+    """How blocks are conditioned on time and label (`ditkit list conditionings`)."""
     label: bool = True
     """Blocks are conditioned on the class, where the data has classes."""
     text: Literal["none", "cross_attention", "in_context"] = "none"
-    """How tokens learn of a text's: attending to them after each block, or among them in one sequence."""
+    """How the network reads a text's tokens: by cross-attention after each block, or in one sequence with its own."""
     text_pooled: bool = False
     """Blocks are conditioned on the text as a whole, as on time and label."""
     time_scale: float = 1000.0
@@ -162,7 +163,7 @@ class DiTConfig(BackboneSection):
         self, *, channels: int, classes: int, out_channels: int | None = None, text_dim: int = 0
     ) -> DiT:
         """The network, freshly initialised. `classes` 0: unlabelled; out_channels: as `channels`; text_dim: channels
-        of the text encoder, 0 without. InputError when there is a text and no way of telling it, or no text."""
+        of the text encoder, 0 without. InputError when there is a text and no way to read it, or no text."""
         from ditkit.backbones.dit import DiT
 
         return DiT(self, channels, classes if self.label else 0, out_channels or channels, text_dim)

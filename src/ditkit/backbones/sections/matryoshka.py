@@ -29,7 +29,7 @@ class OuterLevel(Section):
     patch: Count = 1
     """Side of the squares of pixels that become channels first: cheaper by its square, the released levels have 1."""
     frames: Count = 1
-    """Of clips: how many times as many frames as the level inside."""
+    """How many times as many frames of a clip as the level inside."""
     scale: Count | None = None
     """Image size in pixels up to which the level is conditioned on the original's; without it, it is not."""
     normalised: bool = False

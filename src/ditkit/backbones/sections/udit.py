@@ -36,7 +36,7 @@ class UDiTConfig(BackboneSection):
     cosine: bool = True
     """Cosine attention: queries and keys of length 1, a learned scale."""
     rotary: bool = True
-    """Rotary positions; without them only convolutions tell tokens apart."""
+    """Rotary positions; without them only convolutions distinguish positions."""
     ffn: Literal["reparameterised", "depthwise", "basic"] = "reparameterised"
     """The MLP: with a depthwise convolution that is trained as several and fused, as one, or without."""
     time_scale: float = 1000.0

@@ -3,7 +3,7 @@
 `ditkit encode` writes a cache (`cache.py`); other projects' layouts are read as well (`layouts.py`). Either is
 a source whose batches hold moments instead of images. Moments rather than samples, and mirrored images
 besides, so that training draws and flips as it would with the images. Whether a cache belongs to a recipe is
-told in ditkit.training.latents.
+decided in ditkit.training.latents.
 """
 
 from pathlib import Path

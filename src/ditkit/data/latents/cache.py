@@ -37,7 +37,7 @@ INDEX, PLAN, CAPTIONS = "index.json", "unfinished.json", "captions.json"
 FACTS, CHECKSUM = (
     "means",
     "sha256",
-)  # of a shard's metadata; one entry, as safetensors writes several in any order
+)  # of a shard's metadata; one key, as safetensors writes several in any order
 # Fields of a data section that do not decide what is encoded: latents are of squares, of which none are left out.
 NOT_PIXELS = {"flip", "check", "classes", "aspect", "without", "names", "changed", "cache", "content"}
 
@@ -64,7 +64,7 @@ class Index(Section):
     data: dict[str, Any]
     """What decides which images there are and how they look."""
     names: tuple[str, ...]
-    """Of the classes; () when unlabelled."""
+    """The names of the classes; () when unlabelled."""
     captions: bool
     mean: tuple[float, ...] | None = None
     """Of each channel of the latents, over images, places and draws; None until all are encoded."""
@@ -199,7 +199,7 @@ def _shard(
     batch: int,
     done: Callable[[int], object],
 ) -> dict[str, Tensor]:
-    """The tensors of one shard, by name; `done` is told of every batch."""
+    """The tensors of one shard, by name; `done` is called after every batch."""
     dtype = getattr(torch, plan.dtype)
     parts: dict[str, list[Tensor]] = {name: [] for name in plan.tensors}
     picks = [places[start : start + batch] for start in range(0, len(places), batch)]

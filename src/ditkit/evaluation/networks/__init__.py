@@ -55,7 +55,7 @@ FEATURES: dict[str, Entry] = {
 
 
 def load_features(name: str, weights: Path | str | None = None, device: torch.device | str = "cpu") -> Frozen:
-    """The feature network of that name on a device, with its usual weights or those given.
+    """The feature network of that name on a device, with its usual weights or other ones.
 
     `weights` is a local file, or for dinov2 and clip a folder or Hub id. InputError: no such name, no
     such weights, no network to fetch them, or the extra `features` is not installed.

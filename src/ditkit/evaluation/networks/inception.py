@@ -230,7 +230,7 @@ def load_inception(path: str | Path | None = None, convention: Convention = "adm
     """The network with the weights of a file (.pth or .safetensors, in pytorch-fid's names), or the original's.
 
     Without a path the original file (96 MB) is fetched once from pytorch-fid's release into torch.hub's
-    folder, and refused unless its SHA-256 is the known one. A file given by path may hold any weights of
+    folder, and refused unless its SHA-256 is the known one. A file of one's own may hold any weights of
     the right names and shapes; its own hash is recorded. InputError in every other case.
     """
     if convention not in INPUTS:
