@@ -180,6 +180,22 @@ def fetch_folder(id: str, wanted: Iterable[str], remedy: str, revision: str | No
         ) from None
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' bars, and its table in colours of weights that are missing, of which ditkit makes one line."""
+    from transformers.utils import logging as theirs
+
+    level, bar = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(level)
+        if bar:
+            theirs.enable_progress_bar()
+
+
 def first_line(error: Exception) -> str:
     """What an error of many lines begins with."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

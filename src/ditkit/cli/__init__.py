@@ -75,9 +75,7 @@ def _quieten() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for chatty in ("httpx", "matplotlib", "datasets", "PIL", "alembic", "mlflow", "trackio", "wandb"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    # Imported later: one reports each retry, the other, in colours, weights that ditkit itself refuses or takes.
-    for chatty in ("HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
-        os.environ.setdefault(chatty, "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or it tells of each retry; it is imported later
     warnings.filterwarnings("ignore", module="huggingface_hub")  # about how diffusers calls it
     warnings.filterwarnings("ignore", module=r"PIL\.")  # an image can be used, or is counted and named
 

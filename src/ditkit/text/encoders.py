@@ -14,8 +14,7 @@ the backbones; embeddings on disk: cache.py.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -23,6 +22,7 @@ from pydantic import Field
 
 from ditkit.config import Section
 from ditkit.errors import InputError, NotFinite
+from ditkit.files import quiet_transformers
 from ditkit.lazy import torch
 from ditkit.records import parse_json
 from ditkit.text.files import find_folder, identity, width
@@ -184,7 +184,7 @@ def open_model(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, Pool | None]
         )
         if tokenizer.pad_token is None:
             raise ValueError("its tokenizer has no padding")
-        with torch.random.fork_rng(devices=[]), _quiet(transformers.utils.logging):
+        with torch.random.fork_rng(devices=[]), quiet_transformers():
             model, report = model_class.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True
             )
@@ -209,20 +209,6 @@ def check_tokens(ids: Tensor, model: Any, where: str) -> None:
         raise InputError(
             f"{where}: its tokenizer gives token {int(ids.max())}, its network knows {known}; fetch both from one place"
         )
-
-
-@contextmanager
-def _quiet(hf_logging: Any) -> Iterator[None]:
-    """Without transformers' bar of weights and its table of those another half of the model owns."""
-    level, bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bar:
-            hf_logging.enable_progress_bar()
 
 
 def mean(tokens: Tensor, mask: Tensor) -> Tensor:

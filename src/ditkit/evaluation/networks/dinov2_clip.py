@@ -21,7 +21,7 @@ from ditkit.errors import InputError
 from ditkit.evaluation.networks.features import Features
 from ditkit.evaluation.networks.frozen import Frozen
 from ditkit.evaluation.networks.resize import RESIZES
-from ditkit.files import fetch_folder, file_hash
+from ditkit.files import fetch_folder, file_hash, quiet_transformers
 from ditkit.records import parse_json
 from ditkit.text.encoders import check_tokens
 
@@ -165,7 +165,7 @@ def _hash(folder: Path) -> str:
 def _load(kind: Any, folder: Path) -> nn.Module:
     """The model of a folder in float32; InputError unless every weight of it is in the file."""
     _weights(folder)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
         model, report = _from_pretrained(kind, folder, use_safetensors=True, output_loading_info=True)
     if report["missing_keys"]:  # transformers would go on with random ones
         missing = sorted(report["missing_keys"])
