@@ -1,8 +1,8 @@
 """A folder of samples: written batch by batch, gone on with after an interruption, read to be scored.
 
     samples.json             what decides the images: sampler, labels, seeds, hash of the weights, versions
-    images/000000-class3.png each image, with --png; of clips clips/000000.gif
-    samples.npz              all of them, with --npz
+    images/000000-class3.png each image, where `png` is set; of clips clips/000000.gif
+    samples.npz              all of them, where `npz` is set
     grid.png                 the first ones; of clips sheet.png
     unfinished/000000.npy    a batch that grid or samples.npz are still to be made of
 
