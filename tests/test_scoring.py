@@ -344,7 +344,10 @@ def test_compare_of_solvers_is_paired_with_the_first(run, tmp_path, capsys):
         {"label": list(range(10))}, seeds=range(10), sampler="ab2", steps=2, guidance=1
     )
     with np.load(tmp_path / "cells" / "small-ab2-2-1" / "images.npz") as file:
-        assert (file["arr_0"][:10, :, :, 0] == alone[:, 0].numpy()).all()  # the images of the same seeds
+        gaps = file["arr_0"][:10, :, :, 0].astype(int) - alone[:, 0].numpy()
+    assert (
+        np.abs(gaps).max() <= 1
+    )  # the images of the same seeds, rounded otherwise in batches of other sizes
 
 
 # --- while training --------------------------------------------------------------------------------

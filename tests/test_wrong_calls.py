@@ -261,7 +261,7 @@ def test_sizes_that_are_mistakes_are_refused_before_they_take_memory(field, numb
 )
 def test_networks_larger_than_the_memory_are_never_made(sizes, monkeypatch):
     monkeypatch.setattr("torch.random.fork_rng", None)  # what begins to make one
-    refused(lambda: recipe("digits").replace(backbone=sizes).build_backbone(), ["GB", "--backbone.width"])
+    refused(lambda: recipe("digits").replace(backbone=sizes).build_backbone(), ["GB", "`backbone.width`"])
 
 
 @pytest.mark.parametrize(
