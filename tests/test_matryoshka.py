@@ -150,7 +150,12 @@ def test_mixed_resolutions_are_the_parts_alone(name):
         torch.testing.assert_close(found[level][1:2], without[level - 1][1:2], **close)
     torch.testing.assert_close(found[2][2:], alone[2:], **close)
     assert not torch.allclose(whole[2][2:], alone[2:], **close)
-    for rows in ((1,), (0, 1), (2, 1), (1, 4), (1, 2, 3)):
+    for rows, level in (((0, 1), 1), ((0, 0), 2)):  # none of these images has the highest level, or any
+        found = unpack(net(state(net), T, cond, rows=rows), net.ratios)
+        expected = without[0][:1] if level == 1 else alone
+        assert not any(part.any() for part in found[:level])
+        torch.testing.assert_close(found[level][: len(expected)], expected, **close)
+    for rows in ((1,), (-1, 1), (2, 1), (1, 4), (1, 2, 3)):
         with pytest.raises(InputError, match=r"rows \(.*\) of 3 images for 2 levels around another"):
             net(state(net), T, cond, rows=rows)
 

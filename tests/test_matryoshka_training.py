@@ -1,6 +1,7 @@
 """Networks of several resolutions: what a recipe may say, mixed resolutions, stages, another run inside, latents."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,12 +9,13 @@ import torch
 from conftest import CPU
 from safetensors.torch import load_file
 from test_codecs import saved
+from test_matryoshka import randomised
 
 from ditkit.backbones import DiTConfig, MatryoshkaConfig, OuterLevel, UNetConfig
 from ditkit.cli import main
 from ditkit.cli.train import parse_train
 from ditkit.codecs import VaeConfig
-from ditkit.data import Batch
+from ditkit.data import Batch, Share
 from ditkit.errors import InputError
 from ditkit.layout import unpack
 from ditkit.pipeline import load
@@ -108,13 +110,60 @@ def test_networks_and_data_that_do_not_fit():
 def test_weights_of_mixed_resolutions_keep_each_levels_mean():
     net = nested(THREE).build_backbone()
     for count, share, rows in ((8, (0.25, 0.5), (2, 4)), (7, (0.01, 0.5), (1, 3)), (4, (1.0, 1.0), (4, 4))):
-        shared, weights = mixed(net, share, count)
+        shared, weights = mixed(net, share, Share(torch.arange(count), count))
         assert shared.keywords == {"rows": list(rows)}
         torch.testing.assert_close(weights.mean(0), torch.ones(3))
         losses = torch.rand(count, 3, generator=torch.Generator().manual_seed(0))
         kept = torch.stack([losses[:n, level].mean() for level, n in enumerate((*rows, count))])
         torch.testing.assert_close((weights * losses).mean(0), kept)
-    assert mixed(net, (), 8) == (net, None)
+    assert mixed(net, (), Share(torch.arange(8), 8)) == (net, None)
+
+
+@pytest.mark.parametrize(
+    "of", [lambda n: n // 2, lambda n: n % 2, lambda n: n % 3, lambda n: 0 if n < 5 else 1 + n % 2]
+)
+def test_which_images_a_level_has_is_decided_in_the_whole_batch(of):
+    """In micro-batches, and in processes of which each has some images, the gradient is that of one batch."""
+    chosen = nested(THREE, train={"level_share": (0.25, 0.5)})
+    net, codec = randomised(chosen.build_backbone()), chosen.build_codec()
+    drawn = with_draws(chosen, codec, batch())
+
+    def gradients(*batches):
+        net.zero_grad()
+        found = [backward(chosen, net, codec, part, CPU)["loss"] for part in batches]
+        return sum(found), [parameter.grad for parameter in net.parameters()]
+
+    loss, whole = gradients(drawn)
+    rows = [[n for n in range(8) if of(n) == share] for share in sorted({*map(of, range(8))})]
+    in_parts, parts = gradients(*(some_of(drawn, part) for part in rows))
+    torch.testing.assert_close(in_parts, loss)
+    for expected, found in zip(whole, parts, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def some_of(known, rows):
+    """What a process that has these images of a batch takes of it."""
+    return replace(
+        known,
+        images=known.images[rows],
+        label=known.label[rows],
+        index=known.index[rows],
+        draws={name: values[rows] for name, values in known.draws.items()},
+        share=Share(torch.tensor(rows), len(known.index)),
+    )
+
+
+def test_micro_batches_have_the_levels_of_the_whole_batch():
+    chosen = nested(THREE, train={"level_share": (0.25, 0.5)})
+    net, codec = randomised(chosen.build_backbone()), chosen.build_codec()
+    drawn = with_draws(chosen, codec, batch())
+    whole = backward(chosen, net, codec, drawn, CPU)
+    expected = [parameter.grad.clone() for parameter in net.parameters()]
+    net.zero_grad()
+    found = backward(chosen.replace(train={"micro_batch": 3}), net, codec, drawn, CPU)
+    torch.testing.assert_close(found["loss"], whole["loss"])
+    for parameter, gradient in zip(net.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
 
 
 def batch(n=8):

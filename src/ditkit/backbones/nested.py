@@ -141,7 +141,7 @@ class Matryoshka(Backbone):
         """`rows`: for every outer level, highest first, on how many of the first images it runs. The images beyond
         are what they are without it and have zeros there (mixed-resolution training). None: all.
 
-        InputError for rows that are not a number for each, from 1 to those of the level inside.
+        InputError for rows that are not a number for each, from 0 to those of the level inside.
         """
         self.check_size(*x.shape[2:])
         levels = unpack(x, self.ratios, self.frame_ratios)
@@ -162,6 +162,8 @@ class Matryoshka(Backbone):
         for outer, first, level, time, n, ratio in zip(
             reversed(self.levels), reversed(firsts), levels, times, counts, self.frame_ratios, strict=False
         ):
+            if n == 0:
+                continue
             frames = ratio * inner_frames
             h = outer.embed(_frames(level[:n]))
             if inward is not None:
@@ -172,30 +174,33 @@ class Matryoshka(Backbone):
             h, kept = outer.descend(h, own, numbered)
             way.append((outer, h, kept, own, numbered))
             inward = outer.passed(h)
-        assert inward is not None
 
-        inward = _filled_up(inward, len(x) * inner_frames)
         c = self.inner.condition(times[-1], conditions)
-        h = self.inner.embed(lowest) + self.inner.from_map(_as_clips(inward, len(x), lowest.ndim))
+        h = self.inner.embed(lowest)
+        if inward is not None:
+            inward = _filled_up(inward, len(x) * inner_frames)
+            h = h + self.inner.from_map(_as_clips(inward, len(x), lowest.ndim))
         h = self.inner.body(h, c, conditions, numbered_from(inner_first, around))
         outs = [self.inner.head(h, c, lowest.shape[2:])]
         feature = _frames(self.inner.to_map(h, lowest.shape[2:]))
 
         # And outwards again.
+        unused = counts.count(0)
         for (outer, h, kept, own, numbered), ratio in zip(
-            reversed(way), reversed(self.frame_ratios[:-1]), strict=True
+            reversed(way), reversed(self.frame_ratios[unused:-1]), strict=True
         ):
             feature = outer.ascend(h + outer.inside(feature[: len(h) // outer.frames]), kept, own, numbered)
             out = _filled_up(outer.head(feature), len(x) * ratio * inner_frames)
             outs.insert(0, _as_clips(out, len(x), lowest.ndim))
+        outs = [torch.zeros_like(level) for level in levels[:unused]] + outs
         return pack(outs, self.ratios, self.frame_ratios)
 
     def _counts(self, batch: int, rows: Sequence[int] | None) -> list[int]:
         counts = [batch] * len(self.outer) if rows is None else list(rows)
-        if len(counts) != len(self.outer) or sorted([1, *counts, batch]) != [1, *counts, batch]:
+        if len(counts) != len(self.outer) or sorted([0, *counts, batch]) != [0, *counts, batch]:
             raise InputError(
                 f"rows {tuple(rows or ())} of {batch} images for {len(self.outer)} levels around another: give a number "
-                "for each, highest first, from 1, none larger than the next"
+                "for each, highest first, none larger than the next"
             )
         return counts
 

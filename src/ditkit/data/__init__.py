@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from ditkit.config import KindOf
 from ditkit.data.arrays import Digits, FashionMNIST
-from ditkit.data.batch import Batch
+from ditkit.data.batch import Batch, Share
 from ditkit.data.buckets import Bucket, Plan, first_fit, plan_for, shard
 from ditkit.data.clips import Clips
 from ditkit.data.emoji import EmojiData
@@ -80,6 +80,7 @@ __all__ = [
     "Hub",
     "MovingDigits",
     "Plan",
+    "Share",
     "Source",
     "Split",
     "Stream",

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from ditkit.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class Share(NamedTuple):
+    """Which images of a batch these are: a process has some of them, and of those a micro-batch some."""
+
+    places: Tensor
+    """int64 (B,), rising: among the images of the whole batch."""
+    total: int
+    """Images of the whole batch."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,8 @@ class Batch:
     """Of images that are packed: each size's, without labels and captions, which are here."""
     draws: Mapping[str, Tensor] = field(default_factory=dict)
     """What the training draws for each image, by the name of the stream, (B, ...); empty where nothing needs it."""
+    share: Share | None = None
+    """Where its images are in the batch of all processes; None: they are all of it."""
 
     @property
     def encodable(self) -> Tensor:
@@ -40,6 +53,11 @@ class Batch:
         if found is None:
             raise ValueError("a batch of several sizes is encoded group by group")
         return found
+
+    @property
+    def shared(self) -> Share:
+        """Where its images are in the batch of all processes."""
+        return self.share or Share(torch.arange(len(self.index)), len(self.index))
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -53,6 +71,7 @@ class Batch:
             return
         for start in range(0, len(self.index), most):
             rows = slice(start, start + most)
+            places, total = self.shared
             yield Batch(
                 None if self.images is None else self.images[rows],
                 None if self.label is None else self.label[rows],
@@ -60,6 +79,7 @@ class Batch:
                 None if self.caption is None else self.caption[rows],
                 None if self.moments is None else self.moments[rows],
                 draws={name: values[rows] for name, values in self.draws.items()},
+                share=Share(places[rows], total),
             )
 
     def pin_memory(self) -> Batch:

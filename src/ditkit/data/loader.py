@@ -11,14 +11,14 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from multiprocessing.sharedctypes import RawValue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from ditkit.data.batch import Batch
+from ditkit.data.batch import Batch, Share
 from ditkit.data.buckets import Plan, places_by_size, shard, written
 from ditkit.data.sources import DataSection, Draw, Source, Split, one_shape, stack
 from ditkit.device import cores
@@ -49,9 +49,9 @@ def batches(
     """The images n = start, start + 1, ... below `stop`, `batch` at a time; the last may be fewer.
 
     With a plan of this source the batches are the plan's, `batch` is not used, and all images of one have one
-    size or are packed; those that `start` and `stop` fall into are cut. Of `world` ranks each sees its share, together what one
-    process would: of every `world` images one, of a plan's batches their `shard`, which can be empty (B = 0), so
-    that all ranks take as many steps. InputError as the source raises it.
+    size or are packed; those that `start` and `stop` fall into are cut. Of `world` ranks each sees its share of every batch,
+    of every `world` images one, which can be none (B = 0), so that all ranks take as many steps. InputError as the
+    source raises it.
 
     `draws` is what a training draws for its images; batches carry it. `workers` processes read and draw ahead; 0 does it in
     this one, None takes as many as there are cores where reading means decoding, and some for a GPU. `pinned` memory is
@@ -59,15 +59,18 @@ def batches(
     """
     if workers is None:
         workers = cores() if source.decodes else min(cores(), FOR_A_GPU) if pinned else 0
-    counters: Iterable[list[int]]
+    parts: Iterable[range]
     if plan is None:
-        counters = BatchSampler(shard(range(start, stop), rank, world), batch, drop_last=False)
+        parts = (range(first, min(first + batch, stop)) for first in range(start, stop, batch))
     else:
-        counters = (list(shard(part, rank, world)) for part in plan.counters(seed, start, stop))
+        parts = plan.counters(seed, start, stop)
+    counters = (
+        Part(shard(part, rank, world), shard(range(len(part)), rank, world), len(part)) for part in parts
+    )
     ending = RawValue("b", False)
     loader = DataLoader(
         Stream(source, config, seed, plan, draws),
-        batch_sampler=counters,
+        batch_sampler=counters,  # type: ignore[arg-type]  # Stream takes a batch at once
         num_workers=workers,
         pin_memory=pinned,
         collate_fn=_as_it_is,
@@ -166,6 +169,16 @@ def _as_it_is(batch: Any) -> Any:
     return batch  # Stream.__getitems__ has collated already
 
 
+class Part(NamedTuple):
+    """What a process reads of a batch."""
+
+    counters: Sequence[int]
+    places: Sequence[int]
+    """Where these are in the batch."""
+    total: int
+    """Images of the batch."""
+
+
 class Stream(Dataset):
     """The training images of run `seed` by their counter n = 0, 1, 2, ..., over all epochs."""
 
@@ -198,22 +211,24 @@ class Stream(Dataset):
         return Draw(self._seed, n, self._config.flip)
 
     def __getitem__(self, n: int) -> Batch:
-        return self.__getitems__([n])
+        return self.__getitems__(Part([n], [0], 1))
 
-    def __getitems__(self, counters: Sequence[int]) -> Batch:
-        """The images of these counters; DataLoader takes a whole batch at once, which has one size or is packed."""
+    def __getitems__(self, part: Part) -> Batch:
+        """The images of a part; DataLoader takes it at once. All have one size, or they are packed."""
+        counters, share = part.counters, Share(torch.tensor(part.places, dtype=torch.int64), part.total)
         positions = [self.position(n) for n in counters]
         label = None if self._source.labels is None else self._source.labels[positions]
         captions = self._source.captions
         caption = None if captions is None else tuple(captions[place] for place in positions)
         if self._plan is None or not self._plan.packed:
-            return replace(self._of_one_size(positions, counters), label=label, caption=caption)
+            return replace(self._of_one_size(positions, counters), label=label, caption=caption, share=share)
         runs = groupby(range(len(counters)), key=lambda row: self._size(positions[row]))
         parts = [list(rows) for _, rows in runs] or [[]]
         groups = tuple(
             self._of_one_size([positions[k] for k in rows], [counters[k] for k in rows]) for rows in parts
         )
-        return Batch(None, label, torch.tensor(counters, dtype=torch.int64), caption, groups=groups)
+        index = torch.tensor(counters, dtype=torch.int64)
+        return Batch(None, label, index, caption, groups=groups, share=share)
 
     def _size(self, position: int) -> tuple[int, ...] | None:
         """Of one image; None where all have one."""

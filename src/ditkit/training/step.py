@@ -14,7 +14,7 @@ from ditkit.backbones import Backbone, Cond
 from ditkit.chosen import chosen, name_of
 from ditkit.codecs import Codec
 from ditkit.conditions import Read, conditions, in_place_of_unknown, unknown
-from ditkit.data import Batch, first_fit
+from ditkit.data import Batch, Share, first_fit
 from ditkit.device import autocast, sent
 from ditkit.layout import Layout, Packed
 from ditkit.nn.around import Around, composed
@@ -38,13 +38,15 @@ def backward(
     terms: Mapping[str, Term] | None = None,
     average: Backbone | None = None,
 ) -> dict[str, Tensor]:
-    """Accumulate the gradient of the batch's mean loss; the batch's mean of every term of the loss.
+    """Accumulate the gradient of the batch's mean loss; the batch's mean of every term of the loss. Of a batch that several
+    processes share, what its images here add to both.
 
     The batch carries its draws (`draws_of`); nothing is drawn here. One without images gives a gradient and terms of 0, as
     a process needs whose others have some. `read` gives the captions' embeddings, for a network that reads a
     text; `terms` are added to the loss, and `average` is the moving average of the network, which they may run.
     """
-    config, total, terms = recipe.train, len(batch.index) or math.inf, terms or {}
+    config, terms = recipe.train, terms or {}
+    total = batch.shared.total if len(batch.index) else math.inf
     instead = in_place_of_unknown(recipe.text, read)
     means: dict[str, Tensor] = {}
     batch = batch if len(batch.index) else _stand_in(batch)
@@ -116,6 +118,7 @@ def _stand_in(batch: Batch) -> Batch:
         one(batch.moments),
         groups=tuple(map(_stand_in, batch.groups)),
         draws={name: values.new_zeros(1, *values.shape[1:]) for name, values in batch.draws.items()},
+        share=Share(batch.index.new_zeros(1), batch.shared.total),
     )
 
 
@@ -142,7 +145,7 @@ def _whole(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: tor
     t, learned = transport.times(1 - drawn["time"], layout), None
     if transport.has_known_parts:
         t, learned = transport.known_parts(t, drawn["known"], layout)
-    shared, weights = mixed(net, config.level_share, len(x0))
+    shared, weights = mixed(net, config.level_share, part.shared)
     if learned is not None:
         weights = learned if weights is None else weights * learned
     return Task(shared, x0, sent(drawn["noise"], device), t, drawn["drop"], layout, weights, drawn)
@@ -173,16 +176,16 @@ def _packed(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: to
     return Task(network, x0, eps, t[None], drop, layout, None, drawn)
 
 
-def mixed(net: Backbone, share: Sequence[float], count: int) -> tuple[Network, Tensor | None]:
-    """The network whose outer levels run on that share of `count` images only, and the weights (count, levels) that
-    keep each level's mean what it is: with the images it runs on (Gu et al., 2024)."""
-    if not share:
+def mixed(net: Backbone, level_share: Sequence[float], images: Share) -> tuple[Network, Tensor | None]:
+    """The network whose outer levels run on those of these B images that are among the first, a share for each level, of
+    the whole batch; and the weights (B, levels) that make each level's mean that of the images it runs on (Gu et al., 2024).
+    """
+    if not level_share:
         return net, None
-    rows = [max(1, int(part * count)) for part in share]
-    weights = torch.ones(count, len(rows) + 1)
-    for level, n in enumerate(rows):
-        weights[:, level] = (torch.arange(count) < n) * (count / n)
-    return partial(net, rows=rows), weights
+    first = [max(1, int(share * images.total)) for share in level_share]
+    there = torch.stack([images.places < count for count in (*first, images.total)], dim=1)
+    weights = there * torch.tensor([images.total / count for count in (*first, images.total)])
+    return partial(net, rows=there[:, :-1].sum(0).tolist()), weights
 
 
 def make_optimizer(net: nn.Module, config: Training, *others: nn.Module) -> torch.optim.AdamW:
