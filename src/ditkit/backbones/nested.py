@@ -15,7 +15,7 @@ own; what the predictions mean and how much noise each level has is the transpor
 import copy
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +78,21 @@ class Outer(Level):
         """The inner network's last map, (B F, D, H, W), at this level's lowest resolution and of its frames."""
         shuffled = F.pixel_shuffle(self.outward(feature), self.patch_inside)
         return shuffled.unflatten(1, (self.frames, -1)).flatten(0, 1)
+
+
+class Descent(NamedTuple):
+    """A level on the way inwards, with what it needs on the way back."""
+
+    outer: Outer
+    h: Tensor
+    kept: list[Tensor]
+    own: Tokens
+    around: Around
+
+    def outwards(self, feature: Tensor) -> Tensor:
+        """Its last map, of the map of the level inside."""
+        inside = self.outer.inside(feature[: len(self.h) // self.outer.frames])
+        return self.outer.ascend(self.h + inside, self.kept, self.own, self.around)
 
 
 class Matryoshka(Backbone):
@@ -146,6 +161,7 @@ class Matryoshka(Backbone):
         self.check_size(*x.shape[2:])
         levels = unpack(x, self.ratios, self.frame_ratios)
         counts = self._counts(len(x), rows)
+        unused = counts.count(0)
         times = (t if t.ndim == 2 else t[:, None].expand(-1, len(levels))).unbind(1)
         lowest = levels[-1]
         conditions = self.inner.conditions(cond or {}, lowest.shape[2:])
@@ -156,7 +172,7 @@ class Matryoshka(Backbone):
         inner_frames = lowest.shape[2] if lowest.ndim == 5 else 1
 
         # Inwards: what each level passes on is added to the first map of the next. Maps are of single frames.
-        way: list[tuple[Outer, Tensor, list[Tensor], Tokens, Around]] = []
+        way: list[Descent] = []
         inward, around = None, around or alone
         *firsts, inner_first = accumulate((len(outer.steps) for outer in self.levels), initial=0)
         for outer, first, level, time, n, ratio in zip(
@@ -172,7 +188,7 @@ class Matryoshka(Backbone):
             own = Tokens(c if frames == 1 else c.repeat_interleave(frames, 0))
             numbered = numbered_from(first, around)
             h, kept = outer.descend(h, own, numbered)
-            way.append((outer, h, kept, own, numbered))
+            way.append(Descent(outer, h, kept, own, numbered))
             inward = outer.passed(h)
 
         c = self.inner.condition(times[-1], conditions)
@@ -184,13 +200,9 @@ class Matryoshka(Backbone):
         outs = [self.inner.head(h, c, lowest.shape[2:])]
         feature = _frames(self.inner.to_map(h, lowest.shape[2:]))
 
-        # And outwards again.
-        unused = counts.count(0)
-        for (outer, h, kept, own, numbered), ratio in zip(
-            reversed(way), reversed(self.frame_ratios[unused:-1]), strict=True
-        ):
-            feature = outer.ascend(h + outer.inside(feature[: len(h) // outer.frames]), kept, own, numbered)
-            out = _filled_up(outer.head(feature), len(x) * ratio * inner_frames)
+        for passed, ratio in zip(reversed(way), reversed(self.frame_ratios[unused:-1]), strict=True):
+            feature = passed.outwards(feature)
+            out = _filled_up(passed.outer.head(feature), len(x) * ratio * inner_frames)
             outs.insert(0, _as_clips(out, len(x), lowest.ndim))
         outs = [torch.zeros_like(level) for level in levels[:unused]] + outs
         return pack(outs, self.ratios, self.frame_ratios)
