@@ -194,7 +194,7 @@ def test_lower_models_that_do_not_fit():
     for other, message in (
         (pipe(SMALL), "a model of 8 pixels in 1 levels; this one needs 4 in 1"),
         (pipe(MatryoshkaConfig(inner=SMALL, levels=(LEVEL,)), size=4), "a model of 4 pixels in 2 levels"),
-        (pipe(SMALL, size=4), r"--codec.level-scale is \(\), this model's lower levels have \(2.0,\)"),
+        (pipe(SMALL, size=4), r"`codec.level_scale` is \(\), this model's lower levels have \(2.0,\)"),
     ):
         with pytest.raises(InputError, match=message):
             high.generate({"label": [1]}, seeds=[0], lower=other)

@@ -272,11 +272,11 @@ def test_the_cache_of_something_else_is_refused_with_both_values(latent, encoded
     assert latent.codec.id in message
     assert other in message
     assert latent.build_codec().encoder_hash[:12] in message
-    assert "--codec.id" in message
+    assert "`codec.id`" in message
     message = refusal(latent.replace(data={"size": 16}), encoded)
     assert "4x4 with 3 channels" in message
     assert "8x8 with 3 channels" in message
-    assert "--data.size 16" in message
+    assert "`data.size` 16" in message
     message = refusal(latent.replace(codec={"precision": "bf16"}), encoded)
     assert "codec.precision fp32, the recipe has bf16" in message
     four = saved(tmp_path / "four", blocks=2, in_channels=1, out_channels=1)
@@ -293,7 +293,9 @@ def test_flips_are_needed_where_the_recipe_flips(latent, tmp_path):
     plain = latent.replace(data={"flip": False})
     encode(plain, tmp_path / "plain")
     message = refusal(latent, tmp_path / "plain")
-    assert "no mirrored images, but --data.flip is True; give --data.no-flip, or encode with flips" in message
+    assert (
+        "no mirrored images, but `data.flip` is True; give `data.flip` False, or encode with flips" in message
+    )
     assert not any("moments_flip" in load_file(file) for file in (tmp_path / "plain").glob("*.safetensors"))
     open_for(
         plain, plain.build_codec(), tmp_path / "plain"
@@ -526,7 +528,7 @@ def test_damage_in_other_projects_layouts(latent, tmp_path):
     fast_dit(tmp_path / "d")
     edm2(tmp_path / "e")
     (tmp_path / "e" / "dataset.json").write_text('{"labels": null}')
-    assert "has no labels, but --data.classes is 10" in refusal(tmp_path / "e")
+    assert "has no labels, but `data.classes` is 10" in refusal(tmp_path / "e")
     few = plain.replace(data={"classes": 10})
     np.save(tmp_path / "d" / "imagenet256_labels" / "3.npy", np.array([10]))
     with pytest.raises(InputError, match=r"labels up to 10, but `data\.classes` is 10"):

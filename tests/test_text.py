@@ -202,7 +202,7 @@ def test_long_prompts_are_cut_with_a_warning_and_keep_their_end(kind, request, c
         f"1 of 3 prompts are longer than 6 tokens and are cut; most, {over} tokens, from 'a red"
         in caplog.text
     )
-    assert "--text.length" in caplog.text
+    assert "`text.length`" in caplog.text
     caplog.clear()
     expected = encoder.encode(
         ["a red heart", "a red heart that is" if kind == "t5" else "a red heart that", "train"]

@@ -374,7 +374,7 @@ def test_a_loss_that_rises_for_good_is_reported_once_also_after_resuming(tmp_pat
     lines(5, 0.61, 0.9)
     (record,) = caplog.records
     assert "after 6 images the loss is 0.61; it was 0.2 after 2" in record.message
-    assert "--train.lr" in record.message
+    assert "`train.lr`" in record.message
 
 
 def test_a_run_leaves_pictures_and_a_log(run):
