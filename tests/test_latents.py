@@ -286,7 +286,7 @@ def test_the_cache_of_something_else_is_refused_with_both_values(latent, encoded
     )
     assert "data.kind digits, the recipe has fashion-mnist" in refusal(fashion, encoded)
     pixels = Recipe.model_validate(latent.model_dump() | {"codec": {"kind": "identity"}})
-    assert "codec is identity, which has no latents; give --codec vae" in refusal(pixels, encoded)
+    assert "codec is identity, which has no latents; give `codec` vae" in refusal(pixels, encoded)
 
 
 def test_flips_are_needed_where_the_recipe_flips(latent, tmp_path):

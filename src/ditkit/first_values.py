@@ -48,11 +48,11 @@ class Step(NamedTuple):
         """Do it to a parameter; uniform and normal numbers are those of `random`, the same on every machine."""
         view = torch.as_strided(parameter, self.size, self.stride, self.offset)
         if self.operation is UNIFORM:
-            low, high = [*self.numbers, *[0.0, 1.0][len(self.numbers) :]]
+            low, high = self.numbers
             drawn = torch.from_numpy(random.random(self.size, np.float32))
             view.copy_(drawn.mul_(high - low).add_(low))
         elif self.operation is NORMAL:
-            mean, std = [*self.numbers, *[0.0, 1.0][len(self.numbers) :]]
+            mean, std = self.numbers
             drawn = torch.from_numpy(random.standard_normal(self.size, np.float32))
             view.copy_(drawn.mul_(std).add_(mean))
         else:
@@ -94,6 +94,8 @@ class Recorder(TorchDispatchMode):
         if not repeatable or (random and operation not in (UNIFORM, NORMAL)):
             self._steps[place] = None
             return
+        if random:
+            others += (0.0, 1.0)[len(others) :]  # torch's defaults
         step = Step(operation, tuple(view.shape), view.stride(), int(view.storage_offset()), others)
         whole = view.numel() * view.element_size() == view.untyped_storage().nbytes()
         if operation in WHOLE and whole:
