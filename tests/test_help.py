@@ -68,6 +68,13 @@ def test_sections_are_grouped_with_what_replaces_them(capsys):
     assert "--backbone.conditioning {adaln_zero,adaln,cross_attention,in_context}" in short
 
 
+def test_what_replaces_the_parts_of_a_nested_network_is_shown(capsys):
+    nested = text(capsys, "train", "digits", "--backbone", "Matryoshka", "--help")
+    assert "--backbone.inner NAME|RUN" in nested
+    assert "--backbone.levels INT" in nested
+    assert "--backbone.inner NAME" not in text(capsys, "train", "digits", "--help")
+
+
 def test_a_registered_name_is_shown(capsys):
     register("path", "mine", Path(PATHS["linear"].coeffs))
     try:

@@ -51,6 +51,11 @@ SWITCHED = {
     "backbone": ("NAME", "Another network with its own values, of `ditkit list backbones`."),
 }
 """Sections that are replaced as a whole by name, and what their flags say."""
+AROUND = {
+    "inner": ("NAME|RUN", "Another network inside, of `ditkit list backbones`, or that of a run."),
+    "levels": ("INT", "How many levels are around it."),
+}
+"""The same of the parts of a network of several levels."""
 SWITCHING = ("train", "encode", "info")
 
 
@@ -79,6 +84,9 @@ def help_text(
             if section in switched
             else []
         )
+        if section == "backbone" and any(flag.startswith("backbone.inner.") for flag in known):
+            for name, (takes, about) in AROUND.items():
+                rows += _row(f"--backbone.{name} {takes}", about)
         for flag in shown:
             if _section(flag) == section:
                 takes = shape_of(known[flag]).metavar
