@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ditkit.backbones import Backbone, Cond
+from ditkit.backbones import Backbone
 from ditkit.checks import is_list, whole_number, whole_numbers
 from ditkit.device import sent
 from ditkit.errors import InputError, no_such
+from ditkit.layout import Cond
 from ditkit.text import Text, TextConfig
 
 Read = Callable[[Sequence[str]], Text]

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Cond = dict[str, "Tensor"]
+"""What a network is conditioned on, by name: "label" (B,), a text's "text" (B, M, D), ..."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """A state of one part: one noise level, one loss, whatever its shape.

@@ -15,11 +15,11 @@ from ditkit.backbones.sections.unet import UNetConfig
 from ditkit.checks import whole_number
 from ditkit.config import KindOf
 from ditkit.errors import InputError, no_such
-from ditkit.layout import packing
+from ditkit.layout import Cond, packing
 from ditkit.lazy import exported
 
 if TYPE_CHECKING:
-    from ditkit.backbones.base import Backbone, Cond
+    from ditkit.backbones.base import Backbone
     from ditkit.backbones.compiling import compile_blocks, compiles
     from ditkit.backbones.dit import DiT
     from ditkit.backbones.mdm import MDM

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
+from ditkit.layout import Cond
 from ditkit.nn.around import Around, alone
 from ditkit.nn.blocks import summed
 from ditkit.nn.embeddings import LabelEmbedding, ScalarEmbedding, SideBySide, TimeEmbedding
 from ditkit.nn.text import TextReader, Words
-
-Cond = dict[str, Tensor]
 
 
 class Conditions(NamedTuple):

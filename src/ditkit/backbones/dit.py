@@ -12,9 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ditkit.backbones.base import BodyShape, Cond, Conditions, Plain
+from ditkit.backbones.base import BodyShape, Conditions, Plain
 from ditkit.backbones.sections.dit import DiTConfig
 from ditkit.errors import InputError
+from ditkit.layout import Cond
 from ditkit.lazy import loaded
 from ditkit.nn.around import Around, Tokens, alone
 from ditkit.nn.attention import Arrangement

@@ -6,18 +6,19 @@ The parts are in nn/mdm.py; its networks of several resolutions are this one wit
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ditkit.backbones.base import BodyShape, Cond, Conditions, Plain
+from ditkit.backbones.base import BodyShape, Conditions, Plain
 from ditkit.backbones.sections.mdm import MDMConfig
-from ditkit.errors import InputError
+from ditkit.layout import Cond
 from ditkit.nn.around import Around, Tokens, alone
 from ditkit.nn.embeddings import LabelEmbedding
-from ditkit.nn.mdm import Level, Sentence, Step
-from ditkit.nn.sizes import image_size
+from ditkit.nn.mdm import Level, Resolution, Sentence, Step
+from ditkit.nn.sizes import check_halvings
 
 SCALE = (
     "scale"  # the one micro-condition of the released networks: how large the original image was, in pixels
@@ -39,21 +40,17 @@ class MDM(Plain):
         )
         self.text = Sentence(text_dim, config.text_width, condition_width) if text_dim else None
         self.label = LabelEmbedding(classes, condition_width) if classes else None
-        words = config.text_width if text_dim else 0
-        self.level = Level(
-            channels,
-            out_channels,
-            widths=config.widths,
-            depth=config.depth,
-            layers=config.attention,
+        step = partial(
+            Step,
             condition_width=condition_width,
             heads=config.heads,
-            words=words,
-            scale=config.scale,
+            words=config.text_width if text_dim else 0,
         )
-        self.middle = nn.ModuleList(
-            Step(last, last, condition_width, layers, config.heads, words) for layers in (1, 0)
+        resolutions = [*map(Resolution, config.widths, config.depth, config.attention)]
+        self.level = Level(
+            channels, out_channels, resolutions, step, condition_width=condition_width, scale=config.scale
         )
+        self.middle = nn.ModuleList(step(last, last, layers) for layers in (1, 0))
 
     @property
     def blocks(self) -> nn.ModuleList:  # type: ignore[override]
@@ -86,10 +83,4 @@ class MDM(Plain):
         return super().null(cond) | ({SCALE: cond[SCALE]} if SCALE in cond else {})
 
     def check_size(self, *size: int) -> None:
-        height, width = image_size(size)
-        factor = 2**self.halvings
-        if height % factor or width % factor:
-            raise InputError(
-                f"a state of {height}x{width} cannot be halved {self.halvings} times; its sides must be multiples of "
-                f"{factor}: change `data.size` or give fewer `backbone.widths`"
-            )
+        check_halvings(size, self.halvings, "give fewer `backbone.widths`")

@@ -14,6 +14,7 @@ own; what the predictions mean and how much noise each level has is the transpor
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple, cast
 
@@ -21,13 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ditkit.backbones.base import Backbone, Cond, Plain
+from ditkit.backbones.base import Backbone, Plain
 from ditkit.backbones.sections.matryoshka import MatryoshkaConfig, OuterLevel
 from ditkit.errors import InputError
-from ditkit.layout import channels_of, pack, packing, unpack
+from ditkit.layout import Cond, channels_of, pack, packing, unpack
 from ditkit.nn.around import Around, Tokens, alone, numbered_from
 from ditkit.nn.convolutions import zero_conv
-from ditkit.nn.mdm import Level
+from ditkit.nn.mdm import Level, Resolution, Step
 
 
 class Outer(Level):
@@ -50,9 +51,8 @@ class Outer(Level):
         super().__init__(
             channels,
             channels,
-            widths=config.widths,
-            depth=config.depth,
-            layers=(0,) * len(config.widths),
+            [*map(Resolution, config.widths, config.depth)],
+            partial(Step, condition_width=condition_width),
             condition_width=condition_width,
             scale=config.scale,
             normalised=config.normalised,

@@ -27,7 +27,7 @@ from ditkit.nn.embeddings import LabelEmbedding, SideBySide, TimeEmbedding
 from ditkit.nn.linear import dense
 from ditkit.nn.registries import ATTENTIONS
 from ditkit.nn.rotary import check_rotary
-from ditkit.nn.sizes import image_size
+from ditkit.nn.sizes import check_halvings
 
 MULTIPLIERS = (1, 2, 4, 2, 2)  # widths of the stages; the last is wider than the first
 
@@ -126,14 +126,7 @@ class UDiT(Plain):
         return h.permute(0, 3, 1, 2)
 
     def check_size(self, *size: int) -> None:
-        height, width = image_size(size)
-        halvings = HALVINGS + self.attention.halves
-        factor = 2**halvings
-        if height % factor or width % factor:
-            raise InputError(
-                f"a state of {height}x{width} cannot be halved {halvings} times; change "
-                f"`data.size` to a multiple of {factor} (times the codec's downsampling)"
-            )
+        check_halvings(size, HALVINGS + self.attention.halves)
 
     def fused(self) -> Backbone:
         """A copy whose MLPs are fused: of the form `ffn` depthwise."""

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from ditkit.backbones.base import BodyShape, Conditions, Plain
 from ditkit.backbones.sections.unet import UNetConfig
-from ditkit.errors import InputError
 from ditkit.kernels.maps import channels_last
 from ditkit.nn.around import Around, Tokens, alone
 from ditkit.nn.convolutions import Downsample, ResidualBlock, Upsample, zero_conv
 from ditkit.nn.embeddings import LabelEmbedding, TimeEmbedding
-from ditkit.nn.sizes import GROUPS, image_size
+from ditkit.nn.sizes import GROUPS, check_halvings
 
 
 class UNet(Plain):
@@ -88,10 +87,4 @@ class UNet(Plain):
         return self.final(F.silu(self.norm(h)))
 
     def check_size(self, *size: int) -> None:
-        height, width = image_size(size)
-        factor = 2 ** (self.levels - 1)
-        if height % factor or width % factor:
-            raise InputError(
-                f"a state of {height}x{width} cannot be halved {self.levels - 1} times; change `data.size` to a "
-                f"multiple of {factor} (times the codec's downsampling) or give fewer `backbone.multipliers`"
-            )
+        check_halvings(size, self.levels - 1, "give fewer `backbone.multipliers`")

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 from ditkit.conditions import in_place_of_unknown, unknown
 from ditkit.errors import InputError
 from ditkit.generation.sizes import size_name
-from ditkit.layout import Layout
+from ditkit.layout import Cond, Layout
 from ditkit.sampling import autoguidance, cfg, threshold
 from ditkit.sampling.config import SamplingConfig, SamplingRequest
-from ditkit.transports import Cond, Denoiser
+from ditkit.transports import Denoiser
 
 if TYPE_CHECKING:
     from ditkit.pipeline import Pipeline

@@ -26,12 +26,12 @@ from ditkit.errors import NotFinite
 from ditkit.generation.guiding import bounded, guided
 from ditkit.generation.known import check_lower, known_frames
 from ditkit.generation.sizes import decoder, state_layout
-from ditkit.layout import Layout
+from ditkit.layout import Cond, Layout
 from ditkit.progress import progress_bar
 from ditkit.randomness import Purpose, RowNoise
 from ditkit.sampling import Known, Step, with_known
 from ditkit.sampling.config import SamplingConfig, SamplingRequest
-from ditkit.transports import At, Cond, Denoiser, Prediction
+from ditkit.transports import At, Denoiser, Prediction
 
 if TYPE_CHECKING:
     from ditkit.pipeline import Pipeline

@@ -6,6 +6,8 @@ groups. Whole networks are in backbones/mdm.py, how levels are nested in backbon
 """
 
 import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +15,14 @@ from torch import Tensor, nn
 
 from ditkit.kernels.attention import attend
 from ditkit.kernels.maps import channels_last
+from ditkit.layout import Cond
 from ditkit.nn.around import Around, Tokens, alone
 from ditkit.nn.attention import check_heads
 from ditkit.nn.convolutions import Downsample, ResidualBlock, Upsample, zero_conv
 from ditkit.nn.embeddings import sinusoid
 from ditkit.nn.linear import dense, zero_dense
 from ditkit.nn.sizes import MDM_GROUPS
-from ditkit.nn.text import MASK, TOKENS, Cond, TextReader, Words
+from ditkit.nn.text import MASK, TOKENS, TextReader, Words
 
 
 class Sentence(TextReader):
@@ -115,7 +118,10 @@ class TextualAttention(nn.Module):
 class Step(nn.Module):
     """A residual block, then `layers` of attention: (B, C, H, W) -> (B, C', H, W)."""
 
-    def __init__(self, fan_in: int, fan_out: int, condition_width: int, layers: int, heads: int, words: int):
+    def __init__(
+        self, fan_in: int, fan_out: int, layers: int, *, condition_width: int, heads: int = 1, words: int = 0
+    ):
+        """`condition_width`: channels of the vector that conditions it; `words`: of the words, 0 without a text."""
         super().__init__()
         self.block = ResidualBlock(fan_in, fan_out, condition_width)
         self.block.norm1 = nn.GroupNorm(MDM_GROUPS, fan_in)
@@ -133,16 +139,24 @@ class Step(nn.Module):
         return self(x, at.c, at.words)
 
 
+class Resolution(NamedTuple):
+    """What a U-Net has at one of its resolutions."""
+
+    width: int
+    depth: int
+    """Residual blocks on the way down; one more on the way up."""
+    layers: int = 0
+    """Attention layers after each block."""
+
+
 class Level(nn.Module):
     """The U-Net of one level, in parts, for something lies between its way down and its way up: a middle, or
     another level.
 
     Args:
-        widths: channels of each resolution, from the level's own on.
-        depth: residual blocks of each on the way down; one more on the way up.
-        layers: attention layers after each of these blocks.
+        resolutions: from the level's own on.
+        step: makes a block of fan-in, fan-out and a number of attention layers.
         condition_width: channels of the vector that conditions the blocks.
-        words: channels of the words, 0 without a text.
         scale: image size of the level in pixels, for micro-conditioning.
         normalised: the state is divided by the standard deviation of each image.
         patch: side of the squares of pixels that become channels first, and pixels again in the end.
@@ -152,13 +166,10 @@ class Level(nn.Module):
         self,
         channels: int,
         out_channels: int,
+        resolutions: Sequence[Resolution],
+        step: Callable[[int, int, int], Step],
         *,
-        widths: tuple[int, ...],
-        depth: tuple[int, ...],
-        layers: tuple[int, ...],
         condition_width: int,
-        heads: int = 1,
-        words: int = 0,
         scale: int | None = None,
         normalised: bool = False,
         patch: int = 1,
@@ -167,29 +178,25 @@ class Level(nn.Module):
         self.normalised, self.patch = normalised, patch
         self.time = NumberEmbedding(condition_width)
         self.scale = None if scale is None else ImageScale(scale, condition_width)
-        self.stem = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
+        here = resolutions[0].width
+        self.stem = nn.Conv2d(channels * patch**2, here, 3, padding=1)
 
-        def step(fan_in: int, fan_out: int, attention: int) -> Step:
-            return Step(fan_in, fan_out, condition_width, attention, heads, words)
-
-        here, skips = widths[0], [widths[0]]  # channels now, and of every map kept for the way up
+        skips = [here]  # `here`: channels now; of every map that is kept for the way up
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.downsamples, self.upsamples = nn.ModuleList(), nn.ModuleList()
-        for i, (width, count, attention) in enumerate(zip(widths, depth, layers, strict=True)):
+        for i, (width, count, layers) in enumerate(resolutions):
             if i:
                 self.downsamples.append(Downsample(here))
                 skips.append(here)
             fans = [here] + [width] * (count - 1)
-            self.down.append(nn.ModuleList(step(fan_in, width, attention) for fan_in in fans))
+            self.down.append(nn.ModuleList(step(fan_in, width, layers) for fan_in in fans))
             here = width
             skips += [width] * count
-        for i, (width, count, attention) in enumerate(
-            zip(reversed(widths), reversed(depth), reversed(layers), strict=True)
-        ):
+        for i, (width, count, layers) in enumerate(reversed(resolutions)):
             if i:
                 self.upsamples.append(Upsample(here))
             fans = [here + skips.pop()] + [width + skips.pop() for _ in range(count)]
-            self.up.append(nn.ModuleList(step(fan_in, width, attention) for fan_in in fans))
+            self.up.append(nn.ModuleList(step(fan_in, width, layers) for fan_in in fans))
             here = width
         self.norm = nn.GroupNorm(MDM_GROUPS, here)
         self.final = zero_conv(here, out_channels * patch**2)

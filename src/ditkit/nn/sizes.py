@@ -24,3 +24,14 @@ def image_size(size: Sequence[int]) -> tuple[int, int]:
         )
     height, width = size
     return height, width
+
+
+def check_halvings(size: Sequence[int], halvings: int, otherwise: str = "") -> None:
+    """InputError unless the state of an image, (H, W), can be halved so often; `otherwise` is another remedy than its size."""
+    height, width = image_size(size)
+    factor = 2**halvings
+    if height % factor or width % factor:
+        raise InputError(
+            f"a state of {height}x{width} cannot be halved {halvings} times; change `data.size` to a multiple of {factor} "
+            f"(times the codec's downsampling){f' or {otherwise}' if otherwise else ''}"
+        )

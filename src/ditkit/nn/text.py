@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
+from ditkit.layout import Cond
 from ditkit.nn.attention import CrossAttention
 from ditkit.nn.blocks import TanhGelu, norm
 from ditkit.nn.linear import dense, zero_dense
 
-Cond = dict[str, Tensor]
 TOKENS, MASK, POOLED = "text", "text_mask", "text_pooled"
 
 

@@ -19,12 +19,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ditkit.backbones.base import Backbone, Cond
+from ditkit.backbones.base import Backbone
 from ditkit.chosen import chosen, name_of
 from ditkit.device import sent
 from ditkit.errors import InputError
 from ditkit.first_values import build
-from ditkit.layout import Layout
+from ditkit.layout import Cond, Layout
 from ditkit.nn.around import Around, Run, Tokens
 from ditkit.objectives import TERMS
 from ditkit.randomness import Stream

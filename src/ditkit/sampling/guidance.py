@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ditkit.layout import Layout
+from ditkit.layout import Cond, Layout
 from ditkit.lazy import torch
-from ditkit.transports import At, Cond, Denoiser, Prediction
+from ditkit.transports import At, Denoiser, Prediction
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from ditkit.errors import InputError
-from ditkit.layout import Layout
+from ditkit.layout import Cond, Layout
 from ditkit.lazy import torch
-from ditkit.transports import At, Cond, Denoiser, Prediction
+from ditkit.transports import At, Denoiser, Prediction
 
 if TYPE_CHECKING:
     from torch import Tensor

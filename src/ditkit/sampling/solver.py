@@ -16,9 +16,10 @@ from inspect import signature
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
+from ditkit.layout import Cond
 from ditkit.lazy import torch
 from ditkit.sampling.grids import time_grid
-from ditkit.transports import PATHS, At, Cond, Denoiser, Prediction
+from ditkit.transports import PATHS, At, Denoiser, Prediction
 
 if TYPE_CHECKING:
     from torch import Tensor

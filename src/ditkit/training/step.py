@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ditkit.backbones import Backbone, Cond
+from ditkit.backbones import Backbone
 from ditkit.chosen import chosen, name_of
 from ditkit.codecs import Codec
 from ditkit.conditions import Read, conditions, in_place_of_unknown, unknown
 from ditkit.data import Batch, Share, first_fit
 from ditkit.device import autocast, sent
-from ditkit.layout import Layout, Packed
+from ditkit.layout import Cond, Layout, Packed
 from ditkit.nn.around import Around, composed
 from ditkit.objectives import ROUTINGS
 from ditkit.objectives.terms import Seen, Term, capturing, with_terms

@@ -3,7 +3,8 @@
 Each of the registries can be added to: a path, a prediction, a loss or a time law of one's own is a choice like any other.
 """
 
-from ditkit.transports.denoiser import At, Cond, Denoiser, Network
+from ditkit.layout import Cond
+from ditkit.transports.denoiser import At, Denoiser, Network
 from ditkit.transports.losses import LOSSES, Loss
 from ditkit.transports.paths import DDPM_STEPS, PATHS, Coeffs, Path
 from ditkit.transports.predictions import PREDICTIONS, Parametrisation, Prediction

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ditkit.device import sent
-from ditkit.layout import Layout
+from ditkit.layout import Cond, Layout
 from ditkit.transports.paths import Coeffs
 from ditkit.transports.predictions import Prediction
 from ditkit.transports.variational import Posterior, posterior
@@ -15,7 +15,6 @@ from ditkit.transports.variational import Posterior, posterior
 if TYPE_CHECKING:
     from torch import Tensor
 
-Cond = dict[str, "Tensor"]
 Network = Callable[["Tensor", "Tensor", Cond], "Tensor"]
 
 

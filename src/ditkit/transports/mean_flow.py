@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from ditkit.device import sent
+from ditkit.layout import Cond
 from ditkit.lazy import torch
 from ditkit.randomness import Stream
 from ditkit.transports import parts
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ditkit.layout import Layout
-    from ditkit.transports.denoiser import At, Cond, Network
+    from ditkit.transports.denoiser import At, Network
     from ditkit.transports.regression import Examples
     from ditkit.transports.transport import Transport
 

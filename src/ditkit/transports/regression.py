@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ditkit.layout import Cond
 from ditkit.lazy import Named
 from ditkit.randomness import Stream
 from ditkit.transports import hybrid, parts
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ditkit.layout import Layout
-    from ditkit.transports.denoiser import At, Cond, Network
+    from ditkit.transports.denoiser import At, Network
     from ditkit.transports.transport import Transport
 
 

@@ -14,11 +14,11 @@ from pydantic import Field, model_validator
 from ditkit.chosen import Chosen, chosen
 from ditkit.config import OneOf, Section, renamed
 from ditkit.device import sent, widest
-from ditkit.layout import Layout
+from ditkit.layout import Cond, Layout
 from ditkit.lazy import torch
 from ditkit.randomness import Stream
 from ditkit.transports import hybrid, parts
-from ditkit.transports.denoiser import At, Cond, Denoiser, Network, expanded
+from ditkit.transports.denoiser import At, Denoiser, Network, expanded
 from ditkit.transports.losses import LOSSES
 from ditkit.transports.paths import DDPM_STEPS, PATHS, Coeffs
 from ditkit.transports.predictions import PREDICTIONS, Prediction
