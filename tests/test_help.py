@@ -1,5 +1,7 @@
 """The help: what is used most first, with its choices; all on request; and every flag by its field's rules."""
 
+import re
+
 import pytest
 from commands import understood
 
@@ -23,6 +25,17 @@ def text(capsys, *words):
 def flags(text):
     """The flags that a help explains, in its order."""
     return [line.split()[0] for line in text.splitlines() if line.startswith("  --")]
+
+
+@pytest.mark.parametrize(
+    "words", ["train digits", "train moving-digits", "train emoji-t2i", "sample", "eval", "compare"]
+)
+def test_every_flag_that_a_help_names_is_one_of_the_verb(words, capsys):
+    """A field that another's text names is the verb's own flag; what is none, as an extra, is no flag."""
+    whole = text(capsys, *words.split(), "--help-all")
+    own = {word for word in flags(whole)}
+    prose = re.sub(r"`[^`]*`", "", whole)
+    assert {*re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", prose)} <= own | {"--help-all"}
 
 
 def test_sampling_begins_with_what_is_used_most(capsys):

@@ -45,8 +45,8 @@ class EvalCommand(SamplingOptions):
     """
 
     what: Annotated[str, Positional]
-    """A run, a snapshot, a folder of images (one sub-folder per class, or none), one that `ditkit sample` wrote with --png or
-    --npz, or an .npz file with arr_0."""
+    """A run, a snapshot, a folder of images (one sub-folder per class, or none), one that `ditkit sample --png` or
+    `ditkit sample --npz` wrote, or an .npz file with arr_0."""
     n: Annotated[int, Field(ge=2)] = 2000
     """Images to sample from a run; the papers' FID-50K takes 50000."""
     labels: Balance = "balanced"

@@ -1,6 +1,7 @@
 """`--help`: the flags that are used most, by section, with their choices; `--help-all`: every one."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from ditkit.cli.shapes import Positional, shape_of
-from ditkit.cli.verbs import typed
+from ditkit.cli.verbs import with_program
 from ditkit.config import Section
 
 COLUMNS, INDENT = 100, 28
@@ -68,13 +69,16 @@ def help_text(
     flags = [flag for flag in known if flag not in (*loose, *SWITCHED) and not _fixed(known[flag])]
     common = [flag for flag in COMMON.get(verb, flags) if flag in flags]
     shown = [*common, *(flag for flag in flags if flag not in common)] if whole else common
-    lines = [typed(f"usage: ditkit {' '.join([prog, *map(str.upper, loose)])} [flags]"), ""]
+    lines = [with_program(f"usage: ditkit {' '.join([prog, *map(str.upper, loose)])} [flags]"), ""]
     lines += _paragraphs(target.__doc__ or "")
     for flag, field in loose.items():
         among = takes if (takes := shape_of(field).metavar).startswith("{") else ""
         lines += [
             "",
-            *_row(flag.upper(), f"{_about(target, flag, field, None)} {among.replace(',', ', ')}".rstrip()),
+            *_row(
+                flag.upper(),
+                f"{_about(target, flag, field, None, known)} {among.replace(',', ', ')}".rstrip(),
+            ),
         ]
     own = type(default).model_fields if default is not None and verb in SWITCHING else {}
     switched = {flag: about for flag, about in SWITCHED.items() if flag in own}
@@ -90,10 +94,10 @@ def help_text(
         for flag in shown:
             if _section(flag) == section:
                 takes = shape_of(known[flag]).metavar
-                rows += _row(f"--{flag} {takes}", _about(target, flag, known[flag], default))
+                rows += _row(f"--{flag} {takes}", _about(target, flag, known[flag], default, known))
         lines += ["", f"{section or 'flags'}:", *rows] if rows else []
     if len(shown) < len(flags):
-        lines += ["", typed(f"{len(flags) - len(shown)} more: ditkit {prog} --help-all")]
+        lines += ["", with_program(f"{len(flags) - len(shown)} more: ditkit {prog} --help-all")]
     return "\n".join(lines)
 
 
@@ -110,7 +114,9 @@ def _fixed(field: FieldInfo) -> bool:
 def _row(left: str, about: str) -> Iterator[str]:
     """A flag and what it says, beside it where there is room and below otherwise."""
     left = f"  {left.rstrip()}"
-    parts = wrap(typed(about), COLUMNS - INDENT, break_long_words=False, break_on_hyphens=False) or [""]
+    parts = wrap(with_program(about), COLUMNS - INDENT, break_long_words=False, break_on_hyphens=False) or [
+        ""
+    ]
     if len(left) >= INDENT - 1:
         folded = wrap(left.replace(",", ", "), COLUMNS, subsequent_indent=" " * 6, break_on_hyphens=False)
         yield from (line.replace(", ", ",") for line in folded)
@@ -120,8 +126,10 @@ def _row(left: str, about: str) -> Iterator[str]:
     yield from (" " * INDENT + part for part in parts)
 
 
-def _about(target: type[Section], flag: str, field: FieldInfo, default: Section | None) -> str:
-    """The field's docstring, and its value without the flag."""
+def _about(
+    target: type[Section], flag: str, field: FieldInfo, default: Section | None, known: Collection[str]
+) -> str:
+    """The field's docstring, with the fields that it names as flags, and its value without the flag."""
     holder: Any = default or target
     *above, name = flag.replace("-", "_").split(".")
     for part in above:
@@ -136,7 +144,18 @@ def _about(target: type[Section], flag: str, field: FieldInfo, default: Section 
         if isinstance(holder, type) or field.is_required()
         else getattr(holder, name, None)
     )
-    return f"{' '.join(about.split())} {_default(value)}".strip()
+    return f"{_with_flags(' '.join(about.split()), flag, known)} {_default(value)}".strip()
+
+
+def _with_flags(about: str, flag: str, known: Collection[str]) -> str:
+    """The docstring of a flag's field: `grid` is --backbone.grid beside --backbone.positions, where there is such a flag."""
+
+    def as_flag(found: re.Match[str]) -> str:
+        name = found[1].replace("_", "-")
+        beside = f"{flag.rpartition('.')[0]}.{name}"
+        return next((f"--{own}" for own in (beside, name) if own in known), found[0])
+
+    return re.sub(r"`([a-z]\w*(?:\.\w+)*)`", as_flag, about)
 
 
 def _default(value: Any) -> str:
@@ -152,6 +171,6 @@ def _default(value: Any) -> str:
 
 def _paragraphs(doc: str) -> Iterator[str]:
     """A docstring's paragraphs, folded anew."""
-    for number, paragraph in enumerate(typed(doc).strip().split("\n\n")):
+    for number, paragraph in enumerate(with_program(doc).strip().split("\n\n")):
         yield from [""] * bool(number)
         yield from wrap(" ".join(paragraph.split()), COLUMNS, break_on_hyphens=False)

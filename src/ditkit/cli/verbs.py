@@ -73,5 +73,10 @@ def _flag(field: str, switch: str) -> str:
 
 def typed(text: str) -> str:
     """The text with every `ditkit VERB` and every field in it as one types it here."""
+    return with_program(as_flags(text))
+
+
+def with_program(text: str) -> str:
+    """The text with every `ditkit VERB` in it as one types it here."""
     verbs = "|".join(VERBS)
-    return re.sub(rf"\bditkit(?= (?:{verbs})\b)", lambda _: program(), as_flags(text))
+    return re.sub(rf"\bditkit(?= (?:{verbs})\b)", lambda _: program(), text)

@@ -58,7 +58,7 @@ class DiTConfig(BackboneSection):
     time_scale: float = 1000.0
     """The network reads time_scale · t + time_shift: 1000 · t - 1 is DiT's index, 1 - t is SiT's clock."""
     time_shift: float = -1.0
-    """See time_scale."""
+    """See `time_scale`."""
     time_period: Annotated[float, Field(gt=1)] = 10_000.0
     """The time's frequencies are time_period^(-i/128); the released DiT's and SiT's."""
 

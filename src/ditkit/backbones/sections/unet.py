@@ -28,7 +28,7 @@ class UNetConfig(BackboneSection):
     time_scale: float = 1000.0
     """The network reads time_scale · t + time_shift, as DiT does."""
     time_shift: float = -1.0
-    """See time_scale."""
+    """See `time_scale`."""
 
     @property
     def patch_sizes(self) -> tuple[int, ...]:
