@@ -76,14 +76,14 @@ def test_every_parameter_of_every_backbone_has_such_values(name):
     """Also where only the shapes are made: a process that has a piece of a network needs no other."""
     with torch.device("meta"), Recorder() as recorder:
         net = backbone(name, classes=10, channels=3, **shallow(name))
-    assert not [name for name, value in net.named_parameters() if recorder.steps(value) is None]
+    assert not [name for name, value in net.named_parameters() if recorder.writes(value) is None]
 
 
 @pytest.mark.parametrize("name", ["emoji-t2i", "mdm-cc12m-64"])
 def test_of_a_network_with_a_text_too(name):
     with torch.device("meta"), Recorder() as recorder:
         net = recipe(name).build_backbone()
-    assert not [name for name, value in net.named_parameters() if recorder.steps(value) is None]
+    assert not [name for name, value in net.named_parameters() if recorder.writes(value) is None]
 
 
 def test_a_deeper_network_begins_with_the_same_blocks():
@@ -92,6 +92,20 @@ def test_a_deeper_network_begins_with_the_same_blocks():
     )
     assert all(torch.equal(value, deep[name]) for name, value in shallow.items())
     assert not torch.equal(deep["blocks.0.mlp.0.weight"], deep["blocks.1.mlp.0.weight"])
+
+
+def test_what_is_gone_before_the_end_is_taken_for_no_parameter():
+    """A storage can get the place of one that was let go."""
+
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for _ in range(100):
+                torch.zeros(5)
+            self.tables = nn.ParameterList(torch.arange(5.0) for _ in range(100))
+
+    for table in build(Table, 0, "it").tables:
+        assert table.tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("width", [2**40, 2**70])

@@ -34,8 +34,8 @@ MADE_FILLED: dict[Any, Callable[..., tuple[Any, ...]]] = {
 """What makes a tensor and fills it: which of these fills it is, and with which numbers."""
 
 
-class Step(NamedTuple):
-    """An operation that changes a tensor, or a view of it, by numbers alone."""
+class Write(NamedTuple):
+    """An operation that writes to a tensor, or a view of it, by numbers alone."""
 
     operation: Any
     size: tuple[int, ...]
@@ -64,12 +64,15 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._steps: dict[int, list[Step] | None] = {}  # by storage; None: something that cannot be repeated
+        self._writes: dict[
+            int, list[Write] | None
+        ] = {}  # by storage; None: something that cannot be repeated
+        self._alive: list[Any] = []  # these storages: another could get the number of one that is gone
 
-    def steps(self, parameter: Tensor) -> list[Step] | None:
+    def writes(self, parameter: Tensor) -> list[Write] | None:
         """What has to be done to a parameter to fill it; None where that is not known, as where others' values were
         copied into it."""
-        return self._steps.get(_storage(parameter))
+        return self._writes.get(_storage(parameter))
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = operation(*args, **(kwargs or {}))
@@ -82,7 +85,7 @@ class Recorder(TorchDispatchMode):
             if place == 0:
                 self._record(operation, args[0], args[1:], kwargs or {})
             elif argument.name in (kwargs or {}):  # out=
-                self._steps[_storage(kwargs[argument.name])] = None
+                self._writes[_storage(kwargs[argument.name])] = None
         return result
 
     def _record(self, operation: Any, view: Tensor, others: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -92,16 +95,17 @@ class Recorder(TorchDispatchMode):
             value is not None for value in named.values()
         )
         if not repeatable or (random and operation not in (UNIFORM, NORMAL)):
-            self._steps[place] = None
+            self._writes[place] = None
             return
         if random:
             others += (0.0, 1.0)[len(others) :]  # torch's defaults
-        step = Step(operation, tuple(view.shape), view.stride(), int(view.storage_offset()), others)
+        write = Write(operation, tuple(view.shape), view.stride(), int(view.storage_offset()), others)
         whole = view.numel() * view.element_size() == view.untyped_storage().nbytes()
         if operation in WHOLE and whole:
-            self._steps[place] = [step]
-        elif (before := self._steps.get(place)) is not None:
-            before.append(step)
+            self._writes[place] = [write]
+            self._alive.append(view.untyped_storage())
+        elif (before := self._writes.get(place)) is not None:
+            before.append(write)
 
 
 def _storage(tensor: Tensor) -> int:
@@ -124,14 +128,14 @@ def build(make: Callable[[], Network], seed: int, smaller: str, prefix: str = ""
         network = make()
     for name, parameter in network.named_parameters():
         if not parameter.is_meta:
-            fill(parameter, recorder.steps(parameter), seed, prefix + name)
+            fill(parameter, recorder.writes(parameter), seed, prefix + name)
     return network
 
 
 @torch.no_grad()
-def fill(parameter: Tensor, steps: list[Step] | None, seed: int, name: str) -> None:
-    """Fill a parameter with the first values of its name; without steps it keeps what it has."""
+def fill(parameter: Tensor, writes: list[Write] | None, seed: int, name: str) -> None:
+    """Fill a parameter with the first values of its name; without writes it keeps what it has."""
     place = int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
     random = generator(seed, place, "weights")
-    for step in steps or ():
-        step.repeat(parameter, random)
+    for write in writes or ():
+        write.repeat(parameter, random)
