@@ -1,6 +1,5 @@
 """`--help`: the flags that are used most, by section, with their choices; `--help-all`: every one."""
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from textwrap import wrap
@@ -9,7 +8,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from ditkit.cli.shapes import Positional, shape_of
-from ditkit.cli.verbs import with_program
+from ditkit.cli.verbs import as_flags, with_program
 from ditkit.config import Section
 
 COLUMNS, INDENT = 100, 28
@@ -144,18 +143,13 @@ def _about(
         if isinstance(holder, type) or field.is_required()
         else getattr(holder, name, None)
     )
-    return f"{_with_flags(' '.join(about.split()), flag, known)} {_default(value)}".strip()
 
-
-def _with_flags(about: str, flag: str, known: Collection[str]) -> str:
-    """The docstring of a flag's field: `grid` is --backbone.grid beside --backbone.positions, where there is such a flag."""
-
-    def as_flag(found: re.Match[str]) -> str:
-        name = found[1].replace("_", "-")
+    def own_flag(name: str) -> str | None:
+        """The flag of a field that is named here: one beside this flag, or the verb's."""
         beside = f"{flag.rpartition('.')[0]}.{name}"
-        return next((f"--{own}" for own in (beside, name) if own in known), found[0])
+        return next((own for own in (beside, name) if own in known), None)
 
-    return re.sub(r"`([a-z]\w*(?:\.\w+)*)`", as_flag, about)
+    return f"{as_flags(' '.join(about.split()), own_flag)} {_default(value)}".strip()
 
 
 def _default(value: Any) -> str:

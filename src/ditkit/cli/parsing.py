@@ -7,6 +7,7 @@ what a switch has: `--train.compile` is on, `--train.no-compile` off.
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from itertools import zip_longest
 from typing import Any, TypeVar, get_args
 
@@ -43,7 +44,7 @@ def parse(target: type[Command], argv: Sequence[str], prog: str, default: Comman
             _put(values, _place(flag, known), value)
         return target.model_validate(values)
     except ValidationError as error:
-        message = own_flags(_worded(error, known), known, argv)
+        message = _worded(error, known)
     except InputError as error:
         message = str(error)
     raise InputError(f"{message} (see ditkit {prog} --help)")
@@ -131,12 +132,11 @@ def _worded(error: ValidationError, known: Mapping[str, FieldInfo]) -> str:
         (".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in known), whole
     )
     field, value = known.get(flag), problem["input"]
-    message = as_flags(problem["msg"].removeprefix("Value error, "))
+    message = as_flags(problem["msg"].removeprefix("Value error, "), partial(own_flag, known))
     if problem["type"] in WORDING:
         message = WORDING[problem["type"]].format(input=value)
     elif problem["type"] == "literal_error" and field is not None:
         message = unknown_name(value, map(str, shape_of(field).literals))
-    message = re.sub(r"--[\w.]+", lambda found: found[0].replace("_", "-"), message)
     if not flag or message.startswith("--"):
         return message
     return f"{flag if field is not None and Positional in field.metadata else f'--{flag}'}: {message}"
@@ -202,16 +202,10 @@ def unknown_flags(argv: Sequence[str], known: Collection[str]) -> str:
     return f"unknown flag{'s' if len(found) > 1 else ''} {', '.join(found)}"
 
 
-def own_flags(text: str, known: Collection[str], argv: Sequence[str]) -> str:
-    """The text with fields as flags of the verb, `sampler` as --sample.sampler, but for those that were typed."""
-
-    def own(found: re.Match[str]) -> str:
-        name = found[1]
-        inside = [flag for flag in known if flag.endswith(f".{name}")]
-        return f"--{inside[0]}" if len(inside) == 1 and name not in (*known, *was_typed) else found[0]
-
-    was_typed = {word.removeprefix("--").partition("=")[0] for word in argv}
-    return re.sub(r"(?<!\S)--([a-z][\w.-]*\w)", own, as_flags(text))
+def own_flag(known: Collection[str], name: str) -> str:
+    """The verb's flag of a field: sample.sampler of the sampler, where it has no other."""
+    inside = [flag for flag in known if flag.endswith(f".{name}")]
+    return inside[0] if name not in known and len(inside) == 1 else name
 
 
 def without(argv: Sequence[str], names: Collection[str]) -> list[str]:

@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # verb -> (module, what it does); modules are imported when chosen, so that help is quick.
@@ -61,14 +62,20 @@ def explained(text: str, verb: str) -> str:
     return f"{text} (of `ditkit train`: {', '.join(flags)}; a run keeps it in recipe.json)"
 
 
-def as_flags(text: str) -> str:
-    """The text with every field that it names in backquotes, `data.size`, as one types it here, --data.size."""
-    return re.sub(r"`([a-z]\w*(?:\.\w+)*)`( False\b| True\b)?", lambda found: _flag(*found.groups("")), text)
+def as_flags(text: str, flag_of: Callable[[str], str | None] = lambda name: name) -> str:
+    """The text with every field that it names in backquotes, `data.size`, as one types it here, --data.size.
 
+    `flag_of` is the verb's own flag of a name, without the leading dashes; None where there is none, and nothing changes.
+    """
 
-def _flag(field: str, switch: str) -> str:
-    *sections, name = field.replace("_", "-").split(".")
-    return "--" + ".".join([*sections, f"no-{name}" if switch == " False" else name])
+    def typed_so(found: re.Match[str]) -> str:
+        flag = flag_of(found[1].replace("_", "-"))
+        if flag is None:
+            return found[0]
+        *sections, name = flag.split(".")
+        return "--" + ".".join([*sections, f"no-{name}" if found[2] == " False" else name])
+
+    return re.sub(r"`([a-z]\w*(?:\.\w+)*)`( False\b| True\b)?", typed_so, text)
 
 
 def typed(text: str) -> str:
