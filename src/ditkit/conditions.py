@@ -20,7 +20,7 @@ from ditkit.text import Text, TextConfig
 
 Read = Callable[[Sequence[str]], Text]
 
-Conditioning = Mapping[str, Sequence[int] | Sequence[str] | Tensor]
+LabelsAndPrompts = Mapping[str, Sequence[int] | Sequence[str] | Tensor]
 """Labels, "label", and prompts, "text", for each image."""
 
 
@@ -46,7 +46,9 @@ def checked_seeds(seeds: object) -> list[int]:
     return found
 
 
-def checked_labels(cond: Conditioning, classes: int, count: int, names: Sequence[str] = ()) -> Tensor | None:
+def checked_labels(
+    cond: LabelsAndPrompts, classes: int, count: int, names: Sequence[str] = ()
+) -> Tensor | None:
     """The labels (count,) for a model of so many classes, of these names where they are known; None of one without.
     InputError unless they are there for exactly a model that has classes, one for each image and in range."""
     if not classes:
@@ -85,7 +87,7 @@ def numbered(labels: Tensor | Sequence[int] | Sequence[str], names: Sequence[str
     return found
 
 
-def checked_prompts(cond: Conditioning, takes_text: bool, count: int) -> list[str] | None:
+def checked_prompts(cond: LabelsAndPrompts, takes_text: bool, count: int) -> list[str] | None:
     """The prompts for a model that takes a text, None for one that is not. InputError unless they are there for
     exactly such a model, one for each image."""
     if not takes_text:

@@ -213,9 +213,8 @@ def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
             stream = streams[0]
             if stream.codec_context is None:
                 raise ValueError("its video is in a format that this PyAV cannot decode")
-            stream.codec_context.thread_count = (
-                1  # with more, whether damage is noticed is a matter of chance
-            )
+            # With more threads, whether damage is noticed is a matter of chance.
+            stream.codec_context.thread_count = 1
             yield container, stream
     except av.error.FFmpegError as error:
         raise ValueError(error.strerror or type(error).__name__) from None

@@ -23,7 +23,7 @@ from torch import Tensor
 from ditkit.backbones import Backbone, compile_blocks, compiles
 from ditkit.checks import whole_number
 from ditkit.codecs import Codec
-from ditkit.conditions import Conditioning, Read
+from ditkit.conditions import LabelsAndPrompts, Read
 from ditkit.device import Compile, DeviceName, pick_device
 from ditkit.errors import InputError, no_such
 from ditkit.files import first_line, save_tensors, tensors_hash
@@ -93,7 +93,7 @@ class Pipeline:
 
     def generate(
         self,
-        cond: Conditioning | None = None,
+        cond: LabelsAndPrompts | None = None,
         *,
         seeds: Sequence[int] | Tensor,
         request: SamplingRequest | None = None,
@@ -118,7 +118,7 @@ class Pipeline:
 
     def stream(
         self,
-        cond: Conditioning | None = None,
+        cond: LabelsAndPrompts | None = None,
         *,
         seeds: Sequence[int] | Tensor,
         request: SamplingRequest | None = None,
@@ -131,7 +131,7 @@ class Pipeline:
 
     def plan(
         self,
-        cond: Conditioning | None = None,
+        cond: LabelsAndPrompts | None = None,
         *,
         seeds: Sequence[int] | Tensor,
         request: SamplingRequest | None = None,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditkit.conditions import Conditioning
+from ditkit.conditions import LabelsAndPrompts
 from ditkit.errors import InputError
 from ditkit.pipeline import Pipeline, requested
 from ditkit.sampling.config import SamplingRequest
@@ -20,7 +20,7 @@ WINDOW = 2**32  # between the seeds of a clip's windows: other noise in each, an
 
 def roll_out(
     pipeline: Pipeline,
-    cond: Conditioning | None = None,
+    cond: LabelsAndPrompts | None = None,
     *,
     seeds: Sequence[int],
     length: int | None = None,

@@ -92,9 +92,7 @@ def _run(arguments: list[str]) -> None:
         return
     if verb not in VERBS:
         raise InputError(f"unknown verb {verb!r}; choose one of: {', '.join(VERBS)}")
-    if (
-        not _has_a_working_folder()
-    ):  # which torch's mathematics library does without in no other way than to abort
+    if not _has_a_working_folder():  # torch's mathematics library would abort
         raise InputError("the folder that this command was started in is gone; change to another: cd DIR")
     importlib.import_module(f"ditkit.cli.{VERBS[verb][0]}").run(rest)
 

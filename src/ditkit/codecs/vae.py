@@ -133,12 +133,7 @@ class VaeConfig(CodecSection):
             found = parse_json((folder / CONFIG).read_bytes())
             shape = latent_shape(found)
             shift, scale = own_factors({"scaling_factor": 0.18215} | found)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # elsewhere or damaged, which loading it will report
+        except (OSError, ValueError, KeyError, TypeError):  # elsewhere or damaged: loading it reports that
             if self.id in STABLE_DIFFUSION:
                 shift, scale = 0.0, 0.18215
         known = {**shape._asdict(), "shift": shift, "scale": scale}

@@ -23,10 +23,8 @@ from ditkit.files import first_line
 from ditkit.records import parse_json
 
 BESIDE = "txt"  # as the name of a column: not a column but the text file of each image
-FEW_ROWS, ROWS_A_FILE = (
-    1_000_000,
-    10,
-)  # more are a mistake, or an attack: equal rows take no room in a file, but in memory
+FEW_ROWS, ROWS_A_FILE = 1_000_000, 10
+"""More rows are a mistake, or an attack: equal ones take no room in a file, but they do in memory."""
 SHOWN = 5  # places that a line of the log names
 
 log = logging.getLogger(__name__)

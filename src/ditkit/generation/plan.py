@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ditkit.conditions import (
-    Conditioning,
+    LabelsAndPrompts,
     check_conditioning,
     checked_labels,
     checked_prompts,
@@ -135,7 +135,7 @@ class Plan:
 
 def make_plan(
     pipeline: "Pipeline",
-    cond: Conditioning | None,
+    cond: LabelsAndPrompts | None,
     seeds: Sequence[int] | Tensor,
     request: SamplingRequest,
     weak: "Pipeline | None" = None,
@@ -181,7 +181,7 @@ def make_plan(
 def _made_by(
     pipeline: "Pipeline",
     lower: "Pipeline",
-    cond: Conditioning,
+    cond: LabelsAndPrompts,
     seeds: Sequence[int],
     precision: str,
     part: slice,

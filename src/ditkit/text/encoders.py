@@ -93,7 +93,7 @@ class TextEncoder:
             )
         self._model, self._tokenizer, self._pool = model.to(self.device), tokenizer, pool
         limits = tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)
-        numbers = [limit for limit in limits if limit is not None]
+        numbers = [limit for limit in limits if limit]
         if not all(isinstance(number, int) for number in numbers):
             raise InputError(
                 f"{config.id}: model_max_length or max_position_embeddings is no number; correct its files"
