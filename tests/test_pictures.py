@@ -44,6 +44,13 @@ def test_class_rows():
     assert rows[:, 0, 0, 0].tolist() == [2, 4, 1, 3]
 
 
+def test_a_loss_curve_of_one_point_shows_it(tmp_path):
+    loss_curve([{"images": 300, "loss": 1.8}], tmp_path / "loss.png", "x")
+    pixels = np.asarray(Image.open(tmp_path / "loss.png").convert("RGB")).astype(int)
+    blue = (pixels[..., 2] - pixels[..., 0] > 60).nonzero()
+    assert (np.abs(np.array(blue[0]) - pixels.shape[0] / 2) < 40).any()  # beside the legend's, which is above
+
+
 def test_loss_curve_of_nothing_writes_nothing(tmp_path):
     loss_curve([{"images": 1, "loss": float("nan")}], tmp_path / "loss.png", "x")
     assert not list(tmp_path.iterdir())

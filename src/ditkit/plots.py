@@ -29,7 +29,8 @@ def loss_curve(rows: Sequence[dict], path: Path, title: str) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(_thousands(rows), loss, color="0.8", linewidth=0.8, label="mean since the last line")
-    axes.plot(_thousands(rows), _smooth(loss), color="tab:blue", label="moving average")
+    alone = "o" if len(rows) == 1 else None  # a line needs two points to be seen
+    axes.plot(_thousands(rows), _smooth(loss), color="tab:blue", marker=alone, label="moving average")
     axes.set(xlabel="thousand images seen", ylabel="training loss", title=title)
     if loss.min() > 0 and loss.max() > 3 * loss.min():
         logarithmic(axes)
