@@ -1,0 +1,179 @@
+"""What a recipe's own training step takes: its loss, backward pass and optimiser, run on fake tensors.
+
+Fake tensors have shapes, types and a device, a CPU, but no numbers. Types under autocast are those that a CPU takes. Blocks
+are not compiled; a recipe with an autoencoder or a text encoder is taken to train from what these made beforehand.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
+
+from ditkit.backbones import Backbone
+from ditkit.codecs import Codec, IdentityConfig, PyramidCodec
+from ditkit.costs.footprint import Footprint, Live, Pass, two_runs
+from ditkit.costs.operators import CPU, bytes_of
+from ditkit.data import Batch, Share
+from ditkit.kernels.attention import Form, attention_as
+from ditkit.nn.around import Around, Run, Tokens, alone, composed
+from ditkit.objectives.terms import Term, build_terms
+from ditkit.recipe import Recipe
+from ditkit.text import Text
+from ditkit.training.draws import with_draws
+from ditkit.training.step import backward, make_optimizer
+
+
+class Training:
+    """A recipe's training with fake tensors in place of weights."""
+
+    def __init__(self, recipe: Recipe):
+        """InputError as of `Recipe.build_backbone`."""
+        self.recipe = recipe
+        with torch.device("meta"):
+            self.net = recipe.build_backbone().train()
+            self.average = recipe.build_backbone().eval().requires_grad_(False)
+            self.terms = build_terms(recipe.train.terms, self.net, recipe.train.seed)
+        if recipe.train.freeze_inner:
+            self.net.get_submodule("inner").requires_grad_(False)
+        mode = FakeTensorMode(allow_non_fake_inputs=True)  # tables of positions are kept, and real
+        self._modules: Sequence[nn.Module] = (self.net, self.average, *self.terms.values())
+        for module in self._modules:
+            _fake(module, mode)
+        self._mode = mode
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        return [p for module in self._modules for p in module.parameters() if p.requires_grad]
+
+    def footprint(self) -> Footprint:
+        net, trained = self.net, self.trained
+        weights, auxiliary = bytes_of(_tensors(net)), sum(bytes_of(_tensors(t)) for t in self.terms.values())
+        blocks = [bytes_of(block.parameters()) for block in net.repeated]
+        return Footprint(
+            weights=weights,
+            auxiliary=auxiliary,
+            gradients=bytes_of(trained),
+            optimizer=self._optimizer_bytes(),
+            averages=weights + auxiliary,
+            units=(*blocks, bytes_of(net.parameters()) - sum(blocks)),
+        )
+
+    def _optimizer_bytes(self) -> int:
+        """Of what the optimiser keeps after its first step."""
+        with self._mode:
+            optimizer = make_optimizer(self.net, self.recipe.train, *self.terms.values())
+            for parameter in self.trained:
+                parameter.grad = torch.empty_like(parameter)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        states = (value for state in optimizer.state.values() for value in state.values())
+        return bytes_of(value for value in states if isinstance(value, Tensor))
+
+    def passes(self, form: Form, every: int) -> Pass:
+        """Of a step of one pass, with attention of that form, where every so manieth block is recomputed (0: none)."""
+        two, three = (self._step(images, form, every) for images in (2, 3))
+        if len(two.moments) != len(three.moments):  # the first step also makes tables, which are kept
+            two = self._step(2, form, every)
+        return two_runs(two, three)
+
+    def _step(self, images: int, form: Form, every: int) -> Live:
+        recipe = self.recipe.replace(train={"micro_batch": None})
+        codec = planned_codec(recipe)
+        batch = planned_batch(recipe, codec, images)
+        hook = self.net.register_forward_pre_hook(recomputing(every), with_kwargs=True)
+        trained = self.trained
+        live = Live(tensor for module in self._modules for tensor in _tensors(module))
+        counting = live.follow_gradients(trained)
+        try:
+            with live, attention_as(form):
+                live.follow(batch.draws.values())
+                backward(recipe, self.net, codec, batch, CPU, planned_reader(recipe), self.terms, self.average)
+        finally:
+            hook.remove()
+            for handle in counting:
+                handle.remove()
+            for parameter in trained:
+                parameter.grad = None
+        return live
+
+
+def recomputing(every: int) -> Any:
+    """A hook before a network's forward pass that recomputes every so manieth of its blocks in the backward pass."""
+
+    def around(k: int, run: Run, h: Tensor, at: Tokens) -> Tensor:
+        if k % every:
+            return run(h, at)
+        return checkpoint(run, h, at, use_reentrant=False, preserve_rng_state=False)
+
+    def hook(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        if not every:
+            return None
+        outer: Around = kwargs.get("around") or alone
+        return args, kwargs | {"around": composed(outer, around)}
+
+    return hook
+
+
+def planned_codec(recipe: Recipe) -> Codec:
+    """The codec of batches that hold the states themselves: what an autoencoder made beforehand, or the pixels."""
+    codec = recipe.build_codec()
+    base = codec.base if isinstance(codec, PyramidCodec) else codec
+    return recipe.nested(IdentityConfig().build(base.channels))
+
+
+def planned_batch(recipe: Recipe, codec: Codec, images: int) -> Batch:
+    """So many images of the recipe's size, the first of a batch, without anything in them."""
+    whole = recipe.build_codec()
+    base = whole.base if isinstance(whole, PyramidCodec) else whole
+    index = torch.arange(images)
+    batch = Batch(
+        torch.zeros(images, *base.layout(*recipe.data.shape).shape),
+        torch.zeros(images, dtype=torch.int64) if recipe.data.classes else None,
+        index,
+        ("",) * images if recipe.text else None,
+        share=Share(index, max(images, recipe.train.batch)),
+    )
+    return with_draws(recipe, codec, batch)
+
+
+def planned_reader(recipe: Recipe) -> Any:
+    """Embeddings of texts, without numbers."""
+    config = recipe.text
+    if config is None:
+        return None
+
+    def read(texts: Sequence[str]) -> Text:
+        n = len(texts)
+        return Text(
+            torch.zeros(n, config.length, config.dim),
+            torch.ones(n, config.length, dtype=torch.bool),
+            torch.zeros(n, config.dim),
+        )
+
+    return read
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _fake(net: nn.Module, mode: FakeTensorMode) -> None:
+    """Put fake parameters and buffers in place of a network's own."""
+    made: dict[int, Tensor] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            with mode:
+                like = torch.empty(tensor.shape, dtype=tensor.dtype, device=CPU)
+            parameter = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(like, tensor.requires_grad) if parameter else like
+        return made[id(tensor)]
+
+    kept = []  # or another tensor could get the number of one that is gone
+    for module in net.modules():
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            kept.append(tensor)
+            setattr(module, name, fake(tensor))
