@@ -31,6 +31,11 @@ COMMON: dict[str, tuple[str, ...]] = {
         *(flag for flag in RECIPE.split() if flag[:4] in ("data", "code")),
     ),
     "info": tuple(RECIPE.split()),
+    "plan": (
+        *"""gpu gpus parallel price-per-gpu-hour utilisation images-per-second shard headroom network-gbit-per-gpu
+        gpu-hours-to-failure write-gb-per-second json""".split(),
+        *RECIPE.split(),
+    ),
     "sample": tuple(
         """n labels prompt steps sampler guidance interval seed out replace png npz size batch compile device weak negative
         frames length image extend""".split()
@@ -56,7 +61,7 @@ AROUND = {
     "levels": ("INT", "How many levels are around it."),
 }
 """The same of the parts of a network of several levels."""
-SWITCHING = ("train", "encode", "info")
+SWITCHING = ("train", "encode", "info", "plan")
 
 
 def help_text(

@@ -74,7 +74,7 @@ def parse_info(argv: list[str]) -> NamedCommand | RecipeCommand:
     name, *flags = argv
     if name == "all" or name in BACKBONES:
         return parse(NamedCommand, flags, f"info {name}")
-    recipe, rest = switch_kinds(_find(name), flags)
+    recipe, rest = switch_kinds(find(name, "info", "a backbone, ", ", or all"), flags)
     default = RecipeCommand.model_construct(**dict(recipe))
     return parse(RecipeCommand, rest, f"info {name}", default=default)
 
@@ -141,9 +141,7 @@ def _recipe(command: RecipeCommand) -> Iterator[str]:
     if command.as_json:
         yield json.dumps(recipe.model_dump(mode="json"), indent=1)
         return
-    recipe = recipe.replace(data=recipe.data.resolved())
-    if recipe.data.classes is None:
-        recipe = recipe.replace(data={"classes": len(recipe.data.open().names)})
+    recipe = counted(recipe)
     train = recipe.train
     batch = command.batch or train.batch
     *length, height, width = recipe.data.shape
@@ -250,7 +248,17 @@ def _table(found: Cost) -> Iterator[str]:
     yield "  a row is what a module does itself; what is below it has rows of its own"
 
 
-def _find(name: str) -> Recipe:
+def counted(recipe: Recipe) -> Recipe:
+    """The recipe with the number of its classes; where it does not say, its data is opened."""
+    recipe = recipe.replace(data=recipe.data.resolved())
+    if recipe.data.classes is None:
+        recipe = recipe.replace(data={"classes": len(recipe.data.open().names)})
+    return recipe
+
+
+def find(name: str, verb: str, before: str = "", after: str = "") -> Recipe:
+    """The recipe of that name, of a run, a snapshot or a foreign file. InputError, which says what else the verb takes, where
+    there is none."""
     if name in RECIPES:
         return RECIPES[name]()
     if (folder := own_folder(Path(name))) is not None:
@@ -258,6 +266,6 @@ def _find(name: str) -> Recipe:
     if Path(name).exists() and (foreign := read_foreign(Path(name))) is not None:
         return foreign.recipe
     raise InputError(
-        f"info: unknown name {name!r}; give a backbone, a recipe or a snapshot (`ditkit list` names them), "
-        "a run's folder, an official file, a folder of diffusers', or all"
+        f"{verb}: unknown name {name!r}; give {before}a recipe or a snapshot (`ditkit list` names them), "
+        f"a run's folder, an official file, a folder of diffusers'{after}"
     )

@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "study": ("study", "run a named experiment of several trainings; every cell is cached"),
     "convert": ("convert", "write a model as a snapshot, an official file or a folder of diffusers"),
     "info": ("info", "parameters, multiply-adds and memory of a recipe or a run"),
+    "plan": ("plan", "what training a recipe on so many GPUs takes: memory, days, price"),
     "list": ("listing", "what can be chosen: recipes, backbones, samplers, ..."),
     "classifier": ("classifier", "make the frozen classifier that scores a data set"),
     "bench": ("bench", "speed against diffusers on this machine"),
@@ -29,7 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
 PLUGINS: list[str] = []
 """Modules of the user's own that this command loads; the commands that it prints need them, too."""
 
-WITH_SECTIONS = ("train", "train-codec", "encode", "info", "classifier")
+WITH_SECTIONS = ("train", "train-codec", "encode", "info", "plan", "classifier")
 """Verbs that have a recipe's flags, --data.size and the like."""
 
 

@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.hooks import RemovableHandle
 
 from ditkit.costs.operators import PRODUCTS
+
+DEVICE = torch.ops.prim.device.default
 
 
 class Moment(NamedTuple):
@@ -68,9 +71,9 @@ class Live(TorchDispatchMode):
         return [parameter.register_post_accumulate_grad_hook(there) for parameter in parameters]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is DEVICE and isinstance(args[0], FakeTensor):  # which autograd asks for all the time
+            return args[0].fake_device
         out = func(*args, **(kwargs or {}))
-        if func.namespace == "prim":  # autograd looks up devices all the time
-            return out
         if func._overloadpacket in PRODUCTS:
             self.products += PRODUCTS[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
         self.follow(value for value in tree_iter(out) if isinstance(value, Tensor))

@@ -1,0 +1,212 @@
+"""A recipe's training on several GPUs: how it is shared, what fits, how long it takes and what it costs.
+
+The bytes and operations are those of the recipe's own step (`footprint.py`), the formulas and their sources in `costs.plan`,
+the GPUs in `costs.gpus`. How well a GPU is used is an assumption, or was measured elsewhere.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+
+from ditkit.costs.footprint import Footprint, Pass
+from ditkit.costs.gpus import Gpu
+from ditkit.costs.plan import (
+    Checkpoints,
+    Memory,
+    Moved,
+    Parallel,
+    bytes_moved,
+    checkpoints,
+    choose,
+    memory_of,
+    most_images,
+    seconds_to_move,
+    seconds_to_update,
+    shard_of,
+)
+from ditkit.errors import InputError
+from ditkit.recipe import Recipe
+from ditkit.training.footprint import Training
+
+LEVELS: dict[int, str] = {0: "none", 2: "every second block", 1: "every block"}
+"""Which blocks are computed again in the backward pass: every so manieth; the fewest first."""
+FORMS: dict[Literal["fused", "written"], str] = {"fused": "fused", "written": "written out"}
+"""Of attention."""
+HOUR, DAY = 3600, 86400
+
+
+class Options(NamedTuple):
+    """How a training is shared and how well it runs."""
+
+    parallel: Literal["auto", "none", "ddp", "fsdp", "hsdp"] = "auto"
+    shard: int | None = None
+    """GPUs that share one copy of the weights, for hsdp; by default those of a machine."""
+    utilisation: float = 0.25
+    """The share of the products that a GPU could compute."""
+    images_per_second: float | None = None
+    """Of one GPU, as measured; in place of the utilisation."""
+    headroom: float = 0.1
+    """The share of the memory that is left free."""
+    lifetime: float = 50_000 * HOUR
+    """Seconds until one GPU fails."""
+    write_speed: float = 1e9
+    """Bytes per second of writing checkpoints."""
+
+
+class Counted:
+    """What a recipe's step keeps and computes, counted when it is first needed. Its precision is bf16 or fp32."""
+
+    def __init__(self, recipe: Recipe):
+        """InputError as of `Recipe.build_backbone`."""
+        self.recipe = recipe
+        self._training = Training(recipe)
+        self.footprint: Footprint = self._training.footprint()
+        self._passes: dict[tuple[str, int], Pass] = {}
+
+    def passes(self, level: int, form: Literal["fused", "written"] = "fused") -> Pass:
+        if (form, level) not in self._passes:
+            self._passes[form, level] = self._training.passes(form, level)
+        return self._passes[form, level]
+
+    @property
+    def batch(self) -> int:
+        """Images of a batch; where it is of so many tokens, those of the recipe's size."""
+        config = self.recipe.train
+        if config.tokens is None:
+            return config.batch
+        return max(1, config.tokens // self.recipe.tokens(self.recipe.data.shape))
+
+
+def room_of(gpu: Gpu, options: Options) -> int:
+    """Bytes of a GPU that may be used."""
+    return round(gpu.memory * (1 - options.headroom))
+
+
+def speed_of(gpu: Gpu, precision: str) -> float:
+    """Operations per second at its peak, TF32 where torch is set to use it."""
+    return gpu.products(precision, torch.get_float32_matmul_precision() != "highest")
+
+
+def for_gpu(recipe: Recipe, gpu: Gpu) -> Recipe:
+    """The recipe with the precision that it has there."""
+    chosen = "bf16" if gpu.bf16 else "fp32"
+    if recipe.train.precision == "bf16" and not gpu.bf16:
+        raise InputError("`train.precision` bf16: this GPU has none; give fp32")
+    return recipe.replace(train={"precision": chosen}) if recipe.train.precision == "auto" else recipe
+
+
+@dataclass(frozen=True)
+class Share:
+    """A recipe's training, of one stage, on so many GPUs."""
+
+    gpus: int
+    parallel: Parallel
+    shard: int
+    level: int
+    fits: int
+    """The most images of one pass."""
+    images: int
+    """Of one GPU in a step."""
+    passes: int
+    memory: Memory
+    moved: Moved
+    computing: float
+    """Seconds of a step."""
+    moving: float
+    updating: float
+    batch: int
+    length: int
+    """Images until the end."""
+
+    @property
+    def per_pass(self) -> int:
+        return math.ceil(self.images / self.passes)
+
+    @property
+    def idle(self) -> int:
+        """GPUs without an image."""
+        return max(0, self.gpus - self.batch)
+
+    @property
+    def step(self) -> float:
+        """Seconds: gradients and weights travel while others are computed (Li et al., 2020; Zhao et al., 2023), so the longer
+        of the two counts, and then the update."""
+        return max(self.computing, self.moving) + self.updating
+
+    @property
+    def images_per_second(self) -> float:
+        return self.batch / self.step
+
+    @property
+    def seconds(self) -> float:
+        """Until the end."""
+        return self.length / self.images_per_second
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.length / self.batch)
+
+
+def share(counted: Counted, gpu: Gpu, gpus: int, options: Options) -> Share:
+    """InputError where not even one image fits, or as of `shard_of`."""
+    room, batch = room_of(gpu, options), counted.batch
+    for level in LEVELS:
+        step = counted.passes(level)
+        parallel = options.parallel
+        if parallel == "auto":
+            parallel = choose(gpus, memory_of(counted.footprint, step, 1).total, room)
+        shard = shard_of(parallel, gpus, gpu.machine, options.shard)
+        if fits := most_images(counted.footprint, step, room, parallel, shard):
+            break
+    else:
+        raise _nowhere(memory_of(counted.footprint, step, 1, parallel, shard), room, parallel, gpus)
+    images = math.ceil(batch / min(gpus, batch))
+    passes = math.ceil(images / fits)
+    per_pass = math.ceil(images / passes)
+    memory = memory_of(counted.footprint, step, per_pass, parallel, shard, passes)
+    moved = bytes_moved(
+        parallel, counted.footprint.parameters, counted.footprint.gradients, gpus, shard, passes
+    )
+    speed = speed_of(gpu, counted.recipe.train.precision)
+    products = passes * step.products.constant + images * step.products.each
+    updating = seconds_to_update(memory, gpu)
+    measured = options.images_per_second
+    return Share(
+        gpus,
+        parallel,
+        shard,
+        level,
+        fits,
+        images,
+        passes,
+        memory,
+        moved,
+        computing=images / measured if measured else products / (options.utilisation * speed),
+        moving=seconds_to_move(moved, gpu, parallel, gpus, shard),
+        updating=0.0 if measured else updating,  # it is in what was measured
+        batch=batch,
+        length=counted.recipe.train.images,
+    )
+
+
+def _nowhere(memory: Memory, room: int, parallel: Parallel, gpus: int) -> InputError:
+    """For a step of which not even one image fits."""
+    needed = f"one image takes {memory.total / 1e9:,.1f} GB with every block recomputed, and {room / 1e9:,.1f} are free"
+    if parallel in ("none", "ddp"):
+        return InputError(f"{needed}: give more `gpus` and `parallel` fsdp, a larger `gpu`, or a smaller recipe")
+    if memory.activations + memory.gathered < room:
+        return InputError(f"{needed}: give more than {gpus:,} `gpus`, a larger `gpu`, or a smaller recipe")
+    return InputError(f"{needed}: no number of GPUs helps, as activations alone are more; give a larger `gpu`")
+
+
+def checkpointing(counted: Counted, gpus: int, options: Options) -> Checkpoints:
+    """How often to write a checkpoint of the whole training."""
+    return checkpoints(counted.footprint.kept, options.write_speed, options.lifetime, gpus)
+
+
+def stages_of(recipe: Recipe) -> Sequence[Recipe]:
+    """What is trained one after the other, the recipe itself last."""
+    return [*recipe.stages, recipe]
