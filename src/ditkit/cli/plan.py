@@ -1,7 +1,7 @@
 """`ditkit plan RECIPE`: what training it on so many GPUs takes, before one is rented."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
@@ -14,7 +14,6 @@ from ditkit.cli.verbs import typed
 from ditkit.config import OneOf
 from ditkit.costs.gpus import GPUS, Gpu
 from ditkit.costs.plan import most_images
-from ditkit.errors import InputError
 from ditkit.recipe import Recipe
 from ditkit.training.planning import (
     DAY,
@@ -22,6 +21,8 @@ from ditkit.training.planning import (
     HOUR,
     LEVELS,
     Counted,
+    DoesNotFit,
+    NotThere,
     Options,
     Share,
     checkpointing,
@@ -107,20 +108,12 @@ def run(argv: list[str]) -> None:
         return
     command = parse_plan(argv)
     recipe = counted(Recipe.model_validate({name: getattr(command, name) for name in Recipe.model_fields}))
-    if command.gpu is None:
-        found = _compared(command, recipe)
-    else:
-        found = _planned(command, recipe, command.gpu)
+    found = Compared(command, recipe) if command.gpu is None else Planned(command, recipe, command.gpu)
     if command.as_json:
-        print(json.dumps(found.record, indent=1))
+        print(json.dumps(found.record(), indent=1))
         return
-    for line in found.lines:
-        print(line)
-
-
-class Found(NamedTuple):
-    record: Any
-    lines: Sequence[str]
+    for line in found.lines():
+        print(line, flush=True)  # the last ones take a while
 
 
 class Whole(NamedTuple):
@@ -165,31 +158,53 @@ def _whole(stages: Sequence[Counted], gpu: Gpu, gpus: int, options: Options) -> 
     return Whole([share(stage, gpu, gpus, options) for stage in stages])
 
 
-def _planned(command: PlanCommand, recipe: Recipe, name: str) -> Found:
+class Planned:
     """On one kind of GPU: everything."""
-    gpu, options = command.named(name), command.options
-    stages = [Counted(for_gpu(stage, gpu)) for stage in stages_of(recipe)]
-    whole = _whole(stages, gpu, command.gpus, options)
-    rows = list(_rows(stages, gpu, options))
-    lines = [
-        *_head(command, stages[-1], whole.last, name),
-        "",
-        *_memory(stages[-1], whole.last, gpu, options),
-        "",
-        *_time(command, stages[-1], whole, gpu),
-        "",
-        *_checkpoints(stages[-1], whole.last, options),
-        "",
-        *_table(command, rows),
-        *_notes(stages[-1].recipe),
-    ]
-    record = {"recipe": recipe.name, "gpu": name, "precision": stages[-1].recipe.train.precision}
-    record |= whole.record(command) | {
-        "checkpoint": {"bytes": stages[-1].footprint.kept}
-        | checkpointing(stages[-1], command.gpus, options)._asdict(),
-        "table": [{"gpus": n, "why": found} if isinstance(found, str) else found.record(command) for n, found in rows],
-    }
-    return Found(record, lines)
+
+    def __init__(self, command: PlanCommand, recipe: Recipe, name: str):
+        self.command, self.name, self.gpu = command, name, command.named(name)
+        self.stages = [Counted(for_gpu(stage, self.gpu)) for stage in stages_of(recipe)]
+        self.whole = _whole(self.stages, self.gpu, command.gpus, command.options)
+
+    def lines(self) -> Iterator[str]:
+        """What takes longest to count comes last."""
+        command, last, found, options = self.command, self.stages[-1], self.whole.last, self.command.options
+        yield from _head(last, found, self.name)
+        yield ""
+        yield from _memory(found, self.gpu, options)
+        yield from _time(command, last, self.whole, self.gpu)
+        yield from _checkpoints(last, found, options)
+        yield ""
+        yield from _table(command, _rows(self.stages, self.gpu, options))
+        yield ""
+        yield from _levels(last, found, self.gpu, options)
+        yield from _notes(last.recipe)
+
+    def record(self) -> dict[str, Any]:
+        last, found, options = self.stages[-1], self.whole.last, self.command.options
+        writing = checkpointing(last, found.gpus, options)
+        return {
+            "recipe": last.recipe.name,
+            "gpu": self.name,
+            "measured": False,
+            "precision": last.recipe.train.precision,
+            **self.whole.record(self.command),
+            "checkpoint": {"bytes": last.footprint.kept, "lost": writing.lost, **writing._asdict()},
+            "table": [
+                {"gpus": count, "why": row} if isinstance(row, str) else row.record(self.command)
+                for count, row in _rows(self.stages, self.gpu, options)
+            ],
+            "levels": [
+                {
+                    "checkpoint_blocks": level,
+                    "attention": form,
+                    **dict(zip(("bytes_per_image", "most_images"), each, strict=True)),
+                }
+                for level in LEVELS
+                for form in FORMS
+                for each in [_each(last, found, room_of(self.gpu, options), level, form)]
+            ],
+        }
 
 
 def _rows(stages: Sequence[Counted], gpu: Gpu, options: Options) -> Iterator[tuple[int, Whole | str]]:
@@ -202,55 +217,64 @@ def _rows(stages: Sequence[Counted], gpu: Gpu, options: Options) -> Iterator[tup
             continue
         try:
             yield count, _whole(stages, gpu, count, asked)
-        except InputError:
+        except DoesNotFit:
             yield count, "does not fit"
 
 
-def _head(command: PlanCommand, last: Counted, found: Share, name: str) -> Iterator[str]:
+def _head(last: Counted, found: Share, name: str) -> Iterator[str]:
     config = last.recipe.train
     gpus = f"{found.gpus:,} {name}" if found.gpus > 1 else f"one {name}"
     yield f"{last.recipe.name} on {gpus}: {config.images:,} images in batches of {last.batch:,}, {config.precision}"
-    yield "Computed for these GPUs, and compared with none: their makers' figures, and an assumed utilisation."
+    yield "Computed, and not measured on a GPU: from its maker's figures and the assumptions below."
     if found.idle:
         yield (
-            f"{found.idle:,} of the {found.gpus:,} GPUs have nothing to do: a batch has {found.batch:,} images; give "
-            f"{typed('`train.batch`')} {found.gpus} or more, or fewer GPUs"
+            f"{found.idle:,} of the GPUs have nothing to do, as a batch has {found.batch:,} images: give "
+            f"{typed('`train.batch`')} {found.gpus} or fewer GPUs"
         )
 
 
-def _memory(last: Counted, found: Share, gpu: Gpu, options: Options) -> Iterator[str]:
-    room = room_of(gpu, options)
-    used = f"{found.per_pass} image{'s' * (found.per_pass > 1)} in each of {found.passes} passes"
+def _memory(found: Share, gpu: Gpu, options: Options) -> Iterator[str]:
+    images = f"{found.per_pass:,} image{'s' * (found.per_pass > 1)} in "
+    images += f"each of {found.passes:,} passes" if found.passes > 1 else "one pass"
+    yield f"shared            {SHARED[found.parallel]}; {images} on each"
     yield (
-        f"memory of a GPU    {found.memory.total / GB:,.2f} GB of {room / GB:,.1f} "
-        f"({gpu.memory / GB:,.1f} less {options.headroom:.0%}), {SHARED[found.parallel]}, "
-        + (used if found.passes > 1 else used.partition(" in ")[0] + " in one pass")
+        f"memory of a GPU   {found.memory.total / GB:,.1f} GB of {room_of(gpu, options) / GB:,.1f} "
+        f"(its {gpu.memory / GB:,.1f} less {options.headroom:.0%})"
     )
     parts = {"optimizer": "optimiser", "auxiliary": "terms of the loss", "gathered": "gathered weights"}
     kept = {parts.get(part, part): size for part, size in found.memory._asdict().items() if size}
-    yield "  " + ", ".join(f"{part} {size / GB:,.2f}" for part, size in kept.items())
-    yield ""
-    yield f"  {'':20s}{'attention fused, as on a GPU':>34s}{'attention written out':>34s}"
-    per = f"{'GB an image':>14s}{'most images':>20s}"
-    yield f"  {'blocks recomputed':20s}{per}{per}"
+    yield "                  " + ", ".join(f"{part} {size / GB:,.2f}" for part, size in kept.items())
+    if found.level:
+        yield f"                  it fits with {LEVELS[found.level]} computed again: `train.checkpoint_blocks` {found.level}"
+
+
+def _levels(last: Counted, found: Share, gpu: Gpu, options: Options) -> Iterator[str]:
+    """Memory of activations and what fits for each way of keeping them."""
+    yield f"{'':22s}{'attention fused, as on a GPU':>30s}{'attention written out':>30s}"
+    per = f"{'GB an image':>14s}{'most images':>16s}"
+    yield f"{'blocks computed again':22s}{per}{per}"
     for level, words in LEVELS.items():
-        cells = [_cell(last, found, room, level, form) for form in FORMS]
-        here = "  <- planned" if level == found.level else ""
-        yield f"  {words:20s}{''.join(cells)}{here}"
+        cells = [_each(last, found, room_of(gpu, options), level, form) for form in FORMS]
+        here = "  as planned" if level == found.level else ""
+        yield f"{words:22s}{''.join(f'{size / GB:14.3f}{most:16,d}' for size, most in cells)}{here}"
+    yield "  the most images of a pass that fit beside all else"
 
 
-def _cell(last: Counted, found: Share, room: int, level: int, form: Literal["fused", "written"]) -> str:
+def _each(
+    last: Counted, found: Share, room: int, level: int, form: Literal["fused", "written"]
+) -> tuple[int, int]:
+    """Bytes of one further image, and the most images that fit."""
     step = last.passes(level, form)
     most = most_images(last.footprint, step, room, found.parallel, found.shard)
     at = max(most, 1)
-    return f"{(step.activations(at + 1) - step.activations(at)) / GB:14.3f}{most or 'none':>20}"
+    return step.activations(at + 1) - step.activations(at), most
 
 
 SHARED = {
-    "none": "everything on one GPU",
-    "ddp": "a whole copy on each (ddp)",
-    "fsdp": "one copy shared by all (fsdp)",
-    "hsdp": "one copy shared by each group (hsdp)",
+    "none": "all on one GPU",
+    "ddp": "ddp, a whole copy on each GPU",
+    "fsdp": "fsdp, one copy over all GPUs",
+    "hsdp": "hsdp, one copy over each group of GPUs",
 }
 
 
@@ -259,52 +283,48 @@ def _time(command: PlanCommand, last: Counted, whole: Whole, gpu: Gpu) -> Iterat
     names = {"all_reduce": "all-reduce", "all_gather": "all-gather", "reduce_scatter": "reduce-scatter"}
     moved = [f"{names[name]} {size / GB:,.2f}" for name, size in found.moved._asdict().items() if size]
     if moved:
-        speeds = dict.fromkeys((gpu.between(found.shard), gpu.between(found.gpus)))
-        if found.parallel in ("ddp", "fsdp"):
-            speeds = dict.fromkeys((gpu.between(found.gpus),))
-        at = " and ".join(f"{speed / GB:g}" for speed in speeds)
-        yield f"sent by each GPU   {found.moved.total / GB:,.2f} GB a step ({', '.join(moved)}), {found.moving * 1e3:,.0f} ms at {at} GB/s"
-    yield (
-        f"a step             {found.step * 1e3:,.0f} ms: {found.computing * 1e3:,.0f} computing"
-        + (f" (or {found.moving * 1e3:,.0f} sending, which goes on beside it)" if moved else "")
-        + (f", {found.updating * 1e3:,.0f} updating weights" if found.updating else "")
-    )
+        speeds = [gpu.between(found.shard)] if found.shard > 1 else []
+        speeds += [gpu.between(found.gpus // found.shard, found.shard)] if found.moved.all_reduce else []
+        at = " and ".join(f"{speed / GB:,.0f}" for speed in dict.fromkeys(speeds))
+        yield f"sent by each GPU  {found.moved.total / GB:,.2f} GB a step ({', '.join(moved)}) at {at} GB/s"
+    parts = [f"computing {found.computing * 1e3:,.0f}"]
+    parts += [f"sending meanwhile {found.moving * 1e3:,.0f}"] if moved else []
+    parts += [f"updating the weights {found.updating * 1e3:,.0f}"] if found.updating else []
+    yield f"a step            {found.step * 1e3:,.0f} ms: {', '.join(parts)}; {found.steps:,} steps"
     if command.images_per_second:
-        why = f"at {command.images_per_second:,g} a GPU, as you measured"
+        why = f"with {command.images_per_second:,g} of a GPU, as you measured"
     else:
-        peak = speed_of(gpu, config.precision)
-        why = f"assuming {command.utilisation:.0%} of {peak / 1e12:,.0f} TFLOP/s"
-    yield f"images/s           {found.images_per_second:,.0f}, {why}"
+        peak = speed_of(gpu, config.precision) / 1e12
+        why = f"if {command.utilisation:.0%} of a GPU's {peak:,.0f} TFLOP/s are reached (nothing public is above 25%)"
+    yield f"images/s          {found.images_per_second:,.0f}, {why}"
     price = command.price_per_gpu_hour
-    cost = "" if price is None else f", price {price * whole.gpu_hours:,.0f} at {price:g} a GPU-hour"
-    stages = f" of {len(whole.stages)} stages" if len(whole.stages) > 1 else ""
-    yield f"to the end         {_long(whole.seconds)}{stages}, {whole.gpu_hours:,.0f} GPU-hours{cost}"
+    cost = "" if price is None else f", for {price * whole.gpu_hours:,.0f} at {price:,.2f} a GPU-hour"
+    stages = f" in {len(whole.stages)} stages" if len(whole.stages) > 1 else ""
+    yield f"to the end        {_long(whole.seconds)}{stages}: {whole.gpu_hours:,.0f} GPU-hours{cost}"
     if config.precision == "fp32" and gpu.bf16:
-        yield (
-            f"                   float32 products: {typed('`train.precision`')} bf16 has "
-            f"{gpu.bf16 / speed_of(gpu, 'fp32'):.0f} times the peak"
-        )
+        times = gpu.bf16 / speed_of(gpu, "fp32")
+        yield f"                  in float32; {typed('`train.precision`')} bf16 has {times:.0f} times the peak"
 
 
 def _checkpoints(last: Counted, found: Share, options: Options) -> Iterator[str]:
     advised = checkpointing(last, found.gpus, options)
-    images = advised.interval * found.images_per_second
-    every = last.recipe.train.checkpoint_images
+    images, every = advised.interval * found.images_per_second, last.recipe.train.checkpoint_images
     yield (
-        f"a checkpoint       {last.footprint.kept / GB:,.2f} GB, {advised.write:,.0f} s to write at "
+        f"a checkpoint      {last.footprint.kept / GB:,.2f} GB, written in {_long(advised.write)} at "
         f"{options.write_speed / GB:g} GB/s"
     )
     yield (
-        f"  write one every  {_long(advised.interval)}, {images:,.0f} images (the recipe: every {every:,}, "
-        f"{_long(every / found.images_per_second)}); {advised.lost:.1%} of the time is lost"
-    )
-    yield (
-        f"  as a GPU fails every {options.lifetime / HOUR:,.0f} hours, one of {found.gpus:,} every "
+        f"                  best every {_long(advised.interval)}, or {images:,.0f} images, as one of the GPUs fails every "
         f"{_long(advised.failures)}"
     )
+    yield (
+        f"                  ({options.lifetime / HOUR:,.0f} hours each); {advised.lost:.1%} of the time is lost then. The recipe "
+        f"writes every {every:,},"
+    )
+    yield f"                  {_long(every / found.images_per_second)}"
 
 
-def _table(command: PlanCommand, rows: Sequence[tuple[int, Whole | str]]) -> Iterator[str]:
+def _table(command: PlanCommand, rows: Iterable[tuple[int, Whole | str]]) -> Iterator[str]:
     price = command.price_per_gpu_hour
     yield (
         f"{'GPUs':>6s}  {'shared':6s}{'images':>8s}{'passes':>8s}{'GB':>8s}{'sent, GB':>10s}{'ms':>8s}{'images/s':>11s}"
@@ -338,40 +358,65 @@ def _notes(recipe: Recipe) -> Iterator[str]:
         yield f"  as if every image were {' x '.join(map(str, recipe.data.shape))}, the largest"
 
 
-def _compared(command: PlanCommand, recipe: Recipe) -> Found:
+class Compared:
     """On every kind of GPU."""
-    made: dict[str, list[Counted]] = {}
-    records, lines = [], []
-    price = "" if command.price_per_gpu_hour is None else f"{'price':>14s}"
-    lines.append(
-        f"{recipe.name} on {command.gpus:,} GPUs: computed, compared with none of them; --gpu NAME says more"
-    )
-    lines.append(
-        f"{'':10s}{'GB':>6s}{'TFLOP/s':>9s}  {'':6s}{'shared':8s}{'images':>7s}{'passes':>8s}{'images/s':>11s}{'days':>10s}"
-        f"{'GPU-hours':>12s}{price}"
-    )
-    for name in GPUS:
-        gpu = command.named(name)
-        try:
-            chosen = [for_gpu(stage, gpu) for stage in stages_of(recipe)]
-            precision = chosen[-1].train.precision
-            if precision not in made:
-                made[precision] = [Counted(stage) for stage in chosen]
-            whole = _whole(made[precision], gpu, command.gpus, command.options)
-        except InputError as error:
-            lines.append(f"{name:10s}{gpu.memory / GB:6.0f}           does not fit" if made else str(error))
-            records.append({"gpu": name, "why": str(error)})
-            continue
-        last = whole.last
-        cost = "" if command.price_per_gpu_hour is None else f"{command.price_per_gpu_hour * whole.gpu_hours:14,.0f}"
-        lines.append(
-            f"{name:10s}{gpu.memory / GB:6.0f}{speed_of(gpu, precision) / 1e12:9,.0f}  {precision:6s}{last.parallel:8s}"
-            f"{last.per_pass:7,d}{last.passes:8,d}{last.images_per_second:11,.0f}{whole.seconds / DAY:10,.1f}"
-            f"{whole.gpu_hours:12,.0f}{cost}{RECOMPUTED[last.level]}"
+
+    def __init__(self, command: PlanCommand, recipe: Recipe):
+        self.command, self.recipe = command, recipe
+
+    def _found(self) -> Iterator[tuple[str, Gpu, str, Whole | str]]:
+        """Each one's name, itself, the precision there, and what was found, or why there is nothing."""
+        made: dict[str, list[Counted]] = {}
+        for name in GPUS:
+            gpu = self.command.named(name)
+            try:
+                stages = [for_gpu(stage, gpu) for stage in stages_of(self.recipe)]
+                precision = stages[-1].train.precision
+                if precision not in made:
+                    made[precision] = [Counted(stage) for stage in stages]
+                yield name, gpu, precision, _whole(made[precision], gpu, self.command.gpus, self.command.options)
+            except DoesNotFit as error:
+                yield name, gpu, precision, str(error)
+            except NotThere as error:
+                yield name, gpu, "", str(error)
+
+    def lines(self) -> Iterator[str]:
+        price = self.command.price_per_gpu_hour
+        yield f"{self.recipe.name} on {self.command.gpus:,} GPUs of each kind; --gpu NAME says more of one"
+        yield "Computed, and not measured on a GPU: from its maker's figures and an assumed utilisation."
+        yield ""
+        yield (
+            f"{'':10s}{'GB':>5s}{'TFLOP/s':>9s}       {'shared':8s}{'images':>7s}{'passes':>8s}{'images/s':>10s}"
+            f"{'days':>10s}{'GPU-hours':>12s}" + (f"{'price':>14s}" if price else "")
         )
-        records.append({"gpu": name, "precision": precision} | whole.record(command))
-    lines += _notes(recipe)
-    return Found({"recipe": recipe.name, "table": records}, lines)
+        for name, gpu, precision, found in self._found():
+            start = f"{name:10s}{gpu.memory / GB:5.0f}"
+            if isinstance(found, str):
+                yield f"{start}  {found}"
+                continue
+            last = found.last
+            yield (
+                f"{start}{speed_of(gpu, precision) / 1e12:9,.0f}  {precision}  {last.parallel:8s}"
+                f"{last.per_pass:6,d}{last.passes:8,d}{last.images_per_second:10,.0f}{found.seconds / DAY:10,.1f}"
+                f"{found.gpu_hours:12,.0f}"
+                + (f"{price * found.gpu_hours:14,.0f}" if price else "")
+                + RECOMPUTED[last.level]
+            )
+        yield "  TFLOP/s is the peak in the recipe's precision; images of each pass on a GPU"
+        if self.recipe.train.precision == "fp32":
+            yield typed("  in float32; products of bf16 are several times as fast on most: `train.precision` bf16")
+        yield from _notes(self.recipe)
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.name,
+            "measured": False,
+            "table": [
+                {"gpu": name, "precision": precision}
+                | ({"why": found} if isinstance(found, str) else found.record(self.command))
+                for name, _, precision, found in self._found()
+            ],
+        }
 
 
 def _long(seconds: float) -> str:

@@ -41,9 +41,16 @@ class Gpu(NamedTuple):
             return self.bf16
         return self.tf32 if tf32 and self.tf32 else self.fp32
 
-    def between(self, group: int) -> float:
-        """Bytes per second from one of a group's GPUs to the next: of the slowest connection in the ring."""
-        return self.link if group <= self.machine else min(self.link, self.network)
+    def between(self, group: int, apart: int = 1) -> float:
+        """Bytes per second from one of a group's GPUs to the next in its ring, where every `apart`-th GPU is of the group.
+
+        Within a machine that of the link. Rings that leave it share its adapters: those of NCCL pass each machine once, each
+        through another adapter, so a group has as many adapters as it has GPUs in a machine (Hu et al., "Demystifying
+        NCCL", 2025).
+        """
+        if group * apart <= self.machine:
+            return self.link
+        return min(self.link, self.network * max(1, self.machine // apart))
 
 
 def _gpu(

@@ -153,10 +153,11 @@ def _ring(size: int, members: int) -> int:
     return math.ceil(size * (members - 1) / members)
 
 
-def seconds_to_move(moved: Moved, gpu: Gpu, parallel: Parallel, world: int, shard: int) -> float:
-    """At the stated speeds of the links, without their latency; groups of shards lie within machines where they fit."""
+def seconds_to_move(moved: Moved, gpu: Gpu, world: int, shard: int) -> float:
+    """At the stated speeds of the links, without their latency. GPUs of a group of shards are neighbours; those with the same
+    shard are `shard` apart."""
     sharded = (moved.all_gather + moved.reduce_scatter) / gpu.between(shard)
-    return sharded + moved.all_reduce / gpu.between(world)
+    return sharded + moved.all_reduce / gpu.between(world // shard, shard)
 
 
 def seconds_to_update(memory: Memory, gpu: Gpu) -> float:

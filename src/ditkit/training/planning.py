@@ -56,6 +56,14 @@ class Options(NamedTuple):
     """Bytes per second of writing checkpoints."""
 
 
+class DoesNotFit(InputError):
+    """Not even one image fits into the memory."""
+
+
+class NotThere(InputError):
+    """The GPU cannot compute in the recipe's precision."""
+
+
 class Counted:
     """What a recipe's step keeps and computes, counted when it is first needed. Its precision is bf16 or fp32."""
 
@@ -94,7 +102,7 @@ def for_gpu(recipe: Recipe, gpu: Gpu) -> Recipe:
     """The recipe with the precision that it has there."""
     chosen = "bf16" if gpu.bf16 else "fp32"
     if recipe.train.precision == "bf16" and not gpu.bf16:
-        raise InputError("`train.precision` bf16: this GPU has none; give fp32")
+        raise NotThere("`train.precision` bf16: this GPU has none; give fp32")
     return recipe.replace(train={"precision": chosen}) if recipe.train.precision == "auto" else recipe
 
 
@@ -185,21 +193,23 @@ def share(counted: Counted, gpu: Gpu, gpus: int, options: Options) -> Share:
         memory,
         moved,
         computing=images / measured if measured else products / (options.utilisation * speed),
-        moving=seconds_to_move(moved, gpu, parallel, gpus, shard),
+        moving=seconds_to_move(moved, gpu, gpus, shard),
         updating=0.0 if measured else updating,  # it is in what was measured
         batch=batch,
         length=counted.recipe.train.images,
     )
 
 
-def _nowhere(memory: Memory, room: int, parallel: Parallel, gpus: int) -> InputError:
-    """For a step of which not even one image fits."""
-    needed = f"one image takes {memory.total / 1e9:,.1f} GB with every block recomputed, and {room / 1e9:,.1f} are free"
-    if parallel in ("none", "ddp"):
-        return InputError(f"{needed}: give more `gpus` and `parallel` fsdp, a larger `gpu`, or a smaller recipe")
-    if memory.activations + memory.gathered < room:
-        return InputError(f"{needed}: give more than {gpus:,} `gpus`, a larger `gpu`, or a smaller recipe")
-    return InputError(f"{needed}: no number of GPUs helps, as activations alone are more; give a larger `gpu`")
+def _nowhere(memory: Memory, room: int, parallel: Parallel, gpus: int) -> DoesNotFit:
+    """For a step of which not even one image fits, with every block computed again."""
+    needed = f"one image takes {memory.total / 1e9:,.1f} GB at least, of {room / 1e9:,.1f}"
+    if memory.activations > room:
+        return DoesNotFit(f"{needed}; no number of GPUs helps, so give a `gpu` with more memory")
+    if parallel == "none":
+        return DoesNotFit(f"{needed}; give more `gpus`, which share it by fsdp, or a `gpu` with more memory")
+    if parallel == "ddp":
+        return DoesNotFit(f"{needed}; give `parallel` fsdp, or a `gpu` with more memory")
+    return DoesNotFit(f"{needed}; give more than {gpus:,} `gpus`, or a `gpu` with more memory")
 
 
 def checkpointing(counted: Counted, gpus: int, options: Options) -> Checkpoints:
