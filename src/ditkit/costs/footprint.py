@@ -1,9 +1,10 @@
 """What a training step keeps in memory: whole bytes, counted while a step runs, for any number of images.
 
 Every storage is counted once, from when an operator makes it until nothing refers to it, by a dispatch mode. With fake
-tensors, which have no numbers, nothing is computed; with real ones the same mode measures a real step. What a
-step with m images keeps after each of its operators is a + b m, so two runs, with 2 and with 3 images, give both a and b
-for every operator, and the most over all operators is exact for every m. (With 1 image torch leaves out some copies.)
+tensors, which have no numbers, nothing is computed; with real ones the same mode measures a real step. A step is run with a
+prime number of images that divides no size of the network: storages of so many bytes that it divides them grow with the
+images, and all others do not depend on them. So one run gives for each of its operators what is alive after it, a + b m
+for m images, and the most over all operators is exact for every m.
 """
 
 import weakref
@@ -23,26 +24,60 @@ from ditkit.costs.operators import PRODUCTS
 DEVICE = torch.ops.prim.device.default
 
 
+class Line(NamedTuple):
+    """So many bytes, or operations, for a number of images."""
+
+    constant: int
+    each: int
+    """For every image."""
+
+    def at(self, images: int) -> int:
+        return self.constant + self.each * images
+
+    def plus(self, constant: int) -> "Line":
+        return Line(self.constant + constant, self.each)
+
+
 class Moment(NamedTuple):
     """What is alive after an operator, in bytes."""
 
     gradients: int
     """Of parameters."""
-    others: int
+    others: Line
 
 
 class Live(TorchDispatchMode):
     """Follows the storages that are made within it: `.moments`, one for each operator, and `.products`, the operations of
     products and convolutions, two per multiply-add."""
 
-    def __init__(self, outside: Iterable[Tensor] = ()) -> None:
-        """Storages of `outside`, such as weights, are never counted."""
+    def __init__(self, images: int, outside: Iterable[Tensor] = ()) -> None:
+        """A step of so many images, a prime number to tell what grows with them, and 1 to count all. Storages of `outside`,
+        such as weights, are never counted."""
         super().__init__()
-        self._outside = {tensor.untyped_storage()._cdata for tensor in outside}
         self.moments: list[Moment] = []
-        self.products = 0
+        self._images = images
+        self._outside = {tensor.untyped_storage()._cdata for tensor in outside}
         self._alive: dict[int, Any] = {}
-        self._bytes = self._gradients = 0
+        self._constant = self._growing = self._gradients = 0
+        self._products = [0, 0]
+
+    @property
+    def products(self) -> Line:
+        return Line(self._products[0], self._products[1] // self._images)
+
+    def counted(self) -> "Pass":
+        """What was kept and computed."""
+        return Pass(
+            _largest(moment.others.plus(moment.gradients) for moment in self.moments),
+            _largest(moment.others for moment in self.moments),
+            self.products,
+        )
+
+    def _count(self, size: int) -> None:
+        if size % self._images:
+            self._constant += size
+        else:
+            self._growing += size
 
     def follow(self, tensors: Iterable[Tensor]) -> None:
         """Count these, too, from now until nothing refers to them."""
@@ -54,10 +89,10 @@ class Live(TorchDispatchMode):
 
             def gone(_: Any, place: int = place, size: int = size) -> None:
                 del self._alive[place]
-                self._bytes -= size
+                self._count(-size)
 
             self._alive[place] = weakref.ref(storage, gone)
-            self._bytes += size
+            self._count(size)
 
     def follow_gradients(self, parameters: Iterable[Tensor]) -> list[RemovableHandle]:
         """Count what these parameters' gradients take by itself, from when each is there; they are to stay. What ends it."""
@@ -75,27 +110,12 @@ class Live(TorchDispatchMode):
             return args[0].fake_device
         out = func(*args, **(kwargs or {}))
         if func._overloadpacket in PRODUCTS:
-            self.products += PRODUCTS[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+            count = PRODUCTS[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+            self._products[count % self._images == 0] += count
         self.follow(value for value in tree_iter(out) if isinstance(value, Tensor))
-        self.moments.append(Moment(self._gradients, self._bytes - self._gradients))
+        others = Line(self._constant - self._gradients, self._growing // self._images)
+        self.moments.append(Moment(self._gradients, others))
         return out
-
-
-class Line(NamedTuple):
-    """So many bytes, or operations, for a number of images."""
-
-    constant: int
-    each: int
-    """For every image."""
-
-    def at(self, images: int) -> int:
-        return self.constant + self.each * images
-
-    @classmethod
-    def through(cls, two: int, three: int) -> "Line":
-        """By what 2 and 3 images take."""
-        each = three - two
-        return cls(two - 2 * each, each)
 
 
 @dataclass(frozen=True)
@@ -116,18 +136,6 @@ class Pass:
     def with_gradients(self, images: int) -> int:
         """The same with gradients, which come as activations go, in a step of one pass."""
         return max(line.at(images) for line in self.joint)
-
-
-def two_runs(two: Live, three: Live) -> Pass:
-    """By a step with 2 images and the same with 3. ValueError when they did not run the same operators."""
-    if len(two.moments) != len(three.moments):
-        raise ValueError("a step with 3 images runs other operators than one with 2")
-    pairs = list(zip(two.moments, three.moments, strict=True))
-    return Pass(
-        _largest(Line.through(sum(a), sum(b)) for a, b in pairs),
-        _largest(Line.through(a.others, b.others) for a, b in pairs),
-        Line.through(two.products, three.products),
-    )
 
 
 def _largest(lines: Iterable[Line]) -> tuple[Line, ...]:

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ditkit.backbones import Backbone
 from ditkit.codecs import Codec, IdentityConfig, PyramidCodec
-from ditkit.costs.footprint import Footprint, Live, Pass, two_runs
+from ditkit.costs.footprint import Footprint, Live, Pass
 from ditkit.costs.operators import CPU, bytes_of
 from ditkit.data import Batch, Share
 from ditkit.kernels.attention import Form, attention_as
@@ -25,6 +25,8 @@ from ditkit.text import Text
 from ditkit.training.draws import with_draws
 from ditkit.training.step import backward, make_optimizer
 
+PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103)
+
 
 class Training:
     """A recipe's training with fake tensors in place of weights."""
@@ -34,15 +36,25 @@ class Training:
         self.recipe = recipe
         with torch.device("meta"):
             self.net = recipe.build_backbone().train()
-            self.average = recipe.build_backbone().eval().requires_grad_(False)
             self.terms = build_terms(recipe.train.terms, self.net, recipe.train.seed)
+            # Only terms run the average.
+            self.average = recipe.build_backbone().eval().requires_grad_(False) if self.terms else None
         if recipe.train.freeze_inner:
             self.net.get_submodule("inner").requires_grad_(False)
         mode = FakeTensorMode(allow_non_fake_inputs=True)  # tables of positions are kept, and real
-        self._modules: Sequence[nn.Module] = (self.net, self.average, *self.terms.values())
+        self._modules: Sequence[nn.Module] = [self.net, *self.terms.values(), *([self.average] if self.average else [])]
         for module in self._modules:
             _fake(module, mode)
         self._mode = mode
+
+    @property
+    def images(self) -> int:
+        """A prime number that divides no size of the network, its state, tokens or texts."""
+        recipe = self.recipe
+        sizes = {size for module in self._modules for tensor in _tensors(module) for size in tensor.shape}
+        sizes |= {*recipe.data.shape, *recipe.build_codec().layout(*recipe.data.shape).shape}
+        sizes |= {recipe.tokens(recipe.data.shape), recipe.text.length if recipe.text else 1}
+        return next(prime for prime in PRIMES if all(size % prime for size in sizes if size))
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -74,18 +86,13 @@ class Training:
 
     def passes(self, form: Form, every: int) -> Pass:
         """Of a step of one pass, with attention of that form, where every so manieth block is recomputed (0: none)."""
-        two, three = (self._step(images, form, every) for images in (2, 3))
-        if len(two.moments) != len(three.moments):  # the first step also makes tables, which are kept
-            two = self._step(2, form, every)
-        return two_runs(two, three)
-
-    def _step(self, images: int, form: Form, every: int) -> Live:
         recipe = self.recipe.replace(train={"micro_batch": None})
         codec = planned_codec(recipe)
+        images = self.images
         batch = planned_batch(recipe, codec, images)
         hook = self.net.register_forward_pre_hook(recomputing(every), with_kwargs=True)
         trained = self.trained
-        live = Live(tensor for module in self._modules for tensor in _tensors(module))
+        live = Live(images, (tensor for module in self._modules for tensor in _tensors(module)))
         counting = live.follow_gradients(trained)
         try:
             with live, attention_as(form):
@@ -97,7 +104,7 @@ class Training:
                 handle.remove()
             for parameter in trained:
                 parameter.grad = None
-        return live
+        return live.counted()
 
 
 def recomputing(every: int) -> Any:
