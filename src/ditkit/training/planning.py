@@ -165,7 +165,7 @@ def share(counted: Counted, gpu: Gpu, gpus: int, options: Options) -> Share:
         step = counted.passes(level)
         parallel = options.parallel
         if parallel == "auto":
-            parallel = choose(gpus, memory_of(counted.footprint, step, 1).total, room)
+            parallel = choose(gpus, memory_of(counted.footprint, step, 1, "ddp").total, room)
         shard = shard_of(parallel, gpus, gpu.machine, options.shard)
         if fits := most_images(counted.footprint, step, room, parallel, shard):
             break
