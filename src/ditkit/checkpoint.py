@@ -11,7 +11,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -27,6 +27,19 @@ STATE = "state.json"
 log = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
+
+
+@runtime_checkable
+class Composite(Protocol):
+    """An optimiser some of whose values are several tensors each, such as numbers in 8 bits and their scales."""
+
+    def split(self, value: Any) -> Tensors:
+        """A value's tensors by name; none where it is a plain tensor."""
+        ...
+
+    def join(self, parts: Tensors) -> Tensor:
+        """The value of these tensors."""
+        ...
 
 
 def save_checkpoint(folder: Path, images: int, parts: dict[str, Tensors], state: dict, keep: int) -> Path:
@@ -138,22 +151,38 @@ def _check_state(state: Mapping[str, Any], path: Path) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> Tensors:
-    """The optimiser's state of these parameters as "parameter name/key" -> tensor."""
-    return {
-        f"{name}/{key}": torch.as_tensor(value)
-        for name, parameter in named.items()
-        for key, value in optimizer.state[parameter].items()
-    }
+    """The optimiser's state of these parameters as "parameter name/key" -> tensor; of a value that is several tensors
+    (`Composite`) as "parameter name/key/part"."""
+    split = optimizer.split if isinstance(optimizer, Composite) else lambda value: {}
+    found: Tensors = {}
+    for name, parameter in named.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            parts = split(value) or {"": torch.as_tensor(value)}
+            found |= {f"{name}/{key}/{part}".rstrip("/"): tensor for part, tensor in parts.items()}
+    return found
 
 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor], tensors: Tensors
 ) -> None:
     """The inverse of `optimizer_tensors`, in place."""
+    on_device = bool(
+        optimizer.defaults.get("fused")
+    )  # where a fused optimiser counts its steps; others on the host
     for name, parameter in named.items():
         prefix = f"{name}/"
-        optimizer.state[parameter] = {
-            key.removeprefix(prefix): value.to(parameter.device)
-            for key, value in tensors.items()
-            if key.startswith(prefix)
-        }
+        state: dict[str, Any] = {}
+        for key, value in tensors.items():
+            if not key.startswith(prefix):
+                continue
+            field, _, part = key.removeprefix(prefix).partition("/")
+            value = value if field == "step" and not on_device else value.to(parameter.device)
+            if part:
+                state.setdefault(field, {})[part] = value
+            else:
+                state[field] = value
+        for field, value in state.items():
+            if isinstance(value, dict):
+                assert isinstance(optimizer, Composite)  # which wrote it: a run's optimiser never changes
+                state[field] = optimizer.join(value)
+        optimizer.state[parameter] = state

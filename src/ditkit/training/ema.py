@@ -11,7 +11,7 @@ Other = TypeVar("Other", bound=nn.Module)
 
 
 class Ema(Generic[Module]):
-    """A copy of a network whose parameters follow the trained ones.
+    """A copy of a network whose parameters follow the trained ones; those that are frozen it shares.
 
     After a batch of b images each average is lerped by 1 - 0.5^(b / half_life), the half-life in
     images. `rampup` limits it to that share of the images seen, so that short runs average something
@@ -19,10 +19,18 @@ class Ema(Generic[Module]):
     """
 
     def __init__(self, net: Module, half_life: float, rampup: float | None):
-        self.net = copy.deepcopy(net).eval().requires_grad_(False)
+        # What is frozen is its own average: no second copy.
+        frozen = {id(parameter): parameter for parameter in net.parameters() if not parameter.requires_grad}
+        self.net = copy.deepcopy(net, frozen).eval()
+        pairs = [
+            pair
+            for pair in zip(self.net.parameters(), net.parameters(), strict=True)
+            if pair[1].requires_grad
+        ]
+        self._average: list[Tensor] = [average for average, _ in pairs]
+        self._source: list[Tensor] = [source for _, source in pairs]
+        self.net.requires_grad_(False)
         self._trained, self._half_life, self._rampup = net, half_life, rampup
-        self._average: list[Tensor] = list(self.net.parameters())
-        self._source: list[Tensor] = list(net.parameters())
 
     def of(self, module: Other) -> "Ema[Other]":
         """The average, with the same half-life, of another module."""

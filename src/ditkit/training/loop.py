@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ditkit.adapting import adapt
 from ditkit.backbones import Backbone, compile_blocks, compiles
 from ditkit.codecs import Codec
 from ditkit.data import Batch, Plan, Source, batches, plan_for, workers_named
@@ -155,7 +156,7 @@ def _train(
     config = recipe.train
     opened = _open(recipe, out, device)
     recipe = opened.recipe
-    net = recipe.build_backbone()  # before anything is written: refuses what cannot be built
+    net = adapt(recipe.build_backbone(), config)  # before anything is written: refuses what cannot be built
     check_run(recipe, out, opened.source)
     check_sibling(recipe, out)
     net = net.to(device).train()
@@ -166,6 +167,10 @@ def _train(
     state = TrainState(net, optimizer, average=average, auxiliary=trained)
     begins = not state.load(out / CHECKPOINTS)
     compiled = _is_compiled(opened, net, None if begins else was_compiled(state.notes, out), state.images)
+    if begins and init is None and config.lora:
+        raise InputError(
+            f"train.lora {config.lora} is for a trained network: give `init`, a run, snapshot or file"
+        )
     if begins and init is not None:
         load_initial(net, init)
     if begins and init_inner is not None:
@@ -180,8 +185,6 @@ def _train(
         average.restart()
     else:
         _say_how_far(out, state.images, config.images)
-    if config.freeze_inner:
-        net.get_submodule("inner").requires_grad_(False)
     if compiled:
         compile_blocks(net)
     state.notes["compiled"] = compiled

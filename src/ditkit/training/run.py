@@ -35,6 +35,7 @@ MAY_CHANGE = {
         "workers",
         "track",
         "micro_batch",
+        "checkpoint_blocks",
         "compile",
         "latents",
         "texts",

@@ -56,7 +56,14 @@ class TrainState:
 
     def save(self, folder: Path, keep: int) -> Path:
         """Write a checkpoint into `folder`, keeping the newest `keep`; its path. InputError as of `save_checkpoint`."""
-        parts = {name: module.state_dict() for name, module in self._parts.items()}
+        parts = {
+            name: {
+                key: value
+                for key, value in module.state_dict().items()
+                if key not in self._frozen(name, module)
+            }
+            for name, module in self._parts.items()
+        }
         parts["optimizer"] = optimizer_tensors(self.optimizer, self._parameters)
         facts = {"seconds": self.seconds, "skipped": self.skipped.count, **self.notes}
         return save_checkpoint(folder, self.images, parts, facts, keep)
@@ -68,7 +75,7 @@ class TrainState:
             return False
         facts, tensors = newest
         for name, module in self._parts.items():
-            module.load_state_dict(tensors[name])
+            module.load_state_dict(self._frozen(name, module) | tensors[name])
         restore_optimizer(self.optimizer, self._parameters, tensors["optimizer"])
         self.images, self.seconds = facts["images"], facts["seconds"]
         self.skipped = Skipped(facts.get("skipped", 0))
@@ -87,8 +94,15 @@ class TrainState:
             parts["auxiliary_ema"] = self.auxiliary_average.net
         return parts
 
+    def _frozen(self, part: str, module: nn.Module) -> dict[str, Tensor]:
+        """The parameters that a part shares with the average, whose file holds them; so a checkpoint has them once."""
+        if part != "model" or self.average is None:
+            return {}
+        return {name: value for name, value in module.named_parameters() if not value.requires_grad}
+
     @property
     def _parameters(self) -> dict[str, nn.Parameter]:
         """All that is trained, by name; no module of the network has a name with a slash."""
         others = {f"auxiliary/{name}": value for name, value in self.auxiliary.named_parameters()}
-        return dict(self.net.named_parameters()) | others
+        own = {name: value for name, value in self.net.named_parameters() if value.requires_grad}
+        return own | others
