@@ -19,7 +19,6 @@ from ditkit.training.planning import (
     DAY,
     FORMS,
     HOUR,
-    LEVELS,
     Counted,
     DoesNotFit,
     NotThere,
@@ -171,7 +170,7 @@ class Planned:
         command, last, found, options = self.command, self.stages[-1], self.whole.last, self.command.options
         yield from _head(last, found, self.name)
         yield ""
-        yield from _memory(found, self.gpu, options)
+        yield from _memory(last, found, self.gpu, options)
         yield from _time(command, last, self.whole, self.gpu)
         yield from _checkpoints(last, found, options)
         yield ""
@@ -200,7 +199,7 @@ class Planned:
                     "attention": form,
                     **dict(zip(("bytes_per_image", "most_images"), each, strict=True)),
                 }
-                for level in LEVELS
+                for level in _levels_of(last)
                 for form in FORMS
                 for each in [_each(last, found, room_of(self.gpu, options), level, form)]
             ],
@@ -233,7 +232,7 @@ def _head(last: Counted, found: Share, name: str) -> Iterator[str]:
         )
 
 
-def _memory(found: Share, gpu: Gpu, options: Options) -> Iterator[str]:
+def _memory(last: Counted, found: Share, gpu: Gpu, options: Options) -> Iterator[str]:
     images = f"{found.per_pass:,} image{'s' * (found.per_pass > 1)} in "
     images += f"each of {found.passes:,} passes" if found.passes > 1 else "one pass"
     yield f"shared            {SHARED[found.parallel]}; {images} on each"
@@ -241,11 +240,11 @@ def _memory(found: Share, gpu: Gpu, options: Options) -> Iterator[str]:
         f"memory of a GPU   {found.memory.total / GB:,.1f} GB of {room_of(gpu, options) / GB:,.1f} "
         f"(its {gpu.memory / GB:,.1f} less {options.headroom:.0%})"
     )
-    parts = {"optimizer": "optimiser", "auxiliary": "terms of the loss", "gathered": "gathered weights"}
+    parts = {"optimizer": last.recipe.train.optimizer.partition(":")[0], "auxiliary": "terms of the loss", "gathered": "gathered weights"}
     kept = {parts.get(part, part): size for part, size in found.memory._asdict().items() if size}
     yield "                  " + ", ".join(f"{part} {size / GB:,.2f}" for part, size in kept.items())
-    if found.level:
-        yield f"                  it fits with {LEVELS[found.level]} computed again: `train.checkpoint_blocks` {found.level}"
+    if found.level != last.recipe.train.checkpoint_blocks:
+        yield typed(f"                  which takes `train.checkpoint_blocks` {found.level}")
 
 
 def _levels(last: Counted, found: Share, gpu: Gpu, options: Options) -> Iterator[str]:
@@ -253,11 +252,21 @@ def _levels(last: Counted, found: Share, gpu: Gpu, options: Options) -> Iterator
     yield f"{'':22s}{'attention fused, as on a GPU':>30s}{'attention written out':>30s}"
     per = f"{'GB an image':>14s}{'most images':>16s}"
     yield f"{'blocks computed again':22s}{per}{per}"
-    for level, words in LEVELS.items():
+    for level in _levels_of(last):
         cells = [_each(last, found, room_of(gpu, options), level, form) for form in FORMS]
         here = "  as planned" if level == found.level else ""
-        yield f"{words:22s}{''.join(f'{size / GB:14.3f}{most:16,d}' for size, most in cells)}{here}"
+        yield f"{_words(level):22s}{''.join(f'{size / GB:14.3f}{most:16,d}' for size, most in cells)}{here}"
     yield "  the most images of a pass that fit beside all else"
+
+
+def _levels_of(last: Counted) -> list[int]:
+    """All that can be planned; none comes first."""
+    return list(dict.fromkeys((0, *last.levels)))
+
+
+def _words(level: int) -> str:
+    """Which blocks are computed again."""
+    return {0: "none", 1: "all", 2: "every second"}.get(level, f"one of {level}")
 
 
 def _each(
@@ -340,13 +349,15 @@ def _table(command: PlanCommand, rows: Iterable[tuple[int, Whole | str]]) -> Ite
             f"{last.moved.total / GB:10.2f}{last.moving * 1e3:8,.0f}{last.images_per_second:11,.0f}"
             f"{found.seconds / DAY:10,.1f}{found.gpu_hours:12,.0f}"
             + (f"{price * found.gpu_hours:14,.0f}" if price else "")
-            + RECOMPUTED[last.level]
+            + _again(last)
             + (f"  {last.idle:,} idle" if last.idle else "")
         )
     yield "  images of each pass on a GPU; GB of its memory; GB and ms that it sends in a step"
 
 
-RECOMPUTED = {0: "", 2: "  half recomputed", 1: "  recomputed"}
+def _again(found: Share) -> str:
+    """What a row says of blocks that are computed again."""
+    return f"  {_words(found.level)} of the blocks again" if found.level else ""
 
 
 def _notes(recipe: Recipe) -> Iterator[str]:
@@ -400,7 +411,7 @@ class Compared:
                 f"{last.per_pass:6,d}{last.passes:8,d}{last.images_per_second:10,.0f}{found.seconds / DAY:10,.1f}"
                 f"{found.gpu_hours:12,.0f}"
                 + (f"{price * found.gpu_hours:14,.0f}" if price else "")
-                + RECOMPUTED[last.level]
+                + _again(last)
             )
         yield "  TFLOP/s is the peak in the recipe's precision; images of each pass on a GPU"
         if self.recipe.train.precision == "fp32":

@@ -4,26 +4,25 @@ Fake tensors have shapes, types and a device, a CPU, but no numbers. Types under
 are not compiled; a recipe with an autoencoder or a text encoder is taken to train from what these made beforehand.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.checkpoint import checkpoint
 
-from ditkit.backbones import Backbone
+from ditkit.adapting import adapt
 from ditkit.codecs import Codec, IdentityConfig, PyramidCodec
 from ditkit.costs.footprint import Footprint, Live, Pass
 from ditkit.costs.operators import CPU, bytes_of
 from ditkit.data import Batch, Share
 from ditkit.kernels.attention import Form, attention_as
-from ditkit.nn.around import Around, Run, Tokens, alone, composed
-from ditkit.objectives.terms import Term, build_terms
+from ditkit.objectives.terms import build_terms
+from ditkit.optimizers.size import state_bytes
 from ditkit.recipe import Recipe
 from ditkit.text import Text
 from ditkit.training.draws import with_draws
-from ditkit.training.step import backward, make_optimizer
+from ditkit.training.step import backward
 
 PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103)
 
@@ -35,17 +34,14 @@ class Training:
         """InputError as of `Recipe.build_backbone`."""
         self.recipe = recipe
         with torch.device("meta"):
-            self.net = recipe.build_backbone().train()
+            self.net = adapt(recipe.build_backbone(), recipe.train).train()
             self.terms = build_terms(recipe.train.terms, self.net, recipe.train.seed)
             # Only terms run the average.
-            self.average = recipe.build_backbone().eval().requires_grad_(False) if self.terms else None
-        if recipe.train.freeze_inner:
-            self.net.get_submodule("inner").requires_grad_(False)
+            self.average = adapt(recipe.build_backbone(), recipe.train).eval().requires_grad_(False) if self.terms else None
         mode = FakeTensorMode(allow_non_fake_inputs=True)  # tables of positions are kept, and real
         self._modules: Sequence[nn.Module] = [self.net, *self.terms.values(), *([self.average] if self.average else [])]
         for module in self._modules:
             _fake(module, mode)
-        self._mode = mode
 
     @property
     def images(self) -> int:
@@ -68,29 +64,18 @@ class Training:
             weights=weights,
             auxiliary=auxiliary,
             gradients=bytes_of(trained),
-            optimizer=self._optimizer_bytes(),
-            averages=weights + auxiliary,
+            optimizer=state_bytes(trained, self.recipe.train),
+            averages=bytes_of(trained) + sum(bytes_of(m.buffers()) for m in (net, *self.terms.values())),
             units=(*blocks, bytes_of(net.parameters()) - sum(blocks)),
         )
 
-    def _optimizer_bytes(self) -> int:
-        """Of what the optimiser keeps after its first step."""
-        with self._mode:
-            optimizer = make_optimizer(self.net, self.recipe.train, *self.terms.values())
-            for parameter in self.trained:
-                parameter.grad = torch.empty_like(parameter)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        states = (value for state in optimizer.state.values() for value in state.values())
-        return bytes_of(value for value in states if isinstance(value, Tensor))
-
     def passes(self, form: Form, every: int) -> Pass:
-        """Of a step of one pass, with attention of that form, where every so manieth block is recomputed (0: none)."""
-        recipe = self.recipe.replace(train={"micro_batch": None})
+        """Of a step of one pass, with attention of that form, where every so many-th block is computed again (0: none).
+        InputError for a recipe whose blocks cannot be."""
+        recipe = self.recipe.replace(train={"micro_batch": None, "checkpoint_blocks": every})
         codec = planned_codec(recipe)
         images = self.images
         batch = planned_batch(recipe, codec, images)
-        hook = self.net.register_forward_pre_hook(recomputing(every), with_kwargs=True)
         trained = self.trained
         live = Live(images, (tensor for module in self._modules for tensor in _tensors(module)))
         counting = live.follow_gradients(trained)
@@ -99,29 +84,11 @@ class Training:
                 live.follow(batch.draws.values())
                 backward(recipe, self.net, codec, batch, CPU, planned_reader(recipe), self.terms, self.average)
         finally:
-            hook.remove()
             for handle in counting:
                 handle.remove()
             for parameter in trained:
                 parameter.grad = None
         return live.counted()
-
-
-def recomputing(every: int) -> Any:
-    """A hook before a network's forward pass that recomputes every so manieth of its blocks in the backward pass."""
-
-    def around(k: int, run: Run, h: Tensor, at: Tokens) -> Tensor:
-        if k % every:
-            return run(h, at)
-        return checkpoint(run, h, at, use_reentrant=False, preserve_rng_state=False)
-
-    def hook(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        if not every:
-            return None
-        outer: Around = kwargs.get("around") or alone
-        return args, kwargs | {"around": composed(outer, around)}
-
-    return hook
 
 
 def planned_codec(recipe: Recipe) -> Codec:

@@ -31,8 +31,8 @@ from ditkit.errors import InputError
 from ditkit.recipe import Recipe
 from ditkit.training.footprint import Training
 
-LEVELS: dict[int, str] = {0: "none", 2: "every second block", 1: "every block"}
-"""Which blocks are computed again in the backward pass: every so manieth; the fewest first."""
+LEVELS = (0, 2, 1)
+"""Blocks that are computed again in the backward pass: none, every second, all (`train.checkpoint_blocks`)."""
 FORMS: dict[Literal["fused", "written"], str] = {"fused": "fused", "written": "written out"}
 """Of attention."""
 HOUR, DAY = 3600, 86400
@@ -78,6 +78,20 @@ class Counted:
         if (form, level) not in self._passes:
             self._passes[form, level] = self._training.passes(form, level)
         return self._passes[form, level]
+
+    @property
+    def levels(self) -> Sequence[int]:
+        """The recipe's own of `LEVELS`, then those that keep less, as far as it can have them."""
+        own = self.recipe.train.checkpoint_blocks
+        found = [own]
+        for level in LEVELS:
+            try:
+                self.recipe.replace(train={"checkpoint_blocks": level})
+            except InputError:
+                continue
+            if level and (not own or level < own):
+                found.append(level)
+        return found
 
     @property
     def batch(self) -> int:
@@ -161,7 +175,7 @@ class Share:
 def share(counted: Counted, gpu: Gpu, gpus: int, options: Options) -> Share:
     """InputError where not even one image fits, or as of `shard_of`."""
     room, batch = room_of(gpu, options), counted.batch
-    for level in LEVELS:
+    for level in counted.levels:
         step = counted.passes(level)
         parallel = options.parallel
         if parallel == "auto":
@@ -172,7 +186,7 @@ def share(counted: Counted, gpu: Gpu, gpus: int, options: Options) -> Share:
     else:
         raise _nowhere(memory_of(counted.footprint, step, 1, parallel, shard), room, parallel, gpus)
     images = math.ceil(batch / min(gpus, batch))
-    passes = math.ceil(images / fits)
+    passes = math.ceil(images / min(fits, counted.recipe.train.micro_batch or fits))
     per_pass = math.ceil(images / passes)
     memory = memory_of(counted.footprint, step, per_pass, parallel, shard, passes)
     moved = bytes_moved(
@@ -201,7 +215,7 @@ def share(counted: Counted, gpu: Gpu, gpus: int, options: Options) -> Share:
 
 
 def _nowhere(memory: Memory, room: int, parallel: Parallel, gpus: int) -> DoesNotFit:
-    """For a step of which not even one image fits, with every block computed again."""
+    """For a step of which not even one image fits, with as many blocks computed again as can be."""
     needed = f"one image takes {memory.total / 1e9:,.1f} GB at least, of {room / 1e9:,.1f}"
     if memory.activations > room:
         return DoesNotFit(f"{needed}; no number of GPUs helps, so give a `gpu` with more memory")
