@@ -24,10 +24,17 @@ from ditkit.cli.encode import parse_encode
 from ditkit.cli.info import parse_info
 from ditkit.cli.kinds import data_section
 from ditkit.cli.parsing import parse
+from ditkit.cli.plan import parse_plan
 from ditkit.cli.train import parse_train
 from ditkit.cli.train_codec import parse_train_codec
 
-OWN = {"train": parse_train, "info": parse_info, "encode": parse_encode, "train-codec": parse_train_codec}
+OWN = {
+    "train": parse_train,
+    "info": parse_info,
+    "plan": parse_plan,
+    "encode": parse_encode,
+    "train-codec": parse_train_codec,
+}
 SECTIONS = {
     "sample": sample.SampleCommand,
     "eval": evaluate.EvalCommand,

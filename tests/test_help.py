@@ -62,12 +62,14 @@ def test_all_flags_on_request(capsys):
 def test_common_flags_are_there(verb):
     """Of some recipe at least."""
     there = set()
-    for name in RECIPES if verb in ("train", "encode", "info") else ["digits"]:
+    for name in RECIPES if verb in ("train", "encode", "info", "plan") else ["digits"]:
         there |= {flag for flag, _ in fields(understood([verb, name]))}
     for data in ("folder", "hub", "arrays"):
         there |= {flag for flag, _ in fields(understood(["train", "digits", "--data", data]))}
     others = (
-        {"json", "modules", "batch", "init", "seeds", "out", "device"} if verb in ("train", "info") else set()
+        {"json", "modules", "batch", "init", "seeds", "out", "device"}
+        if verb in ("train", "info", "plan")
+        else set()
     )
     assert {*COMMON[verb]} <= there | others
 

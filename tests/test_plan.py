@@ -37,9 +37,7 @@ from ditkit.training.step import backward, make_optimizer, update
 
 CPU = torch.device("cpu")
 KEPT = Footprint(weights=100, auxiliary=0, gradients=100, optimizer=200, averages=100, units=(40, 40, 20))
-STEP = Pass(
-    joint=(Line(10, 60), Line(110, 5)), others=(Line(10, 50), Line(40, 5)), products=Line(0, 1_000)
-)
+STEP = Pass(joint=(Line(10, 60), Line(110, 5)), others=(Line(10, 50), Line(40, 5)), products=Line(0, 1_000))
 
 
 def small(name, **sections):
@@ -140,7 +138,9 @@ def test_bytes_of_images_are_told_by_a_prime_number():
         whole = run(images, 1)
         assert found.activations(images) == whole.activations(1)
         assert found.with_gradients(images) == whole.with_gradients(1) >= gradients
-        products = 2 * images * (12 * 8 + 8 * 4) + 2 * images * (12 * 8 + 2 * 8 * 4)  # the input needs no gradient
+        products = 2 * images * (12 * 8 + 8 * 4) + 2 * images * (
+            12 * 8 + 2 * 8 * 4
+        )  # the input needs no gradient
         assert found.products.at(images) == products
 
 
@@ -284,7 +284,9 @@ def test_sharding_shares_what_does_not_fit():
     little = GPUS["rtx-4090"]._replace(memory=14 * GIB)
     found = share(counted[0], little, 8, Options())
     assert (found.parallel, found.shard) == ("fsdp", 8)
-    assert found.memory.weights * 8 == pytest.approx(share(counted[0], GPUS["h100"], 1, Options()).memory.weights)
+    assert found.memory.weights * 8 == pytest.approx(
+        share(counted[0], GPUS["h100"], 1, Options()).memory.weights
+    )
     with pytest.raises(InputError, match="give more `gpus`, which share it by fsdp"):
         share(counted[0], little, 1, Options())
     with pytest.raises(InputError, match="give `parallel` fsdp"):

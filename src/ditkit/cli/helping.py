@@ -33,7 +33,7 @@ COMMON: dict[str, tuple[str, ...]] = {
     "info": tuple(RECIPE.split()),
     "plan": (
         *"""gpu gpus parallel price-per-gpu-hour utilisation images-per-second shard headroom network-gbit-per-gpu
-        gpu-hours-to-failure write-gb-per-second json""".split(),
+        gpu-hours-to-failure write-gb-per-second""".split(),
         *RECIPE.split(),
     ),
     "sample": tuple(

@@ -161,9 +161,9 @@ def seconds_to_move(moved: Moved, gpu: Gpu, world: int, shard: int) -> float:
 
 
 def seconds_to_update(memory: Memory, gpu: Gpu) -> float:
-    """Of optimiser and averages, which are bound by the memory's bandwidth: everything is read once, and all but the
-    gradients written (a roofline: Williams et al., 2009)."""
-    changed = memory.weights + memory.auxiliary + memory.optimizer + memory.averages
+    """Of optimiser and averages, which are bound by the memory's bandwidth: what is trained, as large as its gradients, the
+    optimiser's states and the averages are read and written, the gradients read (a roofline: Williams et al., 2009)."""
+    changed = memory.gradients + memory.optimizer + memory.averages
     return (memory.gradients + 2 * changed) / gpu.bandwidth
 
 

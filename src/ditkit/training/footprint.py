@@ -37,9 +37,17 @@ class Training:
             self.net = adapt(recipe.build_backbone(), recipe.train).train()
             self.terms = build_terms(recipe.train.terms, self.net, recipe.train.seed)
             # Only terms run the average.
-            self.average = adapt(recipe.build_backbone(), recipe.train).eval().requires_grad_(False) if self.terms else None
+            self.average = (
+                adapt(recipe.build_backbone(), recipe.train).eval().requires_grad_(False)
+                if self.terms
+                else None
+            )
         mode = FakeTensorMode(allow_non_fake_inputs=True)  # tables of positions are kept, and real
-        self._modules: Sequence[nn.Module] = [self.net, *self.terms.values(), *([self.average] if self.average else [])]
+        self._modules: Sequence[nn.Module] = [
+            self.net,
+            *self.terms.values(),
+            *([self.average] if self.average else []),
+        ]
         for module in self._modules:
             _fake(module, mode)
 
@@ -82,7 +90,9 @@ class Training:
         try:
             with live, attention_as(form):
                 live.follow(batch.draws.values())
-                backward(recipe, self.net, codec, batch, CPU, planned_reader(recipe), self.terms, self.average)
+                backward(
+                    recipe, self.net, codec, batch, CPU, planned_reader(recipe), self.terms, self.average
+                )
         finally:
             for handle in counting:
                 handle.remove()

@@ -81,17 +81,20 @@ class Counted:
 
     @property
     def levels(self) -> Sequence[int]:
-        """The recipe's own of `LEVELS`, then those that keep less, as far as it can have them."""
-        own = self.recipe.train.checkpoint_blocks
-        found = [own]
+        """The recipe's own and those of `LEVELS` that it can have, the one that keeps most first."""
+        found = [self.recipe.train.checkpoint_blocks]
         for level in LEVELS:
             try:
                 self.recipe.replace(train={"checkpoint_blocks": level})
             except InputError:
                 continue
-            if level and (not own or level < own):
-                found.append(level)
-        return found
+            found.append(level)
+        return sorted(set(found), key=lambda level: -level if level else -math.inf)
+
+    @property
+    def tried(self) -> Sequence[int]:
+        """The recipe's own and those that keep less."""
+        return self.levels[self.levels.index(self.recipe.train.checkpoint_blocks) :]
 
     @property
     def batch(self) -> int:
@@ -175,11 +178,10 @@ class Share:
 def share(counted: Counted, gpu: Gpu, gpus: int, options: Options) -> Share:
     """InputError where not even one image fits, or as of `shard_of`."""
     room, batch = room_of(gpu, options), counted.batch
-    for level in counted.levels:
+    for level in counted.tried:
         step = counted.passes(level)
-        parallel = options.parallel
-        if parallel == "auto":
-            parallel = choose(gpus, memory_of(counted.footprint, step, 1, "ddp").total, room)
+        replicated = memory_of(counted.footprint, step, 1, "ddp").total
+        parallel = choose(gpus, replicated, room) if options.parallel == "auto" else options.parallel
         shard = shard_of(parallel, gpus, gpu.machine, options.shard)
         if fits := most_images(counted.footprint, step, room, parallel, shard):
             break
@@ -234,3 +236,26 @@ def checkpointing(counted: Counted, gpus: int, options: Options) -> Checkpoints:
 def stages_of(recipe: Recipe) -> Sequence[Recipe]:
     """What is trained one after the other, the recipe itself last."""
     return [*recipe.stages, recipe]
+
+
+class Whole(NamedTuple):
+    """All stages of a training on so many GPUs; a stage follows the one before."""
+
+    stages: Sequence[Share]
+
+    @property
+    def last(self) -> Share:
+        return self.stages[-1]
+
+    @property
+    def seconds(self) -> float:
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.last.gpus * self.seconds / HOUR
+
+
+def whole_of(stages: Sequence[Counted], gpu: Gpu, gpus: int, options: Options) -> Whole:
+    """InputError as of `share`."""
+    return Whole([share(stage, gpu, gpus, options) for stage in stages])
