@@ -14,6 +14,7 @@ from ditkit.cli.classifier import ClassifierCommand
 from ditkit.cli.encode import EncodeCommand
 from ditkit.cli.info import NamedCommand, RecipeCommand
 from ditkit.cli.parsing import fields, only, plain, without
+from ditkit.cli.plan import PlanCommand
 from ditkit.cli.train import TrainCommand
 from ditkit.cli.train_codec import TrainCodecCommand
 from ditkit.codecs import CODECS
@@ -28,7 +29,7 @@ def sections():
     """Every verb's, with every kind of network, data and codec inside."""
     yield from (*SECTIONS.values(), *BENCHES.values(), NamedCommand)
     yield TrainCommand.model_validate(recipe("emoji-matryoshka").model_dump())  # with a text and levels
-    for command in (TrainCommand, EncodeCommand, RecipeCommand):
+    for command in (TrainCommand, EncodeCommand, RecipeCommand, PlanCommand):
         yield command.model_validate(RECIPE)
         for kind, values in (("backbone", BACKBONES), ("data", DATA), ("codec", CODECS)):
             for value in values.values():

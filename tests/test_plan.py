@@ -175,9 +175,11 @@ def test_bytes_moved():
     """By hand: rings, gathers in both passes, shards between groups."""
     assert bytes_moved("none", 100, 100, 1, 1) == (0, 0, 0)
     assert bytes_moved("ddp", 100, 80, 4, 1, passes=3) == (120, 0, 0)
-    assert bytes_moved("fsdp", 100, 80, 4, 4) == (0, 150, 60)
-    assert bytes_moved("fsdp", 100, 80, 4, 4, passes=3) == (0, 450, 180)
-    assert bytes_moved("hsdp", 100, 80, 8, 4) == (20, 150, 60)  # 2 · 1/2 of a shard of 20
+    assert bytes_moved("fsdp", 200, 80, 4, 4) == (0, 150, 60)
+    assert bytes_moved("fsdp", 200, 80, 4, 4, passes=3) == (0, 450, 60)
+    assert KEPT.gathered(bf16=False) == 2 * 80 + 20
+    assert KEPT.gathered(bf16=True) == 80 + 20
+    assert bytes_moved("hsdp", 200, 80, 8, 4) == (20, 150, 60)  # 2 · 1/2 of a shard of 20
     assert bytes_moved("hsdp", 100, 80, 8, 8) == bytes_moved("fsdp", 100, 80, 8, 8)
 
 
@@ -188,7 +190,7 @@ def test_seconds_to_move():
     assert h100.between(2, 8) == 50e9  # one GPU of each machine
     assert h100.between(4, 4) == 100e9
     assert h100.between(2, 4) == 450e9
-    moved = bytes_moved("hsdp", 10**9, 10**9, 16, 8)
+    moved = bytes_moved("hsdp", 2 * 10**9, 10**9, 16, 8)
     assert seconds_to_move(moved, h100, 16, 8) == pytest.approx(3 * 7 / 8 / 450 + 1 / 8 / 50)
     assert seconds_to_move(bytes_moved("ddp", 10**9, 10**9, 16, 1), h100, 16, 1) == pytest.approx(
         2 * 15 / 16 / 400
@@ -199,9 +201,19 @@ def test_memory_of_shards():
     whole = memory_of(KEPT, STEP, 4, "ddp")
     assert whole == (100, 100, 200, 100, 0, 0, 210)
     shared = memory_of(KEPT, STEP, 4, "fsdp", 4)
-    assert shared == (25, 25, 50, 25, 0, 2 * 40 + 40, 210)
+    assert shared == (25, 25, 50, 25, 0, 2 * 40 + 40 + 20, 210)
+    halved = memory_of(KEPT, STEP, 4, "fsdp", 4, passes=2, bf16=True)
+    assert halved == (25, 100, 50, 25, 0, 40 + 40 + 20, 210)
     assert memory_of(KEPT, STEP, 4, "none", passes=2) == whole
     assert memory_of(KEPT, STEP, 4).total == 400 + STEP.with_gradients(4)
+
+
+def test_sharded_blocks_leave_no_copies_in_bf16():
+    """Autocast copies float32 weights for autograd; what is gathered as bf16 is not kept."""
+    counted = Counted(SIZES["dit-bf16"])
+    blocks = sum(counted.footprint.units[:-1])
+    less = counted.passes(0).activations(0) - counted.passes(0, sharded=True).activations(0)
+    assert less == pytest.approx(blocks / 2, rel=0.05)
 
 
 def test_most_images():

@@ -21,6 +21,8 @@ from ditkit.training.planning import (
 )
 
 GB = 1e9
+SHORT = 0.03
+"""Seconds of a step in which thousands of kernels cannot be started one by one, at some microseconds each."""
 
 
 def head_lines(last: Counted, found: Share, name: str) -> Iterator[str]:
@@ -40,7 +42,7 @@ def memory_lines(last: Counted, found: Share, gpu: Gpu, options: Options) -> Ite
     images += f"each of {found.passes:,} passes" if found.passes > 1 else "one pass"
     yield f"shared            {SHARED[found.parallel]}; {images}{' on each' if found.gpus > 1 else ''}"
     yield (
-        f"memory of a GPU   {found.memory.total / GB:,.1f} GB of {room_of(gpu, options) / GB:,.1f} "
+        f"memory of a GPU   {number(found.memory.total / GB)} GB of {room_of(gpu, options) / GB:,.1f} "
         f"(its {gpu.memory / GB:,.1f} less {options.headroom:.0%})"
     )
     parts = {
@@ -75,8 +77,8 @@ def each_image(
     last: Counted, found: Share, room: int, level: int, form: Literal["fused", "written"]
 ) -> tuple[int, int]:
     """Bytes of one further image, and the most images that fit."""
-    step = last.passes(level, form)
-    most = most_images(last.footprint, step, room, found.parallel, found.shard)
+    step = last.passes(level, form, sharded=found.shard > 1)
+    most = most_images(last.footprint, step, room, found.parallel, found.shard, found.passes, last.bf16)
     at = max(most, 1)
     return step.activations(at + 1) - step.activations(at), most
 
@@ -159,6 +161,8 @@ def table_lines(rows: Sequence[tuple[int, Whole | str]], price: float | None) ->
         )
     yield "  images of each pass on a GPU" + (", blocks computed again in it" if again else "")
     yield "  GB of a GPU's memory; GB that it sends in a step, and for how many ms"
+    if any(found.last.step < SHORT for _, found in rows if not isinstance(found, str)):
+        yield f"  steps of less than {SHORT * 1e3:.0f} ms take longer: starting thousands of kernels, not computing, bounds them"
 
 
 def notes(recipe: Recipe) -> Iterator[str]:

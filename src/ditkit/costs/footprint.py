@@ -162,10 +162,11 @@ class Footprint:
     units: tuple[int, ...] = field(repr=False)
     """Of the network's parameters, those of each part that is sharded by itself: the repeated blocks, then the rest."""
 
-    @property
-    def parameters(self) -> int:
-        """Of all parameters: what is gathered where they are sharded."""
-        return sum(self.units) + self.auxiliary
+    def gathered(self, bf16: bool) -> int:
+        """What is gathered in a pass where parameters are sharded: the repeated blocks in the forward and in the backward pass,
+        as bf16 where products are of bf16; the rest once."""
+        *blocks, rest = self.units
+        return 2 * sum(blocks) // (2 if bf16 else 1) + rest + self.auxiliary
 
     @property
     def kept(self) -> int:

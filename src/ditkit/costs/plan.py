@@ -1,7 +1,7 @@
 """What a training on several GPUs costs, from a few numbers: pure functions, nothing runs.
 
 memory = memory_of(footprint, passes, 32, "fsdp", shard=64)   # bytes of one GPU
-moved = bytes_moved("fsdp", parameters, gradients, world=64, shard=64)
+moved = bytes_moved("fsdp", footprint.gathered(True), footprint.gradients, world=64, shard=64)
 choose(world=64, replicated=memory.total, room=72 * GIB)      # "ddp": it fits
 
 Every formula states its source; the counts of bytes that go in are those of `costs.footprint`.
@@ -84,15 +84,21 @@ def memory_of(
     parallel: Parallel = "none",
     shard: int = 1,
     passes: int = 1,
+    bf16: bool = False,
 ) -> Memory:
     """Of one GPU, with so many images in each of a step's passes. Gradients are there from the first operator on, as they
     are in the second of several passes and in DDP's buckets; in a single pass on one GPU they come as activations go.
 
     Sharded: a share of weights, gradients, optimiser and averages (Rajbhandari et al., "ZeRO", 2020, section 5), and of
-    the parts that are gathered one by one two of the largest, the next one being fetched meanwhile, and the gradient of
-    one (Zhao et al., "PyTorch FSDP", 2023, section 3.2.1). Buffers are on every GPU.
+    the blocks, which are gathered one by one, as `bf16` where products are of it, two of the largest, the next one being
+    fetched meanwhile, the gradient of one, and what is no block (Zhao et al., "PyTorch FSDP", 2023, section 3.2.1). In
+    several passes gradients are whole, as they are exchanged in the last. Buffers are on every GPU.
     """
-    largest = max(footprint.units) if parallel in ("fsdp", "hsdp") and shard > 1 else 0
+    gathered = 0
+    if parallel in ("fsdp", "hsdp") and shard > 1:
+        *blocks, rest = footprint.units
+        largest = max(blocks)
+        gathered = 2 * largest // (2 if bf16 else 1) + min(largest, footprint.gradients) + rest
     buffers = footprint.weights - sum(footprint.units)
 
     def share(size: int) -> int:
@@ -103,20 +109,28 @@ def memory_of(
         activations = max(step.with_gradients(images) - footprint.gradients, 0)
     return Memory(
         weights=share(footprint.weights - buffers) + buffers,
-        gradients=share(footprint.gradients),
+        gradients=footprint.gradients if passes > 1 else share(footprint.gradients),
         optimizer=share(footprint.optimizer),
         averages=share(footprint.averages - buffers) + buffers,
         auxiliary=share(footprint.auxiliary),
-        gathered=2 * largest + min(largest, footprint.gradients),
+        gathered=gathered,
         activations=activations,
     )
 
 
-def most_images(footprint: Footprint, step: Pass, room: int, parallel: Parallel, shard: int) -> int:
-    """The most images of one of several passes that fit into `room` bytes; 0 where none does."""
+def most_images(
+    footprint: Footprint,
+    step: Pass,
+    room: int,
+    parallel: Parallel,
+    shard: int,
+    passes: int = 2,
+    bf16: bool = False,
+) -> int:
+    """The most images of one of so many passes that fit into `room` bytes; 0 where none does."""
 
     def fits(images: int) -> bool:
-        return memory_of(footprint, step, images, parallel, shard, passes=2).total <= room
+        return memory_of(footprint, step, images, parallel, shard, passes, bf16).total <= room
 
     above = 1
     while fits(above) and above < 2**20:
@@ -129,23 +143,23 @@ def most_images(footprint: Footprint, step: Pass, room: int, parallel: Parallel,
 
 
 def bytes_moved(
-    parallel: Parallel, parameters: int, gradients: int, world: int, shard: int, passes: int = 1
+    parallel: Parallel, gathered: int, gradients: int, world: int, shard: int, passes: int = 1
 ) -> Moved:
-    """What each GPU sends in a step, of whole weights and gradients of so many bytes.
+    """What each GPU sends in a step, of gradients of so many bytes and weights of which so many are `gathered` in a pass.
 
     In a ring of n an all-reduce sends 2 (n - 1) / n of the bytes, an all-gather or a reduce-scatter (n - 1) / n of them
     (Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms", 2009). DDP reduces the gradients once a step (Li et
-    al., "PyTorch Distributed", 2020); FSDP gathers the weights in the forward and again in the backward pass and
-    scatters the gradients, in every pass (ZeRO, section 7); HSDP does that in groups of `shard`, and all-reduces the shards of
-    the gradients between the groups once a step (Zhao et al., 2023, section 3.2.2).
+    al., "PyTorch Distributed", 2020); FSDP gathers the weights in every forward and again in every backward pass, and scatters
+    the gradients once (ZeRO, section 7); HSDP does that in groups of `shard`, and all-reduces the shards of the gradients
+    between the groups (Zhao et al., 2023, section 3.2.2).
     """
     if parallel in ("none", "ddp"):
         return Moved(all_reduce=_ring(2 * gradients, world))
     groups = world // shard
     return Moved(
         all_reduce=_ring(2 * math.ceil(gradients / shard), groups),
-        all_gather=passes * _ring(2 * parameters, shard),
-        reduce_scatter=passes * _ring(gradients, shard),
+        all_gather=passes * _ring(gathered, shard),
+        reduce_scatter=_ring(gradients, shard),
     )
 
 

@@ -30,8 +30,9 @@ PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 
 class Training:
     """A recipe's training with fake tensors in place of weights."""
 
-    def __init__(self, recipe: Recipe):
-        """InputError as of `Recipe.build_backbone`."""
+    def __init__(self, recipe: Recipe, sharded: bool = False):
+        """`sharded`: as where GPUs have shards of the weights, and gather those of blocks as bf16 where products are of it,
+        with no copies of them that autograd keeps. InputError as of `Recipe.build_backbone`."""
         self.recipe = recipe
         with torch.device("meta"):
             self.net = adapt(recipe.build_backbone(), recipe.train).train()
@@ -50,6 +51,9 @@ class Training:
         ]
         for module in self._modules:
             _fake(module, mode)
+        if sharded and recipe.train.precision == "bf16":
+            for block in self.net.repeated:
+                _fake(block, mode, torch.bfloat16)
 
     @property
     def images(self) -> int:
@@ -144,14 +148,15 @@ def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def _fake(net: nn.Module, mode: FakeTensorMode) -> None:
-    """Put fake parameters and buffers in place of a network's own."""
+def _fake(net: nn.Module, mode: FakeTensorMode, dtype: torch.dtype | None = None) -> None:
+    """Put fake parameters, of that type or their own, and buffers in place of a network's own."""
     made: dict[int, Tensor] = {}
 
     def fake(tensor: Tensor) -> Tensor:
         if id(tensor) not in made:
             with mode:
-                like = torch.empty(tensor.shape, dtype=tensor.dtype, device=CPU)
+                own = dtype if dtype and isinstance(tensor, nn.Parameter) else tensor.dtype
+                like = torch.empty(tensor.shape, dtype=own, device=CPU)
             parameter = isinstance(tensor, nn.Parameter)
             made[id(tensor)] = nn.Parameter(like, tensor.requires_grad) if parameter else like
         return made[id(tensor)]

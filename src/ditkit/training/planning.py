@@ -72,12 +72,20 @@ class Counted:
         self.recipe = recipe
         self._training = Training(recipe)
         self.footprint: Footprint = self._training.footprint()
-        self._passes: dict[tuple[str, int], Pass] = {}
+        self._passes: dict[tuple[str, int, bool], Pass] = {}
 
-    def passes(self, level: int, form: Literal["fused", "written"] = "fused") -> Pass:
-        if (form, level) not in self._passes:
-            self._passes[form, level] = self._training.passes(form, level)
-        return self._passes[form, level]
+    def passes(self, level: int, form: Literal["fused", "written"] = "fused", sharded: bool = False) -> Pass:
+        """`sharded` as of `Training`."""
+        key = form, level, sharded
+        if key not in self._passes:
+            training = Training(self.recipe, sharded) if sharded else self._training
+            self._passes[key] = training.passes(form, level)
+        return self._passes[key]
+
+    @property
+    def bf16(self) -> bool:
+        """Whether products are of bf16."""
+        return self.recipe.train.precision == "bf16"
 
     @property
     def levels(self) -> Sequence[int]:
@@ -177,23 +185,27 @@ class Share:
 
 def share(counted: Counted, gpu: Gpu, gpus: int, options: Options) -> Share:
     """InputError where not even one image fits, or as of `shard_of`."""
-    room, batch = room_of(gpu, options), counted.batch
+    room, batch, footprint, bf16 = room_of(gpu, options), counted.batch, counted.footprint, counted.bf16
+    images = math.ceil(batch / min(gpus, batch))
+    at_most = counted.recipe.train.micro_batch or images
     for level in counted.tried:
         step = counted.passes(level)
-        replicated = memory_of(counted.footprint, step, 1, "ddp").total
+        replicated = memory_of(footprint, step, 1, "ddp").total
         parallel = choose(gpus, replicated, room) if options.parallel == "auto" else options.parallel
         shard = shard_of(parallel, gpus, gpu.machine, options.shard)
-        if fits := most_images(counted.footprint, step, room, parallel, shard):
+        step = counted.passes(level, sharded=shard > 1)
+        several = min(images, at_most) < images
+        fits = 0 if several else most_images(footprint, step, room, parallel, shard, 1, bf16)
+        if fits < images:
+            fits = most_images(footprint, step, room, parallel, shard, 2, bf16)
+        if fits:
             break
     else:
-        raise _nowhere(memory_of(counted.footprint, step, 1, parallel, shard), room, parallel, gpus)
-    images = math.ceil(batch / min(gpus, batch))
-    passes = math.ceil(images / min(fits, counted.recipe.train.micro_batch or fits))
-    per_pass = math.ceil(images / passes)
-    memory = memory_of(counted.footprint, step, per_pass, parallel, shard, passes)
-    moved = bytes_moved(
-        parallel, counted.footprint.parameters, counted.footprint.gradients, gpus, shard, passes
-    )
+        memory = memory_of(footprint, step, 1, parallel, shard, min(images, 2), bf16)
+        raise _nowhere(memory, room, parallel, gpus)
+    passes = math.ceil(images / min(fits, at_most))
+    memory = memory_of(footprint, step, math.ceil(images / passes), parallel, shard, passes, bf16)
+    moved = bytes_moved(parallel, footprint.gathered(bf16), footprint.gradients, gpus, shard, passes)
     speed = speed_of(gpu, counted.recipe.train.precision)
     products = passes * step.products.constant + images * step.products.each
     updating = seconds_to_update(memory, gpu)
