@@ -166,9 +166,8 @@ def restore_optimizer(
     optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor], tensors: Tensors
 ) -> None:
     """The inverse of `optimizer_tensors`, in place."""
-    on_device = bool(
-        optimizer.defaults.get("fused")
-    )  # where a fused optimiser counts its steps; others on the host
+    # Where a fused optimiser counts its steps; others do on the host.
+    on_device = any(optimizer.defaults.get(kind) for kind in ("fused", "capturable"))
     for name, parameter in named.items():
         prefix = f"{name}/"
         state: dict[str, Any] = {}
