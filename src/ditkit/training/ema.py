@@ -6,6 +6,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ditkit.processes import own
+
 Module = TypeVar("Module", bound=nn.Module)
 Other = TypeVar("Other", bound=nn.Module)
 
@@ -21,16 +23,10 @@ class Ema(Generic[Module]):
     def __init__(self, net: Module, half_life: float, rampup: float | None):
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
         self._trained, self._half_life, self._rampup = net, half_life, rampup
-        self._average: list[Tensor] = list(self.net.parameters())
-        self._source: list[Tensor] = list(net.parameters())
 
     def of(self, module: Other) -> "Ema[Other]":
         """The average, with the same half-life, of another module."""
         return Ema(module, self._half_life, self._rampup)
-
-    def restart(self) -> None:
-        """Begin again from the trained network as it is now: its first weights were read from elsewhere."""
-        self.net.load_state_dict(self._trained.state_dict())
 
     @torch.no_grad()
     def update(self, batch: int, seen: int, taken: Tensor) -> None:
@@ -38,4 +34,5 @@ class Ema(Generic[Module]):
         the step changed the weights, otherwise the average stays as it is."""
         half_life = self._half_life if self._rampup is None else min(self._half_life, self._rampup * seen)
         weight = taken.float() * (1 - 0.5 ** (batch / half_life))
-        torch._foreach_lerp_(self._average, self._source, [weight] * len(self._average))
+        average, source = ([own(p) for p in net.parameters()] for net in (self.net, self._trained))
+        torch._foreach_lerp_(average, source, [weight] * len(average))

@@ -35,6 +35,8 @@ MAY_CHANGE = {
         "workers",
         "track",
         "micro_batch",
+        "parallel",
+        "shard_size",
         "compile",
         "latents",
         "texts",
