@@ -3,7 +3,6 @@
 import random
 from dataclasses import replace
 from functools import cache
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -24,8 +23,9 @@ from ditkit.text import Text
 from ditkit.training.draws import draws_of
 from ditkit.training.step import backward, make_optimizer, update
 
-# Neither changes a step nor a sample: what they ask is in test_latents.py and test_scoring.py.
-ELSEWHERE = {"cached latents", "scores"}
+# The first two change neither a step nor a sample, the third compiles every shape: they are in test_latents.py,
+# test_scoring.py and test_optimizers.py.
+ELSEWHERE = {"cached latents", "scores", "optimizer adamw_8bit"}
 
 
 def read(captions):
@@ -130,8 +130,7 @@ def run_here():
     """The axes that are run: of data what can be read here."""
     found = {axis: [*values] for axis, values in AXES.items()}
     found["data"] = [name for name in found["data"] if openable(name)]
-    elsewhere = ELSEWHERE | ({"optimizer adamw_8bit"} if find_spec("torchao") is None else set())
-    found["extras"] = [name for name in found["extras"] if name not in elsewhere]
+    found["extras"] = [name for name in found["extras"] if name not in ELSEWHERE]
     return found
 
 

@@ -141,10 +141,10 @@ def test_packed_rows_of_clips_with_known_frames_are_refused():
 def test_an_error_in_a_step_ends_the_loaders_processes(tmp_path, monkeypatch):
     """Also while the error is looked at: processes that nobody ends keep a program from ending."""
 
-    def fails(*arguments):
+    def fails(*arguments, **named):
         raise RuntimeError("no such step")
 
-    monkeypatch.setattr("ditkit.training.loop.backward", fails)
+    monkeypatch.setattr("ditkit.training.parallel.accumulate", fails)
     small = recipe("digits").replace(**SMALL, train=TRAINING | {"workers": 1})
     with pytest.raises(RuntimeError, match="no such step") as caught:
         train(small, tmp_path / "run", device=CPU, progress=False)

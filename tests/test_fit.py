@@ -35,6 +35,10 @@ class Points(NamedTuple):
     x: Tensor  # (B, 3)
     index: Tensor  # type: ignore[assignment]
 
+    @property
+    def total(self):
+        return len(self.index)
+
 
 def points(start, stop=math.inf):
     """Batches from image `start` on; without `stop` they never end."""

@@ -24,7 +24,7 @@ from ditkit.training import train
 from ditkit.training.draws import with_draws
 from ditkit.training.initial import load_inner
 from ditkit.training.log import read_log
-from ditkit.training.step import backward, mixed
+from ditkit.training.step import accumulate, backward, mixed
 
 SMALL = DiTConfig(width=16, depth=1, heads=2, patch=1)
 LEVEL = OuterLevel(widths=(32, 32), depth=(1, 1))
@@ -111,7 +111,7 @@ def test_weights_of_mixed_resolutions_keep_each_levels_mean():
     net = nested(THREE).build_backbone()
     for count, share, rows in ((8, (0.25, 0.5), (2, 4)), (7, (0.01, 0.5), (1, 3)), (4, (1.0, 1.0), (4, 4))):
         shared, weights = mixed(net, share, Share(torch.arange(count), count))
-        assert shared.keywords == {"rows": list(rows)}
+        assert shared.keywords == {"rows": list(rows), "always": False}
         torch.testing.assert_close(weights.mean(0), torch.ones(3))
         losses = torch.rand(count, 3, generator=torch.Generator().manual_seed(0))
         kept = torch.stack([losses[:n, level].mean() for level, n in enumerate((*rows, count))])
@@ -241,12 +241,12 @@ def test_a_run_in_stages_killed_in_each_is_one_that_was_not(tmp_path, monkeypatc
     for _ in range(3):  # after the first stage's checkpoint, before the last one's first, and after that
         steps = itertools.count(1)
 
-        def killed(*arguments, steps=steps):
+        def killed(*arguments, steps=steps, **named):
             if next(steps) == 3:
                 raise KeyboardInterrupt
-            return backward(*arguments)
+            return accumulate(*arguments, **named)
 
-        monkeypatch.setattr("ditkit.training.loop.backward", killed)
+        monkeypatch.setattr("ditkit.training.parallel.accumulate", killed)
         with pytest.raises(KeyboardInterrupt):
             quiet(chosen, tmp_path / "killed")
     monkeypatch.undo()

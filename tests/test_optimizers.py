@@ -1,6 +1,7 @@
 """Optimisers by name: what they keep, that runs with them resume bit for bit, and what is refused."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,21 +10,23 @@ from safetensors.torch import load_file
 from torch import nn
 
 import ditkit
-from ditkit.checkpoint import optimizer_tensors, restore_optimizer
+from ditkit.checkpoint import Saved, checked_state, optimizer_tensors, save_checkpoint
 from ditkit.errors import InputError
 from ditkit.optimizers import OPTIMIZERS
 from ditkit.optimizers.size import state_bytes
 from ditkit.recipe import TrainConfig
 from ditkit.recipes import recipe
 from ditkit.training.loop import train
+from ditkit.training.parallel import kind_of
 from ditkit.training.step import make_optimizer, update
 
 BASE = recipe("digits").replace(**SMALL, train=FOUR_STEPS)
 
 
 @pytest.fixture
-def eager():
-    """A step of one tensor is not worth compiling."""
+def eager(monkeypatch):
+    """Without compiling, which takes seconds for each shape."""
+    monkeypatch.setattr("ditkit.optimizers.eight_bit.check_compiler", lambda *_: None)
     with torch.compiler.set_stance("force_eager"):
         yield
 
@@ -47,7 +50,7 @@ def stepped(net, optimizer, steps):
         update(optimizer, 1.0)
 
 
-def test_it_learns_and_its_state_is_restored_bit_for_bit(choice):
+def test_it_learns_and_its_state_is_restored_bit_for_bit(choice, tmp_path):
     """Of parameters without a gradient too, which have no state."""
     config = TrainConfig(optimizer=choice, lr=1e-2, weight_decay=0.1)
     net, again = network(), network()
@@ -58,9 +61,8 @@ def test_it_learns_and_its_state_is_restored_bit_for_bit(choice):
     tensors = optimizer_tensors(optimizer, dict(net.named_parameters()))
     assert all(type(value) is torch.Tensor for value in tensors.values())
     assert not any(name.startswith("2.") for name in tensors)
-    restore_optimizer(
-        other, dict(again.named_parameters()), {name: value.clone() for name, value in tensors.items()}
-    )
+    path = save_checkpoint(tmp_path, 1, {"optimizer": tensors}, {}, keep=1)
+    Saved(path, checked_state(path, ("optimizer",))).fill_optimizer(other, dict(again.named_parameters()))
     stepped(net, optimizer, 2)
     stepped(again, other, 2)
     for name, value in net.state_dict().items():
@@ -120,3 +122,12 @@ def test_one_of_ones_own():
     assert (found.defaults["momentum"], found.defaults["lr"]) == (0.9, 0.1)
     with pytest.raises(InputError, match="unknown 'adam'; did you mean adamw"):
         BASE.replace(train={"optimizer": "adam"})
+
+
+def test_shards_are_of_adamw_only():
+    config = TrainConfig(optimizer="adafactor", parallel="fsdp")
+    two = SimpleNamespace(several=True, world=2)
+    with pytest.raises(
+        InputError, match=r"`train.parallel` fsdp keeps shards of what adamw keeps; .* adafactor give"
+    ):
+        kind_of(config, BASE.build_backbone(), two, CPU)

@@ -22,7 +22,7 @@ from ditkit.training.ema import Ema
 from ditkit.training.log import Log, read_log
 from ditkit.training.schedule import learning_rate
 from ditkit.training.skipped import Skipped
-from ditkit.training.step import backward
+from ditkit.training.step import accumulate, backward
 
 TAKEN = torch.tensor(True)
 
@@ -63,14 +63,14 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(small, tmp_path, monkeypa
     whole = quiet(small, tmp_path / "whole")
     steps = 0
 
-    def killed(*arguments):
+    def killed(*arguments, **named):
         nonlocal steps
         steps += 1
         if steps == 8:  # 224 images seen, the checkpoint is at 160
             raise KeyboardInterrupt
-        return backward(*arguments)
+        return accumulate(*arguments, **named)
 
-    monkeypatch.setattr("ditkit.training.loop.backward", killed)
+    monkeypatch.setattr("ditkit.training.parallel.accumulate", killed)
     with pytest.raises(KeyboardInterrupt):
         quiet(small, tmp_path / "killed")
     monkeypatch.undo()
@@ -219,10 +219,10 @@ def test_another_recipe_is_refused(small, tmp_path):
 def test_a_run_that_never_began_does_not_hold_its_folder(small, tmp_path, monkeypatch):
     """What stopped it may have asked for other flags: an encoder that is not there, a rate that is not finite."""
 
-    def unreachable(*_):
+    def unreachable(*_, **named):
         raise InputError("not there; give another")
 
-    monkeypatch.setattr("ditkit.training.loop.backward", unreachable)
+    monkeypatch.setattr("ditkit.training.parallel.accumulate", unreachable)
     with pytest.raises(InputError, match="not there"):
         quiet(small.replace(train={"images": 32}), tmp_path / "run")
     monkeypatch.undo()
@@ -272,26 +272,26 @@ def test_non_finite_steps_are_skipped_and_counted(small, tmp_path, monkeypatch):
     """One poisoned batch: the step is left out; only poisoned batches: an error with the remedies."""
     steps = 0
 
-    def poisoned(*arguments):
+    def poisoned(*arguments, **named):
         nonlocal steps
         steps += 1
-        terms = backward(*arguments)
+        terms = accumulate(*arguments, **named)
         if steps == 3:
-            next(iter(arguments[1].parameters())).grad.fill_(math.nan)
+            next(iter(arguments[0].parameters())).grad.fill_(math.nan)
         return terms
 
-    monkeypatch.setattr("ditkit.training.loop.backward", poisoned)
+    monkeypatch.setattr("ditkit.training.parallel.accumulate", poisoned)
     last = quiet(small, tmp_path / "run")
     assert json.loads((last / "state.json").read_text())["skipped"] == 1
     assert read_log(tmp_path / "run" / "log.jsonl")[-1]["skipped"] == 1
     assert all(bool(value.isfinite().all()) for value in tensors(last).values())
 
-    def always(*arguments):
-        terms = backward(*arguments)
-        next(iter(arguments[1].parameters())).grad.fill_(math.inf)
+    def always(*arguments, **named):
+        terms = accumulate(*arguments, **named)
+        next(iter(arguments[0].parameters())).grad.fill_(math.inf)
         return terms
 
-    monkeypatch.setattr("ditkit.training.loop.backward", always)
+    monkeypatch.setattr("ditkit.training.parallel.accumulate", always)
     with pytest.raises(InputError, match=r"`train\.lr`"):
         quiet(small.replace(train={"batch": 4}), tmp_path / "hopeless")
 
@@ -300,13 +300,13 @@ def poison(monkeypatch, chosen):
     """Gradients that are not finite in the steps chosen, 0, 1, ..."""
     steps = iter(range(10**6))
 
-    def poisoned(*arguments):
-        terms = backward(*arguments)
+    def poisoned(*arguments, **named):
+        terms = accumulate(*arguments, **named)
         if next(steps) in chosen:
-            next(iter(arguments[1].parameters())).grad.fill_(math.nan)
+            next(iter(arguments[0].parameters())).grad.fill_(math.nan)
         return terms
 
-    monkeypatch.setattr("ditkit.training.loop.backward", poisoned)
+    monkeypatch.setattr("ditkit.training.parallel.accumulate", poisoned)
 
 
 def test_a_run_most_of_whose_steps_were_skipped_ends_with_an_error(small, tmp_path, monkeypatch):

@@ -9,17 +9,19 @@ it used. Tensors are keyed by parameter name, which survives any change of their
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ditkit.errors import InputError
-from ditkit.files import file_hash, save_tensors, sync_folder
+from ditkit.files import file_hash, first_line, save_tensors, sync_folder
+from ditkit.processes import own
 from ditkit.records import CHECKSUM, checksum, finite, read_json, write_json
 
 STATE = "state.json"
@@ -48,32 +50,51 @@ def save_checkpoint(folder: Path, images: int, parts: dict[str, Tensors], state:
     Keeps the newest `keep` checkpoints. InputError when the disk does not take it; the checkpoints
     that were there stay as they were.
     """
-    final = folder / f"{images:012d}"
-    unfinished = folder / f"{final.name}.unfinished"
-    try:
-        unfinished.mkdir(parents=True, exist_ok=True)
-        hashes = {}
+    with failing(folder, images):
+        unfinished = begin_checkpoint(folder, images)
         for name, tensors in parts.items():
-            file = unfinished / f"{name}.safetensors"
-            save_tensors(file, {key: value.detach().contiguous().cpu() for key, value in tensors.items()})
-            hashes[file.name] = file_hash(file)
-        values = finite({"images": images, **state, "sha256": hashes})
-        write_json(unfinished / STATE, {**values, CHECKSUM: checksum(values)})
-        sync_folder(unfinished)
-        if final.exists():
-            shutil.rmtree(final)
-        unfinished.rename(final)
-        sync_folder(folder)
-    except (OSError, SafetensorError) as error:
+            whole = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
+            save_tensors(unfinished / f"{name}.safetensors", whole)
+        return finish_checkpoint(folder, images, state, keep)
+
+
+def begin_checkpoint(folder: Path, images: int, anew: bool = True) -> Path:
+    """The folder that the files of a checkpoint are written into; made `anew`, or by another process."""
+    unfinished = folder / f"{images:012d}.unfinished"
+    if anew:
         shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+    return unfinished
+
+
+def finish_checkpoint(folder: Path, images: int, state: dict, keep: int) -> Path:
+    """Make what was written a checkpoint, and keep the newest `keep`. OSError when the disk does not take it."""
+    unfinished, final = folder / f"{images:012d}.unfinished", folder / f"{images:012d}"
+    hashes = {file.name: file_hash(file) for file in sorted(unfinished.glob("*.safetensors"))}
+    values = finite({"images": images, **state, "sha256": hashes})
+    write_json(unfinished / STATE, {**values, CHECKSUM: checksum(values)})
+    sync_folder(unfinished)
+    if final.exists():
+        shutil.rmtree(final)
+    unfinished.rename(final)
+    sync_folder(folder)
+    _prune(folder, keep)
+    return final
+
+
+@contextmanager
+def failing(folder: Path, images: int) -> Iterator[None]:
+    """What goes wrong with the disk while a checkpoint is written in here is an InputError, and nothing of it is left."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder / f"{images:012d}.unfinished", ignore_errors=True)
         rest = checkpoints(folder)
         good = f"the last good one is {rest[-1].name}" if rest else "there is none yet"
         raise InputError(
             f"{folder}: cannot write the checkpoint of {images} images ({error}); {good}; make room on the "
             "disk and give the same command again"
         ) from None
-    _prune(folder, keep)
-    return final
 
 
 def _prune(folder: Path, keep: int) -> None:
@@ -91,7 +112,17 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_newest(folder: Path, parts: tuple[str, ...]) -> tuple[dict, dict[str, Tensors]] | None:
-    """State and the wanted parts of the newest intact checkpoint; None when there is no checkpoint.
+    """State and the wanted parts of the newest intact checkpoint; None when there is no checkpoint. InputError as of
+    `newest`."""
+    found = newest(folder, parts)
+    if found is None:
+        return None
+    path, state = found
+    return state, {name: read_part(path, state, name) for name in parts}
+
+
+def newest(folder: Path, parts: tuple[str, ...]) -> tuple[Path, dict] | None:
+    """The newest checkpoint whose wanted parts are intact, and its state; None when there is no checkpoint.
 
     A damaged one is passed over with a warning. InputError when all are damaged, or when one cannot be read, which
     says nothing about what is in it.
@@ -99,7 +130,7 @@ def load_newest(folder: Path, parts: tuple[str, ...]) -> tuple[dict, dict[str, T
     found = checkpoints(folder)
     for path in reversed(found):
         try:
-            return load_checkpoint(path, parts)
+            return path, checked_state(path, parts)
         except PermissionError as error:
             raise InputError(
                 f"{error.filename or path} cannot be read ({error.strerror}); ask its owner for the right to read it"
@@ -113,25 +144,56 @@ def load_newest(folder: Path, parts: tuple[str, ...]) -> tuple[dict, dict[str, T
     return None
 
 
-def load_checkpoint(path: Path, parts: tuple[str, ...]) -> tuple[dict, dict[str, Tensors]]:
-    """State and the wanted parts of one checkpoint; InputError naming the file that is damaged, PermissionError for one
-    that may not be read. The tensors are copies: nothing stays open of files that will be pruned."""
+def checked_state(path: Path, parts: tuple[str, ...]) -> dict:
+    """The state of a checkpoint; InputError naming the file that is damaged, its own or one of the wanted parts',
+    PermissionError for one that may not be read."""
     try:
         (path / STATE).open("rb").close()
         state = read_json(path / STATE)
         _check_state(state, path)
         for name in parts:
-            file = path / f"{name}.safetensors"
-            if file_hash(file) != state["sha256"].get(file.name):
-                raise InputError(f"{file} is damaged: it does not match its hash in {STATE}")
-        mapped = {name: load_file(path / f"{name}.safetensors") for name in parts}
-        return state, {
-            name: {key: value.clone() for key, value in tensors.items()} for name, tensors in mapped.items()
-        }
+            for file in part_files(path, state, name):
+                if file_hash(file) != state["sha256"].get(file.name):
+                    raise InputError(f"{file} is damaged: it does not match its hash in {STATE}")
+                with safe_open(file, "pt") as reader:
+                    reader.keys()
     except PermissionError:
         raise
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is damaged ({error})") from None
+    return state
+
+
+def part_files(path: Path, state: dict, part: str) -> list[Path]:
+    """The files of a part: one, or of shards one for each process that wrote. InputError where one is missing."""
+    names = state.get("parts")
+    if names is None:
+        return [path / f"{part}.safetensors"]
+    if part not in names:
+        raise InputError(f"{path} is damaged: it has no {part}")
+    files = [path / name for name in state["sha256"] if name in _numbered(names, part, state["sha256"])]
+    if missing := [file for file in files if not file.exists()]:
+        raise InputError(f"{path} is damaged: {missing[0].name} is missing")
+    return files
+
+
+def _numbered(names: Sequence[str], part: str, files: Iterable[str]) -> list[str]:
+    """Of the files of shards those of one part."""
+    ending = f"-model-{names.index(part) + 1:05d}-of-{len(names):05d}.safetensors"
+    return [name for name in files if name.endswith(ending)]
+
+
+def read_part(path: Path, state: dict, part: str) -> Tensors:
+    """The tensors of a part, whole. They are copies: nothing stays open of files that will be pruned. InputError where
+    they cannot be read."""
+    from ditkit.sharded import read_shards  # imports torch.distributed
+
+    try:
+        if "parts" in state:
+            return read_shards(path, part)
+        return {key: value.clone() for key, value in load_file(path / f"{part}.safetensors").items()}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is damaged ({first_line(error)})") from None
 
 
 def _check_state(state: Mapping[str, Any], path: Path) -> None:
@@ -162,27 +224,63 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, named: Mapping[str, Tens
     return found
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor], tensors: Tensors
-) -> None:
-    """The inverse of `optimizer_tensors`, in place."""
-    on_device = bool(
-        optimizer.defaults.get("fused")
-    )  # where a fused optimiser counts its steps; others on the host
-    for name, parameter in named.items():
-        prefix = f"{name}/"
-        state: dict[str, Any] = {}
-        for key, value in tensors.items():
-            if not key.startswith(prefix):
+class Saved(NamedTuple):
+    """A checkpoint that is read into what is there already: tensors, or shards of them."""
+
+    path: Path
+    state: dict
+
+    def fill(self, part: str, targets: Mapping[str, Tensor]) -> None:
+        """Read a part into tensors of its names, in place, or of shards what of it belongs there. Processes that have shards
+        all call it. InputError where it cannot be read, or names or shapes differ."""
+        from ditkit.sharded import fill, shard_like
+
+        known = self._sizes(part)
+        if wrong := [name for name, value in targets.items() if known.get(name) != value.shape]:
+            raise InputError(
+                f"{self.path}: {part} has no {wrong[0]} of shape {tuple(targets[wrong[0]].shape)}"
+            )
+        if "parts" in self.state:
+            fill(self.path, part, targets)
+            return
+        with torch.no_grad(), safe_open(self.path / f"{part}.safetensors", "pt") as reader:
+            for name, value in targets.items():
+                own(value).copy_(shard_like(value, reader.get_tensor(name)))
+
+    def fill_optimizer(self, optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> None:
+        """The inverse of `optimizer_tensors`: numbers of a parameter's shape are kept as the parameter is."""
+        # Where a fused optimiser counts its steps; others do on the host.
+        on_device = any(optimizer.defaults.get(kind) for kind in ("fused", "capturable"))
+        targets: Tensors = {}
+        composite: dict[tuple[str, str], Tensors] = {}
+        for key, size in self._sizes("optimizer").items():
+            name, _, what = key.rpartition("/")
+            if name not in named:  # a part of a value
+                name, _, value = name.rpartition("/")
+                dtype = self._dtype("optimizer", key)
+                targets[key] = torch.zeros(size, dtype=dtype, device=named[name].device)
+                composite.setdefault((name, value), {})[what] = targets[key]
                 continue
-            field, _, part = key.removeprefix(prefix).partition("/")
-            value = value if field == "step" and not on_device else value.to(parameter.device)
-            if part:
-                state.setdefault(field, {})[part] = value
-            else:
-                state[field] = value
-        for field, value in state.items():
-            if isinstance(value, dict):
-                assert isinstance(optimizer, Composite)  # which wrote it: a run's optimiser never changes
-                state[field] = optimizer.join(value)
-        optimizer.state[parameter] = state
+            parameter = named[name]
+            alike = size == parameter.shape and what != "step"
+            device = parameter.device if on_device or what != "step" else None
+            with torch.no_grad():
+                targets[key] = torch.zeros_like(parameter) if alike else torch.zeros(size, device=device)
+            optimizer.state[parameter][what] = targets[key]
+        self.fill("optimizer", targets)
+        for (name, value), parts in composite.items():
+            assert isinstance(optimizer, Composite)  # which wrote it: a run's optimiser never changes
+            optimizer.state[named[name]][value] = optimizer.join(parts)
+
+    def _dtype(self, part: str, name: str) -> torch.dtype:
+        with safe_open(self.path / f"{part}.safetensors", "pt") as reader:
+            return reader.get_slice(name)[:0].dtype
+
+    def _sizes(self, part: str) -> dict[str, torch.Size]:
+        from ditkit.sharded import sizes
+
+        if "parts" in self.state:
+            return sizes(self.path, part)
+        with safe_open(self.path / f"{part}.safetensors", "pt") as reader:
+            names = reader.keys()
+            return {name: torch.Size(reader.get_slice(name).get_shape()) for name in names}

@@ -104,9 +104,14 @@ def sent(value: Tensor, device: torch.device, dtype: torch.dtype | None = None) 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
     """bf16 autocast over float32 weights, for bf16 or where `auto` finds that it pays."""
-    if precision == "fp32" or (precision == "auto" and not has_fast_bf16(device)):
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    return (
+        torch.autocast(device.type, dtype=torch.bfloat16) if uses_bf16(device, precision) else nullcontext()
+    )
+
+
+def uses_bf16(device: torch.device, precision: Precision) -> bool:
+    """Whether products are computed in bf16."""
+    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
 
 
 def no_compiler(device: torch.device, *, tried: bool = True) -> str | None:

@@ -78,6 +78,11 @@ class TrainConfig(Training):
 
     micro_batch: Count | None = None
     """Images per forward pass, where a whole batch does not fit in memory (gradient accumulation)."""
+    parallel: Literal["auto", "none", "ddp", "fsdp", "hsdp"] = "auto"
+    """How the processes that torchrun starts share the training. ddp: each keeps the whole state; fsdp: each keeps a shard
+    of it; hsdp: groups of processes share one, and are copies of each other. auto: ddp where the state fits, else fsdp."""
+    shard_size: Count | None = None
+    """Processes of a group in hsdp; by default those of one machine."""
     tokens: Count | None = None
     """Tokens of a batch, instead of `batch` images: for images of their own sizes (data.aspect native)."""
     packed: bool = False

@@ -8,7 +8,7 @@ handlers, change nothing.
 import logging
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -86,6 +86,8 @@ class Requests:
 
     The first signal to stop is noted, so that a step is finished and a checkpoint written; the second ends the program at
     once. What takes long and changes nothing that is saved stands in `interruptible`, and ends at the first.
+
+    Of several processes each is sent signals of its own; `agree` makes them the requests of all.
     """
 
     def __init__(self) -> None:
@@ -93,7 +95,16 @@ class Requests:
         """The signal that asked to stop."""
         self.save = False
         """Whether a checkpoint was asked for."""
+        self._several = False
+        self._received: tuple[int, bool] = 0, False  # the same of this process, where there are several
         self._interruptible = False
+
+    def agree(self, most: Callable[..., list[int]]) -> None:
+        """Until the next call the requests are those that any process has received; `most(*numbers)` gives the largest of
+        each that any process has."""
+        self._several = True
+        stop, save = most(*self._received)
+        self.stop, self.save = stop or None, bool(save)
 
     @contextmanager
     def noted(self) -> Iterator["Requests"]:
@@ -105,7 +116,7 @@ class Requests:
     @contextmanager
     def interruptible(self) -> Iterator[None]:
         """What is in here ends quietly when a signal asks to stop."""
-        self._interruptible = self.stop is None
+        self._interruptible = self.stop is None and not self._several  # the others would wait for this one
         try:
             yield
         except Stopped:
@@ -127,17 +138,22 @@ class Requests:
         if self.stop is not None:
             raise Stopped(self.stop, f"{name(self.stop)}: {saved}; the same command goes on from there")
         if self.save:
-            self.save = False
+            self.save, self._received = False, (self._received[0], False)
             log.info(saved)
 
     def _note_stop(self, number: int, frame: FrameType | None) -> None:
-        again, self.stop = self.stop is not None, number
+        again = self.stop is not None or self._received[0] != 0
+        self._received = number, self._received[1]
+        if not self._several:
+            self.stop = number
         if again or self._interruptible:
             self._interruptible = False
             raise Stopped(number)
 
     def _note_save(self, number: int, frame: FrameType | None) -> None:
-        self.save = True
+        self._received = self._received[0], True
+        if not self._several:
+            self.save = True
 
 
 def name(number: int) -> str:

@@ -88,6 +88,8 @@ class Descent(NamedTuple):
     kept: list[Tensor]
     own: Tokens
     around: Around
+    weight: int
+    """0 of a level that is run for its gradient's sake only."""
 
     def outwards(self, feature: Tensor) -> Tensor:
         """Its last map, of the map of the level inside."""
@@ -152,16 +154,18 @@ class Matryoshka(Backbone):
         *,
         around: Around | None = None,
         rows: Sequence[int] | None = None,
+        always: bool = False,
     ) -> Tensor:
         """`rows`: for every outer level, highest first, on how many of the first images it runs. The images beyond
-        are what they are without it and have zeros there (mixed-resolution training). None: all.
+        are what they are without it and have zeros there (mixed-resolution training). None: all. `always`: a level of no
+        image is run on one, and what it gives is multiplied by 0: every parameter has a gradient.
 
         InputError for rows that are not a number for each, from 0 to those of the level inside.
         """
         self.check_size(*x.shape[2:])
         levels = unpack(x, self.ratios, self.frame_ratios)
-        counts = self._counts(len(x), rows)
-        unused = counts.count(0)
+        images = self._counts(len(x), rows)
+        unused = 0 if always else images.count(0)
         times = (t if t.ndim == 2 else t[:, None].expand(-1, len(levels))).unbind(1)
         lowest = levels[-1]
         conditions = self.inner.conditions(cond or {}, lowest.shape[2:])
@@ -176,10 +180,11 @@ class Matryoshka(Backbone):
         inward, around = None, around or alone
         *firsts, inner_first = accumulate((len(outer.steps) for outer in self.levels), initial=0)
         for outer, first, level, time, n, ratio in zip(
-            reversed(self.levels), reversed(firsts), levels, times, counts, self.frame_ratios, strict=False
+            reversed(self.levels), reversed(firsts), levels, times, images, self.frame_ratios, strict=False
         ):
-            if n == 0:
+            if n == 0 and not always:
                 continue
+            weight, n = min(n, 1), max(n, 1)
             frames = ratio * inner_frames
             h = outer.embed(_frames(level[:n]))
             if inward is not None:
@@ -188,8 +193,8 @@ class Matryoshka(Backbone):
             own = Tokens(c if frames == 1 else c.repeat_interleave(frames, 0))
             numbered = numbered_from(first, around)
             h, kept = outer.descend(h, own, numbered)
-            way.append(Descent(outer, h, kept, own, numbered))
-            inward = outer.passed(h)
+            way.append(Descent(outer, h, kept, own, numbered, weight))
+            inward = _weighted(outer.passed(h), weight)
 
         c = self.inner.condition(times[-1], conditions)
         h = self.inner.embed(lowest)
@@ -202,7 +207,8 @@ class Matryoshka(Backbone):
 
         for passed, ratio in zip(reversed(way), reversed(self.frame_ratios[unused:-1]), strict=True):
             feature = passed.outwards(feature)
-            out = _filled_up(passed.outer.head(feature), len(x) * ratio * inner_frames)
+            out = _weighted(passed.outer.head(feature), passed.weight)
+            out = _filled_up(out, len(x) * ratio * inner_frames)
             outs.insert(0, _as_clips(out, len(x), lowest.ndim))
         outs = [torch.zeros_like(level) for level in levels[:unused]] + outs
         return pack(outs, self.ratios, self.frame_ratios)
@@ -233,6 +239,10 @@ class Matryoshka(Backbone):
 
     def null(self, cond: Cond) -> Cond:
         return self.inner.null(cond)
+
+
+def _weighted(x: Tensor, weight: int) -> Tensor:
+    return x if weight == 1 else weight * x
 
 
 def _frames(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from types import FrameType
 
 from ditkit.cli.plugins import load_plugins
 from ditkit.cli.refusals import refusal
+from ditkit.cli.several import is_said_elsewhere, one_of_several
 from ditkit.cli.streams import PrintableFormatter, one_line, tolerant
 from ditkit.cli.verbs import VERBS, explained, program, to_type, typed
 from ditkit.errors import InputError
@@ -37,16 +38,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tolerant(), handled(dict.fromkeys(STOPS, stop)):
         try:
             _quieten()
+            if not one_of_several(arguments):
+                return 0
             arguments[:] = load_plugins(arguments)
             _run(arguments)
             sys.stdout.flush()  # here, so that what goes wrong with it is caught here
         except InputError as error:
-            _print_last(typed(explained(str(error), arguments[0])))
+            if not is_said_elsewhere(error):
+                _print_last(typed(explained(str(error), arguments[0])))
             return 2
         except BrokenPipeError:  # `ditkit list | head`: the reader has gone, which is no error
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains once more as it ends
             return 0
         except BaseException as error:
+            if is_said_elsewhere(error):
+                return 1
             if (line := refusal(error)) is not None:
                 _print_last(line)
                 return 2

@@ -172,7 +172,8 @@ def _recipe(command: RecipeCommand) -> Iterator[str]:
     if isinstance(recipe.backbone, DiTConfig) and recipe.backbone.tubelet and recipe.backbone.depth % 2 == 0:
         kinds = (recipe.replace(backbone={"attention": kind}) for kind in ("joint", "factorised"))
         yield _over_frames(*map(recipe_cost, kinds))
-    trained = recipe_cost(recipe, adapted=True)
+    adapted = train.lora or train.freeze or train.freeze_inner
+    trained = recipe_cost(recipe, adapted=True) if adapted else found
     if trained.frozen:
         yield f"  trained     {trained.params:,} parameters; {trained.frozen:,} are frozen"
     yield from _training(trained, batch, train.precision, train)

@@ -60,6 +60,11 @@ class Batch:
         return self.share or Share(torch.arange(len(self.index)), len(self.index))
 
     @property
+    def total(self) -> int:
+        """Images of the batch of all processes."""
+        return self.shared.total
+
+    @property
     def size(self) -> tuple[int, ...]:
         """(H, W) of the images, (F, H, W) of clips, (h, w) of moments."""
         return tuple(self.encodable.shape[2:])

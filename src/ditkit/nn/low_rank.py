@@ -6,7 +6,6 @@ W + scale · B A. B begins at 0, so at first the layer is what it was. W and its
 
 from collections.abc import Mapping
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,9 +19,9 @@ class LowRank(nn.Linear):
         """`lora_down` is uniform within ±1/√in, as the layer's own weight is in torch."""
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         self.weight, self.bias, self.scale = layer.weight, layer.bias, scale
-        device, bound = layer.weight.device, layer.in_features**-0.5
-        self.lora_down = nn.Parameter(torch.empty(rank, layer.in_features, device=device))
-        self.lora_up = nn.Parameter(torch.empty(layer.out_features, rank, device=device))
+        bound, new = layer.in_features**-0.5, layer.weight.new_empty  # of its type, where it is
+        self.lora_down = nn.Parameter(new(rank, layer.in_features))
+        self.lora_up = nn.Parameter(new(layer.out_features, rank))
         nn.init.uniform_(self.lora_down, -bound, bound)
         nn.init.zeros_(self.lora_up)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,12 @@ def adamw_8bit(parameters: Sequence[nn.Parameter], config: Training) -> torch.op
 
 
 def _class() -> Callable[..., torch.optim.Optimizer]:
+    for name in (
+        "torchao",
+        "torch.utils._pytree",
+    ):  # kernels for other machines that it does not find, and the like
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="OptimState8bit does not implement _stable_hash")
     from torchao.optim import AdamW8bit
     from torchao.optim.subclass_8bit import OptimState8bit
 

@@ -6,6 +6,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ditkit.processes import own
+
 Module = TypeVar("Module", bound=nn.Module)
 Other = TypeVar("Other", bound=nn.Module)
 
@@ -21,24 +23,12 @@ class Ema(Generic[Module]):
     def __init__(self, net: Module, half_life: float, rampup: float | None):
         # What is frozen is its own average: no second copy.
         frozen = {id(parameter): parameter for parameter in net.parameters() if not parameter.requires_grad}
-        self.net = copy.deepcopy(net, frozen).eval()
-        pairs = [
-            pair
-            for pair in zip(self.net.parameters(), net.parameters(), strict=True)
-            if pair[1].requires_grad
-        ]
-        self._average: list[Tensor] = [average for average, _ in pairs]
-        self._source: list[Tensor] = [source for _, source in pairs]
-        self.net.requires_grad_(False)
+        self.net = copy.deepcopy(net, frozen).eval().requires_grad_(False)
         self._trained, self._half_life, self._rampup = net, half_life, rampup
 
     def of(self, module: Other) -> "Ema[Other]":
         """The average, with the same half-life, of another module."""
         return Ema(module, self._half_life, self._rampup)
-
-    def restart(self) -> None:
-        """Begin again from the trained network as it is now: its first weights were read from elsewhere."""
-        self.net.load_state_dict(self._trained.state_dict())
 
     @torch.no_grad()
     def update(self, batch: int, seen: int, taken: Tensor) -> None:
@@ -46,4 +36,7 @@ class Ema(Generic[Module]):
         the step changed the weights, otherwise the average stays as it is."""
         half_life = self._half_life if self._rampup is None else min(self._half_life, self._rampup * seen)
         weight = taken.float() * (1 - 0.5 ** (batch / half_life))
-        torch._foreach_lerp_(self._average, self._source, [weight] * len(self._average))
+        pairs = zip(self.net.parameters(), self._trained.parameters(), strict=True)
+        trained = [(own(average), own(source)) for average, source in pairs if source.requires_grad]
+        average, source = map(list, zip(*trained, strict=True))
+        torch._foreach_lerp_(average, source, [weight] * len(average))

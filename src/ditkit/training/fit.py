@@ -4,7 +4,7 @@ It is counted in images. What a step is of is the caller's: `step` takes a batch
 between steps (lines of the log, checkpoints, measuring) are hooks.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -16,14 +16,15 @@ from ditkit.training.state import TrainState
 from ditkit.training.step import update
 
 
-class Numbered(Protocol):
-    """A batch, of any kind, that has a number for each of its images."""
+class Counted(Protocol):
+    """A batch, of any kind, that says how many images it has."""
 
     @property
-    def index(self) -> Sized: ...
+    def total(self) -> int:
+        """Those of all processes."""
 
 
-Batch = TypeVar("Batch", bound=Numbered)
+Batch = TypeVar("Batch", bound=Counted)
 
 
 def fit(
@@ -54,6 +55,6 @@ def fit(
         terms = step(batch)
         norm = update(state.optimizer, config.clip)
         before = state.images
-        state.advance(len(batch.index), terms, norm)
+        state.advance(batch.total, terms, norm)
         for hook in hooks:
             hook(state, before, state.images)

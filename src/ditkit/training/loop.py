@@ -6,15 +6,17 @@ run that is stopped and resumed equals one that was not, bit for bit on the same
 
 import logging
 from collections.abc import Generator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
+from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from ditkit.adapting import adapt
 from ditkit.backbones import Backbone, compile_blocks, compiles
+from ditkit.checkpoint import checkpoints
 from ditkit.codecs import Codec
 from ditkit.data import Batch, Plan, Source, batches, plan_for, workers_named
 from ditkit.device import DeviceName, pick_device
@@ -22,6 +24,7 @@ from ditkit.errors import InputError
 from ditkit.files import owned
 from ditkit.objectives.terms import build_terms
 from ditkit.pipeline import Pipeline
+from ditkit.processes import Processes, joined, own_device
 from ditkit.progress import progress_bar
 from ditkit.randomness import Draws
 from ditkit.recipe import Recipe
@@ -37,12 +40,16 @@ from ditkit.training.hooks import CHECKPOINTS, checkpoint_path, run_hooks
 from ditkit.training.initial import load_initial, load_inner
 from ditkit.training.latents import open_for
 from ditkit.training.monitor import Monitor
+from ditkit.training.parallel import Kind, Parallel, kind_of, mesh_of, parallel
 from ditkit.training.run import RECIPE, check_run, claim_run, was_compiled
 from ditkit.training.schedule import learning_rate
 from ditkit.training.siblings import check_sibling
 from ditkit.training.state import TrainState
-from ditkit.training.step import backward, make_optimizer
+from ditkit.training.step import Objective, make_optimizer
 from ditkit.training.tracking import Tracking
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +78,7 @@ def train(
             intact checkpoint, a full disk, or a loss that stays non-finite.
         Stopped: a signal.
     """
-    device = pick_device(device)
+    device = own_device(pick_device(device))
     if not isinstance(recipe, Recipe):
         raise InputError(f"recipe: {recipe!r:.80} is none; take one of ditkit.recipes, or Recipe.read(FILE)")
     if not isinstance(out, str | Path):
@@ -84,7 +91,8 @@ def train(
             "nothing inside; leave one out"
         )
     with workers_named(), ExitStack() as until_end:
-        return _train(recipe, out, device, init, init_inner, progress, until_end)
+        processes = until_end.enter_context(joined(device))
+        return _train(recipe, out, device, init, init_inner, progress, until_end, processes)
 
 
 class _Opened(NamedTuple):
@@ -98,8 +106,8 @@ class _Opened(NamedTuple):
     draws: Draws
     device: torch.device
 
-    def stream(self, start: int) -> Generator[Batch]:
-        """The batches from that image on."""
+    def stream(self, start: int, processes: Processes) -> Generator[Batch]:
+        """What this process has of the batches from that image on."""
         data, config = self.recipe.data, self.recipe.train
         return batches(
             self.source,
@@ -108,6 +116,8 @@ class _Opened(NamedTuple):
             start=start,
             stop=config.images,
             batch=config.batch,
+            rank=processes.rank,
+            world=processes.world,
             workers=config.workers,
             plan=self.plan,
             draws=self.draws,
@@ -151,22 +161,22 @@ def _train(
     init_inner: str | Path | None,
     progress: bool,
     until_end: ExitStack,
+    processes: Processes,
 ) -> Path:
     """Prepare the data and the state, then `fit`; what has to be undone or released at the end is left to `until_end`."""
     config = recipe.train
-    opened = _open(recipe, out, device)
+    if config.tokens is None and config.batch < processes.world:
+        raise InputError(
+            f"`train.batch` {config.batch} is less than the {processes.world} processes; give each at least one image"
+        )
+    with processes.in_turn():  # the first prepares what the others find
+        opened = _open(recipe, out, device)
     recipe = opened.recipe
+    processes.check_same({"recipe": recipe.model_dump_json(), "version": version("ditkit")})
     net = adapt(recipe.build_backbone(), config)  # before anything is written: refuses what cannot be built
-    check_run(recipe, out, opened.source)
-    check_sibling(recipe, out)
-    net = net.to(device).train()
-    average = Ema(net, config.ema_half_life_images, config.ema_rampup)
-    terms = {name: term.to(device) for name, term in build_terms(config.terms, net, config.seed).items()}
-    trained = {name: term for name, term in terms.items() if any(True for _ in term.parameters())}
-    optimizer = make_optimizer(net, config, *trained.values())
-    state = TrainState(net, optimizer, average=average, auxiliary=trained)
-    begins = not state.load(out / CHECKPOINTS)
-    compiled = _is_compiled(opened, net, None if begins else was_compiled(state.notes, out), state.images)
+    kind = kind_of(config, net, processes, device)
+    mesh = mesh_of(kind, config.shard_size, processes, device)
+    begins = not checkpoints(out / CHECKPOINTS)
     if begins and init is None and config.lora:
         raise InputError(
             f"train.lora {config.lora} is for a trained network: give `init`, a run, snapshot or file"
@@ -175,38 +185,71 @@ def _train(
         load_initial(net, init)
     if begins and init_inner is not None:
         load_inner(net, recipe, init_inner)
-    until_end.enter_context(owned(out))
     requests = until_end.enter_context(Requests().noted())
-    claim_run(recipe, out, opened.source)
-    texts = None if recipe.text is None else read_captions(recipe, opened.source, out, device)
+    with processes.in_turn():
+        if processes.first:
+            check_run(recipe, out, opened.source)
+            check_sibling(recipe, out)
+            until_end.enter_context(owned(out))
+            claim_run(recipe, out, opened.source)
+        texts = None if recipe.text is None else read_captions(recipe, opened.source, out, device)
     if begins and recipe.stages:
         load_inner(net, recipe, _train_stages(recipe, out, device, texts, progress))
-    if begins:
-        average.restart()
-    else:
+    state, shared = _state(opened, net.to(device).train(), texts, kind, mesh, processes)
+    if not begins:
+        state.load(out / CHECKPOINTS)
         _say_how_far(out, state.images, config.images)
-    if compiled:
-        compile_blocks(net)
-    state.notes["compiled"] = compiled
-    monitor = Monitor(
-        Pipeline(recipe, average.net, opened.codec, device, texts=texts), out, state.images, opened.source
-    )
+    state.notes["compiled"] = _compile(opened, net, state, None if begins else was_compiled(state.notes, out))
+    pipeline = Pipeline(recipe, shared.average, opened.codec, device, texts=texts)
+    monitor = Monitor(pipeline, out, state.images, opened.source, shared.whole_average)
     if not begins:
         monitor.catch_up(state.images)
-
-    def step(batch: Batch) -> dict[str, Tensor]:
-        return backward(recipe, net, opened.encoding, batch, device, texts, terms, average.net)
-
     with (
-        progress_bar(config.images, recipe.name, "img", initial=state.images, shown=progress) as bar,
-        Tracking(out, config, recipe.name, recipe) as tracking,
-        closing(opened.stream(state.images)) as stream,  # an error ends the loader's processes at once
+        progress_bar(
+            config.images, recipe.name, "img", initial=state.images, shown=progress and processes.first
+        ) as bar,
+        Tracking(out, config, recipe.name, recipe) if processes.first else nullcontext() as tracking,
+        closing(
+            opened.stream(state.images, processes)
+        ) as stream,  # an error ends the loader's processes at once
     ):
         hooks = run_hooks(
-            state, out, config, requests, bar, name=recipe.name, measure=monitor.measure, tracking=tracking
-        )
-        fit(state, stream, step, config, hooks=hooks, rate=learning_rate)
+            state, out, config, requests, bar,
+            name=recipe.name, measure=monitor.measure, tracking=tracking, processes=processes,
+        )  # fmt: skip
+        fit(state, stream, shared.backward, config, hooks=hooks, rate=learning_rate)
     return checkpoint_path(out, state.images)
+
+
+def _state(
+    opened: _Opened,
+    net: Backbone,
+    texts: TextCache | None,
+    kind: Kind,
+    mesh: "DeviceMesh | None",
+    processes: Processes,
+) -> tuple[TrainState, Parallel]:
+    """What is trained, as it begins, and as the processes share it."""
+    recipe, config, device = opened.recipe, opened.recipe.train, opened.device
+    terms = {name: term.to(device) for name, term in build_terms(config.terms, net, config.seed).items()}
+    trained = {name: term for name, term in terms.items() if any(True for _ in term.parameters())}
+    average = Ema(net, config.ema_half_life_images, config.ema_rampup)
+    other = average.of(nn.ModuleDict(trained)) if trained else None
+    objective = Objective(
+        recipe, net, opened.encoding, device, texts, terms, average.net, always=processes.several
+    )
+    others = [] if other is None else [*other.net.values()]
+    shared = parallel(recipe, objective, average.net, others, kind, processes, mesh)
+    state = TrainState(
+        net,
+        make_optimizer(net, config, *trained.values()),
+        average=average,
+        auxiliary=trained,
+        auxiliary_average=other,
+        processes=processes,
+        sharded=mesh is not None,
+    )
+    return state, shared
 
 
 def _say_how_far(out: Path, seen: int, last: int) -> None:
@@ -215,12 +258,15 @@ def _say_how_far(out: Path, seen: int, last: int) -> None:
     log.info(f"{out}: {ended}")
 
 
-def _is_compiled(opened: _Opened, net: Backbone, before: bool | None, seen: int) -> bool:
-    """Whether the steps are to be compiled: by what is left after `seen` images, or as `before`."""
+def _compile(opened: _Opened, net: Backbone, state: TrainState, before: bool | None) -> bool:
+    """Compile the steps, where that pays for what is left, or as `before`; whether they are compiled."""
     recipe = opened.recipe
     size = opened.codec.layout(*recipe.data.shape).shape[1:]
-    tokens = 3 * (recipe.train.images - seen) * recipe.backbone.tokens(size)
-    return compiles(recipe.train.compile, net, opened.device, tokens, "`train.compile`", before)
+    tokens = 3 * (recipe.train.images - state.images) * recipe.backbone.tokens(size)
+    chosen = compiles(recipe.train.compile, net, opened.device, tokens, "`train.compile`", before)
+    if chosen:
+        compile_blocks(net)
+    return chosen
 
 
 def _train_stages(

@@ -9,6 +9,7 @@ validation.jsonl and scores.jsonl get a line each time, validation.png and score
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from ditkit.device import autocast
 from ditkit.errors import InputError, NotFinite
 from ditkit.pipeline import Pipeline
 from ditkit.plots import level_curves, score_curves
+from ditkit.processes import here
 from ditkit.randomness import Purpose, generator
 from ditkit.records import append_line
 from ditkit.scoring import Ruler, evaluate, rulers, sampled
@@ -39,18 +41,25 @@ IMAGES, LEVELS = 200, 10  # of the validation loss: 2,000 evaluations
 class Monitor:
     """Measures a run's moving average; made once, before the first step."""
 
-    def __init__(self, pipeline: Pipeline, out: Path, seen: int, training: Source):
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        out: Path,
+        seen: int,
+        training: Source,
+        ready: Callable[[], AbstractContextManager] = nullcontext,
+    ):
         """Goes on after `seen` images of `training`. `pipeline` holds the moving average, which training goes on to
-        change.
+        change, and which can be run within `ready()`. Of several processes each makes one; the first writes.
 
         InputError when scores are wanted and cannot be made: no such features, no classifier for the data.
         """
-        self._pipeline, self._out = pipeline, out
+        self._pipeline, self._out, self._ready = pipeline, out, ready
         config = pipeline.recipe.train
         self._held_out = _validation_images(pipeline, training) if config.validate_images else []
         self._rulers: list[Ruler] = []
         for lines in (out / VALIDATION, out / SCORES):
-            if lines.exists():
+            if lines.exists() and here().first:
                 keep_until(lines, seen)
         if config.score_images:
             try:
@@ -71,8 +80,12 @@ class Monitor:
             [row["images"] for row in read_log(self._out / name)] for name in (VALIDATION, SCORES)
         )
         last = self._pipeline.recipe.train.images
-        for (every, look), done in zip(self._looks, (previews, validated, scored), strict=True):
-            if every and due(every, max(done, default=0), seen, last) and seen not in done:
+        missed = [
+            bool(every) and due(every, max(done, default=0), seen, last) and seen not in done
+            for (every, _), done in zip(self._looks, (previews, validated, scored), strict=True)
+        ]
+        for (_, look), is_due in zip(self._looks, here().from_first(missed), strict=True):
+            if is_due:
                 self._look(look, seen)
 
     @property
@@ -89,7 +102,8 @@ class Monitor:
     def _look(self, look: Callable[[int], None], seen: int) -> None:
         """Nothing that is only looked at ends a run: an average of few steps may not make images yet, a disk be full."""
         try:
-            look(seen)
+            with self._ready():
+                look(seen)
         except NotFinite as error:
             log.warning(f"{self._out}: after {seen:,} images: {error}; training goes on")
         except OSError as error:

@@ -36,6 +36,8 @@ MAY_CHANGE = {
         "track",
         "micro_batch",
         "checkpoint_blocks",
+        "parallel",
+        "shard_size",
         "compile",
         "latents",
         "texts",

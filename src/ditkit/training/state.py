@@ -1,18 +1,33 @@
 """The state of a training: what is trained, how far it is, and what of it a checkpoint holds."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ditkit.checkpoint import load_newest, optimizer_tensors, restore_optimizer, save_checkpoint
+from ditkit.checkpoint import (
+    Saved,
+    begin_checkpoint,
+    failing,
+    finish_checkpoint,
+    newest,
+    optimizer_tensors,
+    save_checkpoint,
+)
+from ditkit.processes import ALONE, Processes
 from ditkit.records import CHECKSUM
 from ditkit.training.ema import Ema
 from ditkit.training.skipped import Skipped
 
-COUNTED = frozenset({"images", "seconds", "skipped", "sha256", CHECKSUM})  # of state.json; the rest are notes
+if TYPE_CHECKING:
+    from ditkit.sharded import ShardWriter
+
+COUNTED = frozenset(
+    {"images", "seconds", "skipped", "sha256", "parts", CHECKSUM}
+)  # of state.json; the rest are notes
 
 
 class TrainState:
@@ -25,12 +40,23 @@ class TrainState:
         *,
         average: Ema | None = None,
         auxiliary: Mapping[str, nn.Module] | None = None,
+        auxiliary_average: Ema | None = None,
+        processes: Processes = ALONE,
+        sharded: bool = False,
     ):
         """`auxiliary` are modules, by name, that are trained beside the network, such as the weights of a term of the loss:
-        they are averaged and saved with it. `optimizer` has to be of their parameters too."""
+        they are averaged and saved with it; the average is made unless there is one. `optimizer` has to be of their
+        parameters too. Of several processes the first writes, or where the parameters are `sharded` each its own."""
         self.net, self.optimizer, self.average = net, optimizer, average
         self.auxiliary = nn.ModuleDict(auxiliary)
-        self.auxiliary_average = average.of(self.auxiliary) if average and auxiliary else None
+        if average and auxiliary:
+            auxiliary_average = auxiliary_average or average.of(self.auxiliary)
+        self.auxiliary_average = auxiliary_average
+        self._processes = processes
+        self._shards = _shard_writer(processes) if sharded else None
+        self._saving: tuple[Path, int] | None = (
+            None  # the folder, and the images of the shards that are being written
+        )
         self.images = 0
         """Images seen."""
         self.seconds = 0.0
@@ -54,33 +80,53 @@ class TrainState:
             if average is not None:
                 average.update(batch, self.images, self.taken)
 
-    def save(self, folder: Path, keep: int) -> Path:
-        """Write a checkpoint into `folder`, keeping the newest `keep`; its path. InputError as of `save_checkpoint`."""
-        parts = {
-            name: {
-                key: value
-                for key, value in module.state_dict().items()
-                if key not in self._frozen(name, module)
-            }
-            for name, module in self._parts.items()
-        }
+    def save(self, folder: Path, keep: int) -> None:
+        """Write a checkpoint into `folder`, keeping the newest `keep`. All processes call it. Shards are written while the
+        training goes on. InputError as of `save_checkpoint`, of shards also for the checkpoint before."""
+        parts = {name: self._own(name, module) for name, module in self._parts.items()}
         parts["optimizer"] = optimizer_tensors(self.optimizer, self._parameters)
         facts = {"seconds": self.seconds, "skipped": self.skipped.count, **self.notes}
-        return save_checkpoint(folder, self.images, parts, facts, keep)
+        if self._shards is None:
+            if self._processes.first:
+                save_checkpoint(folder, self.images, parts, facts, keep)
+            return
+        self.finish_saving()
+        self._saving = folder, self.images
+        with failing(*self._saving):
+            with self._processes.in_turn():
+                unfinished = begin_checkpoint(*self._saving, anew=self._processes.first)
+            facts["parts"] = [*parts]
+            self._shards.begin(unfinished, parts, partial(finish_checkpoint, *self._saving, facts, keep))
+
+    def finish_saving(self) -> None:
+        """Until the last checkpoint is written. InputError as of `save_checkpoint`."""
+        if self._shards is not None and self._saving is not None:
+            with failing(*self._saving):
+                self._shards.finish()
 
     def load(self, folder: Path) -> bool:
-        """Go on from the newest intact checkpoint in `folder`; whether there is one. InputError as of `load_newest`."""
-        newest = load_newest(folder, (*self._parts, "optimizer"))
-        if newest is None:
+        """Go on from the newest intact checkpoint in `folder`, of whatever processes; whether there is one. InputError as of
+        `newest`."""
+        found = newest(folder, (*self._parts, "optimizer")) if self._processes.first else None
+        found = self._processes.from_first(found)
+        if found is None:
             return False
-        facts, tensors = newest
+        path, facts = found
+        saved = Saved(path, facts)
         for name, module in self._parts.items():
-            module.load_state_dict(self._frozen(name, module) | tensors[name])
-        restore_optimizer(self.optimizer, self._parameters, tensors["optimizer"])
+            saved.fill(name, self._own(name, module))
+        if frozen := self._frozen():  # shards of it are not the average's
+            saved.fill("ema", frozen)
+        saved.fill_optimizer(self.optimizer, self._parameters)
         self.images, self.seconds = facts["images"], facts["seconds"]
         self.skipped = Skipped(facts.get("skipped", 0))
         self.notes = {name: value for name, value in facts.items() if name not in COUNTED}
         return True
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is trained."""
+        return [*self._parameters.values()]
 
     @property
     def _parts(self) -> dict[str, nn.Module]:
@@ -94,11 +140,16 @@ class TrainState:
             parts["auxiliary_ema"] = self.auxiliary_average.net
         return parts
 
-    def _frozen(self, part: str, module: nn.Module) -> dict[str, Tensor]:
-        """The parameters that a part shares with the average, whose file holds them; so a checkpoint has them once."""
-        if part != "model" or self.average is None:
+    def _own(self, part: str, module: nn.Module) -> dict[str, Tensor]:
+        """What is in the file of a part: of the network not what is frozen, which the average's file has."""
+        elsewhere = self._frozen() if part == "model" else {}
+        return {name: value for name, value in module.state_dict().items() if name not in elsewhere}
+
+    def _frozen(self) -> dict[str, Tensor]:
+        """The network's parameters that are not trained, and so the same in its average, where there is one."""
+        if self.average is None:
             return {}
-        return {name: value for name, value in module.named_parameters() if not value.requires_grad}
+        return {name: value for name, value in self.net.named_parameters() if not value.requires_grad}
 
     @property
     def _parameters(self) -> dict[str, nn.Parameter]:
@@ -106,3 +157,9 @@ class TrainState:
         others = {f"auxiliary/{name}": value for name, value in self.auxiliary.named_parameters()}
         own = {name: value for name, value in self.net.named_parameters() if value.requires_grad}
         return own | others
+
+
+def _shard_writer(processes: Processes) -> "ShardWriter":
+    from ditkit.sharded import ShardWriter  # imports torch.distributed.checkpoint
+
+    return ShardWriter(processes)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -21,12 +22,54 @@ from ditkit.nn.around import Around, checkpointing, composed
 from ditkit.objectives import ROUTINGS
 from ditkit.objectives.terms import Seen, Term, capturing, with_terms
 from ditkit.optimizers import OPTIMIZERS
+from ditkit.processes import whole
 from ditkit.recipe import Recipe, Training
 from ditkit.transports import Network
 
 ROW = 2
 """Rows of packed images are this many times as long as the longest image: fuller than rows of one, while attention
 costs more the longer a row is."""
+
+
+class Objective(nn.Module):
+    """The loss of training images, as a module of all that is trained: what processes wrap, or keep their shards of."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        net: Backbone,
+        codec: Codec,
+        device: torch.device,
+        read: Read | None = None,
+        terms: Mapping[str, Term] | None = None,
+        average: Backbone | None = None,
+        *,
+        always: bool = False,
+    ):
+        """`read` gives the captions' embeddings, for a network that reads a text; `terms` are added to the loss, and
+        `average` is the moving average of the network, which they may run. `always`: every parameter has a gradient, also of a
+        level of a pyramid that has no images, which processes that exchange gradients need.
+        """
+        super().__init__()
+        self.net, self.terms = net, nn.ModuleDict(dict(terms or {}))
+        self.recipe, self.device, self.read, self.always = recipe, device, read, always
+        self._not_trained = codec, average  # in a tuple, so that they are no parts of this module
+
+    def forward(self, part: Batch) -> dict[str, Tensor]:
+        """Of every image, (B,), by name; "loss" is their sum, with weights. The batch carries its draws (`draws_of`)."""
+        recipe, (codec, average) = self.recipe, self._not_trained
+        config = recipe.train
+        prepare = _packed if part.groups else _whole
+        task = prepare(recipe, self.net, codec, part, self.device, self.always)
+        cond = conditions(part.label, part.caption, self.read, self.device)
+        dropped = sent(task.drop < config.label_dropout, self.device)
+        instead = in_place_of_unknown(recipe.text, self.read)
+        cond = {
+            key: torch.where(dropped.view(-1, *[1] * (empty.ndim - 1)), empty, cond[key])
+            for key, empty in unknown(self.net, cond, instead).items()
+        }
+        with autocast(self.device, config.precision):
+            return _losses(recipe, task, cond, cast(Mapping[str, Term], self.terms), average)
 
 
 def backward(
@@ -39,31 +82,42 @@ def backward(
     terms: Mapping[str, Term] | None = None,
     average: Backbone | None = None,
 ) -> dict[str, Tensor]:
-    """Accumulate the gradient of the batch's mean loss; the batch's mean of every term of the loss. Of a batch that several
-    processes share, what its images here add to both.
+    """Accumulate the gradient of the batch's mean loss; the batch's mean of every term of the loss, as of `accumulate`. What
+    the other arguments are, `Objective` says."""
+    objective = Objective(recipe, net, codec, device, read, terms, average)
+    return accumulate(objective, batch, recipe.train.micro_batch)
 
-    The batch carries its draws (`draws_of`); nothing is drawn here. One without images gives a gradient and terms of 0, as
-    a process needs whose others have some. `read` gives the captions' embeddings, for a network that reads a
-    text; `terms` are added to the loss, and `average` is the moving average of the network, which they may run.
+
+Exchange = Callable[[bool], AbstractContextManager]
+"""A context for a micro-batch's passes, forward and backward; called with whether it is the step's last one."""
+
+
+def accumulate(
+    losses: Callable[[Batch], Mapping[str, Tensor]],
+    batch: Batch,
+    micro_batch: int | None,
+    *,
+    world: int = 1,
+    exchange: Exchange = nullcontext,
+) -> dict[str, Tensor]:
+    """Add the gradient of the batch's mean loss to the parameters', `micro_batch` images at a time; the mean of every term.
+
+    Of a batch that `world` processes share, what its images here add to both. All of them take as many micro-batches as the
+    one with the most images, those without images of their own on one of zeros that counts nothing.
     """
-    config, terms = recipe.train, terms or {}
-    total = batch.shared.total if len(batch.index) else math.inf
-    instead = in_place_of_unknown(recipe.text, read)
+    total = batch.total
+    most = -(-total // world)
+    size = micro_batch or most
+    parts = [(part, float(total)) for part in batch.split(size) if len(part.index)]
+    missing = (1 if batch.groups else -(-most // size)) - len(parts)
+    parts += [(_stand_in(batch), math.inf)] * missing
     means: dict[str, Tensor] = {}
-    batch = batch if len(batch.index) else _stand_in(batch)
-    for part in batch.split(config.micro_batch or len(batch.index)):
-        task = (_packed if part.groups else _whole)(recipe, net, codec, part, device)
-        cond = conditions(part.label, part.caption, read, device)
-        dropped = sent(task.drop < config.label_dropout, device)
-        cond = {
-            key: torch.where(dropped.view(-1, *[1] * (empty.ndim - 1)), empty, cond[key])
-            for key, empty in unknown(net, cond, instead).items()
-        }
-        with autocast(device, config.precision):
-            losses = _losses(recipe, task, cond, terms, average)
-        (losses["loss"].sum() / total).backward()
-        for name, value in losses.items():
-            mean = value.detach().sum() / total
+    for number, (part, count) in enumerate(parts, start=1):
+        with exchange(number == len(parts)):
+            found = losses(part)
+            (found["loss"].sum() / count).backward()
+        for name, value in found.items():
+            mean = value.detach().sum() / count
             means[name] = means[name] + mean if name in means else mean
     return means
 
@@ -121,7 +175,7 @@ def _stand_in(batch: Batch) -> Batch:
         one(batch.moments),
         groups=tuple(map(_stand_in, batch.groups)),
         draws={name: values.new_zeros(1, *values.shape[1:]) for name, values in batch.draws.items()},
-        share=Share(batch.index.new_zeros(1), batch.shared.total),
+        share=Share(batch.index.new_zeros(1), batch.total),
     )
 
 
@@ -139,8 +193,10 @@ class Task(NamedTuple):
     """By the names of streams, (B, ...); of packed images lists where their sizes differ."""
 
 
-def _whole(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: torch.device) -> Task:
-    """Of images or clips of one size."""
+def _whole(
+    recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: torch.device, always: bool = False
+) -> Task:
+    """Of images or clips of one size; `always` as of `mixed`."""
     config, transport, drawn = recipe.train, recipe.transport, part.draws
     layout = codec.layout(*part.size)
     posterior = sent(drawn["posterior"], device) if codec.random else None
@@ -148,15 +204,17 @@ def _whole(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: tor
     t, learned = transport.times(1 - drawn["time"], layout), None
     if transport.has_known_parts:
         t, learned = transport.known_parts(t, drawn["known"], layout)
-    shared, weights = mixed(net, config.level_share, part.shared)
+    shared, weights = mixed(net, config.level_share, part.shared, always)
     if learned is not None:
         weights = learned if weights is None else weights * learned
     return Task(shared, x0, sent(drawn["noise"], device), t, drawn["drop"], layout, weights, drawn)
 
 
-def _packed(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: torch.device) -> Task:
+def _packed(
+    recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: torch.device, always: bool = False
+) -> Task:
     """Of images of several sizes as one state, each with the draws that it has in a batch of its size."""
-    groups = [_whole(recipe, net, codec, group, device) for group in part.groups]
+    groups = [_whole(recipe, net, codec, group, device, always) for group in part.groups]
     shapes = [group.x0.shape[1:] for group in groups for _ in group.x0]
     layout = Packed.of(shapes)
     lengths = [recipe.backbone.tokens(shape[1:]) for shape in shapes]
@@ -179,16 +237,19 @@ def _packed(recipe: Recipe, net: Backbone, codec: Codec, part: Batch, device: to
     return Task(network, x0, eps, t[None], drop, layout, None, drawn)
 
 
-def mixed(net: Backbone, level_share: Sequence[float], images: Share) -> tuple[Network, Tensor | None]:
+def mixed(
+    net: Backbone, level_share: Sequence[float], images: Share, always: bool = False
+) -> tuple[Network, Tensor | None]:
     """The network whose outer levels run on those of these B images that are among the first, a share for each level, of
     the whole batch; and the weights (B, levels) that make each level's mean that of the images it runs on (Gu et al., 2024).
+    `always`: levels without images run, too.
     """
     if not level_share:
         return net, None
     first = [max(1, int(share * images.total)) for share in level_share]
     there = torch.stack([images.places < count for count in (*first, images.total)], dim=1)
     weights = there * torch.tensor([images.total / count for count in (*first, images.total)])
-    return partial(net, rows=there[:, :-1].sum(0).tolist()), weights
+    return partial(net, rows=there[:, :-1].sum(0).tolist(), always=always), weights
 
 
 def make_optimizer(net: nn.Module, config: Training, *others: nn.Module) -> torch.optim.Optimizer:
@@ -199,17 +260,18 @@ def make_optimizer(net: nn.Module, config: Training, *others: nn.Module) -> torc
 
 
 def update(optimizer: torch.optim.Optimizer, clip: float | None) -> Tensor:
-    """Take the step of the accumulated gradient unless it is not finite, and clear it; the gradient's norm, float ().
+    """Take the step of the accumulated gradient unless it is not finite, and clear it; the gradient's norm, float (), over all
+    processes that have shards of it.
 
     A fused optimiser leaves such a step out on the device, and the host waits for nothing. The others have no means of
     that: for them the norm is read.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    norm = whole(nn.utils.get_total_norm([p.grad for p in parameters]))
     if clip is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     if optimizer.defaults.get("fused"):
-        optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # as torch's GradScaler does
+        optimizer.found_inf = (~norm.isfinite()).to(torch.float32)  # type: ignore[attr-defined]  # as torch's GradScaler does
         optimizer.step()
     elif norm.isfinite():
         optimizer.step()

@@ -1,0 +1,259 @@
+"""Several processes at one piece of work: torchrun starts them, torch.distributed joins them.
+
+A process that torchrun started finds RANK, WORLD_SIZE and where to meet the others in its environment. One that was
+started alone is all there are, and nothing here does anything.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ditkit.errors import InputError
+
+Value = TypeVar("Value")
+
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for the others: longer than what one of them does alone, such as preparing images."""
+
+FAILED = "ditkit/failed"  # in the store that the processes share: how many have failed
+
+
+class OtherEnded(InputError):
+    """Another process has ended or cannot be reached."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Those that work together, as one of them sees them."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+    """The number of this one on its machine, which is the number of its GPU."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this one writes and prints."""
+        return self.rank == 0
+
+    @property
+    def several(self) -> bool:
+        return self.world > 1
+
+    def sum(self, tensors: Iterable[Tensor]) -> None:
+        """Replace scalars, all of one type on one device, by their sums over the processes; in one message."""
+        values = [*tensors]
+        if not self.several or not values:
+            return
+        joined = torch.stack(values)
+        with together():
+            dist.all_reduce(joined)
+        for value, summed in zip(values, joined, strict=True):
+            value.copy_(summed)
+
+    def most(self, *numbers: int) -> list[int]:
+        """The largest that any process has, of each number."""
+        if not self.several:
+            return [*numbers]
+        found = torch.tensor(numbers)
+        with together():
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return found.tolist()
+
+    def from_first(self, value: Value) -> Value:
+        """What the first one has, which can be pickled."""
+        if not self.several:
+            return value
+        box = [value]
+        with together():
+            dist.broadcast_object_list(box)
+        return box[0]
+
+    def gathered(self, value: Value) -> list[Value]:
+        """What each has, which can be pickled, by rank."""
+        if not self.several:
+            return [value]
+        found: list[Any] = [None] * self.world
+        with together():
+            dist.all_gather_object(found, value)
+        return found
+
+    def wait(self) -> None:
+        """Until all are here."""
+        self.most(0)
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """The first does what is in here alone, then the others do, and find what it has left."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
+
+    def check_same(self, values: Mapping[str, Any]) -> None:
+        """InputError, naming what differs and on which process, unless all have the same values."""
+        for rank, theirs in enumerate(found := self.gathered(dict(values))):
+            for name, value in found[0].items():
+                if theirs.get(name) != value:
+                    raise InputError(
+                        f"process {rank} has {name} {theirs.get(name)!r:.80}, process 0 has {value!r:.80}; start all "
+                        "of them with the same command, code and data"
+                    )
+
+
+ALONE = Processes()
+
+_here = ALONE  # what `joined` and `apart` have made it
+
+
+def here() -> Processes:
+    """The processes that are joined where this is called; `ALONE` outside of `joined`."""
+    return _here
+
+
+def started() -> Processes:
+    """Those of the environment, joined or not. InputError for numbers that are none."""
+    values = {}
+    for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)):
+        text = os.environ.get(name, str(default))
+        if not text.isdecimal():
+            raise InputError(
+                f"{name}={text} in the environment is no number; start the processes with torchrun"
+            )
+        values[name] = int(text)
+    rank, world, local = values.values()
+    if world < 2 or "RANK" not in os.environ:
+        return ALONE
+    if rank >= world:
+        raise InputError(
+            f"RANK={rank} with WORLD_SIZE={world} in the environment; start the processes with torchrun"
+        )
+    return Processes(rank, world, local)
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device of this process where there are several: its own GPU."""
+    local = started().local if started().several else None
+    if device.type != "cuda" or device.index is not None or local is None:
+        return device
+    count = torch.cuda.device_count()
+    if local >= count:
+        raise InputError(
+            f"process {local} of this machine has no GPU of its own: there are {count}; start as many processes"
+        )
+    return torch.device("cuda", local)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Processes]:
+    """The processes that torchrun started, joined in here; one alone otherwise. Within another `joined`, the same ones.
+
+    InputError when the environment does not say how to reach the others, or they cannot be reached. An error in here is
+    marked as silent (`is_silent`) in all processes but the one that failed first.
+    """
+    global _here
+    processes = started()
+    if _here.several or not processes.several or _apart:
+        yield _here
+        return
+    store = _meet(processes, device)
+    _here = processes
+    try:
+        yield processes
+    except BaseException as error:
+        _note_failure(error, store, processes)
+        raise
+    finally:
+        _here = ALONE
+        with suppress(RuntimeError):  # the others have gone
+            dist.destroy_process_group()
+
+
+_apart = False
+
+
+@contextmanager
+def apart() -> Iterator[Processes]:
+    """Each process works by itself in here; yields those that are joined outside."""
+    global _here, _apart
+    before = _here, _apart
+    _here, _apart = ALONE, True
+    try:
+        yield before[0]
+    finally:
+        _here, _apart = before
+
+
+def is_silent(error: BaseException) -> bool:
+    """Whether another process says what went wrong."""
+    return getattr(error, "of_another_process", False)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What the end of another process does to this one is an `OtherEnded`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except RuntimeError as error:  # torch.distributed's errors are, and gloo's
+        raise OtherEnded(
+            f"another process has ended or cannot be reached ({str(error).splitlines()[0]:.120}); the same command goes on "
+            "from the last checkpoint"
+        ) from error
+
+
+def _meet(processes: Processes, device: torch.device) -> Any:
+    """Join the others; the store that all share."""
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise InputError(
+            f"WORLD_SIZE is {processes.world} and {missing[0]} is not set; start the processes with torchrun"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(
+            f"`device` {device.type}: {processes.world} processes work together on cpu or cuda only"
+        )
+    backend = "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        rendezvous = dist.rendezvous("env://", processes.rank, processes.world, timeout=PATIENCE)
+        store, rank, world = next(rendezvous)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"the {processes.world} processes do not meet at {where} ({str(error).splitlines()[0]:.120}); see that "
+            "MASTER_ADDR is reached from every machine and MASTER_PORT is free"
+        ) from None
+    return store
+
+
+def _note_failure(error: BaseException, store: Any, processes: Processes) -> None:
+    """Mark an error as silent in all processes but the one that fails first."""
+    try:
+        silent = store.add(FAILED, 1) > 1
+    except RuntimeError:  # the store was the first process's, which has gone
+        silent = processes.rank != 1
+    error.of_another_process = silent  # type: ignore[attr-defined]
+
+
+def own(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor: its shard, or all of it."""
+    return (
+        tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    )  # of a DTensor, whose import takes time
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which processes have shards; all of them call it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -1,0 +1,206 @@
+"""How a training is spread over processes, in one place: copies of the state (DDP), shards of it (FSDP), or shards within
+groups of processes that are copies of each other (HSDP).
+
+Each process works on its share of every batch. Losses are divided by the images of the whole batch, so gradients are
+summed, not averaged, and shares need not be alike.
+"""
+
+import copy
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from ditkit.backbones import Backbone
+from ditkit.chosen import name_of
+from ditkit.data import Batch
+from ditkit.device import Precision, uses_bf16
+from ditkit.errors import InputError
+from ditkit.processes import ALONE, Processes, together, whole
+from ditkit.recipe import Recipe, TrainConfig
+from ditkit.training.step import Objective, accumulate
+
+Kind = Literal["none", "ddp", "fsdp", "hsdp"]
+
+PER_PARAMETER = 20
+"""Bytes in float32: a weight, its gradient, the two numbers that AdamW keeps, and its average."""
+FITS = 0.5
+"""The share of a GPU's memory that weights and what belongs to them may take; the rest is for activations."""
+
+
+def kind_of(config: TrainConfig, net: Backbone, processes: Processes, device: torch.device) -> Kind:
+    """What `train.parallel` means for a network and so many processes: auto takes ddp where a process can keep the whole
+    state, else fsdp. InputError for what is not possible."""
+    if not processes.several:
+        return "none"
+    kind = config.parallel
+    if kind == "none":
+        raise InputError(
+            f"`train.parallel` none with {processes.world} processes: start it without torchrun, or give auto"
+        )
+    if kind == "auto":
+        kind = "ddp" if _fits(net, device) else "fsdp"
+    if kind in ("fsdp", "hsdp") and not net.repeated:
+        raise InputError(
+            f"`train.parallel` {kind}: this network has no repeated blocks to keep shards of; give ddp"
+        )
+    if kind in ("fsdp", "hsdp") and name_of(config.optimizer) != "adamw":
+        raise InputError(
+            f"`train.parallel` {kind} keeps shards of what adamw keeps; with `train.optimizer` {config.optimizer} give ddp, or adamw"
+        )
+    return kind
+
+
+def _fits(net: Backbone, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    there = torch.cuda.get_device_properties(device).total_memory
+    return PER_PARAMETER * sum(p.numel() for p in net.parameters()) <= FITS * there
+
+
+def mesh_of(
+    kind: Kind, shard_size: int | None, processes: Processes, device: torch.device
+) -> DeviceMesh | None:
+    """The processes as a mesh, for kinds with shards: in hsdp groups of `shard_size` processes keep a state together, by
+    default those of one machine. InputError where the processes do not divide into such groups."""
+    if kind not in ("fsdp", "hsdp"):
+        return None
+    world = processes.world
+    if kind == "fsdp":
+        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+    size = shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if world % size:
+        raise InputError(
+            f"`train.shard_size` {size}: {world} processes do not divide into groups of so many; give a divisor of {world}"
+        )
+    return init_device_mesh(device.type, (world // size, size), mesh_dim_names=("replicate", "shard"))
+
+
+@dataclass
+class Parallel:
+    """A training's objective as the processes share it."""
+
+    objective: Objective
+    average: Backbone
+    """The moving average of the network, to look at."""
+    kind: Kind = "none"
+    processes: Processes = ALONE
+    mesh: DeviceMesh | None = None
+    sharded_average: Backbone | None = None
+    """The network's moving average where processes have shards of it; `average` then has its weights in `whole_average`."""
+    _run: Callable[[Batch], Mapping[str, Tensor]] | None = None
+
+    @contextmanager
+    def whole_average(self) -> Iterator[None]:
+        """In here `average` can be run by each process alone. All of them enter it."""
+        if self.sharded_average is None:
+            yield
+            return
+        with torch.no_grad(), together():
+            weights = {name: whole(value) for name, value in self.sharded_average.state_dict().items()}
+        self.average.load_state_dict(weights, assign=True)
+        self.average.requires_grad_(False)
+        try:
+            yield
+        finally:
+            _emptied(self.average)
+
+    def backward(self, batch: Batch) -> dict[str, Tensor]:
+        """As `accumulate`, of the batch of all processes: gradients and terms are those of all when it returns."""
+        means = accumulate(
+            self._run or self.objective,
+            batch,
+            self.objective.recipe.train.micro_batch,
+            world=self.processes.world,
+            exchange=self._exchange,
+        )
+        self.processes.sum(means.values())
+        return means
+
+    def _exchange(self, last: bool) -> AbstractContextManager:
+        """Gradients are exchanged once a step, in the last backward pass."""
+        if isinstance(self._run, DistributedDataParallel) and not last:
+            return self._run.no_sync()
+        if isinstance(self.objective, FSDPModule):
+            self.objective.set_requires_gradient_sync(last)
+            self.objective.set_is_last_backward(last)
+        return together() if self.processes.several else nullcontext()
+
+
+def parallel(
+    recipe: Recipe,
+    objective: Objective,
+    average: Backbone,
+    others: Iterable[nn.Module],
+    kind: Kind,
+    processes: Processes,
+    mesh: DeviceMesh | None,
+) -> Parallel:
+    """Spread the objective, in place, the average of its network, and `others`: averages of further modules. Before the
+    optimiser is made: shards are other parameters."""
+    if kind == "none":
+        return Parallel(objective, average)
+    if kind == "ddp":
+        return Parallel(objective, average, kind, processes, _run=_copies(objective))
+    assert mesh is not None
+    shell = _emptied(copy.deepcopy(average))
+    for module, net in ((objective, objective.net), (average, average), *((other, None) for other in others)):
+        _keep_shards(module, net, mesh, recipe.train.precision, objective.device)
+    return Parallel(objective, shell, kind, processes, mesh, sharded_average=average)
+
+
+def _copies(objective: Objective) -> DistributedDataParallel:
+    """Each process has all of it. A parameter may have no gradient in a step, or in one of the processes only."""
+    with warnings.catch_warnings(), together():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # of a new name for a flag that older versions do not have
+        run = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=True)
+    run.register_comm_hook(None, _summed)
+    return run
+
+
+def _summed(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Gradients are summed: losses were divided by the images of all."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda done: done.value()[0])
+
+
+def _keep_shards(
+    whole: nn.Module, net: Backbone | None, mesh: DeviceMesh, precision: Precision, device: torch.device
+) -> None:
+    """Shard a module, in place: the repeated parts of `net` one by one, then the rest.
+
+    Where one process multiplies in bf16, the repeated parts' weights are sent as bf16, and gradients as float32. What
+    passes from part to part stays as it is.
+    """
+    if not any(True for _ in whole.parameters()):
+        return
+    rest = policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    if uses_bf16(device, precision):
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    with together():
+        for part in [] if net is None else net.repeated:
+            fully_shard(part, mesh=mesh, mp_policy=policy)
+        # What is run without a backward pass would be left whole otherwise.
+        fully_shard(whole, mesh=mesh, mp_policy=rest, reshard_after_forward=not isinstance(whole, Objective))
+    for module in whole.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no sum with a factor
+
+
+def _emptied(net: Backbone) -> Backbone:
+    """The network without the memory of its parameters, in place."""
+    nothing = {name: value.to("meta") for name, value in net.named_parameters()}
+    net.load_state_dict(nothing, strict=False, assign=True)
+    return net
