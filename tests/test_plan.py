@@ -239,7 +239,7 @@ def test_groups():
         shard_of("hsdp", 64, 8, 3)
     with pytest.raises(InputError, match="give one of: 1, 2, 4, 8"):
         shard_of("hsdp", 8, 8, 16)
-    with pytest.raises(InputError, match="is for `parallel` hsdp"):
+    with pytest.raises(InputError, match=r"is for `train\.parallel` hsdp"):
         shard_of("ddp", 64, 8, 8)
     with pytest.raises(InputError, match="is for one GPU"):
         shard_of("none", 2, 8)
@@ -301,7 +301,7 @@ def test_sharding_shares_what_does_not_fit():
     )
     with pytest.raises(InputError, match="give more `gpus`, which share it by fsdp"):
         share(counted[0], little, 1, Options())
-    with pytest.raises(InputError, match="give `parallel` fsdp"):
+    with pytest.raises(InputError, match=r"give `train\.parallel` fsdp"):
         share(counted[0], little, 8, Options(parallel="ddp"))
     with pytest.raises(InputError, match="no number of GPUs helps"):
         share(counted[0], little._replace(memory=GIB // 1000), 8, Options())
@@ -335,7 +335,7 @@ def test_command(capsys):
 
 
 def test_json(capsys):
-    words = ["plan", "digits", "--gpu", "h100", "--gpus", "16", "--parallel", "hsdp", "--json", *SMALL]
+    words = ["plan", "digits", "--gpu", "h100", "--gpus", "16", "--train.parallel", "hsdp", "--json", *SMALL]
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["parallel"], found["shard"], found["measured"]) == ("hsdp", 8, False)
@@ -359,8 +359,14 @@ def test_all_gpus_are_compared(capsys):
         (["digts"], "unknown name 'digts'"),
         (["digits", "--gpu", "h10"], "unknown 'h10'; did you mean h100?"),
         (["digits", "--gpus", "0"], "--gpus: "),
-        (["digits", "--gpu", "h100", "--gpus", "6", "--parallel", "hsdp", "--shard", "4"], "groups of 4"),
-        (["digits", "--gpu", "h100", "--gpus", "6", "--parallel", "none"], "--parallel none is for one GPU"),
+        (
+            ["digits", "--gpu", "h100", "--gpus", "6", "--train.parallel", "hsdp", "--train.shard-size", "4"],
+            "groups of 4",
+        ),
+        (
+            ["digits", "--gpu", "h100", "--gpus", "6", "--train.parallel", "none"],
+            "--train.parallel none is for one GPU",
+        ),
         (["digits", "--gpu", "v100", "--train.precision", "bf16"], "--train.precision bf16"),
         (["digits", "--utilisation", "1.5"], "--utilisation: "),
         (["digits", "--headroom", "0.99999999", "--gpu", "h100"], "give a --gpu with more memory"),

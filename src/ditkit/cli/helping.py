@@ -32,8 +32,8 @@ COMMON: dict[str, tuple[str, ...]] = {
     ),
     "info": tuple(RECIPE.split()),
     "plan": (
-        *"""gpu gpus parallel price-per-gpu-hour utilisation images-per-second shard headroom network-gbit-per-gpu
-        gpu-hours-to-failure write-gb-per-second""".split(),
+        *"""gpu gpus price-per-gpu-hour utilisation images-per-second headroom network-gbit-per-gpu
+        gpu-hours-to-failure write-gb-per-second train.parallel train.shard-size""".split(),
         *RECIPE.split(),
     ),
     "sample": tuple(

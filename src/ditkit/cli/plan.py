@@ -44,7 +44,7 @@ from ditkit.training.planning import (
     whole_of,
 )
 
-USAGE = """usage: ditkit plan RECIPE [--gpu h100] [--gpus 8] [--parallel auto] [--price-per-gpu-hour P] [--section.field value ...]
+USAGE = """usage: ditkit plan RECIPE [--gpu h100] [--gpus 8] [--price-per-gpu-hour P] [--section.field value ...]
        ditkit plan RUN, a folder or the name of a bundled snapshot, with the flags of a recipe
 
 What training a recipe takes on so many GPUs: memory, the images of one pass that fit, what travels between
@@ -52,7 +52,8 @@ GPUs, images per second, days, price, and how often to write a checkpoint; then 
 Without --gpu, a table of the GPUs that it knows. Nothing is trained or read but what the recipe needs to be built.
 
 Bytes and operations are counted in the recipe's own step, run without numbers. How well a GPU is used is an assumption:
-25 % of its peak, the most that is published; --images-per-second takes what you measured on one of yours."""
+25 % of its peak, the most that is published; --images-per-second takes what you measured on one of yours.
+--train.parallel chooses how GPUs share the training: auto, ddp, fsdp or hsdp."""
 
 COUNTS = tuple(2**k for k in range(11))
 
@@ -64,11 +65,6 @@ class PlanCommand(Recipe):
     """Which; without it all are compared."""
     gpus: Annotated[int, Field(ge=1)] = 8
     """How many."""
-    parallel: Literal["auto", "none", "ddp", "fsdp", "hsdp"] = "auto"
-    """Whole copies on each GPU (ddp), one that is shared by all (fsdp), or one by each group (hsdp); auto: ddp where it fits,
-    fsdp where it does not."""
-    shard: Annotated[int, Field(ge=1)] | None = None
-    """GPUs of a group, for hsdp; by default those of one machine."""
     price_per_gpu_hour: Annotated[float, Field(gt=0)] | None = None
     """In any currency."""
     utilisation: Annotated[float, Field(gt=0, le=1)] = 0.25
@@ -89,8 +85,8 @@ class PlanCommand(Recipe):
     @property
     def options(self) -> Options:
         return Options(
-            self.parallel,
-            self.shard,
+            self.train.parallel,
+            self.train.shard_size,
             self.utilisation,
             self.images_per_second,
             self.headroom,

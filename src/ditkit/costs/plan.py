@@ -61,10 +61,10 @@ def shard_of(parallel: Parallel, world: int, machine: int, asked: int | None = N
     InputError where they do not divide the world, or parallel is none and there are several.
     """
     if parallel == "none" and world > 1:
-        raise InputError(f"`parallel` none is for one GPU; give `gpus` 1, or ddp or fsdp for {world:,}")
+        raise InputError(f"`train.parallel` none is for one GPU; give `gpus` 1, or ddp or fsdp for {world:,}")
     if asked is not None and parallel != "hsdp":
         raise InputError(
-            f"`shard` {asked} is for `parallel` hsdp; leave it out, or give hsdp in place of {parallel}"
+            f"`train.shard_size` {asked} is for `train.parallel` hsdp; leave it out, or give hsdp in place of {parallel}"
         )
     if parallel != "hsdp":
         return world if parallel == "fsdp" else 1
@@ -72,7 +72,7 @@ def shard_of(parallel: Parallel, world: int, machine: int, asked: int | None = N
     if world % shard:
         fitting = ", ".join(str(n) for n in range(1, min(world, 64) + 1) if world % n == 0)
         raise InputError(
-            f"`shard` {shard}: {world:,} GPUs do not divide into groups of {shard}; give one of: {fitting}"
+            f"`train.shard_size` {shard}: {world:,} GPUs do not divide into groups of {shard}; give one of: {fitting}"
         )
     return shard
 

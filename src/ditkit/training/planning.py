@@ -236,7 +236,7 @@ def _nowhere(memory: Memory, room: int, parallel: Parallel, gpus: int) -> DoesNo
     if parallel == "none":
         return DoesNotFit(f"{needed}; give more `gpus`, which share it by fsdp, or a `gpu` with more memory")
     if parallel == "ddp":
-        return DoesNotFit(f"{needed}; give `parallel` fsdp, or a `gpu` with more memory")
+        return DoesNotFit(f"{needed}; give `train.parallel` fsdp, or a `gpu` with more memory")
     return DoesNotFit(f"{needed}; give more than {gpus:,} `gpus`, or a `gpu` with more memory")
 
 
