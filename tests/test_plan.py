@@ -110,11 +110,11 @@ def measured(recipe, images, form, every, passes):
     ],
 )
 def test_bytes_of_a_real_step(name, form, every, passes):
-    """Predicted without numbers, from two and three images, for five; within 5 %."""
+    """Predicted without numbers, from two and three images, for five; within 1 %."""
     recipe = SIZES[name]
     training = Training(recipe)
     predicted = memory_of(training.footprint(), training.passes(form, every), 5, passes=passes).total
-    assert predicted == pytest.approx(measured(recipe, 5, form, every, passes), rel=0.05)
+    assert predicted == pytest.approx(measured(recipe, 5, form, every, passes), rel=0.01)
 
 
 def test_bytes_of_images_are_told_by_a_prime_number():
