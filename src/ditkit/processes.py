@@ -85,6 +85,14 @@ class Processes:
             dist.all_gather_object(found, value)
         return found
 
+    def own(self, device: torch.device) -> torch.device:
+        """The device of this one where each works by itself: its own GPU."""
+        return torch.device("cuda", self.local) if self.several and device.type == "cuda" else device
+
+    def part(self, count: int) -> range:
+        """This one's share of `count` things in a row; the shares are as equal as they can be."""
+        return range(count * self.rank // self.world, count * (self.rank + 1) // self.world)
+
     def wait(self) -> None:
         """Until all are here."""
         self.most(0)
@@ -137,19 +145,6 @@ def started() -> Processes:
             f"RANK={rank} with WORLD_SIZE={world} in the environment; start the processes with torchrun"
         )
     return Processes(rank, world, local)
-
-
-def own_device(device: torch.device) -> torch.device:
-    """The device of this process where there are several: its own GPU."""
-    local = started().local if started().several else None
-    if device.type != "cuda" or device.index is not None or local is None:
-        return device
-    count = torch.cuda.device_count()
-    if local >= count:
-        raise InputError(
-            f"process {local} of this machine has no GPU of its own: there are {count}; start as many processes"
-        )
-    return torch.device("cuda", local)
 
 
 @contextmanager
@@ -223,7 +218,11 @@ def _meet(processes: Processes, device: torch.device) -> Any:
         )
     backend = "gloo"
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        if processes.local >= (there := torch.cuda.device_count()):
+            raise InputError(
+                f"process {processes.local} of this machine has no GPU of its own: there are {there}; start as many processes"
+            )
+        torch.cuda.set_device(processes.local)  # what "cuda" means from here on
         backend = "cpu:gloo,cuda:nccl"
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-SHARED = ("train",)
+SHARED = ("train", "sample", "eval", "compare", "encode", "study")
 """Verbs whose work the processes share."""
 
 
@@ -22,6 +22,7 @@ def one_of_several(arguments: Sequence[str]) -> bool:
         return True
     if not arguments or arguments[0] not in SHARED:
         return False
+    os.environ["TQDM_DISABLE"] = "1"  # its bars
     logging.getLogger().setLevel(logging.ERROR)
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the end
     return True

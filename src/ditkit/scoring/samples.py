@@ -19,6 +19,7 @@ from ditkit.data.folder import scan
 from ditkit.errors import InputError
 from ditkit.evaluation import npz_images, npz_labels
 from ditkit.pipeline import Pipeline, requested
+from ditkit.processes import here
 from ditkit.randomness import generator
 from ditkit.sampling.config import SamplingRequest
 from ditkit.scoring.sample_folder import IMAGES, NPZ, settings_of
@@ -40,6 +41,8 @@ class Samples:
     """What decides the images."""
     captions: Sequence[str] | None = None
     """What each of them shows or should show; None without captions."""
+    part: range | None = None
+    """Which of them the batches are, where several processes have a part each; None: all."""
 
 
 def keeping(samples: Samples, count: int, kept: list[Tensor]) -> Samples:
@@ -92,7 +95,8 @@ def sampled(
     """`count` images, or clips, of a model, made as they are needed; a `request` as in `Pipeline.generate`.
 
     A model of texts gets `captions` of its data, with their images' labels (`captioned`). Of a solver that
-    chooses its own steps, the protocol's "nfe" is the mean over the images made so far.
+    chooses its own steps, the protocol's "nfe" is the mean over the images made so far. Of several processes each makes a
+    part.
     """
     seeds = range(first_seed, first_seed + count)
     cond: dict[str, Any] = {}
@@ -114,7 +118,11 @@ def sampled(
     if not pipeline.classes:
         cond.pop("label", None)  # known, but nothing that the model takes
     request = requested(request, values)
-    stream = pipeline.plan(cond, seeds=seeds, request=request).images(progress, count_evaluations)
+    part = here().part(count)
+    mine = {name: values[part.start : part.stop] for name, values in cond.items()}
+    stream = pipeline.plan(mine, seeds=seeds[part.start : part.stop], request=request).images(
+        progress, count_evaluations
+    )
     facts = {**sampling_facts(pipeline, request), "first_seed": first_seed, "labels": origin}
     adaptive = facts["nfe"] == "adaptive"
 
@@ -126,7 +134,9 @@ def sampled(
                 facts["nfe"] = round(evaluations / done, 1)
             yield images
 
-    return Samples(labelled(watched(), chosen), chosen, facts, cond.get("text"))
+    own = None if chosen is None else chosen[part.start : part.stop]
+    several = part if here().several else None
+    return Samples(labelled(watched(), own), chosen, facts, cond.get("text"), several)
 
 
 def captioned(data: DataSection, count: int, part: Part = "held-out") -> tuple[dict[str, Any], str]:

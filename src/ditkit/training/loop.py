@@ -23,7 +23,7 @@ from ditkit.errors import InputError
 from ditkit.files import owned
 from ditkit.objectives.terms import build_terms
 from ditkit.pipeline import Pipeline
-from ditkit.processes import Processes, joined, own_device
+from ditkit.processes import Processes, joined
 from ditkit.progress import progress_bar
 from ditkit.randomness import Draws
 from ditkit.recipe import Recipe
@@ -77,7 +77,7 @@ def train(
             intact checkpoint, a full disk, or a loss that stays non-finite.
         Stopped: a signal.
     """
-    device = own_device(pick_device(device))
+    device = pick_device(device)
     if not isinstance(recipe, Recipe):
         raise InputError(f"recipe: {recipe!r:.80} is none; take one of ditkit.recipes, or Recipe.read(FILE)")
     if not isinstance(out, str | Path):
@@ -232,7 +232,9 @@ def _state(
     trained = {name: term for name, term in terms.items() if any(True for _ in term.parameters())}
     average = Ema(net, config.ema_half_life_images, config.ema_rampup)
     other = average.of(nn.ModuleDict(trained)) if trained else None
-    objective = Objective(recipe, net, opened.encoding, device, texts, terms, average.net, always=processes.several)
+    objective = Objective(
+        recipe, net, opened.encoding, device, texts, terms, average.net, always=processes.several
+    )
     others = [] if other is None else [*other.net.values()]
     shared = parallel(recipe, objective, average.net, others, kind, processes, mesh)
     state = TrainState(
