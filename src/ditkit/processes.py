@@ -7,7 +7,6 @@ started alone is all there are, and nothing here does anything.
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ditkit.environment import Place, place
 from ditkit.errors import InputError
 
 Value = TypeVar("Value")
@@ -29,23 +29,8 @@ class OtherEnded(InputError):
     """Another process has ended or cannot be reached."""
 
 
-@dataclass(frozen=True)
-class Processes:
+class Processes(Place):
     """Those that work together, as one of them sees them."""
-
-    rank: int = 0
-    world: int = 1
-    local: int = 0
-    """The number of this one on its machine, which is the number of its GPU."""
-
-    @property
-    def first(self) -> bool:
-        """Whether this one writes and prints."""
-        return self.rank == 0
-
-    @property
-    def several(self) -> bool:
-        return self.world > 1
 
     def sum(self, tensors: Iterable[Tensor]) -> None:
         """Replace scalars, all of one type on one device, by their sums over the processes; in one message."""
@@ -128,23 +113,8 @@ def here() -> Processes:
 
 
 def started() -> Processes:
-    """Those of the environment, joined or not. InputError for numbers that are none."""
-    values = {}
-    for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)):
-        text = os.environ.get(name, str(default))
-        if not text.isdecimal():
-            raise InputError(
-                f"{name}={text} in the environment is no number; start the processes with torchrun"
-            )
-        values[name] = int(text)
-    rank, world, local = values.values()
-    if world < 2 or "RANK" not in os.environ:
-        return ALONE
-    if rank >= world:
-        raise InputError(
-            f"RANK={rank} with WORLD_SIZE={world} in the environment; start the processes with torchrun"
-        )
-    return Processes(rank, world, local)
+    """Those of the environment, joined or not. InputError for values that are none."""
+    return Processes(*place())
 
 
 @contextmanager

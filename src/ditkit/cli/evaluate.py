@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -35,7 +34,7 @@ from ditkit.scoring import (
     table,
 )
 from ditkit.scoring.rulers import class_names
-from ditkit.scoring.samples import Balance, image_folder, keeping
+from ditkit.scoring.samples import Balance, collected, image_folder, keeping
 
 SHOWN = 100  # images of samples.png
 REPORT, SAMPLES, NEAREST = "report.json", "samples.png", "nearest.png"
@@ -92,10 +91,11 @@ def _evaluate(command: EvalCommand, processes: Processes) -> None:
     names = class_names(reference, measured_with)
     shown: list[Tensor] = []
     found = measure(keeping(samples, SHOWN, shown), measured_with)
+    first = collected(shown)
     if not processes.first:  # which writes and prints what all have measured
         return
     with apart():
-        _report(command, out, samples, measured_with, found, torch.cat(shown), reference, names)
+        _report(command, out, samples, measured_with, found, first, reference, names)
 
 
 def _report(

@@ -36,7 +36,7 @@ from ditkit.processes import here
 from ditkit.records import read_json, write_json
 from ditkit.sampling.config import SamplingRequest
 from ditkit.scoring.rulers import Ruler
-from ditkit.scoring.samples import keeping, sampled
+from ditkit.scoring.samples import collected, keeping, sampled
 from ditkit.scoring.score import measure, report_of
 
 COLUMNS = 4  # images of each class kept to be looked at
@@ -108,10 +108,11 @@ def compare_cell(
         kept: list[Tensor] = []
         statistics = measure(keeping(samples, max(pipeline.classes, 1) * COLUMNS, kept), rulers)
         report = report_of(samples, rulers, statistics, names)
+        images = collected(kept)
         if processes.first:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "wanted.json").unlink(missing_ok=True)
-            _keep(folder, statistics, report, torch.cat(kept), wanted)
+            _keep(folder, statistics, report, images, wanted)
             cell = _read_cell(model, pipeline, guidance, rulers, folder)
         cell = processes.from_first(cell)
         assert cell is not None

@@ -46,10 +46,11 @@ class Samples:
 
 
 def keeping(samples: Samples, count: int, kept: list[Tensor]) -> Samples:
-    """The same samples; the first `count` images are put into `kept` as they pass, to be looked at."""
+    """The same samples; the first `count` images are put into `kept` as they pass, to be looked at. Of several processes each
+    keeps those of its own; `collected` has all of them."""
 
     def batches() -> Iterator[tuple[Tensor, Tensor | None]]:
-        left = count
+        left = count - (samples.part.start if samples.part else 0)
         for images, labels in samples.batches:
             if left > 0:
                 kept.append(images[:left])
@@ -57,6 +58,11 @@ def keeping(samples: Samples, count: int, kept: list[Tensor]) -> Samples:
             yield images, labels
 
     return replace(samples, batches=batches())
+
+
+def collected(kept: Sequence[Tensor]) -> Tensor:
+    """The images that `keeping` has kept, (n, C, H, W), those of all processes."""
+    return torch.cat([images for own in here().gathered(list(kept)) for images in own])
 
 
 def frame_by_frame(
