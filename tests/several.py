@@ -23,7 +23,12 @@ def start(count: int, *words: object, **environment: str) -> list[subprocess.Pop
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    common = {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     return [
         subprocess.Popen(
             [sys.executable, *map(str, words)],
@@ -47,7 +52,9 @@ def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
 def trained(count: int, jobs: list[dict], **environment: str) -> None:
     """Run jobs in so many processes, one after the other: `recipe` (a file), `out`, and options: see `main`."""
     found = ended(start(count, TESTS / "several.py", json.dumps(jobs), **environment))
-    assert all(status == 0 for status, _, _ in found), "\n".join(text for _, *texts in found for text in texts)
+    assert all(status == 0 for status, _, _ in found), "\n".join(
+        text for _, *texts in found for text in texts
+    )
 
 
 def in_float64() -> None:

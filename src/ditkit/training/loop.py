@@ -175,7 +175,7 @@ def _train(
     net = recipe.build_backbone()  # before anything is written: refuses what cannot be built
     kind = kind_of(config, net, processes, device)
     mesh = mesh_of(kind, config.shard_size, processes, device)
-    requests = until_end.enter_context(Requests().noted())
+    requests = until_end.enter_context(Requests(config.max_minutes).noted())
     with processes.in_turn():
         if processes.first:
             check_run(recipe, out, opened.source)
