@@ -77,6 +77,9 @@ class TrainConfig(Training):
 
     micro_batch: Count | None = None
     """Images per forward pass, where a whole batch does not fit in memory (gradient accumulation)."""
+    on_divergence: Literal["stop", "rewind"] = "stop"
+    """When most steps are not finite: stop. rewind: then, and when the loss has risen to three times its lowest, go back to
+    the last good checkpoint with half the learning rate, up to six times."""
     parallel: Literal["auto", "none", "ddp", "fsdp", "hsdp"] = "auto"
     """How the processes that torchrun starts share the training. ddp: each keeps the whole state; fsdp: each keeps a shard
     of it; hsdp: groups of processes share one, and are copies of each other. auto: ddp where the state fits, else fsdp."""

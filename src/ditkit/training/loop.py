@@ -26,12 +26,13 @@ from ditkit.pipeline import Pipeline
 from ditkit.processes import Processes, joined
 from ditkit.progress import progress_bar
 from ditkit.randomness import Draws
-from ditkit.recipe import Recipe
+from ditkit.recipe import Recipe, Training
 from ditkit.signals import Requests
 from ditkit.text import TextCache
 from ditkit.trackers import check_trackers
 from ditkit.training.captions import read_captions
 from ditkit.training.data import recorded, settled
+from ditkit.training.diverging import Diverged, go_back
 from ditkit.training.draws import draws_of
 from ditkit.training.ema import Ema
 from ditkit.training.fit import fit
@@ -196,8 +197,29 @@ def _train(
         _say_how_far(out, state.images, config.images)
     state.notes["compiled"] = _compile(opened, net, state, None if begins else was_compiled(state.notes, out))
     pipeline = Pipeline(recipe, shared.average, opened.codec, device, texts=texts)
+    while True:
+        try:
+            _fit(opened, pipeline, state, shared, requests, out, progress)
+            return checkpoint_path(out, state.images)
+        except Diverged as error:
+            if config.on_divergence == "stop":
+                raise
+            go_back(state, out / CHECKPOINTS, error, config.keep)
+
+
+def _fit(
+    opened: _Opened,
+    pipeline: Pipeline,
+    state: TrainState,
+    shared: Parallel,
+    requests: Requests,
+    out: Path,
+    progress: bool,
+) -> None:
+    """Train to the end. Diverged where it goes wrong."""
+    recipe, config, processes = opened.recipe, opened.recipe.train, state.processes
     monitor = Monitor(pipeline, out, state.images, opened.source, shared.whole_average)
-    if not begins:
+    if state.images:
         monitor.catch_up(state.images)
     with (
         progress_bar(
@@ -211,9 +233,13 @@ def _train(
         hooks = run_hooks(
             state, out, config, requests, bar,
             name=recipe.name, measure=monitor.measure, tracking=tracking, processes=processes,
+            explain=shared.explain, ends=config.on_divergence == "rewind",
         )  # fmt: skip
-        fit(state, stream, shared.backward, config, hooks=hooks, rate=learning_rate)
-    return checkpoint_path(out, state.images)
+
+        def rate(config: Training, seen: int) -> float:
+            return state.rate * learning_rate(config, seen)
+
+        fit(state, stream, shared.backward, config, hooks=hooks, rate=rate)
 
 
 def _state(

@@ -33,6 +33,7 @@ MAY_CHANGE = {
         "checkpoint_images",
         "keep",
         "max_minutes",
+        "on_divergence",
         "workers",
         "track",
         "micro_batch",
