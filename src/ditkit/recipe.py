@@ -65,6 +65,8 @@ class Training(Section):
     """A checkpoint every so many images, and at the end."""
     keep: Count = 2
     """Checkpoints kept; the newest ones."""
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Save and end after so many minutes, with exit status 75, for queues that start the same command again."""
     workers: Annotated[int, Field(ge=0, le=1_000)] | None = None
     """Processes that read images and draw noise ahead. By default as many as cores where images are decoded as they are
     read, up to four for a GPU, else none."""

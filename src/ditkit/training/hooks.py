@@ -47,14 +47,14 @@ def run_hooks(
     lines = Judge(out, config) if log is None else Lines(out, config, log, bar)
     between = [] if measure is None else [_interruptible(measure, requests)]
     following = [] if tracking is None else [tracking]
-    hooks: list[Hook] = [lines, saving, *between, *following, saving.answer]
-    if not processes.several:
-        return hooks
 
     def agree(state: TrainState, before: int, seen: int) -> None:
-        requests.agree(processes.most)
+        if processes.several:
+            requests.agree(processes.most)
+        else:
+            requests.look_at_the_clock()
 
-    return [agree, *hooks[:-1], agree, hooks[-1]]
+    return [agree, lines, saving, *between, *following, agree, saving.answer]
 
 
 class Judge:
@@ -135,7 +135,7 @@ def checkpoint_path(out: Path, images: int) -> Path:
 
 def _interruptible(measure: Callable[[int, int], None], requests: Requests) -> Hook:
     def hook(state: TrainState, before: int, seen: int) -> None:
-        if requests.stop is None:
+        if requests.stop is None and not requests.over:
             with requests.interruptible():
                 measure(before, seen)
 

@@ -24,7 +24,7 @@ from ditkit.errors import InputError
 from ditkit.files import owned
 from ditkit.objectives.terms import build_terms
 from ditkit.pipeline import Pipeline
-from ditkit.processes import Processes, joined, own_device
+from ditkit.processes import Processes, joined
 from ditkit.progress import progress_bar
 from ditkit.randomness import Draws
 from ditkit.recipe import Recipe
@@ -78,7 +78,7 @@ def train(
             intact checkpoint, a full disk, or a loss that stays non-finite.
         Stopped: a signal.
     """
-    device = own_device(pick_device(device))
+    device = pick_device(device)
     if not isinstance(recipe, Recipe):
         raise InputError(f"recipe: {recipe!r:.80} is none; take one of ditkit.recipes, or Recipe.read(FILE)")
     if not isinstance(out, str | Path):
@@ -185,7 +185,7 @@ def _train(
         load_initial(net, init)
     if begins and init_inner is not None:
         load_inner(net, recipe, init_inner)
-    requests = until_end.enter_context(Requests().noted())
+    requests = until_end.enter_context(Requests(config.max_minutes).noted())
     with processes.in_turn():
         if processes.first:
             check_run(recipe, out, opened.source)

@@ -32,6 +32,7 @@ MAY_CHANGE = {
         "score_features",
         "checkpoint_images",
         "keep",
+        "max_minutes",
         "workers",
         "track",
         "micro_batch",
