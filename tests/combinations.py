@@ -25,6 +25,7 @@ from ditkit.errors import InputError
 from ditkit.fitting import refusals
 from ditkit.nn.registries import ATTENTIONS, CONDITIONINGS
 from ditkit.objectives import ROUTINGS, TERMS
+from ditkit.optimizers import OPTIMIZERS
 from ditkit.recipe import Recipe, TrainConfig
 from ditkit.sampling import DIFFUSIONS, SAMPLERS, SPACINGS, THRESHOLDS
 from ditkit.sampling.caching import CACHES
@@ -137,6 +138,9 @@ def axes() -> dict[str, dict[str, Value]]:
             "level shift": {"transport": {"level_shift": 2.0}},
             "level share": {"train": {"level_share": (0.5,)}},
             "stages": {"train": {"stages": (8,)}},
+            "frozen by name": {"train": {"freeze": ("*.bias",)}},
+            "blocks computed again": {"train": {"checkpoint_blocks": 1}},
+            **{f"optimizer {name}": {"train": {"optimizer": name}} for name in OPTIMIZERS},
             "frozen inside": {"train": {"freeze_inner": True}},
             "weight of one level": {"transport": {"level_weights": (2.0,)}},
             "weights of two levels": {"transport": {"level_weights": (2.0, 1.0)}, "sample": {"level_guidance": (2.0, 1.0)}},

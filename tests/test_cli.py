@@ -175,6 +175,7 @@ def test_every_flag_of_train_sets_its_field():
         "backbone.grid": "2 2", "backbone.extrapolation": "ntk", "backbone.size_embedding": None,
         "transport.known_frames": "0.5", "transport.size_shift": "64", "train.packed": None, "train.tokens": "64",
         "data.names": "a b", "data.content": "0f", "data.changed": "accept",
+        "train.parallel": "ddp", "train.optimizer": "adafactor", "train.freeze": "label.*", "train.unfreeze": "label.*", "train.lora_on": "mlp",
         "train.track": "tensorboard mlflow", "train.routing": "tread", "train.terms": "sra",
         "sample.cache": "taylor_seer", "transport.method": [*METHODS][-1],
     }  # fmt: skip
@@ -195,6 +196,8 @@ def test_every_flag_of_train_sets_its_field():
         "backbone.text_pooled": ["--text", "minilm", "--data", "emoji"],
         "transport.known_frames": ["--data", "moving-digits", "--backbone.tubelet", "1"],
         "train.latents": ["--codec", "vae"],
+        "train.unfreeze": ["--train.lora", "4"],
+        "train.lora_alpha": ["--train.lora", "4"],
         "sample.respacing": ["--transport.path", "ddpm"],
     }
     several = {

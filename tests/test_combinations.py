@@ -12,6 +12,7 @@ from conftest import CPU
 from PIL import Image
 from test_codecs import saved
 
+from ditkit.adapting import adapt
 from ditkit.data import DATA, batches, plan_for
 from ditkit.errors import InputError
 from ditkit.extending import REGISTRIES, choices
@@ -22,8 +23,9 @@ from ditkit.text import Text
 from ditkit.training.draws import draws_of
 from ditkit.training.step import backward, make_optimizer, update
 
-# Neither changes a step nor a sample: what they ask is in test_latents.py and test_scoring.py.
-ELSEWHERE = {"cached latents", "scores"}
+# The first two change neither a step nor a sample, the third compiles every shape: they are in test_latents.py,
+# test_scoring.py and test_optimizers.py.
+ELSEWHERE = {"cached latents", "scores", "optimizer adamw_8bit"}
 
 
 def read(captions):
@@ -69,7 +71,8 @@ def placed(row, places):
 
 def two_steps(recipe, ranks=()):
     """Train for two steps; the network. `ranks`, of many, have no images in a planned batch."""
-    net, codec, source = recipe.build_backbone().train(), recipe.build_codec(), recipe.data.training()
+    net = adapt(recipe.build_backbone().train(), recipe.train)
+    codec, source = recipe.build_codec(), recipe.data.training()
     plan = None
     if recipe.train.tokens:
         plan = plan_for(

@@ -312,8 +312,10 @@ def test_what_is_frozen_stays(inner, tmp_path):
     quiet(chosen.replace(train={"images": 32}), tmp_path / "parts", init_inner=inner)
     assert_equal(whole, quiet(chosen, tmp_path / "parts", init_inner=inner))
     model, start = load_file(whole / "model.safetensors"), load(inner, CPU).backbone.state_dict()
+    average = load_file(whole / "ema.safetensors")
     for name, value in start.items():
-        assert model[f"inner.{name}"].equal(value), name
+        assert average[f"inner.{name}"].equal(value), name
+        assert f"inner.{name}" not in model, "in one file"
     fresh = chosen.replace(data={"classes": 10}).build_backbone().state_dict()
     assert not model["outer.0.final.weight"].equal(fresh["outer.0.final.weight"])
 

@@ -33,6 +33,7 @@ def recipes():
     found = {
         "plain": digits,
         "accumulated": digits.replace(train={"micro_batch": 2}),
+        "frozen": digits.replace(train={"freeze": ("blocks.0.*",), "checkpoint_blocks": 1, "micro_batch": 2}),
         "term": digits.replace(train={"terms": ("sra",)}),
         "levels": recipe("digits").replace(
             backbone=LEVELS, train=STEPS | {"level_share": (0.3,), "micro_batch": 3}

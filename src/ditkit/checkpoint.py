@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +29,19 @@ STATE = "state.json"
 log = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
+
+
+@runtime_checkable
+class Composite(Protocol):
+    """An optimiser some of whose values are several tensors each, such as numbers in 8 bits and their scales."""
+
+    def split(self, value: Any) -> Tensors:
+        """A value's tensors by name; none where it is a plain tensor."""
+        ...
+
+    def join(self, parts: Tensors) -> Tensor:
+        """The value of these tensors."""
+        ...
 
 
 def save_checkpoint(folder: Path, images: int, parts: dict[str, Tensors], state: dict, keep: int) -> Path:
@@ -200,12 +213,15 @@ def _check_state(state: Mapping[str, Any], path: Path) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> Tensors:
-    """The optimiser's state of these parameters as "parameter name/key" -> tensor."""
-    return {
-        f"{name}/{key}": torch.as_tensor(value)
-        for name, parameter in named.items()
-        for key, value in optimizer.state[parameter].items()
-    }
+    """The optimiser's state of these parameters as "parameter name/key" -> tensor; of a value that is several tensors
+    (`Composite`) as "parameter name/key/part"."""
+    split = optimizer.split if isinstance(optimizer, Composite) else lambda value: {}
+    found: Tensors = {}
+    for name, parameter in named.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            parts = split(value) or {"": torch.as_tensor(value)}
+            found |= {f"{name}/{key}/{part}".rstrip("/"): tensor for part, tensor in parts.items()}
+    return found
 
 
 class Saved(NamedTuple):
@@ -233,17 +249,32 @@ class Saved(NamedTuple):
 
     def fill_optimizer(self, optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> None:
         """The inverse of `optimizer_tensors`: numbers of a parameter's shape are kept as the parameter is."""
+        # Where a fused optimiser counts its steps; others do on the host.
+        on_device = any(optimizer.defaults.get(kind) for kind in ("fused", "capturable"))
         targets: Tensors = {}
+        composite: dict[tuple[str, str], Tensors] = {}
         for key, size in self._sizes("optimizer").items():
             name, _, what = key.rpartition("/")
+            if name not in named:  # a part of a value
+                name, _, value = name.rpartition("/")
+                dtype = self._dtype("optimizer", key)
+                targets[key] = torch.zeros(size, dtype=dtype, device=named[name].device)
+                composite.setdefault((name, value), {})[what] = targets[key]
+                continue
             parameter = named[name]
             alike = size == parameter.shape and what != "step"
+            device = parameter.device if on_device or what != "step" else None
             with torch.no_grad():
-                targets[key] = (
-                    torch.zeros_like(parameter) if alike else torch.zeros(size, device=parameter.device)
-                )
+                targets[key] = torch.zeros_like(parameter) if alike else torch.zeros(size, device=device)
             optimizer.state[parameter][what] = targets[key]
         self.fill("optimizer", targets)
+        for (name, value), parts in composite.items():
+            assert isinstance(optimizer, Composite)  # which wrote it: a run's optimiser never changes
+            optimizer.state[named[name]][value] = optimizer.join(parts)
+
+    def _dtype(self, part: str, name: str) -> torch.dtype:
+        with safe_open(self.path / f"{part}.safetensors", "pt") as reader:
+            return reader.get_slice(name)[:0].dtype
 
     def _sizes(self, part: str) -> dict[str, torch.Size]:
         from ditkit.sharded import sizes

@@ -74,6 +74,7 @@ def refusals(recipe: Recipe) -> Iterator[str]:
     yield from _data(recipe)
     yield from _stages(recipe)
     yield from _blocks(recipe)
+    yield from _adapted(recipe)
     yield from _sampling(recipe)
 
 
@@ -137,6 +138,11 @@ def _method(recipe: Recipe) -> Iterator[str]:
         yield (
             f"train.packed, but transport.method {method} learns from states of one size; take another method, or leave "
             "train.packed out"
+        )
+    if recipe.train.checkpoint_blocks and learning.forward_mode:
+        yield (
+            f"train.checkpoint_blocks {recipe.train.checkpoint_blocks}, but transport.method {method} differentiates the network in "
+            "forward mode, in which blocks cannot be computed again; give 0"
         )
 
 
@@ -206,6 +212,26 @@ def _blocks(recipe: Recipe) -> Iterator[str]:
         chosen(ROUTINGS, recipe.train.routing)(torch.zeros(1, 1), recipe.backbone.depth)  # type: ignore[attr-defined]
     except InputError as error:
         yield str(error)
+
+
+def _adapted(recipe: Recipe) -> Iterator[str]:
+    """Which parameters are trained."""
+    train = recipe.train
+    if train.lora and train.freeze:
+        yield (
+            f"train.lora {train.lora} freezes all that it does not add; leave train.freeze out, and name what else is trained in "
+            "train.unfreeze"
+        )
+    if train.unfreeze and not (train.lora or train.freeze):
+        yield f"train.unfreeze {' '.join(train.unfreeze)}, but nothing is frozen; give train.freeze or train.lora"
+    if train.lora_alpha is not None and not train.lora:
+        yield f"train.lora_alpha {train.lora_alpha:g} is for train.lora; give a rank, or leave it out"
+    for field, value in (("lora", train.lora), ("freeze", train.freeze)):
+        if value and train.stages:
+            yield (
+                f"train.{field} and train.stages: earlier stages have other networks; train the stages first, and begin with them "
+                "(`init`)"
+            )
 
 
 def _sampling(recipe: Recipe) -> Iterator[str]:

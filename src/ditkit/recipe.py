@@ -22,6 +22,7 @@ from ditkit.errors import InputError
 from ditkit.fitting import refusals
 from ditkit.lazy import torch
 from ditkit.objectives import ROUTINGS, TERMS
+from ditkit.optimizers import OPTIMIZERS
 from ditkit.sampling.config import SamplingConfig
 from ditkit.text import TextConfig
 from ditkit.trackers import TRACKERS
@@ -40,12 +41,14 @@ class Training(Section):
     """Train until this many images have been seen."""
     batch: Count = 128
     """Images per optimiser step."""
+    optimizer: Annotated[str, Chosen(OPTIMIZERS)] = "adamw"
+    """What takes the steps (`ditkit list optimizers`); others than adamw keep less beside each weight."""
     lr: Annotated[float, Field(gt=0)] = 1e-4
-    """AdamW's learning rate."""
+    """The learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's betas."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """AdamW's weight decay."""
+    """Decoupled weight decay, as AdamW's."""
     warmup_images: Annotated[int, Field(ge=0)] = 0
     """The learning rate rises linearly from 0 over this many images."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -121,11 +124,30 @@ class TrainConfig(Training):
     `images` with all (progressive training); in OUT/stages/1, 2, ..."""
     freeze_inner: bool = False
     """Train only the levels around the inner network."""
+    freeze: tuple[str, ...] = ()
+    """Do not train the parameters of these names; * stands for any text, as in 'blocks.0.*'."""
+    unfreeze: tuple[str, ...] = ()
+    """Train these all the same, such as 'label.*', where `freeze` or `lora` freezes them."""
+    lora: Annotated[int, Field(ge=0)] = 0
+    """Train additions of this rank to layers of the blocks (LoRA: Hu et al., 2021) and freeze all else; 0: none. It needs a
+    trained network to begin with (`init`)."""
+    lora_on: Annotated[tuple[str, ...], Field(min_length=1)] = ("attention", "mlp")
+    """The parts of blocks whose linear layers get them, such as attention, mlp or modulation."""
+    lora_alpha: Annotated[float, Field(gt=0)] | None = None
+    """Additions are multiplied by this through their rank; by default by 1."""
+    checkpoint_blocks: Annotated[int, Field(ge=0)] = 0
+    """Compute the inside of every so many-th block again in the backward pass instead of keeping it (1: of all): less
+    memory, more time; 0: of none. May change when a run is resumed."""
     latents: Path | None = None
     """Train from this cache of latents (`ditkit encode`, or another project's) instead of from the images."""
     texts: Path | None = None
     """The folder of the captions' embeddings, made where it is not there yet, for runs that share them; by default
     the one beside the latents, or the run's own."""
+
+    @property
+    def lora_scale(self) -> float:
+        """The number by which additions are multiplied."""
+        return 1.0 if self.lora_alpha is None else self.lora_alpha / max(self.lora, 1)
 
 
 class Recipe(Section):
@@ -267,6 +289,9 @@ class Recipe(Section):
                 "level_share": self.train.level_share[len(whole.ratios) - count :],
                 "stages": self.train.stages[: count - 1],
                 "freeze_inner": several and self.train.freeze_inner,
+                "freeze": (),  # by names in the whole network
+                "unfreeze": (),
+                "lora": 0,
             },
             sample={"level_guidance": guidance and guidance[-count:]},
         )

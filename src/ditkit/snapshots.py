@@ -1,7 +1,8 @@
 """Models on disk: snapshots, runs, official files, the Hub's; read as a recipe, its weights and where they come from.
 
 A snapshot is a folder with model.safetensors (the moving average) and recipe.json; some tiny trained ones come with the
-package. A run's folder has recipe.json and checkpoints.
+package. A run's folder has recipe.json and checkpoints; low-rank additions (`train.lora`) are added to the weights when it is
+read.
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ from ditkit.errors import InputError, NotFinite
 from ditkit.files import SNAPSHOTS, tensors_hash
 from ditkit.hub import fetch, is_id
 from ditkit.interop import Imported, Kind, read_foreign
+from ditkit.nn.low_rank import merged
 from ditkit.recipe import Recipe
 from ditkit.records import parse_json
 
@@ -64,7 +66,8 @@ def _found(path: Path, kind: Kind | None, heads: int | None) -> Imported:
         )
     state, parts = newest
     minutes = round(state["seconds"] / 60, 2)
-    return Imported(recipe, parts["ema"], {"images": state["images"], "minutes": minutes})
+    weights = merged(parts["ema"], recipe.train.lora_scale) if recipe.train.lora else parts["ema"]
+    return Imported(recipe, weights, {"images": state["images"], "minutes": minutes})
 
 
 def _read_weights(file: Path) -> tuple[dict[str, Tensor], dict]:

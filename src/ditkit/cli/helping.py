@@ -18,7 +18,7 @@ RECIPE = """out init seeds device json batch modules
     codec.id text.id
     backbone.width backbone.depth backbone.heads backbone.patch backbone.tubelet backbone.conditioning backbone.text
     transport.path transport.predict transport.loss transport.variance transport.time-law
-    train.images train.batch train.micro-batch train.lr train.warmup-images train.schedule train.clip train.precision
+    train.images train.batch train.micro-batch train.checkpoint-blocks train.lora train.lr train.warmup-images train.schedule train.clip train.precision
     train.seed train.label-dropout train.ema-half-life-images train.compile train.latents train.track train.score-images
     sample.sampler sample.steps sample.guidance"""
 COMMON: dict[str, tuple[str, ...]] = {

@@ -21,7 +21,7 @@ from ditkit.costs.speed import calibrate
 from ditkit.device import Precision
 from ditkit.errors import InputError
 from ditkit.interop import read_foreign
-from ditkit.recipe import Recipe
+from ditkit.recipe import Recipe, TrainConfig
 from ditkit.recipes import RECIPES
 from ditkit.snapshots import own_folder
 
@@ -122,7 +122,7 @@ def _backbone(name: str, command: NamedCommand) -> Iterator[str]:
     )
     if command.frames:
         yield _over_frames(sampled, of_clips(attention="factorised"))
-    yield from _training(found, command.batch, None, command.precision)
+    yield from _training(found, command.batch, command.precision)
     if command.modules:
         yield from _table(sampled)
 
@@ -174,7 +174,11 @@ def _recipe(command: RecipeCommand) -> Iterator[str]:
     if isinstance(recipe.backbone, DiTConfig) and recipe.backbone.tubelet and recipe.backbone.depth % 2 == 0:
         kinds = (recipe.replace(backbone={"attention": kind}) for kind in ("joint", "factorised"))
         yield _over_frames(*map(recipe_cost, kinds))
-    yield from _training(found, batch, train.micro_batch, train.precision)
+    adapted = train.lora or train.freeze or train.freeze_inner
+    trained = recipe_cost(recipe, adapted=True) if adapted else found
+    if trained.frozen:
+        yield f"  trained     {trained.params:,} parameters; {trained.frozen:,} are frozen"
+    yield from _training(trained, batch, train.precision, train)
     if command.modules:
         yield from _table(sampled)
 
@@ -219,14 +223,17 @@ def _attention(found: Cost) -> int:
     return sum(part.macs for name, part in found.modules.items() if name.endswith("attention"))
 
 
-def _training(found: Cost, batch: int, micro_batch: int | None, precision: Precision) -> Iterator[str]:
-    memory = found.memory(batch, precision, micro_batch)
-    per_pass = min(batch, micro_batch or batch)
+def _training(
+    found: Cost, batch: int, precision: Precision, train: TrainConfig | None = None
+) -> Iterator[str]:
+    train = train or TrainConfig()
+    memory = found.memory(batch, precision, train.micro_batch, training=train)
+    per_pass = min(batch, train.micro_batch or batch)
     yield f"  memory      {memory.peak / MB:,.0f} MB at its peak, training with {per_pass} images per pass on a CPU"
     parts = {
         "weights": memory.weights,
         "gradients": memory.gradients,
-        "AdamW": memory.optimizer,
+        "AdamW" if train.optimizer == "adamw" else train.optimizer: memory.optimizer,
         "EMA": memory.ema,
         "activations": memory.activations,
     }

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from ditkit.adapting import adapt
 from ditkit.backbones import BACKBONES, backbone, check_name, configured
 from ditkit.checks import whole_number
 from ditkit.costs.count import Cost, count_cost
@@ -89,10 +90,13 @@ def cost(
     return count_cost(net.fused() if fused else net, state, bool(known.classes), known.words)
 
 
-def recipe_cost(recipe: Recipe, *, fused: bool = False) -> Cost:
-    """That of a recipe's own network and state; its number of classes must be known. `fused` as of `cost`."""
+def recipe_cost(recipe: Recipe, *, fused: bool = False, adapted: bool = False) -> Cost:
+    """That of a recipe's own network and state; its number of classes must be known. `fused` as of `cost`; `adapted`: with what
+    the recipe freezes and adds."""
     with torch.device("meta"):
         net = recipe.build_backbone()
+        if adapted:
+            adapt(net, recipe.train)
     state = recipe.build_codec().layout(*recipe.data.shape).shape
     words = recipe.text.length if recipe.text else 0
     return count_cost(net.fused() if fused else net, state, bool(net.classes), words)

@@ -2,7 +2,7 @@
 
 The papers' "Gflops" are multiply-adds (MACs) of products and convolutions, counted by running the
 network on the meta device; torch counts two operations for each. Memory is that of a training step
-with AdamW and a moving average: per trainable parameter one gradient and two moments, and the
+with an optimiser, AdamW by default, and a moving average: per trainable parameter one gradient and two moments, and the
 activations that autograd keeps (`operators.py`).
 
 How long a step takes is in `speed.py`; costs by a model's name are in `ditkit.costs`.
@@ -21,6 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ditkit.costs.operators import Inputs, Work, activations, bytes_of, step_work
 from ditkit.device import Precision
 from ditkit.errors import InputError
+from ditkit.optimizers.size import state_bytes
+from ditkit.recipe import TrainConfig
 
 # glibc's heap holds on to more than is allocated, because kept activations lie between freed ones.
 # Share of the activations, measured (docs/results.md): from 0.31 to 0.65, and 1.2 below 50 MB.
@@ -43,9 +45,9 @@ class Memory:
     weights: int
     gradients: int
     optimizer: int
-    """AdamW's two moments and its counts of steps."""
+    """What the optimiser keeps, of AdamW two moments and its counts of steps."""
     ema: int
-    """The moving average of the weights."""
+    """The moving average of the trained weights."""
     activations: int
     """What autograd keeps of one forward pass for the backward pass, as a CPU computes it."""
     accumulated: bool = False
@@ -79,8 +81,21 @@ class Cost:
     _net: nn.Module = field(repr=False, compare=False)
     _inputs: Inputs = field(repr=False, compare=False)
 
-    def memory(self, batch: int, precision: Precision = "auto", micro_batch: int | None = None) -> Memory:
-        """Of training with `batch` images a step, `micro_batch` of them per forward pass.
+    @property
+    def frozen(self) -> int:
+        """Parameters that are not trained."""
+        return sum(p.numel() for p in self._net.parameters() if not p.requires_grad)
+
+    def memory(
+        self,
+        batch: int,
+        precision: Precision = "auto",
+        micro_batch: int | None = None,
+        *,
+        training: TrainConfig | None = None,
+    ) -> Memory:
+        """Of training with `batch` images a step, `micro_batch` of them per forward pass; with the optimiser and the
+        checkpointed blocks of `training`, by default AdamW and none. InputError as of the optimiser.
 
         As `ditkit train` does it on a CPU, not compiled: float32 weights, up to 512 tokens attention
         written out, whose weights are kept (a GPU's fused kernel does not keep them: less there).
@@ -91,9 +106,15 @@ class Cost:
         return Memory(
             weights=weights,
             gradients=gradients,
-            optimizer=2 * gradients + 4 * len(trained),  # and a float32 count of steps for every tensor
-            ema=weights,
-            activations=activations(self._net, self._inputs, _checked(per_pass), precision),
+            optimizer=state_bytes(trained, training or TrainConfig()),
+            ema=gradients + bytes_of([*self._net.buffers()]),
+            activations=activations(
+                self._net,
+                self._inputs,
+                _checked(per_pass),
+                precision,
+                training.checkpoint_blocks if training else 0,
+            ),
             accumulated=per_pass < batch,
         )
 

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from ditkit.device import Precision, autocast
+from ditkit.nn.around import Around, Run, Tokens, checkpointing
 
 CPU = torch.device("cpu")
 aten = torch.ops.aten
@@ -109,11 +110,30 @@ class Inputs(NamedTuple):
         return torch.empty(batch, *self.state, device=device), torch.empty(batch, device=device), cond
 
 
-def activations(net: nn.Module, inputs: Inputs, batch: int, precision: Precision) -> int:
-    """Bytes that a forward pass on `batch` states keeps for the backward pass, on a CPU."""
-    with _fake(net) as (weights, buffers), (keeping := Keeping(weights.values())):
-        _forward(net, weights | buffers, inputs, batch, precision)
-    return keeping.bytes
+def activations(
+    net: nn.Module, inputs: Inputs, batch: int, precision: Precision, checkpoint_blocks: int = 0
+) -> int:
+    """Bytes that a forward pass on `batch` states keeps for the backward pass, on a CPU; where blocks are computed again also
+    what the largest of them keeps meanwhile."""
+    with _fake(net) as (weights, buffers):
+        tensors, largest = weights | buffers, 0
+
+        def measured(k: int, run: Run, h: Tensor, at: Tokens) -> Tensor:
+            nonlocal largest
+            keeping = Keeping(weights.values())
+            with keeping:
+                h = run(h, at)
+            if k % checkpoint_blocks == 0:
+                largest = max(largest, keeping.bytes)
+            return h
+
+        if checkpoint_blocks:
+            _forward(net, tensors, inputs, batch, precision, measured)
+        keeping = Keeping(weights.values())
+        with keeping:
+            again = checkpointing(checkpoint_blocks) if checkpoint_blocks else None
+            _forward(net, tensors, inputs, batch, precision, again)
+    return keeping.bytes + largest
 
 
 def step_work(net: nn.Module, inputs: Inputs, batch: int, precision: Precision) -> Work:
@@ -158,9 +178,12 @@ def _forward(
     inputs: Inputs,
     batch: int,
     precision: Precision,
+    around: Around | None = None,
 ) -> Tensor:
     with autocast(CPU, precision):
-        return functional_call(net, tensors, inputs.make(net, batch, CPU))
+        return functional_call(
+            net, tensors, inputs.make(net, batch, CPU), {"around": around} if around else None
+        )
 
 
 def _size(kind: Any, args: Any, kwargs: Any, out: Any) -> int:

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ditkit.errors import InputError
 from ditkit.nn.attention import ANY, Arrangement, Over
@@ -87,6 +88,16 @@ def composed(*arounds: Around) -> Around:
     outer, *others = arounds
     inner = composed(*others)
     return lambda k, run, h, at: outer(k, lambda h, at: inner(k, run, h, at), h, at)
+
+
+def checkpointing(every: int) -> Around:
+    """Every so many-th block, from the first on, keeps its input only and is computed again in the backward pass. Innermost where
+    several are composed, so that what the others see is not made twice."""
+
+    def around(k: int, run: Run, h: Tensor, at: Tokens) -> Tensor:
+        return run(h, at) if k % every else checkpoint(run, h, at, use_reentrant=False)
+
+    return around
 
 
 def numbered_from(start: int, around: Around) -> Around:

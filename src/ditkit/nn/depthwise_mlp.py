@@ -18,6 +18,7 @@ from ditkit.errors import InputError
 from ditkit.kernels.depthwise import depthwise
 from ditkit.nn.convolutions import DepthwiseConv
 from ditkit.nn.linear import dense
+from ditkit.nn.low_rank import whole_weight
 
 
 class DepthwiseMlp(nn.Module):
@@ -74,8 +75,8 @@ class DoubleLinear(nn.Module):
 
     def merged(self) -> tuple[Tensor, Tensor]:
         """Their product: weight (fan_out, fan_in) and bias (fan_out,)."""
-        weight = self.second.weight
-        return weight @ self.first.weight, weight @ self.first.bias + self.second.bias
+        weight = whole_weight(self.second)
+        return weight @ whole_weight(self.first), weight @ self.first.bias + self.second.bias
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.first(x))

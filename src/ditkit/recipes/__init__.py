@@ -8,6 +8,7 @@ from ditkit.recipes.anysize import anysize_fashion, imagenet_anysize
 from ditkit.recipes.digits import digits
 from ditkit.recipes.emoji import emoji_matryoshka, emoji_t2i
 from ditkit.recipes.fashion import fashion_dit, fashion_sit
+from ditkit.recipes.finetune import finetune_dit_xl2
 from ditkit.recipes.imagenet import (
     imagenet256_dit_xl2,
     imagenet256_sit_xl2,
@@ -28,6 +29,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "emoji-t2i": emoji_t2i,
     "fashion-dit": fashion_dit,
     "fashion-sit": fashion_sit,
+    "finetune-dit-xl2": finetune_dit_xl2,
     "imagenet256-dit-xl2": imagenet256_dit_xl2,
     "imagenet256-sit-xl2": imagenet256_sit_xl2,
     "imagenet256-udit-b": imagenet256_udit_b,

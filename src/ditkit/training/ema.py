@@ -13,7 +13,7 @@ Other = TypeVar("Other", bound=nn.Module)
 
 
 class Ema(Generic[Module]):
-    """A copy of a network whose parameters follow the trained ones.
+    """A copy of a network whose parameters follow the trained ones; those that are frozen it shares.
 
     After a batch of b images each average is lerped by 1 - 0.5^(b / half_life), the half-life in
     images. `rampup` limits it to that share of the images seen, so that short runs average something
@@ -21,7 +21,9 @@ class Ema(Generic[Module]):
     """
 
     def __init__(self, net: Module, half_life: float, rampup: float | None):
-        self.net = copy.deepcopy(net).eval().requires_grad_(False)
+        # What is frozen is its own average: no second copy.
+        frozen = {id(parameter): parameter for parameter in net.parameters() if not parameter.requires_grad}
+        self.net = copy.deepcopy(net, frozen).eval().requires_grad_(False)
         self._trained, self._half_life, self._rampup = net, half_life, rampup
 
     def of(self, module: Other) -> "Ema[Other]":
@@ -34,5 +36,7 @@ class Ema(Generic[Module]):
         the step changed the weights, otherwise the average stays as it is."""
         half_life = self._half_life if self._rampup is None else min(self._half_life, self._rampup * seen)
         weight = taken.float() * (1 - 0.5 ** (batch / half_life))
-        average, source = ([own(p) for p in net.parameters()] for net in (self.net, self._trained))
+        pairs = zip(self.net.parameters(), self._trained.parameters(), strict=True)
+        trained = [(own(average), own(source)) for average, source in pairs if source.requires_grad]
+        average, source = map(list, zip(*trained, strict=True))
         torch._foreach_lerp_(average, source, [weight] * len(average))

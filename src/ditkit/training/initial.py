@@ -5,10 +5,12 @@ from pathlib import Path
 
 import torch
 
+from ditkit.adapting import frozen_names
 from ditkit.backbones import Backbone, MatryoshkaConfig
 from ditkit.codecs import VaeConfig
 from ditkit.config import Section
 from ditkit.errors import InputError
+from ditkit.nn.low_rank import is_addition
 from ditkit.pipeline import load
 from ditkit.recipe import Recipe
 
@@ -71,15 +73,20 @@ def load_initial(net: Backbone, origin: str | Path) -> list[str]:
 
     Returns, and prints, the names that did not fit; those keep their fresh start. The label table is
     new when the classes differ; positions are computed, so another image size always fits. A network of clips with a
-    tubelet of one frame takes the patches of one of images.
+    tubelet of one frame takes the patches of one of images. InputError where something that is frozen would start fresh.
     """
     theirs = load(origin, device="cpu").backbone.state_dict()
-    ours = net.state_dict()
+    ours = {name: value for name, value in net.state_dict().items() if not is_addition(name)}
     patches = "patches.proj.weight"
     if patches in theirs and patches in ours and ours[patches].ndim > theirs[patches].ndim:
         theirs[patches] = theirs[patches].unsqueeze(2)
     left = [name for name, value in ours.items() if name not in theirs or theirs[name].shape != value.shape]
     extra = [name for name in theirs if name not in ours]
+    if lost := [name for name in frozen_names(net) if name in left]:
+        raise InputError(
+            f"`init` {origin}: {', '.join(lost)} did not fit, would start fresh and never be trained; name them in "
+            "train.unfreeze, or give data, classes and a network as there"
+        )
     with torch.no_grad():
         for name, value in ours.items():
             if name not in left:

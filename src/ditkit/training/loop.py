@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
+from ditkit.adapting import adapt
 from ditkit.backbones import Backbone, compile_blocks, compiles
 from ditkit.checkpoint import checkpoints
 from ditkit.codecs import Codec
@@ -173,9 +174,18 @@ def _train(
         opened = _open(recipe, out, device)
     recipe = opened.recipe
     processes.check_same({"recipe": recipe.model_dump_json(), "version": version("ditkit")})
-    net = recipe.build_backbone()  # before anything is written: refuses what cannot be built
+    net = adapt(recipe.build_backbone(), config)  # before anything is written: refuses what cannot be built
     kind = kind_of(config, net, processes, device)
     mesh = mesh_of(kind, config.shard_size, processes, device)
+    begins = not checkpoints(out / CHECKPOINTS)
+    if begins and init is None and config.lora:
+        raise InputError(
+            f"train.lora {config.lora} is for a trained network: give `init`, a run, snapshot or file"
+        )
+    if begins and init is not None:
+        load_initial(net, init)
+    if begins and init_inner is not None:
+        load_inner(net, recipe, init_inner)
     requests = until_end.enter_context(Requests(config.max_minutes).noted())
     with processes.in_turn():
         if processes.first:
@@ -184,11 +194,6 @@ def _train(
             until_end.enter_context(owned(out))
             claim_run(recipe, out, opened.source)
         texts = None if recipe.text is None else read_captions(recipe, opened.source, out, device)
-    begins = not checkpoints(out / CHECKPOINTS)
-    if begins and init is not None:
-        load_initial(net, init)
-    if begins and init_inner is not None:
-        load_inner(net, recipe, init_inner)
     if begins and recipe.stages:
         load_inner(net, recipe, _train_stages(recipe, out, device, texts, progress))
     state, shared = _state(opened, net.to(device).train(), texts, kind, mesh, processes)
@@ -252,8 +257,6 @@ def _state(
 ) -> tuple[TrainState, Parallel]:
     """What is trained, as it begins, and as the processes share it."""
     recipe, config, device = opened.recipe, opened.recipe.train, opened.device
-    if config.freeze_inner:
-        net.get_submodule("inner").requires_grad_(False)
     terms = {name: term.to(device) for name, term in build_terms(config.terms, net, config.seed).items()}
     trained = {name: term for name, term in terms.items() if any(True for _ in term.parameters())}
     average = Ema(net, config.ema_half_life_images, config.ema_rampup)

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from ditkit.backbones import Backbone
+from ditkit.chosen import name_of
 from ditkit.data import Batch
 from ditkit.device import Precision, uses_bf16
 from ditkit.errors import InputError
@@ -52,6 +53,10 @@ def kind_of(config: TrainConfig, net: Backbone, processes: Processes, device: to
     if kind in ("fsdp", "hsdp") and not net.repeated:
         raise InputError(
             f"`train.parallel` {kind}: this network has no repeated blocks to keep shards of; give ddp"
+        )
+    if kind in ("fsdp", "hsdp") and name_of(config.optimizer) != "adamw":
+        raise InputError(
+            f"`train.parallel` {kind} keeps shards of what adamw keeps; with `train.optimizer` {config.optimizer} give ddp, or adamw"
         )
     return kind
 

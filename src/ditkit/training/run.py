@@ -37,6 +37,7 @@ MAY_CHANGE = {
         "workers",
         "track",
         "micro_batch",
+        "checkpoint_blocks",
         "parallel",
         "shard_size",
         "compile",

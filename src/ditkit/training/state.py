@@ -83,7 +83,7 @@ class TrainState:
     def save(self, folder: Path, keep: int) -> None:
         """Write a checkpoint into `folder`, keeping the newest `keep`. All processes call it. Shards are written while the
         training goes on. InputError as of `save_checkpoint`, of shards also for the checkpoint before."""
-        parts = {name: module.state_dict() for name, module in self._parts.items()}
+        parts = {name: self._own(name, module) for name, module in self._parts.items()}
         parts["optimizer"] = optimizer_tensors(self.optimizer, self._parameters)
         facts = {"seconds": self.seconds, "skipped": self.skipped.count, **self.notes}
         if self._shards is None:
@@ -114,7 +114,9 @@ class TrainState:
         path, facts = found
         saved = Saved(path, facts)
         for name, module in self._parts.items():
-            saved.fill(name, module.state_dict())
+            saved.fill(name, self._own(name, module))
+        if frozen := self._frozen():  # shards of it are not the average's
+            saved.fill("ema", frozen)
         saved.fill_optimizer(self.optimizer, self._parameters)
         self.images, self.seconds = facts["images"], facts["seconds"]
         self.skipped = Skipped(facts.get("skipped", 0))
@@ -143,11 +145,23 @@ class TrainState:
             parts["auxiliary_ema"] = self.auxiliary_average.net
         return parts
 
+    def _own(self, part: str, module: nn.Module) -> dict[str, Tensor]:
+        """What is in the file of a part: of the network not what is frozen, which the average's file has."""
+        elsewhere = self._frozen() if part == "model" else {}
+        return {name: value for name, value in module.state_dict().items() if name not in elsewhere}
+
+    def _frozen(self) -> dict[str, Tensor]:
+        """The network's parameters that are not trained, and so the same in its average, where there is one."""
+        if self.average is None:
+            return {}
+        return {name: value for name, value in self.net.named_parameters() if not value.requires_grad}
+
     @property
     def _parameters(self) -> dict[str, nn.Parameter]:
         """All that is trained, by name; no module of the network has a name with a slash."""
         others = {f"auxiliary/{name}": value for name, value in self.auxiliary.named_parameters()}
-        return dict(self.net.named_parameters()) | others
+        own = {name: value for name, value in self.net.named_parameters() if value.requires_grad}
+        return own | others
 
 
 def _shard_writer(processes: Processes) -> "ShardWriter":

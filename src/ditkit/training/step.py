@@ -18,9 +18,10 @@ from ditkit.conditions import Read, conditions, in_place_of_unknown, unknown
 from ditkit.data import Batch, Share, first_fit
 from ditkit.device import autocast, sent
 from ditkit.layout import Cond, Layout, Packed
-from ditkit.nn.around import Around, composed
+from ditkit.nn.around import Around, checkpointing, composed
 from ditkit.objectives import ROUTINGS
 from ditkit.objectives.terms import Seen, Term, capturing, with_terms
+from ditkit.optimizers import OPTIMIZERS
 from ditkit.processes import whole
 from ditkit.recipe import Recipe, Training
 from ditkit.transports import Network
@@ -131,6 +132,8 @@ def _losses(
     if name_of(recipe.train.routing) != "none":
         make = chosen(ROUTINGS, recipe.train.routing)
         arounds.append(make(task.drawn["route"], cast(Any, recipe.backbone).depth))
+    if recipe.train.checkpoint_blocks:
+        arounds.append(checkpointing(recipe.train.checkpoint_blocks))
     network = partial(cast(Any, task.network), around=composed(*arounds)) if arounds else task.network
     losses = recipe.transport.losses(
         network,
@@ -254,12 +257,11 @@ def mixed(
     return partial(net, rows=there[:, :-1].sum(0).tolist(), always=always), weights
 
 
-def make_optimizer(net: nn.Module, config: Training, *others: nn.Module) -> torch.optim.AdamW:
-    """AdamW in one fused call over all parameters, those of `others` too."""
-    parameters = [*net.parameters(), *(parameter for other in others for parameter in other.parameters())]
-    return torch.optim.AdamW(
-        parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
-    )
+def make_optimizer(net: nn.Module, config: Training, *others: nn.Module) -> torch.optim.Optimizer:
+    """The recipe's optimiser of all parameters that are trained, those of `others` too. InputError where it needs something
+    that is not there."""
+    parameters = [p for module in (net, *others) for p in module.parameters() if p.requires_grad]
+    return chosen(OPTIMIZERS, config.optimizer)(parameters, config)
 
 
 def update(optimizer: torch.optim.Optimizer, clip: float | None) -> Tensor:

@@ -39,6 +39,7 @@ class MeanFlow:
     streams: tuple[Stream, ...] = (Stream("mean_flow", "mean_flow", "uniform", (2,)),)
     levels: bool = False
     packed: bool = False
+    forward_mode: bool = True
 
     def __init__(
         self,

@@ -57,6 +57,10 @@ class Method(Protocol):
     def packed(self) -> bool:
         """Whether it trains several states of different sizes as one."""
 
+    @property
+    def forward_mode(self) -> bool:
+        """Whether it differentiates the network in forward mode, in which blocks cannot be computed again."""
+
     def check(self, transport: Transport) -> None:
         """ValueError for a transport that it cannot train."""
 
@@ -74,6 +78,7 @@ class Regression:
     streams: tuple[Stream, ...] = ()
     levels: bool = True
     packed: bool = True
+    forward_mode: bool = False
 
     def check(self, transport: Transport) -> None:
         """Every transport."""
