@@ -1,7 +1,14 @@
 """Several processes at one training give what one gives: weights, log, checkpoints; stops; what is refused."""
 
+import json
+import os
+import signal
+import time
+
+import numpy as np
 import pytest
-from several import trained
+import several
+from several import ended, start, trained
 from test_draws import clips
 
 from ditkit.backbones import DiTConfig, MatryoshkaConfig, OuterLevel
@@ -74,29 +81,184 @@ def alone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_they_give_what_one_gives(count, alone, tmp_path):
-    kinds = {"ddp": {"parallel": "ddp"}, "fsdp": {"parallel": "fsdp"}}
-    if count == 4:
-        kinds["hsdp"] = {"parallel": "hsdp", "shard_size": 2}
+ALL = tuple(recipes())
+
+
+@pytest.mark.parametrize(
+    ("count", "kinds"),
+    [
+        (2, {"ddp": ALL, "fsdp": ALL}),
+        (4, {"ddp": ("levels", "packed"), "fsdp": ("accumulated", "term"), "hsdp": ALL}),
+    ],
+)
+def test_they_give_what_one_gives(count, kinds, alone, tmp_path):
+    """In float64 all weights after the last step, in float32 the losses; 4 processes share batches of 10 as 3, 3, 2 and 2."""
     for bits, words in (("64", "1"), ("32", "")):
-        names = [*recipes()] if bits == "64" else ["plain"]
+        names = {kind: some if bits == "64" else ("plain",) for kind, some in kinds.items()}
         jobs = [
             {
                 "recipe": str(alone / f"{name}.json"),
                 "out": str(tmp_path / bits / kind / name),
-                "train": fields,
+                "train": {"parallel": kind, "shard_size": 2},
             }
-            for kind, fields in kinds.items()
-            for name in names
+            for kind, some in names.items()
+            for name in some
         ]
         trained(count, jobs, FLOAT64=words)
-        for kind in kinds:
-            for name in names:
-                one, theirs = alone / bits / name, tmp_path / bits / kind / name
+        for kind, some in names.items():
+            for name in some:
+                one, theirs, what = alone / bits / name, tmp_path / bits / kind / name, f"{kind} {name}"
                 if bits == "64":
-                    assert_equal(tensors(last(theirs)), tensors(last(one)), 1e-8, f"{kind} {name}")
-                pairs = zip(read_log(one / "log.jsonl"), read_log(theirs / "log.jsonl"), strict=True)
-                for single, several_ in pairs:
-                    assert several_["images"] == single["images"]
-                    assert several_["loss"] == pytest.approx(single["loss"], rel=1e-5), f"{kind} {name}"
+                    assert_equal(tensors(last(theirs)), tensors(last(one)), 1e-8, what)
+                assert_near(read_log(theirs / "log.jsonl"), read_log(one / "log.jsonl"), what)
+
+
+def assert_near(found, expected, what):
+    """Lines of logs."""
+    assert [row["images"] for row in found] == [row["images"] for row in expected], what
+    for row, wanted in zip(found, expected, strict=True):
+        assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-5), what
+
+
+def job(alone, name, out, **fields):
+    return {"recipe": str(alone / f"{name}.json"), "out": str(out), "train": fields}
+
+
+def test_a_run_goes_on_with_other_processes_and_kinds(alone, tmp_path):
+    """Two with shards, one alone, two with copies, two with shards: the weights of one that was not disturbed."""
+    out = tmp_path / "run"
+    for count, images, kind in ((2, 50, "fsdp"), (1, 100, "auto"), (2, 150, "ddp"), (2, 200, "fsdp")):
+        fields = {"images": images, "parallel": kind, "checkpoint_images": 50}
+        trained(count, [job(alone, "term", out, **fields)], FLOAT64="1")
+    assert_equal(tensors(last(out)), tensors(last(alone / "64" / "term")), 1e-8, "resumed")
+
+
+def test_as_many_processes_give_the_same_bits(alone, tmp_path):
+    """Whole, and in two sittings."""
+    for kind in ("ddp", "fsdp"):
+        jobs = [
+            job(alone, "plain", tmp_path / kind / "whole", parallel=kind),
+            job(alone, "plain", tmp_path / kind / "parts", parallel=kind, images=100),
+            job(alone, "plain", tmp_path / kind / "parts", parallel=kind),
+        ]
+        trained(2, jobs)
+        whole, parts = (last(tmp_path / kind / name) for name in ("whole", "parts"))
+        assert_equal(tensors(parts), tensors(whole), 0, kind)
+
+
+COMMAND = [
+    "-m", "ditkit", "train", "digits", "--backbone.width", "24", "--backbone.depth", "2", "--backbone.heads", "2",
+    "--train.batch", "10", "--train.preview-images", "0", "--train.validate-images", "0", "--train.compile", "off",
+]  # fmt: skip
+
+
+def errors(found):
+    """The lines of errors of all processes."""
+    return [line for _, _, text in found for line in text.splitlines() if line.startswith("ditkit:")]
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "message"),
+    [
+        (["--train.batch", "1"], {}, "--train.batch 1 is less than the 2 processes"),
+        (["--train.parallel", "none"], {}, "start it without torchrun, or give auto"),
+        (["--train.parallel", "hsdp", "--train.shard-size", "3"], {}, "give a divisor of 2"),
+        ([], {"MASTER_PORT": ""}, "MASTER_PORT is not set; start the processes with torchrun"),
+        (["--train.lr", "no"], {}, "--train.lr"),
+        (["--data", "/nowhere"], {}, "/nowhere"),
+    ],
+)
+def test_what_is_wrong_is_said_once(words, environment, message, tmp_path):
+    found = ended(start(2, *COMMAND, "--out", tmp_path / "run", *words, **environment))
+    assert [status for status, _, _ in found] == [2, 2]
+    (line,) = errors(found) if not environment else errors(found[:1])
+    assert message in line
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_processes_of_other_commands_are_refused(tmp_path):
+    """Each with a learning rate of its own."""
+    script = tmp_path / "work.py"
+    script.write_text(
+        "import os, sys; from ditkit.cli import main; sys.exit(main([*sys.argv[1:], '--train.lr', f'1e-{os.environ[\"RANK\"]}']))"
+    )
+    found = ended(start(2, script, *COMMAND[2:], "--out", tmp_path / "run"))
+    assert [status for status, _, _ in found] == [2, 2]
+    (line,) = errors(found)
+    assert "process 1 has recipe" in line
+
+
+def begun(out, images=20):
+    """Wait until a run has seen so many images."""
+    until = time.monotonic() + several.PATIENCE
+    while not [row for row in read_log(out / "log.jsonl") if row["images"] >= images]:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_signal_to_one_stops_all(kind, tmp_path):
+    """They save, and the same command goes on."""
+    words = [
+        *COMMAND,
+        "--train.images",
+        "100000",
+        "--train.log-images",
+        "20",
+        "--train.parallel",
+        kind,
+        "--out",
+    ]
+    processes = start(2, *words, tmp_path / "run")
+    begun(tmp_path / "run")
+    os.kill(processes[1].pid, signal.SIGTERM)
+    found = ended(processes)
+    assert [status for status, _, _ in found] == [143, 143]
+    (line,) = errors(found)
+    assert "the same command goes on" in line
+    assert checked_state(last(tmp_path / "run"), ())["images"] >= 20
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_where_one_is_killed_the_other_ends(rank, tmp_path):
+    words = [*COMMAND, "--train.images", "100000", "--train.log-images", "20", "--out"]
+    processes = start(2, *words, tmp_path / "run")
+    begun(tmp_path / "run")
+    processes[rank].kill()
+    found = ended(processes)
+    assert found[1 - rank][0] == 2
+    (line,) = errors(found)
+    assert "another process has ended" in line
+
+
+def test_samples_and_scores_are_those_of_one(tmp_path):
+    for count in (1, 3):
+        for words in (
+            [
+                "sample",
+                "digits",
+                "--n",
+                "22",
+                "--batch",
+                "4",
+                "--steps",
+                "2",
+                "--npz",
+                "--png",
+                "--out",
+                tmp_path / f"samples-{count}",
+            ],
+            ["eval", "digits", "--n", "40", "--steps", "2", "--out", tmp_path / f"eval-{count}"],
+        ):
+            found = ended(start(count, "-m", "ditkit", *words, "--precision", "fp32"))
+            assert all(status == 0 for status, _, _ in found), found
+            assert not any(out for _, out, _ in found[1:])
+    one, theirs = (
+        np.load(tmp_path / f"samples-{count}" / "samples.npz")["arr_0"].astype(int) for count in (1, 3)
+    )
+    assert np.abs(one - theirs).max() <= 1
+    one, theirs = (json.loads((tmp_path / f"eval-{count}" / "report.json").read_text()) for count in (1, 3))
+    assert theirs["images"] == one["images"]
+    assert theirs["scores"][0]["frechet"] == pytest.approx(one["scores"][0]["frechet"], rel=1e-3)
+    pictures = [(tmp_path / f"eval-{count}" / "samples.png").stat().st_size for count in (1, 3)]
+    assert pictures[0] == pytest.approx(pictures[1], rel=0.02)

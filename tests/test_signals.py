@@ -22,7 +22,7 @@ from ditkit.cli.streams import one_line, printable, tolerant
 from ditkit.data import Folder, batches, loader, workers_named
 from ditkit.errors import InputError
 from ditkit.recipes import recipe
-from ditkit.signals import SAVES, STOPS, Requests, Stopped, handled, leave_to_parent, status
+from ditkit.signals import SAVES, STOPS, OutOfTime, Requests, Stopped, handled, leave_to_parent, status
 from ditkit.training import loop, train
 from ditkit.training.log import read_log
 
@@ -286,3 +286,25 @@ def test_too_little_memory_is_one_line():
     tidying.__context__ = RuntimeError("can't start new thread")
     assert "not enough memory" in refusal(tidying)
     assert "not enough memory" in refusal(OSError(errno.ENOMEM, "Cannot allocate memory"))
+
+
+def test_a_run_whose_time_is_over_saves_and_goes_on(tmp_path, monkeypatch, capsys):
+    few = SMALL.replace(train={"images": 96, "validate_images": 0})
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    train(few, whole, device=CPU, progress=False)
+    for images in (32, 64):  # of one step each
+        with pytest.raises(
+            OutOfTime, match=f"{images} of 96 images are saved.*the same command goes on"
+        ) as over:
+            train(few.replace(train={"max_minutes": 1e-9}), run, device=CPU, progress=False)
+        assert over.value.status == 75
+    train(few, run, device=CPU, progress=False)
+    for part, tensors in weights(whole).items():
+        assert all(torch.equal(tensor, weights(run)[part][name]) for name, tensor in tensors.items())
+
+    def run_out(argv):
+        raise OutOfTime("the time is over: all is saved")
+
+    monkeypatch.setattr("ditkit.cli.listing.run", run_out)
+    assert main(["list"]) == 75
+    assert capsys.readouterr().err == "ditkit: the time is over: all is saved\n"

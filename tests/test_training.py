@@ -438,3 +438,63 @@ def test_nothing_is_read_between_what_is_due(small, tmp_path, monkeypatch):
     never = {"preview_images": 0, "validate_images": 0, "score_images": 0}
     train(small.replace(train=never), tmp_path / "run", device=CPU, progress=False)
     assert reads == []
+
+
+def at_image(monkeypatch, chosen, change):
+    """`change(objective)` after the gradient of every step that has one of these images."""
+
+    def changed(*arguments, **named):
+        terms = accumulate(*arguments, **named)
+        if chosen & set(arguments[1].index.tolist()):
+            change(arguments[0])
+        return terms
+
+    monkeypatch.setattr("ditkit.training.parallel.accumulate", changed)
+
+
+def break_block(objective):
+    """A weight that is no number, as a step of a rate far too high leaves it."""
+    with torch.no_grad():
+        objective.net.blocks[0].attention.qkv.weight[0, 0] = math.nan
+
+
+def test_where_numbers_stop_being_finite_is_said(small, tmp_path, monkeypatch, caplog):
+    """The first part of the network, and the images of the step."""
+    at_image(monkeypatch, {100}, break_block)
+    with pytest.raises(
+        InputError, match=r"first output .* is that of net\.blocks\.0\.attention\.qkv.* of images \d+"
+    ):
+        quiet(small.replace(train={"images": 2000, "batch": 4}), tmp_path / "run")
+    assert "the last 6 steps were skipped" in caplog.text
+
+
+def test_a_run_that_diverges_goes_back(small, tmp_path, monkeypatch, caplog):
+    """To the last good checkpoint, with half the rate; resumed it is what it is in one sitting."""
+    fields = {"batch": 4, "images": 800, "checkpoint_images": 80, "on_divergence": "rewind", "log_images": 40}
+    chosen = small.replace(train=fields)
+    for name, sittings in (("whole", (800,)), ("parts", (600, 800))):
+        broken = []
+
+        def once(objective, broken=broken):
+            if not broken:
+                broken.append(break_block(objective))
+
+        with monkeypatch.context() as patch:
+            at_image(patch, {400}, once)
+            for images in sittings:
+                quiet(chosen.replace(train={"images": images}), tmp_path / name)
+    rows = read_log(tmp_path / "whole" / "log.jsonl")
+    assert [row["images"] for row in rows] == list(range(40, 801, 40))
+    assert {row["lr"] for row in rows[-5:]} == {0.5 * chosen.train.lr}
+    assert (
+        "going back to 400 images, with 0.5 of --train.lr" in caplog.text
+        or "going back to 400" in caplog.text
+    )
+    assert_equal(*(quiet(chosen, tmp_path / name) for name in ("whole", "parts")))
+
+
+def test_a_run_that_keeps_diverging_stops(small, tmp_path, monkeypatch):
+    at_image(monkeypatch, {400}, break_block)
+    fields = {"batch": 4, "images": 800, "checkpoint_images": 80, "on_divergence": "rewind"}
+    with pytest.raises(InputError, match=r"0\.015625 of `train\.lr` before: give a lower one"):
+        quiet(small.replace(train=fields), tmp_path / "run")

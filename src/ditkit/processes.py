@@ -7,7 +7,6 @@ started alone is all there are, and nothing here does anything.
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ditkit.environment import Place, place
 from ditkit.errors import InputError
 
 Value = TypeVar("Value")
@@ -29,23 +29,8 @@ class OtherEnded(InputError):
     """Another process has ended or cannot be reached."""
 
 
-@dataclass(frozen=True)
-class Processes:
+class Processes(Place):
     """Those that work together, as one of them sees them."""
-
-    rank: int = 0
-    world: int = 1
-    local: int = 0
-    """The number of this one on its machine, which is the number of its GPU."""
-
-    @property
-    def first(self) -> bool:
-        """Whether this one writes and prints."""
-        return self.rank == 0
-
-    @property
-    def several(self) -> bool:
-        return self.world > 1
 
     def sum(self, tensors: Iterable[Tensor]) -> None:
         """Replace scalars, all of one type on one device, by their sums over the processes; in one message."""
@@ -85,6 +70,14 @@ class Processes:
             dist.all_gather_object(found, value)
         return found
 
+    def own(self, device: torch.device) -> torch.device:
+        """The device of this one where each works by itself: its own GPU."""
+        return torch.device("cuda", self.local) if self.several and device.type == "cuda" else device
+
+    def part(self, count: int) -> range:
+        """This one's share of `count` things in a row; the shares are as equal as they can be."""
+        return range(count * self.rank // self.world, count * (self.rank + 1) // self.world)
+
     def wait(self) -> None:
         """Until all are here."""
         self.most(0)
@@ -120,36 +113,8 @@ def here() -> Processes:
 
 
 def started() -> Processes:
-    """Those of the environment, joined or not. InputError for numbers that are none."""
-    values = {}
-    for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)):
-        text = os.environ.get(name, str(default))
-        if not text.isdecimal():
-            raise InputError(
-                f"{name}={text} in the environment is no number; start the processes with torchrun"
-            )
-        values[name] = int(text)
-    rank, world, local = values.values()
-    if world < 2 or "RANK" not in os.environ:
-        return ALONE
-    if rank >= world:
-        raise InputError(
-            f"RANK={rank} with WORLD_SIZE={world} in the environment; start the processes with torchrun"
-        )
-    return Processes(rank, world, local)
-
-
-def own_device(device: torch.device) -> torch.device:
-    """The device of this process where there are several: its own GPU."""
-    local = started().local if started().several else None
-    if device.type != "cuda" or device.index is not None or local is None:
-        return device
-    count = torch.cuda.device_count()
-    if local >= count:
-        raise InputError(
-            f"process {local} of this machine has no GPU of its own: there are {count}; start as many processes"
-        )
-    return torch.device("cuda", local)
+    """Those of the environment, joined or not. InputError for values that are none."""
+    return Processes(*place())
 
 
 @contextmanager
@@ -223,7 +188,11 @@ def _meet(processes: Processes, device: torch.device) -> Any:
         )
     backend = "gloo"
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        if processes.local >= (there := torch.cuda.device_count()):
+            raise InputError(
+                f"process {processes.local} of this machine has no GPU of its own: there are {there}; start as many processes"
+            )
+        torch.cuda.set_device(processes.local)  # what "cuda" means from here on
         backend = "cpu:gloo,cuda:nccl"
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:

@@ -5,6 +5,8 @@ from weakref import WeakSet
 
 from tqdm import tqdm
 
+from ditkit.environment import place
+
 _bars: WeakSet[tqdm] = WeakSet()
 
 
@@ -19,7 +21,7 @@ def progress_bar(
 ) -> tqdm:
     """A bar of `total` units (None: not known) that is updated by its `.update(n)` and closed by `with` or `.close()`.
 
-    With `delay`, in seconds, work that is over sooner shows none.
+    With `delay`, in seconds, work that is over sooner shows none. Of several processes the first shows it.
     """
     lively = sys.stderr.isatty()
     bar = tqdm(
@@ -30,7 +32,7 @@ def progress_bar(
         unit_scale=(total or 0) >= 10_000,
         mininterval=0.2 if lively else 10,
         dynamic_ncols=lively,
-        disable=not shown,
+        disable=not (shown and place().first),
         delay=delay,
     )
     _bars.add(bar)

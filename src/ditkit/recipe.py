@@ -65,6 +65,8 @@ class Training(Section):
     """A checkpoint every so many images, and at the end."""
     keep: Count = 2
     """Checkpoints kept; the newest ones."""
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Save and end after so many minutes, with exit status 75, for queues that start the same command again."""
     workers: Annotated[int, Field(ge=0, le=1_000)] | None = None
     """Processes that read images and draw noise ahead. By default as many as cores where images are decoded as they are
     read, up to four for a GPU, else none."""
@@ -78,6 +80,9 @@ class TrainConfig(Training):
 
     micro_batch: Count | None = None
     """Images per forward pass, where a whole batch does not fit in memory (gradient accumulation)."""
+    on_divergence: Literal["stop", "rewind"] = "stop"
+    """When most steps are not finite: stop. rewind: then, and when the loss has risen to three times its lowest, go back to
+    the last good checkpoint with half the learning rate, up to six times."""
     parallel: Literal["auto", "none", "ddp", "fsdp", "hsdp"] = "auto"
     """How the processes that torchrun starts share the training. ddp: each keeps the whole state; fsdp: each keeps a shard
     of it; hsdp: groups of processes share one, and are copies of each other. auto: ddp where the state fits, else fsdp."""

@@ -6,8 +6,10 @@ handlers, change nothing.
 """
 
 import logging
+import math
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
@@ -26,6 +28,16 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int, message: str = ""):
         super().__init__(message)
         self.number = number
+
+
+class OutOfTime(Stopped):
+    """The time for the work is over, and it is not: to be started again with the same command."""
+
+    status = 75
+    """The exit status of the program: that of BSD's sysexits for trying again later, EX_TEMPFAIL."""
+
+    def __init__(self, message: str):
+        super().__init__(0, message)
 
 
 @contextmanager
@@ -90,11 +102,15 @@ class Requests:
     Of several processes each is sent signals of its own; `agree` makes them the requests of all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, minutes: float | None = None) -> None:
+        """After so many minutes, counted from here, is a request to stop, too."""
         self.stop: int | None = None
         """The signal that asked to stop."""
         self.save = False
         """Whether a checkpoint was asked for."""
+        self.over = False
+        """Whether the time is over."""
+        self._until = math.inf if minutes is None else time.monotonic() + 60 * minutes
         self._several = False
         self._received: tuple[int, bool] = 0, False  # the same of this process, where there are several
         self._interruptible = False
@@ -103,8 +119,12 @@ class Requests:
         """Until the next call the requests are those that any process has received; `most(*numbers)` gives the largest of
         each that any process has."""
         self._several = True
-        stop, save = most(*self._received)
-        self.stop, self.save = stop or None, bool(save)
+        stop, save, over = most(*self._received, time.monotonic() > self._until)
+        self.stop, self.save, self.over = stop or None, bool(save), bool(over)
+
+    def look_at_the_clock(self) -> None:
+        """The same for the time where there is one process."""
+        self.over = self.over or time.monotonic() > self._until
 
     @contextmanager
     def noted(self) -> Iterator["Requests"]:
@@ -128,15 +148,17 @@ class Requests:
     @property
     def any(self) -> bool:
         """Whether a checkpoint is to be written now."""
-        return self.save or self.stop is not None
+        return self.save or self.over or self.stop is not None
 
     def answer(self, saved: str) -> None:
         """Call it when what was asked for has been written; `saved` says what, and is logged where the work goes on.
 
-        Raises Stopped, with that as its message, where a signal asked to stop.
+        Raises Stopped, with that as its message, where a signal asked to stop or the time is over.
         """
         if self.stop is not None:
             raise Stopped(self.stop, f"{name(self.stop)}: {saved}; the same command goes on from there")
+        if self.over:
+            raise OutOfTime(f"the time is over: {saved}; the same command goes on from there")
         if self.save:
             self.save, self._received = False, (self._received[0], False)
             log.info(saved)

@@ -19,7 +19,7 @@ from ditkit.cli.several import is_said_elsewhere, one_of_several
 from ditkit.cli.streams import PrintableFormatter, one_line, tolerant
 from ditkit.cli.verbs import VERBS, explained, program, to_type, typed
 from ditkit.errors import InputError
-from ditkit.signals import STOPS, Stopped, handled, name, status
+from ditkit.signals import STOPS, OutOfTime, Stopped, handled, name, status
 
 __all__ = ["VERBS", "main"]
 
@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if (line := refusal(error)) is not None:
                 _print_last(line)
                 return 2
+            if isinstance(error, OutOfTime):
+                _print_last(typed(str(error)))
+                return error.status
             # Some libraries turn an interrupt while they are imported into errors of their own.
             number = getattr(error, "number", signal.SIGINT) if isinstance(error, KeyboardInterrupt) else None
             number = number or (stopped[-1] if stopped else None)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from ditkit.files import LOCK, owned
 from ditkit.pictures import side_by_side
 from ditkit.pipeline import Pipeline, load
 from ditkit.plots import Series, trade_offs
+from ditkit.processes import Processes, joined
 from ditkit.records import write_json, write_whole
 from ditkit.scoring import Ruler, rulers, software
 from ditkit.scoring.comparison import Cell, Row, compare_cell, rows_of
@@ -58,6 +60,11 @@ class CompareCommand(SolverOptions):
 
 def run(argv: list[str]) -> None:
     command = parse(CompareCommand, argv, "compare")
+    with joined(pick_device(command.device)) as processes:
+        _compare(command, processes)
+
+
+def _compare(command: CompareCommand, processes: Processes) -> None:
     check_writable(command.out)
     folders = expanded(command.runs)
     titles = titles_of(folders)
@@ -70,10 +77,12 @@ def run(argv: list[str]) -> None:
     _check_alike(models)
     reference = find_reference(command.reference, next(iter(models.values())), None)
     data = next(iter(models.values())).recipe.data
-    with owned(command.out):
+    with owned(command.out) if processes.first else nullcontext():
         measure = rulers(command.features, reference, pick_device(command.device), data)
         names = data.open().names
         cells = _cells(command, models, titles, measure, names, scales, solvers)
+        if not processes.first:
+            return
         _write(command, cells, groups, measure, names)
     files = (path for path in sorted(command.out.iterdir()) if path.is_file() and path.name != LOCK)
     print("\n" + "\n".join(map(str, files)))

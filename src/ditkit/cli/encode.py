@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from ditkit.data.latents.cache import INDEX, Dtype, data_facts
 from ditkit.device import pick_device
 from ditkit.errors import InputError
 from ditkit.files import owned
+from ditkit.processes import joined
 from ditkit.recipes import RECIPES
 from ditkit.training.captions import TEXT, embed_captions
 from ditkit.training.data import recorded, settled
@@ -63,7 +65,8 @@ def run(argv: list[str]) -> None:
     check_writable(out)
     command.data.check_images("encode")
     data = settled(command.data, out / "recipe.json", latents=out)
-    codec = command.codec.build(data.channels, pick_device(command.device))
+    device = pick_device(command.device)
+    codec = command.codec.build(data.channels, device)
     if not isinstance(codec, Vae):
         raise InputError(
             f"encode: the codec of {command.name} is {command.codec.kind}, which has no latents; give --codec vae"
@@ -84,11 +87,13 @@ def run(argv: list[str]) -> None:
         captions=source.captions is not None,
     )
     start = time.perf_counter()
-    with owned(out):
+    with joined(device) as processes, owned(out) if processes.first else nullcontext():
         encoded = write_cache(out, source, data, codec.moments, plan)
         seconds = time.perf_counter() - start
+        if not processes.first:
+            return
         if command.recipe.text and source.captions:
-            texts = embed_captions(command.recipe, source, out / TEXT, pick_device(command.device))
+            texts = embed_captions(command.recipe, source, out / TEXT, device)
             print(f"{texts.folder}: {len(texts):,} captions, by {command.recipe.text.id}")
     index = read_section(Index, out / INDEX)
     mean, std = index.mean or (), index.std or ()

@@ -1,9 +1,9 @@
 """`ditkit eval WHAT`: score a run, a snapshot, a folder or an .npz file against a reference."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -14,10 +14,13 @@ from ditkit.cli.shapes import Positional
 from ditkit.data import DATA, DataSection, Folder
 from ditkit.device import pick_device
 from ditkit.errors import InputError
+from ditkit.evaluation import Statistics
 from ditkit.pictures import grid, pairs, save_picture
 from ditkit.pipeline import Pipeline, load
+from ditkit.processes import Processes, apart, joined
 from ditkit.records import write_json
 from ditkit.scoring import (
+    Ruler,
     Samples,
     card_line,
     evaluate,
@@ -31,7 +34,7 @@ from ditkit.scoring import (
     table,
 )
 from ditkit.scoring.rulers import class_names
-from ditkit.scoring.samples import Balance, image_folder, keeping
+from ditkit.scoring.samples import Balance, collected, image_folder, keeping
 
 SHOWN = 100  # images of samples.png
 REPORT, SAMPLES, NEAREST = "report.json", "samples.png", "nearest.png"
@@ -69,6 +72,11 @@ class EvalCommand(SamplingOptions):
 
 def run(argv: list[str]) -> None:
     command = parse(EvalCommand, argv, "eval")
+    with joined(pick_device(command.device)) as processes:
+        _evaluate(command, processes)
+
+
+def _evaluate(command: EvalCommand, processes: Processes) -> None:
     path = Path(command.what)
     from_files = path.suffix == ".npz" or (path.is_dir() and not (path / "recipe.json").exists())
     out = command.out or (path / "eval" if path.is_dir() and not from_files else Path("eval"))
@@ -83,6 +91,24 @@ def run(argv: list[str]) -> None:
     names = class_names(reference, measured_with)
     shown: list[Tensor] = []
     found = measure(keeping(samples, SHOWN, shown), measured_with)
+    first = collected(shown)
+    if not processes.first:  # which writes and prints what all have measured
+        return
+    with apart():
+        _report(command, out, samples, measured_with, found, first, reference, names)
+
+
+def _report(
+    command: EvalCommand,
+    out: Path,
+    samples: Samples,
+    measured_with: Sequence[Ruler],
+    found: Sequence[Statistics],
+    first: Tensor,
+    reference: DataSection | Path,
+    names: Sequence[str],
+) -> None:
+    """Print the scores and write report and pictures; `first` are the first samples, (n, C, H, W)."""
     report = report_of(samples, measured_with, found, names)
     rows = [(command.what, report)]
     floor = None if isinstance(reference, Path) else held_out(reference, report.images)
@@ -98,7 +124,6 @@ def run(argv: list[str]) -> None:
         out = own_folder(out, REPORT, record)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / REPORT, record)
-    first = torch.cat(shown)
     save_picture(grid(first, 10), out / SAMPLES)
     print(f"{out / REPORT}\n{out / SAMPLES}")
     (out / NEAREST).unlink(missing_ok=True)  # of a report that is written over

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from ditkit.cli.samples import Clips, draw_sheet, keep_all, make_missing
 from ditkit.conditions import numbered
 from ditkit.data import Arrays, prepare
 from ditkit.data.video import read_movie
+from ditkit.device import pick_device
 from ditkit.errors import InputError
 from ditkit.files import owned, tensors_hash
 from ditkit.pictures import CHANNELS
 from ditkit.pipeline import Pipeline, load
+from ditkit.processes import Processes, joined
 from ditkit.sampling.config import SamplingRequest
 from ditkit.scoring import sampling_facts
 from ditkit.scoring.comparison import weights_of
@@ -37,7 +40,12 @@ MOST_IMAGES, MOST_CLIPS = 1000, 100  # in grid.png, and in sheet.png
 
 
 def make_samples(command: SampleCommand) -> None:
-    """Make the images or clips and write them, with what they were made with."""
+    """Make the images or clips and write them, with what they were made with; several processes share the batches."""
+    with joined(pick_device(command.device)) as processes:
+        _make_samples(command, processes)
+
+
+def _make_samples(command: SampleCommand, processes: Processes) -> None:
     pipeline = load(command.run, command.device)
     classes = _checked(command, pipeline)
     clips = bool(pipeline.recipe.data.shape[:-2])
@@ -61,7 +69,9 @@ def make_samples(command: SampleCommand) -> None:
     settings = settings_for(
         command, pipeline, request, count, row_labels if pipeline.classes else [], compiled
     )
-    out = command.out or free_folder(Path("samples") / pipeline.recipe.name, settings, command.replace)
+    out = processes.from_first(
+        command.out or free_folder(Path("samples") / pipeline.recipe.name, settings, command.replace)
+    )
     shown = min(count, most // rows * rows or most)  # as many of each row
 
     def single(k: int) -> str:
@@ -80,9 +90,14 @@ def make_samples(command: SampleCommand) -> None:
     )
     windows = {"length": command.length, "keep": command.keep, "loop": command.loop}
     of_clips = Clips(command.fps, windows) if clips else None
-    with owned(out):
-        claim_samples(out, settings, command.replace)
+    with owned(out) if processes.first else nullcontext():
+        with processes.in_turn():
+            if processes.first:
+                claim_samples(out, settings, command.replace)
         made = make_missing(pipeline, folder, cond, command.seed, request, of_clips)
+        processes.wait()
+        if not processes.first:
+            return
         draw_sheet(pipeline, folder, labels, rows, rows_differ=bool(cond), prompts=bool(command.prompt))
         keep_all(pipeline, folder, cond.get("label"))
         folder.finish()

@@ -17,6 +17,7 @@ from ditkit.evaluation import save_images
 from ditkit.movie_writing import save_movie
 from ditkit.pictures import contact_sheet, grid, save_picture, visible
 from ditkit.pipeline import Pipeline
+from ditkit.processes import here
 from ditkit.progress import progress_bar
 from ditkit.rollout import roll_out
 from ditkit.sampling.config import SamplingRequest
@@ -44,13 +45,15 @@ def make_missing(
     clips: Clips | None,
 ) -> tuple[int, ...]:
     """Sample and write what is missing in the folder, sample k with the k-th label, of a tensor, and prompt, and with the seed
-    first_seed + k; the shape of one, () where none is missing."""
-    missing = folder.missing()
+    first_seed + k; the shape of one, () where none is missing. Several processes share the batches."""
+    processes = here()
+    missing = processes.from_first(folder.missing() if processes.first else [])
+    if (there := folder.made - sum(map(len, missing))) and missing and there > 0:
+        log.info(f"{folder.folder}: {there:,} are there already, {folder.made - there:,} are missing")
+    missing = missing[processes.rank :: processes.world]
     places = [k for part in missing for k in part]
     if not places:
         return ()
-    if there := sum(map(len, folder.batches())) - len(places):
-        log.info(f"{folder.folder}: {there:,} are there already, {len(places):,} are missing")
     asked_for: dict[str, Any] = {}
     if "label" in cond:
         asked_for["label"] = cond["label"][places]

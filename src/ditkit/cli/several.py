@@ -6,19 +6,21 @@ import os
 import sys
 from collections.abc import Sequence
 
-SHARED = ("train",)
+from ditkit.environment import place
+from ditkit.errors import InputError
+
+SHARED = ("train", "sample", "eval", "compare", "encode", "study")
 """Verbs whose work the processes share."""
 
 
 def one_of_several(arguments: Sequence[str]) -> bool:
     """Whether this process has something to do. One that is not the first prints nothing but an error of its own."""
-    world, rank = (os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK"))
-    if world in ("", "0", "1") or not rank:
-        return True
-    os.environ.setdefault(
-        "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # or its notes on speed come from each; torch is imported later
-    if rank == "0":
+    here = place()
+    if here.several:
+        os.environ.setdefault(
+            "TORCH_CPP_LOG_LEVEL", "ERROR"
+        )  # or each has its notes; torch is imported later
+    if here.first:
         return True
     if not arguments or arguments[0] not in SHARED:
         return False
@@ -28,9 +30,12 @@ def one_of_several(arguments: Sequence[str]) -> bool:
 
 
 def is_said_elsewhere(error: BaseException) -> bool:
-    """Whether another process says what went wrong: the command line is that of all, and so are its mistakes."""
-    if "torch" not in sys.modules:
-        return os.environ.get("RANK", "0") != "0" and os.environ.get("WORLD_SIZE", "1") != "1"
-    from ditkit.processes import is_silent
+    """Whether another process says what went wrong."""
+    if "ditkit.processes" in sys.modules:
+        from ditkit.processes import is_silent
 
-    return is_silent(error)
+        return is_silent(error)
+    try:
+        return not place().first  # the command line is that of all, and so are its mistakes
+    except InputError:
+        return False

@@ -20,7 +20,7 @@ class StudyCommand(Section):
     """Run a study: train and score its cells, one after another, then write its table and figures.
 
     Every score is cached: the same command goes on where it stopped. The same command in several
-    processes (one thread each on a CPU) shares the cells.
+    processes (one thread each on a CPU), by torchrun or by hand, shares the cells.
     """
 
     name: Annotated[str, Positional]
@@ -63,7 +63,19 @@ def run(argv: list[str]) -> None:
         if reason:
             log.info(f"--compile auto: off, {reason}")
         compiled = command.compile != "off" and reason is None
-        run_cells(alike(wanted, compiled), out / "cells", runs, device)
+        from ditkit.processes import apart, started
+
+        processes = started()
+        with apart():  # each works on cells of its own
+            run_cells(
+                alike(wanted, compiled),
+                out / "cells",
+                runs,
+                processes.own(device),
+                until_all=processes.several,
+            )
+        if not processes.first:
+            return
     results = read_cells(cells, out / "cells")
     if not results:
         raise InputError(

@@ -32,10 +32,11 @@ from ditkit.evaluation import (
 from ditkit.files import first_line
 from ditkit.pictures import class_rows
 from ditkit.pipeline import Pipeline, load
+from ditkit.processes import here
 from ditkit.records import read_json, write_json
 from ditkit.sampling.config import SamplingRequest
 from ditkit.scoring.rulers import Ruler
-from ditkit.scoring.samples import keeping, sampled
+from ditkit.scoring.samples import collected, keeping, sampled
 from ditkit.scoring.score import measure, report_of
 
 COLUMNS = 4  # images of each class kept to be looked at
@@ -99,25 +100,35 @@ def compare_cell(
     wanted = json.loads(
         json.dumps({**samples.protocol, "n": n, "rulers": [_identity(r) for r in rulers], "others": others})
     )
-    cell = (
-        _kept_cell(model, pipeline, guidance, rulers, folder)
-        if _read(folder / "wanted.json") == wanted
-        else None
-    )
+    processes, cell = here(), None
+    if processes.first and _read(folder / "wanted.json") == wanted:
+        cell = _kept_cell(model, pipeline, guidance, rulers, folder)
+    cell = processes.from_first(cell)
     if cell is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "wanted.json").unlink(missing_ok=True)
         kept: list[Tensor] = []
         statistics = measure(keeping(samples, max(pipeline.classes, 1) * COLUMNS, kept), rulers)
         report = report_of(samples, rulers, statistics, names)
-        for k, found in enumerate(statistics):
-            save_statistics(folder / f"{k}.npz", found)
-        pictures = torch.cat(kept).permute(0, 2, 3, 1).numpy()
-        save_images(folder / "images.npz", [pictures], len(pictures))
-        write_json(folder / "report.json", report.model_dump(mode="json"))
-        write_json(folder / "wanted.json", wanted)  # last: it is whole now
-        cell = _read_cell(model, pipeline, guidance, rulers, folder)
+        images = collected(kept)
+        if processes.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "wanted.json").unlink(missing_ok=True)
+            _keep(folder, statistics, report, images, wanted)
+            cell = _read_cell(model, pipeline, guidance, rulers, folder)
+        cell = processes.from_first(cell)
+        assert cell is not None
     return cell
+
+
+def _keep(
+    folder: Path, statistics: Sequence[Statistics], report: Report, images: Tensor, wanted: dict
+) -> None:
+    """Write a cell; wanted.json last, as it is whole then."""
+    for k, found in enumerate(statistics):
+        save_statistics(folder / f"{k}.npz", found)
+    pictures = images.permute(0, 2, 3, 1).numpy()
+    save_images(folder / "images.npz", [pictures], len(pictures))
+    write_json(folder / "report.json", report.model_dump(mode="json"))
+    write_json(folder / "wanted.json", wanted)
 
 
 def _kept_cell(

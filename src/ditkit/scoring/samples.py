@@ -19,6 +19,7 @@ from ditkit.data.folder import scan
 from ditkit.errors import InputError
 from ditkit.evaluation import npz_images, npz_labels
 from ditkit.pipeline import Pipeline, requested
+from ditkit.processes import here
 from ditkit.randomness import generator
 from ditkit.sampling.config import SamplingRequest
 from ditkit.scoring.sample_folder import IMAGES, NPZ, settings_of
@@ -40,13 +41,16 @@ class Samples:
     """What decides the images."""
     captions: Sequence[str] | None = None
     """What each of them shows or should show; None without captions."""
+    part: range | None = None
+    """Which of them the batches are, where several processes have a part each; None: all."""
 
 
 def keeping(samples: Samples, count: int, kept: list[Tensor]) -> Samples:
-    """The same samples; the first `count` images are put into `kept` as they pass, to be looked at."""
+    """The same samples; the first `count` images are put into `kept` as they pass, to be looked at. Of several processes each
+    keeps those of its own; `collected` has all of them."""
 
     def batches() -> Iterator[tuple[Tensor, Tensor | None]]:
-        left = count
+        left = count - (samples.part.start if samples.part else 0)
         for images, labels in samples.batches:
             if left > 0:
                 kept.append(images[:left])
@@ -54,6 +58,11 @@ def keeping(samples: Samples, count: int, kept: list[Tensor]) -> Samples:
             yield images, labels
 
     return replace(samples, batches=batches())
+
+
+def collected(kept: Sequence[Tensor]) -> Tensor:
+    """The images that `keeping` has kept, (n, C, H, W), those of all processes."""
+    return torch.cat([images for own in here().gathered(list(kept)) for images in own])
 
 
 def frame_by_frame(
@@ -92,7 +101,8 @@ def sampled(
     """`count` images, or clips, of a model, made as they are needed; a `request` as in `Pipeline.generate`.
 
     A model of texts gets `captions` of its data, with their images' labels (`captioned`). Of a solver that
-    chooses its own steps, the protocol's "nfe" is the mean over the images made so far.
+    chooses its own steps, the protocol's "nfe" is the mean over the images made so far. Of several processes each makes a
+    part.
     """
     seeds = range(first_seed, first_seed + count)
     cond: dict[str, Any] = {}
@@ -114,7 +124,11 @@ def sampled(
     if not pipeline.classes:
         cond.pop("label", None)  # known, but nothing that the model takes
     request = requested(request, values)
-    stream = pipeline.plan(cond, seeds=seeds, request=request).images(progress, count_evaluations)
+    part = here().part(count)
+    mine = {name: values[part.start : part.stop] for name, values in cond.items()}
+    stream = pipeline.plan(mine, seeds=seeds[part.start : part.stop], request=request).images(
+        progress, count_evaluations
+    )
     facts = {**sampling_facts(pipeline, request), "first_seed": first_seed, "labels": origin}
     adaptive = facts["nfe"] == "adaptive"
 
@@ -126,7 +140,9 @@ def sampled(
                 facts["nfe"] = round(evaluations / done, 1)
             yield images
 
-    return Samples(labelled(watched(), chosen), chosen, facts, cond.get("text"))
+    own = None if chosen is None else chosen[part.start : part.stop]
+    several = part if here().several else None
+    return Samples(labelled(watched(), own), chosen, facts, cond.get("text"), several)
 
 
 def captioned(data: DataSection, count: int, part: Part = "held-out") -> tuple[dict[str, Any], str]:

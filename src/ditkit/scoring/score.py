@@ -1,7 +1,9 @@
 """One pass over a set of images, by all rulers at once. Of clips every frame is an image."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,7 +12,8 @@ from ditkit.codecs.identity import as_uint8
 from ditkit.data import DataSection
 from ditkit.data.sources import stack
 from ditkit.errors import InputError
-from ditkit.evaluation import Report, Statistics, gather_all, nearest, scores_of
+from ditkit.evaluation import FeatureNetwork, Report, Statistics, gather_all, nearest, scores_of
+from ditkit.processes import here
 from ditkit.scoring.retrieval import embed_each
 from ditkit.scoring.rulers import Ruler
 from ditkit.scoring.samples import Samples, frame_by_frame
@@ -29,11 +32,32 @@ def evaluate(samples: Samples, rulers: Sequence[Ruler], names: Sequence[str] = (
 
 
 def measure(samples: Samples, rulers: Sequence[Ruler]) -> list[Statistics]:
-    """The samples' statistics, of one pass, by each ruler's network."""
-    found = gather_all(_of_size(samples, rulers[0]), [ruler.network for ruler in rulers])
+    """The samples' statistics, of one pass, by each ruler's network; of those that several processes have, of all in each."""
+    part, networks = samples.part, [ruler.network for ruler in rulers]
+    if part is None:
+        found = gather_all(_of_size(samples, rulers[0]), networks)
+    else:
+        found = _joined(samples, part, rulers[0], networks)
     if (found[0].count or 0) < 2:
         raise InputError(f"{found[0].count} images cannot be scored; give at least 2, better 1,000 or more")
     return found
+
+
+def _joined(
+    samples: Samples, part: range, ruler: Ruler, networks: Sequence[FeatureNetwork]
+) -> list[Statistics]:
+    """Those of the parts that processes have, of clips so many frames each."""
+    processes = here()
+    begun = list(itertools.islice(samples.batches, 1))
+    frames = math.prod(begun[0][0].shape[2:-2]) if begun else 1
+    mine = replace(samples, batches=itertools.chain(begun, samples.batches))
+    own = gather_all(_of_size(mine, ruler), networks, first=part.start * frames)
+    parts = processes.gathered(own)
+    nfe = samples.protocol.get("nfe")
+    if isinstance(nfe, float):  # the mean over the images of this process
+        sums = processes.gathered((nfe * len(part), len(part)))
+        samples.protocol["nfe"] = round(sum(some for some, _ in sums) / sum(count for _, count in sums), 1)
+    return [sum(several[1:], start=several[0]) for several in zip(*parts, strict=True)]
 
 
 def report_of(

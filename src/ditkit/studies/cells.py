@@ -94,17 +94,25 @@ def alike(cells: Mapping[str, Cell], compiled: bool) -> dict[str, Cell]:
     }
 
 
-def run_cells(cells: Mapping[str, Cell], results: Path, runs: Path, device: torch.device) -> None:
-    """Train and score every cell that is not finished and not being worked on by another process."""
+def run_cells(
+    cells: Mapping[str, Cell], results: Path, runs: Path, device: torch.device, *, until_all: bool = False
+) -> None:
+    """Train and score every cell that is not finished and not being worked on by another process; with `until_all` wait for
+    those, too."""
     for folder in (results, runs):
         folder.mkdir(parents=True, exist_ok=True)
     known: dict[str, list[Ruler]] = {}
+    others: list[str] = []
     for name, cell in cells.items():
         try:
             with FileLock(runs / f"{name}.lock", blocking=False):
                 _run_cell(name, cell, results / f"{name}.json", runs / name, device, known)
         except Timeout:
             log.info(f"{name}: another process is at it")
+            others.append(name)
+    for name in others if until_all else ():
+        with FileLock(runs / f"{name}.lock"):  # and where it failed there, it is made here
+            _run_cell(name, cells[name], results / f"{name}.json", runs / name, device, known)
 
 
 def read_cells(cells: Mapping[str, Cell], results: Path) -> Results:

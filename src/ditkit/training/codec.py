@@ -138,7 +138,7 @@ def train_codec(
     model = build(recipe).to(device).train()
     ruler = _ruler(features, data, device)  # before the long work: says what is wrong with it
     check_run(recipe, out, source, SETTINGS)
-    with workers_named(), owned(out), Requests().noted() as requests:
+    with workers_named(), owned(out), Requests(recipe.train.max_minutes).noted() as requests:
         claim_run(recipe, out, source, SETTINGS)
         state = TrainState(model, make_optimizer(model, recipe.train))
         _fit(recipe, source, out, state, requests, device, progress)

@@ -3,18 +3,24 @@
 A hook is called after every step with the state and the images seen before the step and after it.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
 
+from ditkit.errors import NotFinite
 from ditkit.plots import loss_curve
 from ditkit.processes import ALONE, Processes
 from ditkit.recipe import Training
 from ditkit.signals import Requests
+from ditkit.training.diverging import Diverged
 from ditkit.training.log import Log, read_log
 from ditkit.training.schedule import due
+from ditkit.training.skipped import IN_A_ROW
 from ditkit.training.state import TrainState
+
+log = logging.getLogger(__name__)
 
 Hook = Callable[[TrainState, int, int], None]
 
@@ -32,62 +38,104 @@ def run_hooks(
     measure: Callable[[int, int], None] | None = None,
     tracking: Hook | None = None,
     processes: Processes = ALONE,
+    explain: Callable[[], str] | None = None,
+    ends: bool = False,
 ) -> list[Hook]:
     """Those of a run in the folder `out`, which goes on from `state`, in their order: a line of the log, a checkpoint, what
     `measure` does, what is sent to trackers, and the answer to a signal.
 
     `measure` is called with the images seen before and after every step; a signal to stop interrupts it. `name` is what
     pictures and messages call the run, by default the folder's name. Of several processes the first writes; a signal to
-    one of them is a signal to all.
+    one of them is a signal to all. `explain` and `ends` as of `Judge`.
     """
-    log = None
+    own = None
     if processes.first:
-        log = Log(out / LOG, state.images, state.seconds, state.notes.get("log"))
-    saving = Checkpoints(state, out, config, requests, log, name or out.name)
-    lines = Judge(out, config) if log is None else Lines(out, config, log, bar)
+        own = Log(out / LOG, state.images, state.seconds, state.notes.get("log"))
+    saving = Checkpoints(state, out, config, requests, own, name or out.name)
+    judge = (out, config, explain, ends)
+    lines = Judge(*judge) if own is None else Lines(*judge, own, bar)
     between = [] if measure is None else [_interruptible(measure, requests)]
     following = [] if tracking is None else [tracking]
-    hooks: list[Hook] = [lines, saving, *between, *following, saving.answer]
-    if not processes.several:
-        return hooks
 
     def agree(state: TrainState, before: int, seen: int) -> None:
-        requests.agree(processes.most)
+        if processes.several:
+            requests.agree(processes.most)
+        else:
+            requests.look_at_the_clock()
 
-    return [agree, *hooks[:-1], agree, hooks[-1]]
+    return [agree, lines, saving, *between, *following, agree, saving.answer]
 
 
 class Judge:
-    """Judges steps that were left out when a line of the log is due, and says how many there were of a run that ends."""
+    """Judges how the training goes when a line of the log is due, and says how many steps were left out of a run that
+    ends."""
 
-    def __init__(self, out: Path, config: Training):
-        self._out, self._config = out, config
+    def __init__(self, out: Path, config: Training, explain: Callable[[], str] | None, ends: bool):
+        """`explain` puts into words what was not finite in the last step; `ends`: a loss that has risen ends the run."""
+        self._out, self._config, self._explain, self._ends = out, config, explain, ends
 
     def __call__(self, state: TrainState, before: int, seen: int) -> None:
-        """NotFinite where most of the last steps were left out."""
+        """Diverged where most of the last steps were left out, or where the loss has risen and that ends the run."""
         if due(self._config.log_images, before, seen, self._config.images):
-            state.skipped.judge()
+            self._judge_skipped(state, seen)
+            self._judge_loss(state.processes, self._write(state, seen))
         if seen >= self._config.images:  # before the last checkpoint: a run that is lost is not finished
             state.skipped.end(self._out)
 
+    def _write(self, state: TrainState, seen: int) -> tuple[dict, dict] | None:
+        """Write a line; the one whose loss has just been seen to have risen, and the one with the lowest before it."""
+        return None
+
+    def _judge_skipped(self, state: TrainState, seen: int) -> None:
+        in_a_row = state.skipped.in_a_row
+        why = f"; {self._explain()}" if in_a_row and self._explain else ""
+        try:
+            state.skipped.judge()
+        except NotFinite as error:
+            raise Diverged(f"{error}{why}", seen) from None
+        if in_a_row >= IN_A_ROW:
+            log.warning(
+                f"{self._out}: after {seen:,} images the last {in_a_row} steps were skipped, because the gradient was not "
+                f"finite{why}"
+            )
+
+    def _judge_loss(self, processes: Processes, risen: tuple[dict, dict] | None) -> None:
+        """What the first process has seen in the log."""
+        if risen is not None:
+            row, lowest = risen
+            text = (
+                f"{self._out}: after {row['images']:,} images the loss is {row['loss']:.3g}; it was {lowest['loss']:.3g} after "
+                f"{lowest['images']:,}"
+            )
+            if not self._ends:
+                log.warning(
+                    f"{text}. Runs in which that was seen did not recover: stop it, and train anew with a lower `train.lr` or "
+                    "`train.precision` fp32, or give `train.on_divergence` rewind"
+                )
+        if self._ends and (images := processes.most(-1 if risen is None else risen[1]["images"])[0]) >= 0:
+            raise Diverged(text if risen else "the loss has risen", images)
+
 
 class Lines(Judge):
-    """Collects what the steps report and writes a line of the log when one is due; then, and only then, steps that
-    were left out are judged."""
+    """Collects what the steps report and writes a line of the log when one is due; then, and only then, they are judged."""
 
-    def __init__(self, out: Path, config: Training, log: Log, bar: tqdm):
-        super().__init__(out, config)
-        self._log, self._bar = log, bar
+    def __init__(
+        self, out: Path, config: Training, explain: Callable[[], str] | None, ends: bool, log: Log, bar: tqdm
+    ):
+        super().__init__(out, config, explain, ends)
+        self._log, self._bar, self._said = log, bar, False
 
     def __call__(self, state: TrainState, before: int, seen: int) -> None:
-        """NotFinite where most of the last steps were left out."""
         self._log.add(state.terms, state.taken)
         self._bar.update(seen - before)
         super().__call__(state, before, seen)
-        if due(self._config.log_images, before, seen, self._config.images):
-            rate = state.optimizer.param_groups[0]["lr"]
-            row = self._log.write(seen, lr=rate, skipped=state.skipped.count)
-            self._bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+
+    def _write(self, state: TrainState, seen: int) -> tuple[dict, dict] | None:
+        rate = state.optimizer.param_groups[0]["lr"]
+        row = self._log.write(seen, lr=rate, skipped=state.skipped.count)
+        self._bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+        risen, self._said = None if self._said else self._log.risen, self._log.risen is not None
+        return risen
 
 
 class Checkpoints:
@@ -135,7 +183,7 @@ def checkpoint_path(out: Path, images: int) -> Path:
 
 def _interruptible(measure: Callable[[int, int], None], requests: Requests) -> Hook:
     def hook(state: TrainState, before: int, seen: int) -> None:
-        if requests.stop is None:
+        if requests.stop is None and not requests.over:
             with requests.interruptible():
                 measure(before, seen)
 

@@ -40,7 +40,8 @@ class Log:
             }
         known = [row for row in read_log(path) if not math.isnan(row["loss"])]
         self._lowest = min(known, key=lambda row: row["loss"], default=None)
-        self._warned = False
+        self.risen: tuple[dict, dict] | None = None
+        """The first line whose loss has risen as that of a run that is lost, and the one with the lowest loss before it."""
 
     @property
     def seconds(self) -> float:
@@ -62,8 +63,7 @@ class Log:
         self._steps = self._steps + taken
 
     def write(self, images: int, **facts: float) -> dict[str, float]:
-        """The line after `images` images: means since the last one, `facts`, and the speed. Says so, once, when the loss
-        has risen as that of a run that is lost."""
+        """The line after `images` images: means since the last one, `facts`, and the speed."""
         now = self.seconds
         row: dict[str, float] = {"images": images, "minutes": round(now / 60, 4)}
         begun = self.begun
@@ -71,22 +71,17 @@ class Log:
         row |= facts | {"images_per_second": round((images - self._images) / (now - self._last), 1)}
         append_line(self._path, row)
         self._sums, self._steps, self._images, self._last = {}, 0, images, now
-        self._warn_if_risen(row)
+        self._look_if_risen(row)
         return row
 
-    def _warn_if_risen(self, row: dict) -> None:
+    def _look_if_risen(self, row: dict) -> None:
         lowest = self._lowest
         if math.isnan(row["loss"]):  # every step was left out, which is counted
             return
         if lowest is None or row["loss"] < lowest["loss"]:
             self._lowest = row
-        elif row["loss"] > RISEN * lowest["loss"] and not self._warned:
-            self._warned = True
-            log.warning(
-                f"{self._path.parent}: after {row['images']:,} images the loss is {row['loss']:.3g}; it was "
-                f"{lowest['loss']:.3g} after {lowest['images']:,}. Runs in which that was seen did not recover: stop it, and train anew "
-                "with a lower `train.lr` or `train.precision` fp32"
-            )
+        elif row["loss"] > RISEN * lowest["loss"] and self.risen is None:
+            self.risen = row, lowest
 
 
 def keep_until(path: Path, images: int) -> None:

@@ -24,15 +24,16 @@ from ditkit.errors import InputError
 from ditkit.files import owned
 from ditkit.objectives.terms import build_terms
 from ditkit.pipeline import Pipeline
-from ditkit.processes import Processes, joined, own_device
+from ditkit.processes import Processes, joined
 from ditkit.progress import progress_bar
 from ditkit.randomness import Draws
-from ditkit.recipe import Recipe
+from ditkit.recipe import Recipe, Training
 from ditkit.signals import Requests
 from ditkit.text import TextCache
 from ditkit.trackers import check_trackers
 from ditkit.training.captions import read_captions
 from ditkit.training.data import recorded, settled
+from ditkit.training.diverging import Diverged, go_back
 from ditkit.training.draws import draws_of
 from ditkit.training.ema import Ema
 from ditkit.training.fit import fit
@@ -78,7 +79,7 @@ def train(
             intact checkpoint, a full disk, or a loss that stays non-finite.
         Stopped: a signal.
     """
-    device = own_device(pick_device(device))
+    device = pick_device(device)
     if not isinstance(recipe, Recipe):
         raise InputError(f"recipe: {recipe!r:.80} is none; take one of ditkit.recipes, or Recipe.read(FILE)")
     if not isinstance(out, str | Path):
@@ -185,7 +186,7 @@ def _train(
         load_initial(net, init)
     if begins and init_inner is not None:
         load_inner(net, recipe, init_inner)
-    requests = until_end.enter_context(Requests().noted())
+    requests = until_end.enter_context(Requests(config.max_minutes).noted())
     with processes.in_turn():
         if processes.first:
             check_run(recipe, out, opened.source)
@@ -201,8 +202,29 @@ def _train(
         _say_how_far(out, state.images, config.images)
     state.notes["compiled"] = _compile(opened, net, state, None if begins else was_compiled(state.notes, out))
     pipeline = Pipeline(recipe, shared.average, opened.codec, device, texts=texts)
+    while True:
+        try:
+            _fit(opened, pipeline, state, shared, requests, out, progress)
+            return checkpoint_path(out, state.images)
+        except Diverged as error:
+            if config.on_divergence == "stop":
+                raise
+            go_back(state, out / CHECKPOINTS, error, config.keep)
+
+
+def _fit(
+    opened: _Opened,
+    pipeline: Pipeline,
+    state: TrainState,
+    shared: Parallel,
+    requests: Requests,
+    out: Path,
+    progress: bool,
+) -> None:
+    """Train to the end. Diverged where it goes wrong."""
+    recipe, config, processes = opened.recipe, opened.recipe.train, state.processes
     monitor = Monitor(pipeline, out, state.images, opened.source, shared.whole_average)
-    if not begins:
+    if state.images:
         monitor.catch_up(state.images)
     with (
         progress_bar(
@@ -216,9 +238,13 @@ def _train(
         hooks = run_hooks(
             state, out, config, requests, bar,
             name=recipe.name, measure=monitor.measure, tracking=tracking, processes=processes,
+            explain=shared.explain, ends=config.on_divergence == "rewind",
         )  # fmt: skip
-        fit(state, stream, shared.backward, config, hooks=hooks, rate=learning_rate)
-    return checkpoint_path(out, state.images)
+
+        def rate(config: Training, seen: int) -> float:
+            return state.rate * learning_rate(config, seen)
+
+        fit(state, stream, shared.backward, config, hooks=hooks, rate=rate)
 
 
 def _state(

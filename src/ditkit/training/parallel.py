@@ -27,7 +27,8 @@ from ditkit.device import Precision, uses_bf16
 from ditkit.errors import InputError
 from ditkit.processes import ALONE, Processes, together, whole
 from ditkit.recipe import Recipe, TrainConfig
-from ditkit.training.step import Objective, accumulate
+from ditkit.training.diverging import where_not_finite
+from ditkit.training.step import Objective, accumulate, at_least_one
 
 Kind = Literal["none", "ddp", "fsdp", "hsdp"]
 
@@ -98,6 +99,7 @@ class Parallel:
     sharded_average: Backbone | None = None
     """The network's moving average where processes have shards of it; `average` then has its weights in `whole_average`."""
     _run: Callable[[Batch], Mapping[str, Tensor]] | None = None
+    _last: Batch | None = None
 
     @contextmanager
     def whole_average(self) -> Iterator[None]:
@@ -116,6 +118,7 @@ class Parallel:
 
     def backward(self, batch: Batch) -> dict[str, Tensor]:
         """As `accumulate`, of the batch of all processes: gradients and terms are those of all when it returns."""
+        self._last = batch
         means = accumulate(
             self._run or self.objective,
             batch,
@@ -125,6 +128,11 @@ class Parallel:
         )
         self.processes.sum(means.values())
         return means
+
+    def explain(self) -> str:
+        """What was not finite in the last step, in words. All processes call it."""
+        assert self._last is not None
+        return where_not_finite(self.objective, self.objective, at_least_one(self._last))
 
     def _exchange(self, last: bool) -> AbstractContextManager:
         """Gradients are exchanged once a step, in the last backward pass."""

@@ -32,6 +32,8 @@ MAY_CHANGE = {
         "score_features",
         "checkpoint_images",
         "keep",
+        "max_minutes",
+        "on_divergence",
         "workers",
         "track",
         "micro_batch",

@@ -9,6 +9,7 @@ from torch import Tensor
 from ditkit.errors import NotFinite
 
 WINDOW, MOST = 100, 50  # so many of the last steps, and going on makes no sense
+IN_A_ROW = 5  # so many, and it is worth a word
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,14 @@ class Skipped:
     def count(self) -> int:
         """How many there were in all; waits for the device."""
         return self._before + int(self._lost.sum())
+
+    @property
+    def in_a_row(self) -> int:
+        """How many of the last steps, at most `WINDOW`, were left out one after the other; waits for the device."""
+        if not self._steps:
+            return 0
+        last = self._last.roll(WINDOW - self._steps % WINDOW).flip(0)  # the newest first
+        return int(last.long().cumprod(0).sum())
 
     def judge(self) -> None:
         """NotFinite when `MOST` of the last `WINDOW` steps were left out; waits for the device."""

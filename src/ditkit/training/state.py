@@ -52,7 +52,7 @@ class TrainState:
         if average and auxiliary:
             auxiliary_average = auxiliary_average or average.of(self.auxiliary)
         self.auxiliary_average = auxiliary_average
-        self._processes = processes
+        self.processes = processes
         self._shards = _shard_writer(processes) if sharded else None
         self._saving: tuple[Path, int] | None = (
             None  # the folder, and the images of the shards that are being written
@@ -87,14 +87,14 @@ class TrainState:
         parts["optimizer"] = optimizer_tensors(self.optimizer, self._parameters)
         facts = {"seconds": self.seconds, "skipped": self.skipped.count, **self.notes}
         if self._shards is None:
-            if self._processes.first:
+            if self.processes.first:
                 save_checkpoint(folder, self.images, parts, facts, keep)
             return
         self.finish_saving()
         self._saving = folder, self.images
         with failing(*self._saving):
-            with self._processes.in_turn():
-                unfinished = begin_checkpoint(*self._saving, anew=self._processes.first)
+            with self.processes.in_turn():
+                unfinished = begin_checkpoint(*self._saving, anew=self.processes.first)
             facts["parts"] = [*parts]
             self._shards.begin(unfinished, parts, partial(finish_checkpoint, *self._saving, facts, keep))
 
@@ -107,8 +107,8 @@ class TrainState:
     def load(self, folder: Path) -> bool:
         """Go on from the newest intact checkpoint in `folder`, of whatever processes; whether there is one. InputError as of
         `newest`."""
-        found = newest(folder, (*self._parts, "optimizer")) if self._processes.first else None
-        found = self._processes.from_first(found)
+        found = newest(folder, (*self._parts, "optimizer")) if self.processes.first else None
+        found = self.processes.from_first(found)
         if found is None:
             return False
         path, facts = found
@@ -122,6 +122,11 @@ class TrainState:
         self.skipped = Skipped(facts.get("skipped", 0))
         self.notes = {name: value for name, value in facts.items() if name not in COUNTED}
         return True
+
+    @property
+    def rate(self) -> float:
+        """By this the learning rate is multiplied; less than 1 after the run went back."""
+        return self.notes.get("rate", 1.0)
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -161,6 +161,11 @@ def _losses(
     return with_terms(losses, terms, seen)
 
 
+def at_least_one(batch: Batch) -> Batch:
+    """The batch; of one without images the one of zeros that stands in for it."""
+    return batch if len(batch.index) else _stand_in(batch)
+
+
 def _stand_in(batch: Batch) -> Batch:
     """One image of zeros for a batch of none: networks run on some, and every parameter has its gradient."""
 

@@ -107,20 +107,27 @@ def write_cache(
     batch: int = 64,
 ) -> int:
     """Encode the images of `source` into the folder `out`, or go on doing so, or make again what is damaged; how
-    many were encoded now.
+    many were encoded now. Several processes share the files, and the first one writes the index.
 
     `moments` maps uint8 (B, C, H, W) to (B, 2 channels, height, width). InputError when the folder holds the
     cache of another plan or something else, or cannot be written; NotFinite where the encoder's numbers are not.
     """
-    _claim(out, plan)
-    encoded = 0
-    with progress_bar(plan.count, "encoding", "img") as bar:
-        for name, places in plan.files:
+    from ditkit.processes import here  # imports torch
+
+    processes = here()
+    with processes.in_turn():
+        _claim(out, plan)
+    encoded, files = 0, plan.files[processes.rank :: processes.world]
+    with progress_bar(sum(len(places) for _, places in files), "encoding", "img") as bar:
+        for name, places in files:
             if not is_sound(out / name, plan, len(places)):
                 _save(out / name, _shard(source, data, moments, plan, places, batch, bar.update))
                 encoded += len(places)
             else:
                 bar.update(len(places))
+    encoded = sum(processes.gathered(encoded))
+    if not processes.first:
+        return encoded
     if source.captions is not None:
         write_whole(out / CAPTIONS, json.dumps(list(source.captions)).encode())
     mean, std = _statistics([out / name for name, _ in plan.files])
