@@ -4,27 +4,33 @@ import json
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import CPU
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 import ditkit.checkpoint
 from ditkit.backbones import BACKBONES
 from ditkit.checkpoint import checkpoints, load_newest
 from ditkit.errors import InputError, NotFinite
+from ditkit.processes import ALONE
 from ditkit.recipe import Recipe, TrainConfig
 from ditkit.recipes import RECIPES, recipe
 from ditkit.training import monitor, train
+from ditkit.training.diverging import Diverged
 from ditkit.training.draws import draws_of, with_draws
 from ditkit.training.ema import Ema
+from ditkit.training.hooks import Lines
 from ditkit.training.log import Log, read_log
 from ditkit.training.schedule import learning_rate
 from ditkit.training.skipped import Skipped
 from ditkit.training.step import accumulate, backward
 
 TAKEN = torch.tensor(True)
+REPORTS = Path(__file__).parent.parent / "docs" / "reports"
 
 
 def quiet(recipe, out, **options):
@@ -360,12 +366,18 @@ def test_init_takes_what_fits_and_names_the_rest(run, small, tmp_path, caplog):
     assert started["patches.proj.weight"].shape != origin["patches.proj.weight"].shape
 
 
-def test_a_loss_that_rises_for_good_is_reported_once_also_after_resuming(tmp_path, caplog):
-    def lines(images, *losses):
-        log = Log(tmp_path / "log.jsonl", images, 0.0)
+def test_a_loss_that_rises_for_good_is_reported_once_also_after_resuming(small, tmp_path, caplog):
+    config = small.replace(train={"log_images": 1, "images": 100}).train
+
+    def lines(images, *losses, ends=False):
+        written = Lines(
+            tmp_path, config, None, ends, Log(tmp_path / "log.jsonl", images, 0.0), tqdm(disable=True)
+        )
+        state = SimpleNamespace(taken=TAKEN, skipped=Skipped(), processes=ALONE)
+        state.optimizer = SimpleNamespace(param_groups=[{"lr": 1.0}])
         for k, loss in enumerate(losses, start=1):
-            log.add({"loss": torch.tensor(loss)}, TAKEN)
-            log.write(images + k)
+            state.terms = {"loss": torch.tensor(loss)}
+            written(state, images + k - 1, images + k)
 
     lines(0, math.nan, 0.2, 0.5, math.nan)
     assert not caplog.text
@@ -375,6 +387,19 @@ def test_a_loss_that_rises_for_good_is_reported_once_also_after_resuming(tmp_pat
     (record,) = caplog.records
     assert "after 6 images the loss is 0.61; it was 0.2 after 2" in record.message
     assert "`train.lr`" in record.message
+    with pytest.raises(Diverged, match=r"0\.61; it was 0\.2") as caught:
+        lines(5, 0.61, ends=True)
+    assert caught.value.images == 2
+
+
+@pytest.mark.parametrize("log", sorted(REPORTS.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_no_kept_log_has_risen(log, tmp_path):
+    rows = [row for row in read_log(log) if "loss" in row]
+    again = Log(tmp_path / "log.jsonl", 0, 0.0)
+    for row in rows:
+        again.add({"loss": torch.tensor(row["loss"])}, TAKEN)
+        again.write(row["images"])
+    assert again.risen is None
 
 
 def test_a_run_leaves_pictures_and_a_log(run):
@@ -486,10 +511,7 @@ def test_a_run_that_diverges_goes_back(small, tmp_path, monkeypatch, caplog):
     rows = read_log(tmp_path / "whole" / "log.jsonl")
     assert [row["images"] for row in rows] == list(range(40, 801, 40))
     assert {row["lr"] for row in rows[-5:]} == {0.5 * chosen.train.lr}
-    assert (
-        "going back to 400 images, with 0.5 of --train.lr" in caplog.text
-        or "going back to 400" in caplog.text
-    )
+    assert "going back to 400 images, with 0.5 of `train.lr`" in caplog.text
     assert_equal(*(quiet(chosen, tmp_path / name) for name in ("whole", "parts")))
 
 

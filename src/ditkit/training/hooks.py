@@ -92,7 +92,7 @@ class Judge:
         try:
             state.skipped.judge()
         except NotFinite as error:
-            raise Diverged(f"{error}{why}", seen) from None
+            raise Diverged(f"{error}{why}", state.skipped.well_until(seen)) from None
         if in_a_row >= IN_A_ROW:
             log.warning(
                 f"{self._out}: after {seen:,} images the last {in_a_row} steps were skipped, because the gradient was not "
@@ -149,7 +149,10 @@ class Checkpoints:
 
     def __call__(self, state: TrainState, before: int, seen: int) -> None:
         """NotFinite where most of the last steps were left out, InputError where the disk is full."""
-        if self._requests.any or due(self._config.checkpoint_images, before, seen, self._config.images):
+        last = seen >= self._config.images
+        is_due = due(self._config.checkpoint_images, before, seen, self._config.images)
+        # While steps are left out nothing is learned, and a good checkpoint would make room for one that is not.
+        if self._requests.any or (is_due and (last or state.skipped.in_a_row < IN_A_ROW)):
             self._save(state)
         if seen >= self._config.images:
             state.finish_saving()

@@ -21,14 +21,17 @@ class Skipped:
         """Goes on after `count` of them."""
         self._before = count
         self._steps = 0
-        self._lost = self._last = torch.zeros(0)  # made on the device of the first step
+        self._lost = self._last = self._begun = torch.zeros(0)  # made on the device of the first step
 
-    def add(self, taken: Tensor) -> None:
-        """One more step: bool (), whether it was taken."""
+    def add(self, taken: Tensor, images: int = 0) -> None:
+        """One more step, after so many images: bool (), whether it was taken."""
         lost = ~taken
         if not self._steps:
             self._lost = torch.zeros_like(lost, dtype=torch.int64)
+            self._begun = torch.zeros_like(self._lost)
             self._last = lost.new_zeros(WINDOW)
+        before = self._last[(self._steps - 1) % WINDOW]
+        self._begun = torch.where(lost & ~before, images, self._begun)
         self._lost += lost
         self._last[self._steps % WINDOW] = lost
         self._steps += 1
@@ -37,6 +40,10 @@ class Skipped:
     def count(self) -> int:
         """How many there were in all; waits for the device."""
         return self._before + int(self._lost.sum())
+
+    def well_until(self, images: int) -> int:
+        """After `images` images: how many there were when the last steps began to be left out; waits for the device."""
+        return int(self._begun) if self.in_a_row else images
 
     @property
     def in_a_row(self) -> int:

@@ -75,7 +75,7 @@ class TrainState:
         self.images += batch
         self.terms = {name: value.detach() for name, value in terms.items()} | {"grad_norm": norm}
         self.taken = norm.isfinite()
-        self.skipped.add(self.taken)
+        self.skipped.add(self.taken, self.images - batch)
         for average in (self.average, self.auxiliary_average):
             if average is not None:
                 average.update(batch, self.images, self.taken)
