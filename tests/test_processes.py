@@ -162,7 +162,7 @@ def errors(found):
     [
         (["--train.batch", "1"], {}, "--train.batch 1 is less than the 2 processes"),
         (["--train.parallel", "none"], {}, "start it without torchrun, or give auto"),
-        (["--train.parallel", "hsdp", "--train.shard-size", "3"], {}, "give a divisor of 2"),
+        (["--train.parallel", "hsdp", "--train.shard-size", "3"], {}, "do not divide into groups of 3"),
         ([], {"MASTER_PORT": ""}, "MASTER_PORT is not set; start the processes with torchrun"),
         (["--train.lr", "no"], {}, "--train.lr"),
         (["--data", "/nowhere"], {}, "/nowhere"),
