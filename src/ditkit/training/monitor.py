@@ -56,7 +56,8 @@ class Monitor:
         """
         self._pipeline, self._out, self._ready = pipeline, out, ready
         config = pipeline.recipe.train
-        self._held_out = _validation_images(pipeline, training) if config.validate_images else []
+        looks = config.validate_images and here().first
+        self._held_out = _validation_images(pipeline, training) if looks else []
         self._rulers: list[Ruler] = []
         for lines in (out / VALIDATION, out / SCORES):
             if lines.exists() and here().first:
