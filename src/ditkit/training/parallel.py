@@ -34,6 +34,8 @@ Kind = Literal["none", "ddp", "fsdp", "hsdp"]
 
 PER_PARAMETER = 20
 """Bytes in float32: a weight, its gradient, the two numbers that AdamW keeps, and its average."""
+PER_AVERAGE = 4
+"""For each further one (`train.averages`)."""
 FITS = 0.5
 """The share of a GPU's memory that weights and what belongs to them may take; the rest is for activations."""
 
@@ -49,7 +51,8 @@ def kind_of(config: TrainConfig, net: Backbone, processes: Processes, device: to
             f"`train.parallel` none with {processes.world} processes: start it without torchrun, or give auto"
         )
     if kind == "auto":
-        kind = "ddp" if _fits(net, device) else "fsdp"
+        kept = PER_PARAMETER + PER_AVERAGE * len(config.averages)
+        kind = "ddp" if _fits(net, device, kept) else "fsdp"
     if kind in ("fsdp", "hsdp") and not net.repeated:
         raise InputError(
             f"`train.parallel` {kind}: this network has no repeated blocks to keep shards of; give ddp"
@@ -61,11 +64,12 @@ def kind_of(config: TrainConfig, net: Backbone, processes: Processes, device: to
     return kind
 
 
-def _fits(net: Backbone, device: torch.device) -> bool:
+def _fits(net: Backbone, device: torch.device, kept: int) -> bool:
+    """Whether so many bytes for each parameter do."""
     if device.type != "cuda":
         return True
     there = torch.cuda.get_device_properties(device).total_memory
-    return PER_PARAMETER * sum(p.numel() for p in net.parameters()) <= FITS * there
+    return kept * sum(p.numel() for p in net.parameters()) <= FITS * there
 
 
 def mesh_of(
