@@ -88,7 +88,9 @@ class Averaged:
     def of_width(self, width: float, images: int | None, device: torch.device) -> Pipeline:
         """As `post_hoc`."""
         if isinstance(width, bool) or not isinstance(width, int | float) or not LEAST <= width <= MOST:
-            raise InputError(f"width: {width!r:.80} is no width of an average; give one from {LEAST} to {MOST}")
+            raise InputError(
+                f"width: {width!r:.80} is no width of an average; give one from {LEAST} to {MOST}"
+            )
         first, last = min(self._files), max(self._files)
         images = last if images is None else whole_number(images, "images")
         if not first <= images <= last:
@@ -98,7 +100,9 @@ class Averaged:
         terms = self._terms(Profile(images, float(width)))
         record, parts = read_checkpoint(self.run, self.recipe, ("ema",))
         weights = parts["ema"]
-        shares = [(stored, part, share) for (stored, part), share in zip(terms.of, terms.fit.shares, strict=True)]
+        shares = [
+            (stored, part, share) for (stored, part), share in zip(terms.of, terms.fit.shares, strict=True)
+        ]
         for name in self._names(terms):
             weights[name] = combined(shares, name).to(weights[name])
         check_finite(self.run, weights)
@@ -132,7 +136,9 @@ class Averaged:
         names = [stored.of(part) for stored, part in terms.of]
         for (stored, _), own in zip(terms.of, names, strict=True):
             if own != names[0]:
-                raise InputError(f"{stored.file}: it has other tensors than {terms.of[0][0].file}; remove one")
+                raise InputError(
+                    f"{stored.file}: it has other tensors than {terms.of[0][0].file}; remove one"
+                )
         return names[0]
 
 

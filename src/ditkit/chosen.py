@@ -41,7 +41,9 @@ class SomeChosen(SomeOf):
         same = found if self._alike else [name for name, _ in found]
         for place, choice in enumerate(choices):
             if same[place] in same[:place]:
-                raise ValueError(f"{choice if self._alike else name_of(choice)} is there twice; give each once")
+                raise ValueError(
+                    f"{choice if self._alike else name_of(choice)} is there twice; give each once"
+                )
         return choices
 
 

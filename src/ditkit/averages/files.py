@@ -7,7 +7,6 @@ eight times less than bfloat16's eight. Weights are within its range; a tensor t
 """
 
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,9 @@ def write_stored(
 ) -> Path:
     """Write the averages, by place, after so many images; the file. InputError where the disk does not take it."""
     tensors = {
-        f"{part_name(place)}/{name}": value for place, some in averages.items() for name, value in some.items()
+        f"{part_name(place)}/{name}": value
+        for place, some in averages.items()
+        for name, value in some.items()
     }
     metadata = {
         "images": str(images),

@@ -46,7 +46,9 @@ class AverageCommand(Section):
         if sum(given) != 1:
             raise ValueError("give one of --width, --sweep and --name")
         if self.name is not None and self.images is not None:
-            raise ValueError("--images: --name takes an average as of the last checkpoint; leave --images out")
+            raise ValueError(
+                "--images: --name takes an average as of the last checkpoint; leave --images out"
+            )
         return self
 
 
@@ -59,7 +61,10 @@ def run(argv: list[str]) -> None:
         folders.append(folder)
         missing = pipeline.record.get("missing")
         fitted = "" if missing is None else f", {missing:.2%} of its profile missing"
-        print(f"{folder}: {pipeline.record['average']}, after {pipeline.record['images']:,} images{fitted}", flush=True)
+        print(
+            f"{folder}: {pipeline.record['average']}, after {pipeline.record['images']:,} images{fitted}",
+            flush=True,
+        )
     if command.sweep:
         print(f"next: {to_type('compare', *folders, *lower_levels(pipeline.recipe))}")
     else:

@@ -31,7 +31,11 @@ class Averages:
         """Of each average the parameters, by name."""
 
     def _copy(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self._net.named_parameters() if value.requires_grad}
+        return {
+            name: value.detach().clone()
+            for name, value in self._net.named_parameters()
+            if value.requires_grad
+        }
 
     @property
     def parts(self) -> dict[str, dict[str, Tensor]]:
