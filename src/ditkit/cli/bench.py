@@ -12,7 +12,15 @@ from pydantic import Field
 
 from ditkit.backbones.sections.dit import DIT_SIZES
 from ditkit.benchmark import CPU, STEP, TINY, Suite, baseline_of, build_suite
-from ditkit.cli import bench_backbones, bench_cost, bench_data, bench_levels, bench_sizes, bench_statistics
+from ditkit.cli import (
+    bench_backbones,
+    bench_cost,
+    bench_data,
+    bench_levels,
+    bench_parallel,
+    bench_sizes,
+    bench_statistics,
+)
 from ditkit.cli.measured import MeasuredCommand, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.device import Precision, has_fast_bf16
@@ -33,7 +41,8 @@ class BenchCommand(MeasuredCommand):
     `ditkit bench --cost` holds the costs that `ditkit info` predicts against measured ones instead;
     `ditkit bench --statistics` times the mathematics of scores; `ditkit bench --backbones A B` times backbones
     against each other, `ditkit bench --levels RECIPE` the resolutions of a nested one, `ditkit bench --sizes RECIPE`
-    buckets, packed rows and padding, `ditkit bench --data DIR` a folder of images: decoding, preparing, reading.
+    buckets, packed rows and padding, `ditkit bench --data DIR` a folder of images: decoding, preparing, reading;
+    `ditkit bench --parallel RECIPE` what sharing a training among processes costs.
     """
 
     batch: Annotated[int, Field(ge=2, multiple_of=2)] = 16
@@ -52,6 +61,7 @@ def run(argv: list[str]) -> None:
         ("--levels", bench_levels),
         ("--sizes", bench_sizes),
         ("--data", bench_data),
+        ("--parallel", bench_parallel),
     ):
         if flag in argv:
             other.run(argv)
