@@ -2,6 +2,7 @@
 
 from ditkit.cli import (
     VERBS,
+    average,
     bench,
     bench_backbones,
     bench_cost,
@@ -44,6 +45,7 @@ SECTIONS = {
     "study": study.StudyCommand,
     "list": listing.ListCommand,
     "bench": bench.BenchCommand,
+    "average": average.AverageCommand,
     "convert": convert.ConvertCommand,
     "demo": demo.DemoCommand,
     "classifier": classifier.ClassifierCommand,

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import several
+from safetensors.torch import load_file
 from several import ended, start, trained
 from test_draws import clips
 
@@ -36,6 +37,13 @@ def recipes():
         "accumulated": digits.replace(train={"micro_batch": 2}),
         "frozen": digits.replace(train={"freeze": ("blocks.0.*",), "checkpoint_blocks": 1, "micro_batch": 2}),
         "term": digits.replace(train={"terms": ("sra",)}),
+        "averages": digits.replace(
+            train={
+                "averages": ("half_life:images=50", "power:width=0.05", "power:width=0.1"),
+                "snapshot_images": 50,
+                "freeze": ("blocks.0.*",),
+            }
+        ),
         "levels": recipe("digits").replace(
             backbone=LEVELS, train=STEPS | {"level_share": (0.3,), "micro_batch": 3}
         ),
@@ -60,6 +68,15 @@ def tensors(path):
     state = checked_state(path, ())
     parts = state.get("parts") or sorted(name.removesuffix(".safetensors") for name in state["sha256"])
     return {f"{part}/{name}": value for part in parts for name, value in read_part(path, state, part).items()}
+
+
+def stored(out):
+    """The averages in a run's folder, which are of 16 bits."""
+    return {
+        f"{file.name}/{name}": value
+        for file in out.glob("averages/*.safetensors")
+        for name, value in load_file(file).items()
+    }
 
 
 def last(out):
@@ -111,6 +128,7 @@ def test_they_give_what_one_gives(count, kinds, alone, tmp_path):
                 one, theirs, what = alone / bits / name, tmp_path / bits / kind / name, f"{kind} {name}"
                 if bits == "64":
                     assert_equal(tensors(last(theirs)), tensors(last(one)), 1e-8, what)
+                    assert_equal(stored(theirs), stored(one), 1e-3, what)
                 assert_near(read_log(theirs / "log.jsonl"), read_log(one / "log.jsonl"), what)
 
 

@@ -124,8 +124,11 @@ def test_what_comes_next_is_understood(tmp_path, capsys, monkeypatch):
     """Of every verb that says what comes next; words in capitals are for the reader to fill in."""
     monkeypatch.chdir(tmp_path)
     small = "--backbone.width 24 --backbone.depth 1 --backbone.heads 2 --train.images 32 --train.batch 32"
+    averages = "--train.averages power:width=0.1 --train.snapshot-images 32"
     for words in (
-        f"train digits {small} --train.preview-images 0 --train.validate-images 0 --out run",
+        f"train digits {small} {averages} --train.preview-images 0 --train.validate-images 0 --out run",
+        "average run --width 0.1 --out one",
+        "average run --sweep 0.09 0.1 --out several",
         "convert run --out snapshot",
         "reference digits --out digits.npz",
         "classifier digits --epochs 1 --out digits.safetensors",

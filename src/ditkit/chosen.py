@@ -27,14 +27,23 @@ class Chosen(OneOf):
 
 
 class SomeChosen(SomeOf):
-    """The same of a field that is a tuple of choices, one or several, each once."""
+    """The same of a field that is a tuple of choices, one or several, each once; with `alike` a name may be there several
+    times, with other settings."""
+
+    def __init__(self, names: Mapping[str, Any], *, alike: bool = False):
+        super().__init__(names)
+        self._alike = alike
 
     def checked(self, names: Iterable[str]) -> tuple[str, ...]:
         """The choices; ValueError as of `Chosen`, or where one is there twice."""
         choices = tuple(names)
-        found = [split(self.names, choice)[0] for choice in choices]
-        if twice := [name for name in found if found.count(name) > 1]:
-            raise ValueError(f"{twice[0]} is there twice; give each once")
+        found = [split(self.names, choice) for choice in choices]
+        same = found if self._alike else [name for name, _ in found]
+        for place, choice in enumerate(choices):
+            if same[place] in same[:place]:
+                raise ValueError(
+                    f"{choice if self._alike else name_of(choice)} is there twice; give each once"
+                )
         return choices
 
 

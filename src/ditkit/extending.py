@@ -36,6 +36,7 @@ REGISTRIES: dict[str, Registry] = {
     "method": Registry("ditkit.transports:METHODS"),
     "routing": Registry("ditkit.objectives:ROUTINGS"),
     "term": Registry("ditkit.objectives:TERMS"),
+    "average": Registry("ditkit.averages:AVERAGES"),
     "optimizer": Registry("ditkit.optimizers:OPTIMIZERS"),
     "sampler": Registry("ditkit.sampling:SAMPLERS", "ditkit.sampling:Solver"),
     "spacing": Registry("ditkit.sampling:SPACINGS"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from ditkit.averages import power_widths
 from ditkit.backbones.sections.base import Ability
 from ditkit.chosen import chosen, name_of
 from ditkit.errors import InputError
@@ -75,6 +76,7 @@ def refusals(recipe: Recipe) -> Iterator[str]:
     yield from _stages(recipe)
     yield from _blocks(recipe)
     yield from _adapted(recipe)
+    yield from _averages(recipe)
     yield from _sampling(recipe)
 
 
@@ -232,6 +234,16 @@ def _adapted(recipe: Recipe) -> Iterator[str]:
                 f"train.{field} and train.stages: earlier stages have other networks; train the stages first, and begin with them "
                 "(`init`)"
             )
+
+
+def _averages(recipe: Recipe) -> Iterator[str]:
+    """What is written of averages."""
+    train = recipe.train
+    if train.snapshot_images and not power_widths(train.averages):
+        yield (
+            f"train.snapshot_images {train.snapshot_images} writes power averages, and train.averages has none; add "
+            "power:width=0.05 and power:width=0.1, or leave it out"
+        )
 
 
 def _sampling(recipe: Recipe) -> Iterator[str]:

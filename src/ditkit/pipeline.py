@@ -29,7 +29,7 @@ from ditkit.errors import InputError, no_such
 from ditkit.files import first_line, save_tensors, tensors_hash
 from ditkit.generation import Plan, make_plan, state_layout
 from ditkit.hub import model_card, publish
-from ditkit.interop import Kind
+from ditkit.interop import Imported, Kind
 from ditkit.recipe import Recipe
 from ditkit.records import write_whole
 from ditkit.sampling.config import SamplingRequest
@@ -227,7 +227,11 @@ def load(
         raise no_such("kind", kind, get_args(Kind))
     if heads is not None:
         whole_number(heads, "heads", least=1)
-    found = read_model(Path(path), kind, heads)
+    return assembled(read_model(Path(path), kind, heads), where, str(path))
+
+
+def assembled(found: Imported, device: torch.device, path: str) -> Pipeline:
+    """A pipeline of weights that were read from `path`. InputError where they do not fit their recipe."""
     net = found.recipe.build_backbone()
     try:
         net.load_state_dict(found.weights)
@@ -237,6 +241,6 @@ def load(
             raise
         reason = wrong[0].strip()
         raise InputError(f"{path}: the weights do not fit recipe.json ({reason})") from None
-    net = net.to(where).eval().requires_grad_(False)
-    record = {"origin": str(path), **found.record}
-    return Pipeline(found.recipe, net, found.recipe.build_codec(where), where, record, path=str(path))
+    net = net.to(device).eval().requires_grad_(False)
+    record = {"origin": path, **found.record}
+    return Pipeline(found.recipe, net, found.recipe.build_codec(device), device, record, path=path)

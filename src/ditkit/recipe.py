@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from ditkit.averages import AVERAGES
 from ditkit.backbones import BackboneConfig, MatryoshkaConfig, build
 from ditkit.chosen import Chosen, SomeChosen
 from ditkit.codecs import Codec, CodecConfig, IdentityConfig, PyramidCodec
@@ -99,6 +100,12 @@ class TrainConfig(Training):
     """Half-life of the weights' moving average (DiT's decay of 0.9999 at batch 256)."""
     ema_rampup: Annotated[float, Field(gt=0)] | None = None
     """The half-life is at most this share of the images seen so far (EDM uses 0.05)."""
+    averages: Annotated[tuple[str, ...], SomeChosen(AVERAGES, alike=True)] = ()
+    """Keep further averages of the weights (`ditkit list averages`), such as half_life:images=500_000 or power:width=0.05;
+    `ditkit average` makes models of them."""
+    snapshot_images: Annotated[int, Field(ge=0)] = 0
+    """Write the power averages into OUT/averages every so many images, and at the end, in 16 bits; 0: never. From them
+    `ditkit average` makes averages of any width."""
     compile: Compile = "auto"
     """Compile each block. auto: where a compiler works (a C++ compiler on a CPU) and the run is long enough to pay for
     it; a run that is resumed goes on as it began."""

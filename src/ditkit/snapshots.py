@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ditkit.checkpoint import load_newest
+from ditkit.checkpoint import Tensors, load_newest
 from ditkit.errors import InputError, NotFinite
 from ditkit.files import SNAPSHOTS, tensors_hash
 from ditkit.hub import fetch, is_id
@@ -28,12 +28,17 @@ def own_folder(path: Path) -> Path | None:
 def read_model(path: Path, kind: Kind | None = None, heads: int | None = None) -> Imported:
     """What is at `path`; its arguments and errors are those of `ditkit.load`."""
     found = _found(path, kind, heads)
-    lost = next((name for name, value in found.weights.items() if not value.isfinite().all()), None)
+    check_finite(path, found.weights)
+    return found
+
+
+def check_finite(path: Path, weights: Tensors) -> None:
+    """NotFinite, which is an InputError, unless all weights are finite numbers."""
+    lost = next((name for name, value in weights.items() if not value.isfinite().all()), None)
     if lost is not None:
         raise NotFinite(
             f"{path}: its weights are not all finite numbers ({lost}); take an earlier checkpoint, or fetch or convert it again"
         )
-    return found
 
 
 def _found(path: Path, kind: Kind | None, heads: int | None) -> Imported:
@@ -54,20 +59,33 @@ def _found(path: Path, kind: Kind | None, heads: int | None) -> Imported:
         )
     if kind is not None or heads is not None:
         raise InputError(f"{path}: `kind` and `heads` are for official files; its recipe.json says both")
+    recipe = own_recipe(folder)
+    if (folder / "model.safetensors").exists():
+        return Imported(recipe, *_read_weights(folder / "model.safetensors"))
+    record, parts = read_checkpoint(folder, recipe, ("ema",))
+    return Imported(recipe, plain(recipe, parts["ema"]), record)
+
+
+def own_recipe(folder: Path) -> Recipe:
+    """The recipe of a run or a snapshot. InputError as of `Recipe.read`."""
     recipe = Recipe.read(folder / "recipe.json")
     if recipe.codec.kind == "vae" and (folder / "vae").is_dir():  # its own copy of a local autoencoder
         recipe = recipe.replace(codec={"id": str(folder / "vae")})
-    if (folder / "model.safetensors").exists():
-        return Imported(recipe, *_read_weights(folder / "model.safetensors"))
-    newest = load_newest(folder / "checkpoints", ("ema",))
+    return recipe
+
+
+def read_checkpoint(run: Path, recipe: Recipe, parts: tuple[str, ...]) -> tuple[dict, dict[str, Tensors]]:
+    """Of a run's newest intact checkpoint the images and minutes, and those parts. InputError where there is none."""
+    newest = load_newest(run / "checkpoints", parts)
     if newest is None:
-        raise InputError(
-            f"{folder}: this run has no checkpoint yet; train it first: ditkit train {recipe.name}"
-        )
-    state, parts = newest
-    minutes = round(state["seconds"] / 60, 2)
-    weights = merged(parts["ema"], recipe.train.lora_scale) if recipe.train.lora else parts["ema"]
-    return Imported(recipe, weights, {"images": state["images"], "minutes": minutes})
+        raise InputError(f"{run}: this run has no checkpoint yet; train it first: ditkit train {recipe.name}")
+    state, found = newest
+    return {"images": state["images"], "minutes": round(state["seconds"] / 60, 2)}, found
+
+
+def plain(recipe: Recipe, weights: Tensors) -> Tensors:
+    """A run's weights as those of its network without additions."""
+    return merged(weights, recipe.train.lora_scale) if recipe.train.lora else weights
 
 
 def _read_weights(file: Path) -> tuple[dict[str, Tensor], dict]:

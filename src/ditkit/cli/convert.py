@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from ditkit.cli.options import check_writable, next_sample
+from ditkit.cli.options import check_empty, next_sample
 from ditkit.cli.parsing import parse
 from ditkit.cli.shapes import Positional
 from ditkit.config import Section
@@ -49,13 +49,9 @@ class ConvertCommand(Section):
 
 def run(argv: list[str]) -> None:
     command = parse(ConvertCommand, argv, "convert")
-    check_writable(command.out)
+    check_empty(command.out, command.replace)
     if command.push is not None and (command.to != "snapshot" or not is_id(command.push)):
         raise InputError(f"--push {command.push}: publishes a snapshot as OWNER/NAME; leave out --to")
-    if not command.replace and command.out.is_dir() and any(f.name[0] != "." for f in command.out.iterdir()):
-        raise InputError(
-            f"--out {command.out}: the folder is not empty; give another, or --replace to write over what is there"
-        )
     pipeline = load(command.run, "cpu", kind=command.kind, heads=command.heads)
     file, then = _write(command, pipeline)
     print(f"{file.parent}: {file.name}, {file.stat().st_size:,} bytes\n{then}")

@@ -232,7 +232,7 @@ def _training(
         "weights": memory.weights,
         "gradients": memory.gradients,
         "AdamW" if train.optimizer == "adamw" else train.optimizer: memory.optimizer,
-        "EMA": memory.ema,
+        "averages" if train.averages else "EMA": memory.ema,
         "activations": memory.activations,
     }
     yield "              " + ", ".join(f"{part} {size / MB:,.0f}" for part, size in parts.items())

@@ -52,6 +52,7 @@ ABOUT: dict[str, Callable[[Any], str]] = {
     "method": _with_settings,
     "routing": _with_settings,
     "term": _with_settings,
+    "average": _with_settings,
     "optimizer": _with_settings,
     "sampler": lambda solver: summary(solver.step),
     "spacing": summary,

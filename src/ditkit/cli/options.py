@@ -29,6 +29,15 @@ def check_writable(folder: Path) -> None:
         raise InputError(f"--out {folder}: {existing} is not a folder that can be written to; give another")
 
 
+def check_empty(folder: Path, replace: bool) -> None:
+    """InputError, before the long work, where a folder cannot be written, or holds something that is not to be replaced."""
+    check_writable(folder)
+    if not replace and folder.is_dir() and any(file.name[0] != "." for file in folder.iterdir()):
+        raise InputError(
+            f"--out {folder}: the folder is not empty; give another, or --replace to write over what is there"
+        )
+
+
 def check_new(file: Path, replace: bool) -> None:
     """InputError, before the long work, where an output cannot be written, or is there already and not to be replaced."""
     check_writable(file.parent)

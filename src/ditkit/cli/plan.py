@@ -176,6 +176,7 @@ class Planned:
             "precision": last.recipe.train.precision,
             **_record(self.whole, price),
             "checkpoint": {"bytes": last.footprint.kept, "lost": writing.lost, **writing._asdict()},
+            "stored_averages": {"bytes": last.stored, "files": last.stored_files},
             "table": [
                 {"gpus": count, "why": row} if isinstance(row, str) else _record(row, price)
                 for count, row in _rows(self.stages, self.gpu, options)

@@ -135,6 +135,8 @@ def checkpoint_lines(last: Counted, found: Share, options: Options) -> Iterator[
         f"                  {failing} fails every {lasting(advised.failures)}, if each does every "
         f"{options.lifetime / HOUR:,.0f} hours"
     )
+    if count := last.stored_files:
+        yield f"averages stored   {count:,} files of {last.stored / GB:,.2f} GB, {count * last.stored / GB:,.1f} GB at the end"
 
 
 def table_lines(rows: Sequence[tuple[int, Whole | str]], price: float | None) -> Iterator[str]:

@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "likelihood": ("likelihood", "bits per dimension of real images"),
     "reference": ("reference", "compute the statistics of reference images once, into a file"),
     "study": ("study", "run a named experiment of several trainings; every cell is cached"),
+    "average": ("average", "a model of another average of a run's weights, of any width"),
     "convert": ("convert", "write a model as a snapshot, an official file or a folder of diffusers"),
     "info": ("info", "parameters, multiply-adds and memory of a recipe or a run"),
     "plan": ("plan", "what training a recipe on so many GPUs takes: memory, days, price"),

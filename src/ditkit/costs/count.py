@@ -47,7 +47,7 @@ class Memory:
     optimizer: int
     """What the optimiser keeps, of AdamW two moments and its counts of steps."""
     ema: int
-    """The moving average of the trained weights."""
+    """The moving averages of the trained weights."""
     activations: int
     """What autograd keeps of one forward pass for the backward pass, as a CPU computes it."""
     accumulated: bool = False
@@ -94,20 +94,21 @@ class Cost:
         *,
         training: TrainConfig | None = None,
     ) -> Memory:
-        """Of training with `batch` images a step, `micro_batch` of them per forward pass; with the optimiser and the
-        checkpointed blocks of `training`, by default AdamW and none. InputError as of the optimiser.
+        """Of training with `batch` images a step, `micro_batch` of them per forward pass; with the optimiser, the
+        averages and the checkpointed blocks of `training`, by default AdamW, one and none. InputError as of the optimiser.
 
         As `ditkit train` does it on a CPU, not compiled: float32 weights, up to 512 tokens attention
         written out, whose weights are kept (a GPU's fused kernel does not keep them: less there).
         """
         per_pass = min(batch, micro_batch or batch)
         trained = [p for p in self._net.parameters() if p.requires_grad]
+        further = len(training.averages) if training else 0
         gradients, weights = bytes_of(trained), bytes_of([*self._net.parameters(), *self._net.buffers()])
         return Memory(
             weights=weights,
             gradients=gradients,
             optimizer=state_bytes(trained, training or TrainConfig()),
-            ema=gradients + bytes_of([*self._net.buffers()]),
+            ema=(1 + further) * gradients + bytes_of([*self._net.buffers()]),
             activations=activations(
                 self._net,
                 self._inputs,

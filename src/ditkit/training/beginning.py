@@ -1,4 +1,4 @@
-"""What is trained, as it begins: the network, its average, terms of the loss with weights, the optimiser."""
+"""What is trained, as it begins: the network, its averages, terms of the loss with weights, the optimiser."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ditkit.conditions import Read
 from ditkit.objectives.terms import build_terms
 from ditkit.processes import ALONE, Processes
 from ditkit.recipe import Recipe
+from ditkit.training.averages import Averages
 from ditkit.training.ema import Ema
 from ditkit.training.parallel import Kind, Parallel, parallel
 from ditkit.training.state import TrainState
@@ -51,6 +52,7 @@ def begin(
         average=average,
         auxiliary=trained,
         auxiliary_average=other,
+        averages=Averages(net, config.averages),
         processes=processes,
         sharded=mesh is not None,
     )

@@ -1,4 +1,4 @@
-"""The moving average of the weights, counted in images."""
+"""The moving average of the weights, counted in images, as a network that can be run; further ones are `averages.py`'s."""
 
 import copy
 from typing import Generic, TypeVar
@@ -6,6 +6,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ditkit.averages.profiles import half_life
 from ditkit.processes import own
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -34,8 +35,7 @@ class Ema(Generic[Module]):
     def update(self, batch: int, seen: int, taken: Tensor) -> None:
         """After a step on `batch` images that brought the count to `seen`; `taken`, bool (), says on the device whether
         the step changed the weights, otherwise the average stays as it is."""
-        half_life = self._half_life if self._rampup is None else min(self._half_life, self._rampup * seen)
-        weight = taken.float() * (1 - 0.5 ** (batch / half_life))
+        weight = taken.float() * half_life(batch, seen, images=self._half_life, rampup=self._rampup)
         pairs = zip(self.net.parameters(), self._trained.parameters(), strict=True)
         trained = [(own(average), own(source)) for average, source in pairs if source.requires_grad]
         average, source = map(list, zip(*trained, strict=True))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ditkit.adapting import adapt
+from ditkit.averages import power_widths
 from ditkit.codecs import Codec, IdentityConfig, PyramidCodec
 from ditkit.costs.footprint import Footprint, Live, Pass
 from ditkit.costs.operators import CPU, bytes_of
@@ -71,15 +72,23 @@ class Training:
     def footprint(self) -> Footprint:
         net, trained = self.net, self.trained
         weights, auxiliary = bytes_of(_tensors(net)), sum(bytes_of(_tensors(t)) for t in self.terms.values())
+        further = len(self.recipe.train.averages) * bytes_of(p for p in net.parameters() if p.requires_grad)
         blocks = [bytes_of(block.parameters()) for block in net.repeated]
         return Footprint(
             weights=weights,
             auxiliary=auxiliary,
             gradients=bytes_of(trained),
             optimizer=state_bytes(trained, self.recipe.train),
-            averages=bytes_of(trained) + sum(bytes_of(m.buffers()) for m in (net, *self.terms.values())),
+            averages=bytes_of(trained)
+            + further
+            + sum(bytes_of(m.buffers()) for m in (net, *self.terms.values())),
             units=(*blocks, bytes_of(net.parameters()) - sum(blocks)),
         )
+
+    def stored(self) -> int:
+        """Bytes of a file of the power averages, in 16 bits (`train.snapshot_images`)."""
+        trained = sum(p.numel() for p in self.net.parameters() if p.requires_grad)
+        return 2 * trained * len(power_widths(self.recipe.train.averages))
 
     def passes(self, form: Form, every: int) -> Pass:
         """Of a step of one pass, with attention of that form, where every so many-th block is computed again (0: none).

@@ -35,14 +35,15 @@ def run_hooks(
     bar: tqdm,
     *,
     name: str | None = None,
+    storing: Hook | None = None,
     measure: Callable[[int, int], None] | None = None,
     tracking: Hook | None = None,
     processes: Processes = ALONE,
     explain: Callable[[], str] | None = None,
     ends: bool = False,
 ) -> list[Hook]:
-    """Those of a run in the folder `out`, which goes on from `state`, in their order: a line of the log, a checkpoint, what
-    `measure` does, what is sent to trackers, and the answer to a signal.
+    """Those of a run in the folder `out`, which goes on from `state`, in their order: a line of the log, what
+    `storing` does, a checkpoint, what `measure` does, what is sent to trackers, and the answer to a signal.
 
     `measure` is called with the images seen before and after every step; a signal to stop interrupts it. `name` is what
     pictures and messages call the run, by default the folder's name. Of several processes the first writes; a signal to
@@ -54,6 +55,7 @@ def run_hooks(
     saving = Checkpoints(state, out, config, requests, own, name or out.name)
     judge = (out, config, explain, ends)
     lines = Judge(*judge) if own is None else Lines(*judge, own, bar)
+    stored = [] if storing is None else [storing]  # before a checkpoint, from which it is not done again
     between = [] if measure is None else [_interruptible(measure, requests)]
     following = [] if tracking is None else [tracking]
 
@@ -63,7 +65,7 @@ def run_hooks(
         else:
             requests.look_at_the_clock()
 
-    return [agree, lines, saving, *between, *following, agree, saving.answer]
+    return [agree, lines, *stored, saving, *between, *following, agree, saving.answer]
 
 
 class Judge:

@@ -29,6 +29,7 @@ from ditkit.recipe import Recipe, Training
 from ditkit.signals import Requests
 from ditkit.text import TextCache
 from ditkit.trackers import check_trackers
+from ditkit.training.averages import Storing
 from ditkit.training.beginning import begin
 from ditkit.training.captions import read_captions
 from ditkit.training.data import recorded, settled
@@ -241,8 +242,10 @@ def _fit(
             opened.stream(state.images, processes)
         ) as stream,  # an error ends the loader's processes at once
     ):
+        every = config.snapshot_images
         hooks = run_hooks(
             state, out, config, requests, bar,
+            storing=Storing(state.averages, out, every, config.images, state.images, processes),
             name=recipe.name, measure=monitor.measure, tracking=tracking, processes=processes,
             explain=shared.explain, ends=config.on_divergence == "rewind",
         )  # fmt: skip

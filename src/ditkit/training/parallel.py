@@ -33,9 +33,9 @@ from ditkit.training.step import Objective, accumulate, at_least_one
 
 Kind = Literal["none", "ddp", "fsdp", "hsdp"]
 
-TRAINED, FROZEN = 20, 4
+TRAINED, FROZEN, AVERAGE = 20, 4, 4
 """Bytes of a parameter in float32: the weight, and of a trained one its gradient, the two numbers that AdamW keeps, and its
-average."""
+average; and of each further average (`train.averages`)."""
 FITS = 0.5
 """The share of a GPU's memory that weights and what belongs to them may take; the rest is for activations."""
 
@@ -50,15 +50,17 @@ def kind_of(config: TrainConfig, net: Backbone, processes: Processes, device: to
             f"`train.parallel` none with {processes.world} processes: start it without torchrun, or give auto"
         )
     if kind == "auto":
-        kind = choose(processes.world, *_needed(net, device))
+        kind = choose(processes.world, *_needed(net, device, len(config.averages)))
     if kind in ("fsdp", "hsdp"):
         _check_shards(kind, net, config)
     return kind
 
 
-def _needed(net: Backbone, device: torch.device) -> tuple[int, int]:
-    """Bytes of what a process keeps between steps where it keeps all of it, and those that there are for it."""
-    needed = sum((TRAINED if p.requires_grad else FROZEN) * p.numel() for p in net.parameters())
+def _needed(net: Backbone, device: torch.device, further: int) -> tuple[int, int]:
+    """Bytes of what a process keeps between steps where it keeps all of it, with so many further averages, and those that
+    there are for it."""
+    trained = TRAINED + further * AVERAGE
+    needed = sum((trained if p.requires_grad else FROZEN) * p.numel() for p in net.parameters())
     if device.type != "cuda":  # of which nobody knows how many share it
         return needed, needed
     return needed, int(FITS * torch.cuda.get_device_properties(device).total_memory)

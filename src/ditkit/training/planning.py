@@ -72,6 +72,7 @@ class Counted:
         self.recipe = recipe
         self._training = Training(recipe)
         self.footprint: Footprint = self._training.footprint()
+        self.stored = self._training.stored()
         self._passes: dict[tuple[str, int, bool], Pass] = {}
 
     def passes(self, level: int, form: Literal["fused", "written"] = "fused", sharded: bool = False) -> Pass:
@@ -103,6 +104,12 @@ class Counted:
     def tried(self) -> Sequence[int]:
         """The recipe's own and those that keep less."""
         return self.levels[self.levels.index(self.recipe.train.checkpoint_blocks) :]
+
+    @property
+    def stored_files(self) -> int:
+        """How often power averages are stored, of `stored` bytes each."""
+        every = self.recipe.train.snapshot_images
+        return math.ceil(self.recipe.train.images / every) if every else 0
 
     @property
     def batch(self) -> int:

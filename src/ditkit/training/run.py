@@ -31,6 +31,7 @@ MAY_CHANGE = {
         "score_samples",
         "score_features",
         "checkpoint_images",
+        "snapshot_images",
         "keep",
         "max_minutes",
         "on_divergence",

@@ -19,6 +19,7 @@ from ditkit.checkpoint import (
 )
 from ditkit.processes import ALONE, Processes
 from ditkit.records import CHECKSUM
+from ditkit.training.averages import Averages
 from ditkit.training.ema import Ema
 from ditkit.training.skipped import Skipped
 
@@ -41,17 +42,20 @@ class TrainState:
         average: Ema | None = None,
         auxiliary: Mapping[str, nn.Module] | None = None,
         auxiliary_average: Ema | None = None,
+        averages: Averages | None = None,
         processes: Processes = ALONE,
         sharded: bool = False,
     ):
         """`auxiliary` are modules, by name, that are trained beside the network, such as the weights of a term of the loss:
         they are averaged and saved with it; the average is made unless there is one. `optimizer` has to be of their
-        parameters too. Of several processes the first writes, or where the parameters are `sharded` each its own."""
+        parameters too. `averages` are further ones of the network. Of several processes the first writes, or where the
+        parameters are `sharded` each its own."""
         self.net, self.optimizer, self.average = net, optimizer, average
         self.auxiliary = nn.ModuleDict(auxiliary)
         if average and auxiliary:
             auxiliary_average = auxiliary_average or average.of(self.auxiliary)
         self.auxiliary_average = auxiliary_average
+        self.averages = averages or Averages(net, ())
         self.processes = processes
         self._shards = _shard_writer(processes) if sharded else None
         self._saving: tuple[Path, int] | None = (
@@ -76,15 +80,14 @@ class TrainState:
         self.terms = {name: value.detach() for name, value in terms.items()} | {"grad_norm": norm}
         self.taken = norm.isfinite()
         self.skipped.add(self.taken, self.images - batch)
-        for average in (self.average, self.auxiliary_average):
+        for average in (self.average, self.auxiliary_average, self.averages):
             if average is not None:
                 average.update(batch, self.images, self.taken)
 
     def save(self, folder: Path, keep: int) -> None:
         """Write a checkpoint into `folder`, keeping the newest `keep`. All processes call it. Shards are written while the
         training goes on. InputError as of `save_checkpoint`, of shards also for the checkpoint before."""
-        parts = {name: self._own(name, module) for name, module in self._parts.items()}
-        parts["optimizer"] = optimizer_tensors(self.optimizer, self._parameters)
+        parts = self._parts | {"optimizer": optimizer_tensors(self.optimizer, self._parameters)}
         facts = {
             "seconds": self.seconds,
             "skipped": self.skipped.count,
@@ -118,8 +121,8 @@ class TrainState:
             return False
         path, facts = found
         saved = Saved(path, facts)
-        for name, module in self._parts.items():
-            saved.fill(name, self._own(name, module))
+        for name, tensors in self._parts.items():
+            saved.fill(name, tensors)
         if frozen := self._frozen():  # shards of it are not the average's
             saved.fill("ema", frozen)
         saved.fill_optimizer(self.optimizer, self._parameters)
@@ -139,21 +142,19 @@ class TrainState:
         return [*self._parameters.values()]
 
     @property
-    def _parts(self) -> dict[str, nn.Module]:
-        """The modules by their files in a checkpoint."""
-        parts = {"model": self.net}
+    def _parts(self) -> dict[str, dict[str, Tensor]]:
+        """What is in the files of a checkpoint, but the optimiser's: of the network not what is frozen, which the average's
+        file has."""
+        frozen = self._frozen()
+        own = {name: value for name, value in self.net.state_dict().items() if name not in frozen}
+        parts = {"model": own}
         if self.average is not None:
-            parts["ema"] = self.average.net
+            parts["ema"] = self.average.net.state_dict()
         if self.auxiliary:
-            parts["auxiliary"] = self.auxiliary
+            parts["auxiliary"] = self.auxiliary.state_dict()
         if self.auxiliary_average is not None:
-            parts["auxiliary_ema"] = self.auxiliary_average.net
-        return parts
-
-    def _own(self, part: str, module: nn.Module) -> dict[str, Tensor]:
-        """What is in the file of a part: of the network not what is frozen, which the average's file has."""
-        elsewhere = self._frozen() if part == "model" else {}
-        return {name: value for name, value in module.state_dict().items() if name not in elsewhere}
+            parts["auxiliary_ema"] = self.auxiliary_average.net.state_dict()
+        return parts | self.averages.parts
 
     def _frozen(self) -> dict[str, Tensor]:
         """The network's parameters that are not trained, and so the same in its average, where there is one."""
