@@ -68,6 +68,14 @@ def run_hooks(
     return [agree, lines, *stored, saving, *between, *following, agree, saving.answer]
 
 
+def check_steps(state: TrainState, why: str = "") -> None:
+    """Diverged where most of the last steps were left out, `why` in words."""
+    try:
+        state.skipped.judge()
+    except NotFinite as error:
+        raise Diverged(f"{error}{why}", state.skipped.well_until(state.images)) from None
+
+
 class Judge:
     """Judges how the training goes when a line of the log is due, and says how many steps were left out of a run that
     ends."""
@@ -91,10 +99,7 @@ class Judge:
     def _judge_skipped(self, state: TrainState, seen: int) -> None:
         in_a_row = state.skipped.in_a_row
         why = f"; {self._explain()}" if in_a_row and self._explain else ""
-        try:
-            state.skipped.judge()
-        except NotFinite as error:
-            raise Diverged(f"{error}{why}", state.skipped.well_until(seen)) from None
+        check_steps(state, why)
         if in_a_row >= IN_A_ROW:
             log.warning(
                 f"{self._out}: after {seen:,} images the last {in_a_row} steps were skipped, because the gradient was not "
@@ -153,6 +158,8 @@ class Checkpoints:
         """NotFinite where most of the last steps were left out, InputError where the disk is full."""
         last = seen >= self._config.images
         is_due = due(self._config.checkpoint_images, before, seen, self._config.images)
+        if is_due:
+            check_steps(state)
         # While steps are left out nothing is learned, and a good checkpoint would make room for one that is not.
         if self._requests.any or (is_due and (last or state.skipped.in_a_row < IN_A_ROW)):
             self._save(state)
@@ -172,7 +179,6 @@ class Checkpoints:
     def _save(self, state: TrainState) -> None:
         if self._saved == state.images:
             return
-        state.skipped.judge()
         if self._log is not None:
             state.seconds, state.notes["log"] = self._log.seconds, self._log.begun
         state.save(self._out / CHECKPOINTS, self._config.keep)

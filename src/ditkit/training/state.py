@@ -1,5 +1,7 @@
 """The state of a training: what is trained, how far it is, and what of it a checkpoint holds."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -57,7 +59,11 @@ class TrainState:
         self.auxiliary_average = auxiliary_average
         self.averages = averages or Averages(net, ())
         self.processes = processes
-        self._shards = _shard_writer(processes) if sharded else None
+        self._shards: ShardWriter | None = None
+        if sharded:
+            from ditkit.sharded import ShardWriter  # imports torch.distributed.checkpoint
+
+            self._shards = ShardWriter(processes)
         self._saving: tuple[Path, int] | None = (
             None  # the folder, and the images of the shards that are being written
         )
@@ -168,9 +174,3 @@ class TrainState:
         others = {f"auxiliary/{name}": value for name, value in self.auxiliary.named_parameters()}
         own = {name: value for name, value in self.net.named_parameters() if value.requires_grad}
         return own | others
-
-
-def _shard_writer(processes: Processes) -> "ShardWriter":
-    from ditkit.sharded import ShardWriter  # imports torch.distributed.checkpoint
-
-    return ShardWriter(processes)
