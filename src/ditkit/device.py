@@ -6,7 +6,7 @@ import functools
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -23,6 +23,9 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 WITHOUT_FLOAT64 = ("mps",)
 """Kinds of devices that have none: what is computed in it stays on the CPU, and is moved as float32."""
+
+BESIDE = ("cuda",)
+"""Kinds of devices that work beside the host, which waits for them only where it reads something back."""
 
 
 def _switch(value: Any) -> Any:
@@ -99,7 +102,18 @@ def widest(device: torch.device) -> torch.dtype:
 def sent(value: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """The tensor on the device, as its own type or another. The host does not wait for a CUDA GPU to copy it; from pinned
     memory the GPU copies beside its other work."""
-    return value.to(device, dtype or value.dtype, non_blocking=device.type == "cuda")
+    return value.to(device, dtype or value.dtype, non_blocking=device.type in BESIDE)
+
+
+@functools.lru_cache(maxsize=64)
+def kept_on(device: torch.device, table: Tensor) -> Tensor:
+    """A table that somebody keeps, on the device, where it is kept too: it is sent once, not whenever it is used."""
+    return sent(table, device)
+
+
+def numbers(values: Sequence[Any], device: torch.device) -> Tensor:
+    """A few numbers as a tensor on the device: `torch.tensor` makes the host wait for a GPU, this does not."""
+    return sent(torch.tensor(values), device)
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
