@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp32", "tf32"]
+"""Of products and convolutions, over float32 weights: bf16 by autocast; float32; float32 whose factors a CUDA GPU rounds to
+TF32, of 10 bits (elsewhere, and before Ampere, float32); auto: bf16 where it is fast, else fp32."""
 
 WITHOUT_FLOAT64 = ("mps",)
 """Kinds of devices that have none: what is computed in it stays on the CPU, and is moved as float32."""
@@ -117,7 +119,11 @@ def numbers(values: Sequence[Any], device: torch.device) -> Tensor:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
-    """bf16 autocast over float32 weights, for bf16 or where `auto` finds that it pays."""
+    """bf16 autocast over float32 weights, for bf16 or where `auto` finds that it pays. On a CUDA GPU this also settles of what
+    float32's products are from here on, in the backward pass too: torch by itself takes float32 for those of matrices and
+    TF32 for convolutions."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return (
         torch.autocast(device.type, dtype=torch.bfloat16) if uses_bf16(device, precision) else nullcontext()
     )

@@ -35,11 +35,11 @@ class Gpu(NamedTuple):
     machine: int = 8
     """GPUs in one machine."""
 
-    def products(self, precision: str, tf32: bool) -> float:
-        """Operations per second of products: of bf16, or fp32, as TF32 where that is switched on."""
+    def products(self, precision: str) -> float:
+        """Operations per second of products: bf16, tf32 (of a GPU that has none fp32), or fp32."""
         if precision == "bf16":
             return self.bf16
-        return self.tf32 if tf32 and self.tf32 else self.fp32
+        return self.tf32 if precision == "tf32" and self.tf32 else self.fp32
 
     def between(self, group: int, apart: int = 1) -> float:
         """Bytes per second from one of a group's GPUs to the next in its ring, where every `apart`-th GPU is of the group.
