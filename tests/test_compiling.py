@@ -328,7 +328,9 @@ def test_buckets_are_compiled_for_any_size(graphs, positions, precision):
 
 
 @torch.library.custom_op("ditkit_tests::by_run", mutates_args=())
-def by_run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, runs: torch.Tensor, longest: int) -> torch.Tensor:
+def by_run(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, runs: torch.Tensor, longest: int
+) -> torch.Tensor:
     """Stands for flash attention that reads runs; what it gives is not looked at."""
     return q.clone()
 

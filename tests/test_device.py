@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from ditkit.costs.gpus import GPUS
 from ditkit.device import autocast
 from ditkit.training.planning import speed_of
-from ditkit.costs.gpus import GPUS
 
 CUDA = torch.device("cuda")
 

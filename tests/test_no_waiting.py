@@ -5,25 +5,20 @@ result has a size that is not known beforehand, and copies that are not marked a
 that torch makes by itself of numbers and of CPU tensors among them.
 """
 
-
 import pytest
 import torch
 from conftest import CPU
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from trainings import TRAININGS, batch_of, small
 
 import ditkit.device
 from ditkit.adapting import adapt
-from ditkit.backbones import BACKBONES, DiTConfig, MatryoshkaConfig, MDMConfig, OuterLevel
-from ditkit.data import Batch
 from ditkit.layout import layout_of
 from ditkit.objectives.terms import build_terms
-from ditkit.recipe import Recipe
-from ditkit.recipes import recipe
 from ditkit.sampling import SAMPLERS, cfg
 from ditkit.sampling.config import SamplingConfig
-from ditkit.training.draws import with_draws
 from ditkit.training.footprint import planned_reader
 from ditkit.training.log import Log
 from ditkit.training.skipped import Skipped
@@ -31,10 +26,35 @@ from ditkit.training.step import backward
 from ditkit.transports import Transport
 
 META = torch.device("meta")
-READS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique_dim", "_unique2"}
+READS = {
+    "_local_scalar_dense",
+    "item",
+    "is_nonzero",
+    "equal",
+    "nonzero",
+    "masked_select",
+    "unique_dim",
+    "_unique2",
+}
 COPIES = {"_to_copy", "copy_"}
 # A CPU tensor without dimensions goes to a kernel of these as a number; torch copies it, and waits, for all others.
-NUMBERS = {"add", "sub", "mul", "div", "add_", "sub_", "mul_", "div_", "pow", "lt", "le", "gt", "ge", "eq", "ne"}
+NUMBERS = {
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "add_",
+    "sub_",
+    "mul_",
+    "div_",
+    "pow",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "eq",
+    "ne",
+}
 MAKERS = {torch.tensor, torch.as_tensor, torch.Tensor.new_tensor, torch.Tensor.tolist, torch.Tensor.item}
 
 
@@ -51,12 +71,16 @@ class NoWaiting(TorchDispatchMode):
             source, target = (args[1], args[0].device) if name == "copy_" else (args[0], kwargs.get("device"))
             beside = (args[2] if len(args) > 2 else False) if name == "copy_" else kwargs.get("non_blocking")
             crosses = target is not None and source.device.type != torch.device(target).type
-            assert not crosses or beside, f"{name} of {tuple(source.shape)} from {source.device} to {target} waits"
+            assert not crosses or beside, (
+                f"{name} of {tuple(source.shape)} from {source.device} to {target} waits"
+            )
         elif there and len(there) < len(tensors):
             numbers = name in NUMBERS and all(tensor.is_meta or not tensor.ndim for tensor in tensors)
             assert numbers, f"{name} mixes devices: torch copies, and waits"
         if name in ("index", "index_put", "index_put_"):
-            masks = [index for index in args[1] if index is not None and index.dtype in (torch.bool, torch.uint8)]
+            masks = [
+                index for index in args[1] if index is not None and index.dtype in (torch.bool, torch.uint8)
+            ]
             assert not there or not masks, f"{name} by a mask waits for how many there are"
         if name == "repeat_interleave" and there:
             assert kwargs.get("output_size") is not None, "repeat_interleave waits for how many there are"
@@ -99,82 +123,6 @@ def test_what_waits_is_seen(waits):
         (x.where(x > 0, 0) + torch.ones(2).to(META, non_blocking=True) * torch.tensor(2.0)).sum()
 
 
-def small(name: str = "digits", **sections) -> Recipe:
-    fields = {"width": 24, "depth": 4, "heads": 2} | sections.pop("backbone", {})
-    train = {"precision": "fp32"} | sections.pop("train", {})
-    return recipe(name).replace(backbone=fields, train=train, **sections)
-
-
-def pyramid(**transport) -> Recipe:
-    inner = DiTConfig(width=16, depth=1, heads=2, patch=1)
-    levels = (OuterLevel(widths=(32,), depth=(1,), patch=2),)
-    return recipe("digits").replace(
-        backbone=MatryoshkaConfig(inner=inner, levels=levels),
-        transport=Transport(**transport),
-        train={"precision": "fp32", "level_share": () if transport.get("cascade") is not None else (0.5,)},
-    )
-
-
-def words(**backbone) -> Recipe:
-    return small("emoji-t2i", data={"size": 16}, text={"length": 4}, backbone=backbone)
-
-
-CLIPS = {"frames": 4, "size": 8}
-TRAININGS = {
-    "velocity": small(),
-    "learned variance": small(transport=Transport(path="ddpm", predict="noise", variance="learned")),
-    "cosine, data": small(transport=Transport(path="cosine", predict="data", loss="velocity")),
-    "rotary": small(backbone={"positions": "rotary"}),
-    "size embedding": small(backbone={"size_embedding": True}),
-    "in context": small(backbone={"conditioning": "in_context", "positions": "rotary"}),
-    "cross-attention": small(backbone={"conditioning": "cross_attention"}),
-    "text": words(),
-    "text in context": words(text="in_context"),
-    "clips": small("moving-digits", data=CLIPS, transport=Transport(known_frames=0.5)),
-    "clips, rotary": small("moving-digits", data=CLIPS, backbone={"positions": "rotary"}),
-    "pyramid": pyramid(level_weights=(2.0, 1.0)),
-    "cascade": pyramid(cascade=0.2),
-    "tread": small(backbone={"depth": 6}, train={"routing": "tread:first=1,last=3"}),
-    "terms": small(backbone={"depth": 6}, train={"terms": ("sra", "layer_sync")}),
-    "again": small(train={"checkpoint_blocks": 2}),
-    "lora": small(train={"lora": 2}),
-    "mean flow": small(transport=Transport(method="mean_flow")),
-    "packed": small("anysize-fashion", train={"packed": True}, data={"classes": 10}),
-    "packed, tread": small(
-        "anysize-fashion",
-        backbone={"depth": 6},
-        train={"packed": True, "routing": "tread:first=1,last=3"},
-        data={"classes": 10},
-    ),
-    "U-DiT": recipe("digits").replace(
-        backbone=BACKBONES["U-DiT"].model_copy(update={"width": 16, "heads": 2, "depth": (1, 1, 1, 1, 1)}),
-        train={"precision": "fp32"},
-    ),
-    "MDM": recipe("emoji-t2i").replace(
-        backbone=MDMConfig(widths=(32, 32), depth=(1, 1), attention=(0, 1), condition_width=32, text_width=16),
-        data={"size": 16},
-        text={"length": 4},
-        train={"precision": "fp32"},
-    ),
-}
-
-
-def batch_of(chosen: Recipe) -> Batch:
-    def images(size):
-        return torch.zeros(2, chosen.data.channels, *size, dtype=torch.uint8)
-
-    label = torch.arange(4) if chosen.data.classes else None
-    captions = ("",) * 4 if chosen.text else None
-    index = torch.arange(4)
-    if chosen.train.packed:
-        sizes = [(8, 8), (12, 8)]
-        groups = [Batch(images(size), None, index[2 * k : 2 * k + 2]) for k, size in enumerate(sizes)]
-        batch = Batch(None, label, index, groups=tuple(groups))
-    else:
-        batch = Batch(images(chosen.data.shape).repeat(2, *[1] * (1 + len(chosen.data.shape))), label, index, captions)
-    return with_draws(chosen, chosen.build_codec(META), batch)
-
-
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_step_of_training(name):
     """The first one makes tables of positions; those of a GPU are kept there, so that the next sends none."""
@@ -183,7 +131,7 @@ def test_a_step_of_training(name):
         net = adapt(chosen.build_backbone(), chosen.train).train()
         average = chosen.build_backbone()
     terms = {key: term.to(META) for key, term in build_terms(chosen.train.terms, net, 0).items()}
-    batch, codec = batch_of(chosen), chosen.build_codec(META)
+    batch, codec = batch_of(chosen, META), chosen.build_codec(META)
     with NoMaking(), NoWaiting():
         found = backward(chosen, net, codec, batch, META, planned_reader(chosen), terms, average)
     assert all(value.is_meta for value in found.values())

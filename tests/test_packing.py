@@ -186,7 +186,9 @@ def test_a_kernel_that_reads_runs_gives_the_same(monkeypatch, fields):
         parts = []
         for start, end in itertools.pairwise(begins.tolist()):
             heads = [part[start:end].transpose(0, 1) for part in (q, k, v)]  # (H, n, d)
-            parts.append(torch.nn.functional.scaled_dot_product_attention(*heads, scale=scale).transpose(0, 1))
+            parts.append(
+                torch.nn.functional.scaled_dot_product_attention(*heads, scale=scale).transpose(0, 1)
+            )
         calls.append(len(parts))
         return torch.cat(parts)
 

@@ -12,7 +12,15 @@ from pydantic import Field
 
 from ditkit.backbones.sections.dit import DIT_SIZES
 from ditkit.benchmark import CPU, STEP, TINY, Suite, baseline_of, build_suite
-from ditkit.cli import bench_backbones, bench_cost, bench_data, bench_levels, bench_sizes, bench_statistics
+from ditkit.cli import (
+    bench_backbones,
+    bench_cost,
+    bench_data,
+    bench_gpu,
+    bench_levels,
+    bench_sizes,
+    bench_statistics,
+)
 from ditkit.cli.measured import MeasuredCommand, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.device import Precision, has_fast_bf16
@@ -20,7 +28,11 @@ from ditkit.progress import progress_bar
 from ditkit.scoring import software
 from ditkit.timing import Contender, measure, shares
 
-OTHERS = {"--cost": bench_cost, "--statistics": bench_statistics}  # a flag of their own, taken away
+OTHERS = {  # a flag of their own, taken away
+    "--cost": bench_cost,
+    "--statistics": bench_statistics,
+    "--gpu": bench_gpu,
+}
 
 
 class BenchCommand(MeasuredCommand):
@@ -33,7 +45,8 @@ class BenchCommand(MeasuredCommand):
     `ditkit bench --cost` holds the costs that `ditkit info` predicts against measured ones instead;
     `ditkit bench --statistics` times the mathematics of scores; `ditkit bench --backbones A B` times backbones
     against each other, `ditkit bench --levels RECIPE` the resolutions of a nested one, `ditkit bench --sizes RECIPE`
-    buckets, packed rows and padding, `ditkit bench --data DIR` a folder of images: decoding, preparing, reading.
+    buckets, packed rows and padding, `ditkit bench --data DIR` a folder of images: decoding, preparing, reading;
+    `ditkit bench --gpu` measures a GPU.
     """
 
     batch: Annotated[int, Field(ge=2, multiple_of=2)] = 16

@@ -82,6 +82,25 @@ GPUS: dict[str, Gpu] = {
 }
 
 
+NAMES: dict[str, str] = {
+    "Tesla V100-SXM2-32GB": "v100",
+    "NVIDIA A100-SXM4-40GB": "a100-40",
+    "NVIDIA A100-SXM4-80GB": "a100-80",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA B200": "b200",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA GeForce RTX 4090": "rtx-4090",
+    "NVIDIA GeForce RTX 3090": "rtx-3090",
+}
+"""Their names here by those that CUDA gives. Others of the same family, such as cards for PCIe, are slower."""
+
+
+def known_as(device: str) -> str | None:
+    """The name here of a GPU that CUDA calls `device`; None for one that is not known."""
+    return NAMES.get(device.strip())
+
+
 def gpu(name: str) -> Gpu:
     """InputError, naming what there is, for an unknown one."""
     if name not in GPUS:
