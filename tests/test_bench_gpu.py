@@ -18,6 +18,7 @@ from ditkit.costs.gpus import GPUS, NAMES, known_as
 from ditkit.errors import InputError
 from ditkit.own_process import apart
 
+TESTS = Path(__file__).parent
 TINY = Work("tiny", "cpu", False, 0.01)
 
 
@@ -174,15 +175,22 @@ def test_names_of_gpus_are_those_of_plans():
     assert known_as("NVIDIA H100 PCIe") is None
 
 
+@pytest.fixture
+def own_name(monkeypatch):
+    """torchrun looks up the name of its own machine, which `no_network` cannot tell from others."""
+    paths = os.environ["PYTHONPATH"].split(os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path != str(TESTS)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_several_processes_by_torchrun(kind):
+def test_several_processes_by_torchrun(kind, own_name):
     found = several(TINY, kind, 2, 300)
     assert (found["gpus"], found["kind"], found["images"]) == (2, kind, 4)
 
 
 @pytest.mark.slow
-def test_several_that_do_not_end_or_fail():
+def test_several_that_do_not_end_or_fail(own_name):
     with pytest.raises(InputError, match="did not end within 16 s"):
         several(TINY._replace(seconds=10_000.0), "ddp", 2, 16)
     with pytest.raises(InputError, match=r"torchrun: .*KeyError"):
@@ -191,6 +199,6 @@ def test_several_that_do_not_end_or_fail():
 
 @pytest.mark.slow
 def test_tests_marked_gpu_work_on_a_cpu():
-    found = bench_gpu._tests(Path(__file__).parent, "cpu", 600, 600)
+    found = bench_gpu._tests(TESTS, "cpu", 600, 600)
     assert found["failed"] == []
     assert found["passed"] > 50

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ditkit.costs.gpus import GPUS
-from ditkit.device import autocast
+from ditkit.device import STAGED, autocast, sent
 from ditkit.training.planning import speed_of
 
 CUDA = torch.device("cuda")
@@ -31,6 +31,38 @@ def test_products_of_float32_are_what_the_precision_says(precision, rounded, mon
     monkeypatch.setattr("torch.autocast", lambda *_, **__: None)
     autocast(CUDA, precision)
     assert products() == (rounded, rounded)
+
+
+class Elsewhere:
+    """A tensor of a machine with a GPU."""
+
+    dtype = torch.float32
+
+    def __init__(self, nbytes, pinned=False, device="cpu"):
+        self.nbytes, self.pinned, self.device = nbytes, pinned, torch.device(device)
+
+    def is_pinned(self):
+        return self.pinned
+
+    def pin_memory(self):
+        return Elsewhere(self.nbytes, True)
+
+    def to(self, device, dtype, non_blocking):
+        return self.pinned, non_blocking
+
+
+@pytest.mark.parametrize(
+    ("tensor", "device", "expected"),
+    [
+        (Elsewhere(STAGED + 1), CUDA, (True, True)),
+        (Elsewhere(STAGED), CUDA, (False, True)),
+        (Elsewhere(STAGED + 1, True), CUDA, (True, True)),
+        (Elsewhere(STAGED + 1, device="cuda"), CUDA, (False, True)),
+        (Elsewhere(STAGED + 1), torch.device("cpu"), (False, False)),
+    ],
+)
+def test_what_is_sent_to_a_gpu_is_sent_from_pinned_memory(tensor, device, expected):
+    assert sent(tensor, device) == expected
 
 
 def test_plans_of_tf32():

@@ -40,6 +40,7 @@ TRAININGS = {
     "in context": small(backbone={"conditioning": "in_context", "positions": "rotary"}),
     "cross-attention": small(backbone={"conditioning": "cross_attention"}),
     "text": words(),
+    "text, empty": words().replace(text={"null": "empty"}),
     "text in context": words(text="in_context"),
     "clips": small("moving-digits", data=CLIPS, transport=Transport(known_frames=0.5)),
     "clips, rotary": small("moving-digits", data=CLIPS, backbone={"positions": "rotary"}),

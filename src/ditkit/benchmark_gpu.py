@@ -258,8 +258,8 @@ def several(work: Work, kind: Kind, count: int, seconds: float) -> dict[str, Any
     with TemporaryDirectory(prefix="ditkit-gpu-") as folder:
         file = Path(folder) / "found.json"
         words = json.dumps({"work": work, "kind": kind, "file": str(file)})
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        command += ["-m", "ditkit.benchmark_gpu", words]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+        command += [f"--nproc-per-node={count}", "-m", "ditkit.benchmark_gpu", words]
         torchrun = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
             _, said = torchrun.communicate(timeout=max(seconds - GRACE, 0))

@@ -26,6 +26,8 @@ TF32, of 10 bits (elsewhere, and before Ampere, float32); auto: bf16 where it is
 WITHOUT_FLOAT64 = ("mps",)
 """Kinds of devices that have none: what is computed in it stays on the CPU, and is moved as float32."""
 
+STAGED = 64 * 1024
+"""Bytes up to which CUDA takes a tensor from ordinary memory at once; of larger ones it may let the host wait."""
 BESIDE = ("cuda",)
 """Kinds of devices that work beside the host, which waits for them only where it reads something back."""
 
@@ -102,8 +104,15 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 def sent(value: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """The tensor on the device, as its own type or another. The host does not wait for a CUDA GPU to copy it; from pinned
-    memory the GPU copies beside its other work."""
+    """The tensor on the device, as its own type or another. The host does not wait for a CUDA GPU to copy it, which does so
+    beside its other work: from pinned memory, where what is not small is put first if it is not there."""
+    if (
+        device.type == "cuda"
+        and value.device.type == "cpu"
+        and value.nbytes > STAGED
+        and not value.is_pinned()
+    ):
+        value = value.pin_memory()
     return value.to(device, dtype or value.dtype, non_blocking=device.type in BESIDE)
 
 
