@@ -20,15 +20,13 @@ from ditkit.data import batches
 from ditkit.device import autocast, sent
 from ditkit.kernels.attention import attend, reads_runs
 from ditkit.nn.packing import owners, runs, same_image
-from ditkit.objectives.terms import build_terms
 from ditkit.pipeline import load
 from ditkit.recipes import recipe
 from ditkit.training import train
-from ditkit.training.ema import Ema
+from ditkit.training.beginning import begin
 from ditkit.training.footprint import planned_reader
 from ditkit.training.log import Log, read_log
-from ditkit.training.skipped import Skipped
-from ditkit.training.step import backward, make_optimizer, update
+from ditkit.training.step import update
 
 pytestmark = [pytest.mark.gpu, needs_gpu]
 ON_GPU = GPU.type == "cuda"
@@ -66,32 +64,22 @@ class Trained:
     """Some steps of training as the loop takes them."""
 
     def __init__(self, chosen, device):
-        self.chosen, self.device = chosen, device
-        self.net = adapt(chosen.build_backbone(), chosen.train).to(device).train()
-        terms = build_terms(chosen.train.terms, self.net, 0)
-        self.terms = {name: term.to(device) for name, term in terms.items()}
-        self.average = Ema(self.net, 100, None)
-        self.optimizer = make_optimizer(self.net, chosen.train, *self.terms.values())
-        self.codec = chosen.build_codec(device)
-        self.batch = batch_of(chosen, device)
-        if ON_GPU and device == GPU:
-            self.batch = self.batch.pin_memory()
-        self.seen = 0
+        net = adapt(chosen.build_backbone(), chosen.train).to(device).train()
+        codec, read = chosen.build_codec(device), planned_reader(chosen)
+        self.state, self.shared = begin(chosen, net, codec, device, read)
+        self.clip, batch = chosen.train.clip, batch_of(chosen, device)
+        self.batch = batch.pin_memory() if device.type == "cuda" else batch
 
     def step(self):
-        read, average = planned_reader(self.chosen), self.average.net
-        found = backward(
-            self.chosen, self.net, self.codec, self.batch, self.device, read, self.terms, average
-        )
-        norm = update(self.optimizer, self.chosen.train.clip)
-        self.seen += 4
-        self.average.update(4, self.seen, norm.isfinite())
-        return found["loss"], norm
+        """Its loss and the gradient's norm, where they are."""
+        terms = self.shared.backward(self.batch)
+        self.state.advance(self.batch.total, terms, update(self.state.optimizer, self.clip))
+        return torch.stack([self.state.terms["loss"], self.state.terms["grad_norm"]])
 
 
 def losses(chosen, device):
     trained = Trained(chosen, device)
-    return torch.stack([torch.stack(trained.step()) for _ in range(STEPS)]).double().cpu(), trained
+    return torch.stack([trained.step() for _ in range(STEPS)]).double().cpu(), trained
 
 
 @pytest.mark.parametrize("name", [*TRAININGS, *MORE])
@@ -101,11 +89,10 @@ def test_trainings_go_as_on_the_cpu(name):
     here, there = (losses(chosen, device) for device in (CPU, GPU))
     share = SHARES.get(name, 1e-3)
     torch.testing.assert_close(there[0], here[0], rtol=share, atol=share * float(here[0].abs().max()))
-    if (
-        name not in SHARES
-    ):  # as a whole: of a gradient that is 0 but for rounding AdamW makes a step either way
+    if name not in SHARES:
+        # As a whole: where a gradient is 0 but for rounding, AdamW takes a step either way.
         ours, theirs = (
-            torch.cat([p.detach().cpu().flatten() for p in t.average.net.parameters()])
+            torch.cat([p.detach().cpu().flatten() for p in t.state.average.net.parameters()])
             for _, t in (here, there)
         )
         assert (theirs - ours).norm() < 1e-3 * ours.norm()
@@ -212,18 +199,15 @@ def test_flash_attention_is_reached(name):
 @pytest.mark.parametrize("name", [name for name in (*TRAININGS, *MORE) if name != "adafactor"])
 def test_a_step_waits_for_nothing(name, tmp_path):
     """The driver's own word on what `test_no_waiting.py` finds on a device that there is not."""
-    trained = Trained((TRAININGS | MORE)[name], GPU)
-    skipped, log = Skipped(), Log(tmp_path / "log.jsonl", 0, 0.0)
+    trained, log = Trained((TRAININGS | MORE)[name], GPU), Log(tmp_path / "log.jsonl", 0, 0.0)
     trained.step()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loss, norm = trained.step()
-        taken = norm.isfinite()
-        skipped.add(taken, 4)
-        log.add({"loss": loss, "grad_norm": norm}, taken)
+        trained.step()
+        log.add(trained.state.terms, trained.state.taken)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert skipped.count == 0
+    assert trained.state.skipped.count == 0
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs a CUDA GPU")
@@ -235,14 +219,14 @@ def test_batches_are_pinned_and_the_optimiser_is_fused():
     assert sent(batch.images, GPU).is_cuda
     trained = Trained(chosen, GPU)
     trained.step()
-    assert trained.optimizer.defaults["fused"]
-    assert all(value.is_cuda for state in trained.optimizer.state.values() for value in state.values())
+    assert trained.state.optimizer.defaults["fused"]
+    assert all(value.is_cuda for state in trained.state.optimizer.state.values() for value in state.values())
 
 
 def test_compiled_blocks_give_the_same():
     chosen = TRAININGS["velocity"]
     plain, compiled = (Trained(chosen, GPU) for _ in range(2))
-    compile_blocks(compiled.net)
+    compile_blocks(compiled.state.net)
     for _ in range(3):
-        ours, theirs = (torch.stack(trained.step()).double().cpu() for trained in (plain, compiled))
+        ours, theirs = (trained.step().double().cpu() for trained in (plain, compiled))
         torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)

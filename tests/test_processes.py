@@ -13,6 +13,7 @@ from test_draws import clips
 
 from ditkit.backbones import DiTConfig, MatryoshkaConfig, OuterLevel
 from ditkit.checkpoint import checked_state, read_part
+from ditkit.cli.bench_parallel import Way, measured, row_of
 from ditkit.recipes import recipe
 from ditkit.training.log import read_log
 
@@ -162,7 +163,7 @@ def errors(found):
     [
         (["--train.batch", "1"], {}, "--train.batch 1 is less than the 2 processes"),
         (["--train.parallel", "none"], {}, "start it without torchrun, or give auto"),
-        (["--train.parallel", "hsdp", "--train.shard-size", "3"], {}, "give a divisor of 2"),
+        (["--train.parallel", "hsdp", "--train.shard-size", "3"], {}, "do not divide into groups of 3"),
         ([], {"MASTER_PORT": ""}, "MASTER_PORT is not set; start the processes with torchrun"),
         (["--train.lr", "no"], {}, "--train.lr"),
         (["--data", "/nowhere"], {}, "/nowhere"),
@@ -262,3 +263,16 @@ def test_samples_and_scores_are_those_of_one(tmp_path):
     assert theirs["scores"][0]["frechet"] == pytest.approx(one["scores"][0]["frechet"], rel=1e-3)
     pictures = [(tmp_path / f"eval-{count}" / "samples.png").stat().st_size for count in (1, 3)]
     assert pictures[0] == pytest.approx(pictures[1], rel=0.02)
+
+
+def test_bytes_that_are_sent_are_those_of_the_plan():
+    """Within 5 %, of sizes that the formulas were not made from."""
+    ways = [Way(2, "ddp"), Way(2, "fsdp"), Way(4, "fsdp")]
+    chosen = recipe("digits").replace(
+        backbone={"width": 36, "depth": 3, "heads": 3}, train={"precision": "fp32"}
+    )
+    for way, found in zip(ways, measured(chosen, ways, 12, 1), strict=True):
+        row = row_of(way, chosen, 12, found)
+        assert row["sent"] == pytest.approx(row["planned"], rel=0.05)
+        assert row["memory"] > 0
+        assert row["save_stall_ms"] <= row["save_written_ms"]

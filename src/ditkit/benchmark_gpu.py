@@ -33,11 +33,11 @@ from ditkit.processes import ALONE, Processes, joined
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe as named_recipe
 from ditkit.sampling import cfg
+from ditkit.training.beginning import begin
 from ditkit.training.draws import with_draws
-from ditkit.training.ema import Ema
-from ditkit.training.parallel import Kind, mesh_of, parallel
+from ditkit.training.parallel import Kind, mesh_of
 from ditkit.training.planning import Counted
-from ditkit.training.step import Objective, make_optimizer, update
+from ditkit.training.step import update
 
 NETWORKS: dict[str, DiTConfig] = {name: DIT_SIZES[name] for name in ("DiT-S/2", "DiT-B/2", "DiT-XL/2")}
 NETWORKS["tiny"] = TINY
@@ -188,16 +188,12 @@ def training(
     processes: Processes = ALONE,
 ) -> Callable[[], object]:
     """One pass of the training loop's body, made of its own functions, as the processes share it."""
-    average = Ema(net, recipe.train.ema_half_life_images, recipe.train.ema_rampup)
-    objective = Objective(recipe, net, Latents(), device, average=average.net, always=processes.several)
     mesh = mesh_of(kind, None, processes, device)
-    shared = parallel(recipe, objective, average.net, [], kind, processes, mesh)
-    optimizer = make_optimizer(net, recipe.train)
+    state, shared = begin(recipe, net, Latents(), device, None, kind=kind, mesh=mesh, processes=processes)
 
     def step() -> None:
-        shared.backward(batch)
-        norm = update(optimizer, recipe.train.clip)
-        average.update(batch.total, batch.total, norm.isfinite())
+        terms = shared.backward(batch)
+        state.advance(batch.total, terms, update(state.optimizer, recipe.train.clip))
 
     return step
 

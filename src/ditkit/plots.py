@@ -44,7 +44,7 @@ def level_curves(rows: Sequence[dict], path: Path, title: str) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     times = rows[-1]["t"]
-    losses = np.array([row["levels"] for row in rows])
+    losses = np.array([row["levels"] for row in rows], float)  # None, no finite number, is nan
     for level, t in enumerate(times):
         shade = level / max(len(times) - 1, 1)
         axes.plot(
@@ -66,7 +66,9 @@ def score_curves(rows: Sequence[dict], path: Path, title: str) -> None:
     """Fréchet distance, and class accuracy where it is known, from the rows of scores.jsonl."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(_thousands(rows), [row["frechet"] for row in rows], marker="o", color="tab:blue")
+    axes.plot(
+        _thousands(rows), np.array([row["frechet"] for row in rows], float), marker="o", color="tab:blue"
+    )
     axes.set(xlabel="thousand images seen", title=f"{title}: {rows[-1]['samples']:,} samples each time")
     axes.set_ylabel("Fréchet distance", color="tab:blue")
     logarithmic(axes)

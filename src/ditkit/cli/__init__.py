@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from types import FrameType
+from typing import NamedTuple
 
 from ditkit.cli.plugins import load_plugins
 from ditkit.cli.refusals import refusal
@@ -43,31 +44,42 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments[:] = load_plugins(arguments)
             _run(arguments)
             sys.stdout.flush()  # here, so that what goes wrong with it is caught here
-        except InputError as error:
-            if not is_said_elsewhere(error):
-                _print_last(typed(explained(str(error), arguments[0])))
-            return 2
         except BrokenPipeError:  # `ditkit list | head`: the reader has gone, which is no error
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains once more as it ends
             return 0
         except BaseException as error:
-            if is_said_elsewhere(error):
-                return 1
-            if (line := refusal(error)) is not None:
-                _print_last(line)
-                return 2
-            if isinstance(error, OutOfTime):
-                _print_last(typed(str(error)))
-                return error.status
-            # Some libraries turn an interrupt while they are imported into errors of their own.
-            number = getattr(error, "number", signal.SIGINT) if isinstance(error, KeyboardInterrupt) else None
-            number = number or (stopped[-1] if stopped else None)
-            if number is None:
+            said = is_said_elsewhere(error)
+            ending = _ending(error, arguments, stopped)
+            if ending is None:  # a defect
+                if said:
+                    return 1
                 raise
-            message = str(error) if isinstance(error, Stopped) else ""
-            _print_last(typed(message) or name(number) + STOPPED)
-            return status(number)
+            if not said:
+                _print_last(ending.line)
+            return ending.status
     return 0
+
+
+class _Ending(NamedTuple):
+    line: str
+    status: int
+
+
+def _ending(error: BaseException, arguments: Sequence[str], stopped: Sequence[int]) -> _Ending | None:
+    """How the program ends with that error, after these signals; None where it is a defect."""
+    if isinstance(error, InputError):
+        return _Ending(typed(explained(str(error), arguments[0])), 2)
+    if (line := refusal(error)) is not None:
+        return _Ending(line, 2)
+    if isinstance(error, OutOfTime):
+        return _Ending(typed(str(error)), error.status)
+    # Some libraries turn an interrupt while they are imported into errors of their own.
+    number = getattr(error, "number", signal.SIGINT) if isinstance(error, KeyboardInterrupt) else None
+    number = number or (stopped[-1] if stopped else None)
+    if number is None:
+        return None
+    message = str(error) if isinstance(error, Stopped) else ""
+    return _Ending(typed(message) or name(number) + STOPPED, status(number))
 
 
 def _print_last(line: str) -> None:

@@ -18,6 +18,7 @@ from ditkit.cli import (
     bench_data,
     bench_gpu,
     bench_levels,
+    bench_parallel,
     bench_sizes,
     bench_statistics,
 )
@@ -46,7 +47,7 @@ class BenchCommand(MeasuredCommand):
     `ditkit bench --statistics` times the mathematics of scores; `ditkit bench --backbones A B` times backbones
     against each other, `ditkit bench --levels RECIPE` the resolutions of a nested one, `ditkit bench --sizes RECIPE`
     buckets, packed rows and padding, `ditkit bench --data DIR` a folder of images: decoding, preparing, reading;
-    `ditkit bench --gpu` measures a GPU.
+    `ditkit bench --parallel RECIPE` what sharing a training among processes costs; `ditkit bench --gpu` measures a GPU.
     """
 
     batch: Annotated[int, Field(ge=2, multiple_of=2)] = 16
@@ -65,6 +66,7 @@ def run(argv: list[str]) -> None:
         ("--levels", bench_levels),
         ("--sizes", bench_sizes),
         ("--data", bench_data),
+        ("--parallel", bench_parallel),
     ):
         if flag in argv:
             other.run(argv)

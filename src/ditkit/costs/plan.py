@@ -154,16 +154,17 @@ def bytes_moved(
     between the groups (Zhao et al., 2023, section 3.2.2).
     """
     if parallel in ("none", "ddp"):
-        return Moved(all_reduce=_ring(2 * gradients, world))
+        return Moved(all_reduce=in_a_ring(2 * gradients, world))
     groups = world // shard
     return Moved(
-        all_reduce=_ring(2 * math.ceil(gradients / shard), groups),
-        all_gather=passes * _ring(gathered, shard),
-        reduce_scatter=_ring(gradients, shard),
+        all_reduce=in_a_ring(2 * math.ceil(gradients / shard), groups),
+        all_gather=passes * in_a_ring(gathered, shard),
+        reduce_scatter=in_a_ring(gradients, shard),
     )
 
 
-def _ring(size: int, members: int) -> int:
+def in_a_ring(size: int, members: int) -> int:
+    """Bytes that each of so many members of a ring sends to gather, or to scatter, so many."""
     return math.ceil(size * (members - 1) / members)
 
 

@@ -48,11 +48,19 @@ def _joined(
 ) -> list[Statistics]:
     """Those of the parts that processes have, of clips so many frames each."""
     processes = here()
-    begun = list(itertools.islice(samples.batches, 1))
-    frames = math.prod(begun[0][0].shape[2:-2]) if begun else 1
-    mine = replace(samples, batches=itertools.chain(begun, samples.batches))
-    own = gather_all(_of_size(mine, ruler), networks, first=part.start * frames)
-    parts = processes.gathered(own)
+    own: list[Statistics] | InputError
+    try:
+        begun = list(itertools.islice(samples.batches, 1))
+        frames = math.prod(begun[0][0].shape[2:-2]) if begun else 1
+        mine = replace(samples, batches=itertools.chain(begun, samples.batches))
+        own = gather_all(_of_size(mine, ruler), networks, first=part.start * frames)
+    except InputError as error:  # the others have to know: they wait for this one
+        own = error
+    parts: list[list[Statistics]] = []
+    for found in processes.gathered(own):
+        if isinstance(found, InputError):
+            raise found
+        parts.append(found)
     nfe = samples.protocol.get("nfe")
     if isinstance(nfe, float):  # the mean over the images of this process
         sums = processes.gathered((nfe * len(part), len(part)))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import nn
 
 from ditkit.adapting import adapt
 from ditkit.backbones import Backbone, compile_blocks, compiles
@@ -22,7 +21,6 @@ from ditkit.data import Batch, Plan, Source, batches, plan_for, workers_named
 from ditkit.device import DeviceName, pick_device
 from ditkit.errors import InputError
 from ditkit.files import owned
-from ditkit.objectives.terms import build_terms
 from ditkit.pipeline import Pipeline
 from ditkit.processes import Processes, joined
 from ditkit.progress import progress_bar
@@ -31,26 +29,25 @@ from ditkit.recipe import Recipe, Training
 from ditkit.signals import Requests
 from ditkit.text import TextCache
 from ditkit.trackers import check_trackers
+from ditkit.training.beginning import begin
 from ditkit.training.captions import read_captions
 from ditkit.training.data import recorded, settled
 from ditkit.training.diverging import Diverged, go_back
 from ditkit.training.draws import draws_of
-from ditkit.training.ema import Ema
 from ditkit.training.fit import fit
 from ditkit.training.hooks import CHECKPOINTS, checkpoint_path, run_hooks
 from ditkit.training.initial import load_initial, load_inner
 from ditkit.training.latents import open_for
 from ditkit.training.monitor import Monitor
-from ditkit.training.parallel import Kind, Parallel, kind_of, mesh_of, parallel
+from ditkit.training.parallel import Parallel, kind_of, mesh_of
 from ditkit.training.run import RECIPE, check_run, claim_run, was_compiled
 from ditkit.training.schedule import learning_rate
 from ditkit.training.siblings import check_sibling
 from ditkit.training.state import TrainState
-from ditkit.training.step import Objective, make_optimizer
 from ditkit.training.tracking import Tracking
 
 if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +193,16 @@ def _train(
         texts = None if recipe.text is None else read_captions(recipe, opened.source, out, device)
     if begins and recipe.stages:
         load_inner(net, recipe, _train_stages(recipe, out, device, texts, progress))
-    state, shared = _state(opened, net.to(device).train(), texts, kind, mesh, processes)
+    state, shared = begin(
+        recipe,
+        net.to(device).train(),
+        opened.encoding,
+        device,
+        texts,
+        kind=kind,
+        mesh=mesh,
+        processes=processes,
+    )
     if not begins:
         state.load(out / CHECKPOINTS)
         _say_how_far(out, state.images, config.images)
@@ -245,37 +251,6 @@ def _fit(
             return state.rate * learning_rate(config, seen)
 
         fit(state, stream, shared.backward, config, hooks=hooks, rate=rate)
-
-
-def _state(
-    opened: _Opened,
-    net: Backbone,
-    texts: TextCache | None,
-    kind: Kind,
-    mesh: "DeviceMesh | None",
-    processes: Processes,
-) -> tuple[TrainState, Parallel]:
-    """What is trained, as it begins, and as the processes share it."""
-    recipe, config, device = opened.recipe, opened.recipe.train, opened.device
-    terms = {name: term.to(device) for name, term in build_terms(config.terms, net, config.seed).items()}
-    trained = {name: term for name, term in terms.items() if any(True for _ in term.parameters())}
-    average = Ema(net, config.ema_half_life_images, config.ema_rampup)
-    other = average.of(nn.ModuleDict(trained)) if trained else None
-    objective = Objective(
-        recipe, net, opened.encoding, device, texts, terms, average.net, always=processes.several
-    )
-    others = [] if other is None else [*other.net.values()]
-    shared = parallel(recipe, objective, average.net, others, kind, processes, mesh)
-    state = TrainState(
-        net,
-        make_optimizer(net, config, *trained.values()),
-        average=average,
-        auxiliary=trained,
-        auxiliary_average=other,
-        processes=processes,
-        sharded=mesh is not None,
-    )
-    return state, shared
 
 
 def _say_how_far(out: Path, seen: int, last: int) -> None:

@@ -56,7 +56,8 @@ class Monitor:
         """
         self._pipeline, self._out, self._ready = pipeline, out, ready
         config = pipeline.recipe.train
-        self._held_out = _validation_images(pipeline, training) if config.validate_images else []
+        looks = config.validate_images and here().first
+        self._held_out = _validation_images(pipeline, training) if looks else []
         self._rulers: list[Ruler] = []
         for lines in (out / VALIDATION, out / SCORES):
             if lines.exists() and here().first:
@@ -116,12 +117,14 @@ class Monitor:
         return self._out / "previews"
 
     def preview(self, seen: int) -> None:
-        """Draw the samples of previews/."""
+        """Draw the samples of previews/; the first process does."""
+        if not here().first:
+            return
         save_preview(self._pipeline, self._previews / f"{seen:012d}.png")
 
     def validate(self, seen: int) -> None:
-        """Add a line to validation.jsonl: the loss at LEVELS times, from data to noise."""
-        if not self._held_out:
+        """Add a line to validation.jsonl: the loss at LEVELS times, from data to noise; the first process does."""
+        if not self._held_out or not here().first:
             return
         total = sum(len(group.images) for group in self._held_out)
         losses = [0.0] * LEVELS
@@ -136,10 +139,12 @@ class Monitor:
         )
 
     def score(self, seen: int) -> None:
-        """Add a line to scores.jsonl: samples of seeds 0, 1, ... as the recipe samples them."""
+        """Add a line to scores.jsonl: samples of seeds 0, 1, ... as the recipe samples them, which all processes share."""
         config = self._pipeline.recipe.train
         samples = sampled(self._pipeline, config.score_samples, precision=config.precision)
         report = evaluate(samples, self._rulers)
+        if not here().first:
+            return
         scores = report.first
         row = {
             "images": seen,

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ditkit.backbones import Backbone
 from ditkit.chosen import name_of
+from ditkit.costs.plan import choose, shard_of
 from ditkit.data import Batch
 from ditkit.device import Precision, uses_bf16
 from ditkit.errors import InputError
@@ -32,15 +33,15 @@ from ditkit.training.step import Objective, accumulate, at_least_one
 
 Kind = Literal["none", "ddp", "fsdp", "hsdp"]
 
-PER_PARAMETER = 20
-"""Bytes in float32: a weight, its gradient, the two numbers that AdamW keeps, and its average."""
+TRAINED, FROZEN = 20, 4
+"""Bytes of a parameter in float32: the weight, and of a trained one its gradient, the two numbers that AdamW keeps, and its
+average."""
 FITS = 0.5
 """The share of a GPU's memory that weights and what belongs to them may take; the rest is for activations."""
 
 
 def kind_of(config: TrainConfig, net: Backbone, processes: Processes, device: torch.device) -> Kind:
-    """What `train.parallel` means for a network and so many processes: auto takes ddp where a process can keep the whole
-    state, else fsdp. InputError for what is not possible."""
+    """What `train.parallel` means for a network and so many processes. InputError for what is not possible."""
     if not processes.several:
         return "none"
     kind = config.parallel
@@ -49,23 +50,29 @@ def kind_of(config: TrainConfig, net: Backbone, processes: Processes, device: to
             f"`train.parallel` none with {processes.world} processes: start it without torchrun, or give auto"
         )
     if kind == "auto":
-        kind = "ddp" if _fits(net, device) else "fsdp"
-    if kind in ("fsdp", "hsdp") and not net.repeated:
-        raise InputError(
-            f"`train.parallel` {kind}: this network has no repeated blocks to keep shards of; give ddp"
-        )
-    if kind in ("fsdp", "hsdp") and name_of(config.optimizer) != "adamw":
-        raise InputError(
-            f"`train.parallel` {kind} keeps shards of what adamw keeps; with `train.optimizer` {config.optimizer} give ddp, or adamw"
-        )
+        kind = choose(processes.world, *_needed(net, device))
+    if kind in ("fsdp", "hsdp"):
+        _check_shards(kind, net, config)
     return kind
 
 
-def _fits(net: Backbone, device: torch.device) -> bool:
-    if device.type != "cuda":
-        return True
-    there = torch.cuda.get_device_properties(device).total_memory
-    return PER_PARAMETER * sum(p.numel() for p in net.parameters()) <= FITS * there
+def _needed(net: Backbone, device: torch.device) -> tuple[int, int]:
+    """Bytes of what a process keeps between steps where it keeps all of it, and those that there are for it."""
+    needed = sum((TRAINED if p.requires_grad else FROZEN) * p.numel() for p in net.parameters())
+    if device.type != "cuda":  # of which nobody knows how many share it
+        return needed, needed
+    return needed, int(FITS * torch.cuda.get_device_properties(device).total_memory)
+
+
+def _check_shards(kind: Kind, net: Backbone, config: TrainConfig) -> None:
+    if not net.repeated:
+        raise InputError(
+            f"`train.parallel` {kind}: this network has no repeated blocks to keep shards of; give ddp"
+        )
+    if name_of(config.optimizer) != "adamw":
+        raise InputError(
+            f"`train.parallel` {kind} keeps shards of what adamw keeps; with `train.optimizer` {config.optimizer} give ddp, or adamw"
+        )
 
 
 def mesh_of(
@@ -78,11 +85,7 @@ def mesh_of(
     world = processes.world
     if kind == "fsdp":
         return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
-    size = shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    if world % size:
-        raise InputError(
-            f"`train.shard_size` {size}: {world} processes do not divide into groups of so many; give a divisor of {world}"
-        )
+    size = shard_of(kind, world, int(os.environ.get("LOCAL_WORLD_SIZE", world)), shard_size)
     return init_device_mesh(device.type, (world // size, size), mesh_dim_names=("replicate", "shard"))
 
 

@@ -17,24 +17,38 @@ log = logging.getLogger(__name__)
 class Skipped:
     """Counts the steps that were left out, on the device: nothing is read back until it is needed."""
 
-    def __init__(self, count: int = 0):
-        """Goes on after `count` of them."""
-        self._before = count
-        self._steps = 0
+    def __init__(self, count: int = 0, last: str = "", since: int = 0):
+        """Goes on after `count` of them; `last` has a 1 for each of the last steps that was left out and a 0 for each that was
+        not, and the last ones to be left out began after `since` images."""
+        self._before, self._since = count, since
+        self._known = last[-WINDOW:]
+        self._steps = len(self._known)
         self._lost = self._last = self._begun = torch.zeros(0)  # made on the device of the first step
+        self._make(torch.device("cpu"))
+
+    def _make(self, device: torch.device) -> None:
+        self._lost = torch.zeros((), dtype=torch.int64, device=device)
+        self._begun = torch.tensor(self._since, device=device)
+        known = [mark == "1" for mark in self._known]
+        self._last = torch.tensor(known + [False] * (WINDOW - len(known)), device=device)
 
     def add(self, taken: Tensor, images: int = 0) -> None:
         """One more step, after so many images: bool (), whether it was taken."""
+        if taken.device != self._lost.device:
+            self._make(taken.device)
         lost = ~taken
-        if not self._steps:
-            self._lost = torch.zeros_like(lost, dtype=torch.int64)
-            self._begun = torch.zeros_like(self._lost)
-            self._last = lost.new_zeros(WINDOW)
         before = self._last[(self._steps - 1) % WINDOW]
         self._begun = torch.where(lost & ~before, images, self._begun)
         self._lost += lost
         self._last[self._steps % WINDOW] = lost
         self._steps += 1
+
+    @property
+    def facts(self) -> dict[str, int | str]:
+        """What to go on with, by the names of the arguments; waits for the device."""
+        ring = self._last.roll(-self._steps % WINDOW if self._steps > WINDOW else 0).tolist()
+        last = "".join(str(int(lost)) for lost in ring[: min(self._steps, WINDOW)])
+        return {"count": self.count, "last": last, "since": int(self._begun)}
 
     @property
     def count(self) -> int:

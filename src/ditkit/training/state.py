@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ditkit.sharded import ShardWriter
 
 COUNTED = frozenset(
-    {"images", "seconds", "skipped", "sha256", "parts", CHECKSUM}
+    {"images", "seconds", "skipped", "lost", "sha256", "parts", CHECKSUM}
 )  # of state.json; the rest are notes
 
 
@@ -85,7 +85,12 @@ class TrainState:
         training goes on. InputError as of `save_checkpoint`, of shards also for the checkpoint before."""
         parts = {name: self._own(name, module) for name, module in self._parts.items()}
         parts["optimizer"] = optimizer_tensors(self.optimizer, self._parameters)
-        facts = {"seconds": self.seconds, "skipped": self.skipped.count, **self.notes}
+        facts = {
+            "seconds": self.seconds,
+            "skipped": self.skipped.count,
+            "lost": self.skipped.facts,
+            **self.notes,
+        }
         if self._shards is None:
             if self.processes.first:
                 save_checkpoint(folder, self.images, parts, facts, keep)
@@ -119,7 +124,7 @@ class TrainState:
             saved.fill("ema", frozen)
         saved.fill_optimizer(self.optimizer, self._parameters)
         self.images, self.seconds = facts["images"], facts["seconds"]
-        self.skipped = Skipped(facts.get("skipped", 0))
+        self.skipped = Skipped(**facts.get("lost", {"count": facts.get("skipped", 0)}))
         self.notes = {name: value for name, value in facts.items() if name not in COUNTED}
         return True
 
