@@ -70,7 +70,7 @@ def products(device: str, side: int, seconds: float) -> dict[str, float]:
     """Operations per second of the product of two matrices of that side, by precision: the best call."""
     where = torch.device(device)
     a, b = torch.randn(2, side, side, device=where)
-    found = {}
+    found: dict[str, float] = {}
     for precision in PRECISIONS:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         multiply = partial(_product, a.to(dtype), b.to(dtype), precision)

@@ -6,7 +6,7 @@ import functools
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -122,8 +122,8 @@ def kept_on(device: torch.device, table: Tensor) -> Tensor:
     return sent(table, device)
 
 
-def numbers(values: Sequence[Any], device: torch.device) -> Tensor:
-    """A few numbers as a tensor on the device: `torch.tensor` makes the host wait for a GPU, this does not."""
+def numbers(values: Any, device: torch.device) -> Tensor:
+    """A number, or a few in sequences, as a tensor on the device: `torch.tensor` makes the host wait for a GPU, this does not."""
     return sent(torch.tensor(values), device)
 
 

@@ -34,6 +34,7 @@ def apart(seconds: float, run: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _answer(sending: Any, run: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    found: tuple[str | None, Any]
     try:
         found = None, run(*arguments)
     except Exception as error:

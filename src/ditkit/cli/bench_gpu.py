@@ -125,7 +125,8 @@ def check(
 ) -> dict[str, Any]:
     """The results of the parts by their sections, and those that were left out, with the reason. One is begun only where as
     much time is left as it needs at least, and gets no more than what is left."""
-    start, found = clock(), {}
+    start = clock()
+    found: dict[str, list] = {}
     skipped: list[dict[str, str]] = []
     for part in todo:
         left = seconds - (clock() - start)
@@ -164,7 +165,8 @@ def _tests(folder: Path, device: str, most: float, left: float) -> dict[str, Any
 
 def counted(report: Path) -> dict[str, Any]:
     """Of pytest's report in JUnit's form."""
-    passed, failed, skipped = 0, [], {}
+    passed, failed = 0, []
+    skipped: dict[str, int] = {}
     for case in ElementTree.parse(report).iter("testcase"):
         if case.find("failure") is not None or case.find("error") is not None:
             failed.append(str(case.get("name")))

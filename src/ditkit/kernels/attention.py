@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +81,7 @@ def _in_runs(q: Tensor, k: Tensor, v: Tensor, scale: float | None, runs: Tensor)
     rows, length = q.shape[0], q.shape[2]
     q, k, v = (part.transpose(1, 2).flatten(0, 1) for part in (q, k, v))  # (B·L, H, d)
     # The longest run is said to be a whole row, which costs nothing and is the same in every step.
-    out = varlen_attn(q, k, v, runs, runs, length, length, scale=scale)
+    out = cast(Tensor, varlen_attn(q, k, v, runs, runs, length, length, scale=scale))
     return out.unflatten(0, (rows, length)).transpose(1, 2)
 
 
