@@ -15,7 +15,7 @@ from ditkit.recipe import Recipe
 from ditkit.training import train
 
 TESTS = Path(__file__).parent
-PATIENCE = 300  # seconds, on a machine that is busy with other things
+PATIENCE = 900  # seconds, on a machine that is busy with other things
 
 
 def start(count: int, *words: object, **environment: str) -> list[subprocess.Popen]:

@@ -196,6 +196,6 @@ def quiet_transformers() -> Iterator[None]:
             theirs.enable_progress_bar()
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error of many lines begins with."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

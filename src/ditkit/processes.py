@@ -5,6 +5,7 @@ started alone is all there are, and nothing here does anything.
 """
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -21,6 +22,12 @@ Value = TypeVar("Value")
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others: longer than what one of them does alone, such as preparing images."""
+
+MEETING = timedelta(minutes=5)
+"""How long it waits for the others to begin."""
+
+FAREWELL = timedelta(seconds=5)
+"""How long the first process, when it fails, waits for the others to notice."""
 
 FAILED = "ditkit/failed"  # in the store that the processes share: how many have failed
 
@@ -196,7 +203,7 @@ def _meet(processes: Processes, device: torch.device) -> Any:
         backend = "cpu:gloo,cuda:nccl"
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
-        rendezvous = dist.rendezvous("env://", processes.rank, processes.world, timeout=PATIENCE)
+        rendezvous = dist.rendezvous("env://", processes.rank, processes.world, timeout=MEETING)
         store, rank, world = next(rendezvous)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
@@ -208,10 +215,14 @@ def _meet(processes: Processes, device: torch.device) -> Any:
 
 
 def _note_failure(error: BaseException, store: Any, processes: Processes) -> None:
-    """Mark an error as silent in all processes but the one that fails first."""
+    """Mark an error as silent in all processes but the one that fails first. The first process, which may keep the store,
+    stays for the others a while."""
     try:
         silent = store.add(FAILED, 1) > 1
-    except RuntimeError:  # the store was the first process's, which has gone
+        until = time.monotonic() + FAREWELL.total_seconds()
+        while processes.first and time.monotonic() < until and store.add(FAILED, 0) < processes.world:
+            time.sleep(0.05)
+    except RuntimeError:  # the store was the first process's, which was killed
         silent = processes.rank != 1
     error.of_another_process = silent  # type: ignore[attr-defined]
 

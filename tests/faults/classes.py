@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from faults import bits, bombs, disks, environment, foreign, inputs, kills, malice
+from faults import bits, bombs, disks, environment, foreign, groups, inputs, kills, malice
 from faults.tally import Tally
 from faults.verbs import VERBS
 
@@ -29,6 +29,9 @@ INPUTS: dict[str, tuple[int, Cases]] = {
     "malice: archives": (50, malice.archives),
     "malice: declared sizes": (300, malice.sizes),
     "malice: compressed bombs": (48, bombs.bombs),
+    "processes: ddp": (30, partial(groups.killed, "ddp")),
+    "processes: fsdp": (30, partial(groups.killed, "fsdp")),
+    "processes: torchrun": (10, groups.restarted),
     "environment: processes": (40, environment.settings),
     "environment: narrow": (90, environment.narrow),
     "environment: memory": (60, environment.memory),
