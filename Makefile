@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-isa faults test-slow lint assets clean
+.PHONY: demo test test-isa faults test-slow gpu-check lint assets clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test-isa   the numerical tests as other processors compute them, in another order"
 	@echo "make faults     thousands of faults: kills, full disks, damaged files, wrong inputs (40 minutes)"
 	@echo "make test-slow  the tests that take longer"
+	@echo "make gpu-check  what this GPU reaches, and whether it computes what a CPU does (ten minutes at most)"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make assets     make the bundled classifiers and snapshots again (about half an hour)"
 
@@ -59,6 +60,17 @@ faults: $(VENV)/dev
 test-slow: $(VENV)/dev
 	$(BIN)/python -m pytest -q -m slow
 
+# On a machine with a GPU: torch's default build, or the one that is installed there; nothing but ditkit's own dependencies and
+# pytest. Installing takes its own time; the check itself stops after ten minutes and says what it left out.
+GPU_VENV := .venv-gpu
+$(GPU_VENV)/package: pyproject.toml
+	test -x $(GPU_VENV)/bin/python || $(PYTHON) -m venv --system-site-packages $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip --disable-pip-version-check install -q -e . 'pytest>=9'
+	touch $@
+
+gpu-check: $(GPU_VENV)/package
+	$(GPU_VENV)/bin/python -m ditkit bench --gpu --tests tests --out docs/reports/gpu-check.json --replace
+
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -83,4 +95,4 @@ assets: $(VENV)/package
 	done
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) $(GPU_VENV) build dist src/*.egg-info

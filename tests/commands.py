@@ -7,7 +7,9 @@ from ditkit.cli import (
     bench_backbones,
     bench_cost,
     bench_data,
+    bench_gpu,
     bench_levels,
+    bench_parallel,
     bench_sizes,
     bench_statistics,
     classifier,
@@ -58,6 +60,8 @@ BENCHES = {
     "--data": bench_data.DataBenchCommand,
     "--cost": bench_cost.CostCommand,
     "--statistics": bench_statistics.StatisticsCommand,
+    "--gpu": bench_gpu.GpuBenchCommand,
+    "--parallel": bench_parallel.ParallelBenchCommand,
 }
 
 

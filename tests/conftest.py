@@ -15,6 +15,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFL
 REACHED = Path(tempfile.mkstemp(prefix="ditkit-network-")[1])
 no_network.forbid_everywhere(REACHED)
 CACHE = tempfile.TemporaryDirectory(prefix="ditkit-cache-")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or products on a GPU may differ from run to run
 os.environ["DITKIT_CACHE"] = CACHE.name  # what tests prepare is not for the user's own cache
 
 import numpy as np

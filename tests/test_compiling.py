@@ -5,6 +5,9 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from ditkit.backbones import DiTConfig, backbone, build, compile_blocks, compile
 from ditkit.backbones.compiling import ENOUGH
 from ditkit.checkpoint import checkpoints
 from ditkit.cli import main
+from ditkit.data import Batch
 from ditkit.device import _compiling_fails, no_compiler
 from ditkit.errors import InputError
 from ditkit.pipeline import load
@@ -23,6 +27,8 @@ from ditkit.snapshots import SNAPSHOTS
 from ditkit.studies import STUDIES
 from ditkit.studies.cells import alike
 from ditkit.training import train
+from ditkit.training.draws import with_draws
+from ditkit.training.step import backward
 
 TINY = backbone("DiT-S/2", width=24, depth=2, heads=2)
 
@@ -270,3 +276,96 @@ def test_auto_goes_on_where_the_compiler_fails_on_a_block(monkeypatch):
         compile_blocks(net)
         torch.testing.assert_close(net(x, t, cond), expected)
     torch._dynamo.reset()
+
+
+# --- how often -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Networks' blocks are traced as for the compiler, whose work is left out; a line for every graph that it would get."""
+    found = []
+
+    def count(graph, inputs):
+        found.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend=count))
+    yield found
+    torch._dynamo.reset()
+
+
+def compiled_net(chosen):
+    net = chosen.build_backbone().train()
+    compile_blocks(net)
+    return net
+
+
+def of_size(chosen, count, size, first=0):
+    images = torch.zeros(count, chosen.data.channels, *size, dtype=torch.uint8)
+    return Batch(images, torch.zeros(count, dtype=torch.long), torch.arange(first, first + count))
+
+
+SIZES = [(4, (8, 8)), (3, (8, 12)), (2, (12, 12)), (3, (12, 8)), (5, (8, 4)), (1, (16, 16)), (3, (16, 16))]
+
+
+@pytest.mark.parametrize("positions", ["rotary", "sincos"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_buckets_are_compiled_for_any_size(graphs, positions, precision):
+    """For the first size, for any other, and for a batch of one image."""
+    chosen = recipe("anysize-fashion").replace(
+        data={"classes": 10},
+        backbone=SMALL["backbone"] | {"positions": positions},
+        train={"tokens": 64, "precision": precision},
+    )
+    net, codec = compiled_net(chosen), chosen.build_codec()
+    for _ in range(2):
+        for count, size in SIZES:
+            batch = with_draws(chosen, codec, of_size(chosen, count, size))
+            backward(chosen, net, codec, batch, CPU)
+    assert len(graphs) == 3
+
+
+@torch.library.custom_op("ditkit_tests::by_run", mutates_args=())
+def by_run(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, runs: torch.Tensor, longest: int
+) -> torch.Tensor:
+    """Stands for flash attention that reads runs; what it gives is not looked at."""
+    return q.clone()
+
+
+by_run.register_fake(lambda q, k, v, runs, longest: torch.empty_like(q))
+by_run.register_autograd(lambda context, gradient: (gradient, gradient, gradient, None, None))
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_packed_rows_are_compiled_for_any_mixture(graphs, monkeypatch, runs):
+    """However many images share rows, of whatever length, also where attention reads the runs of a row."""
+    if runs:
+        attend = lambda q, k, v, begins, _, longest, __, scale=None: by_run(q, k, v, begins, longest)  # noqa: E731
+        monkeypatch.setattr("ditkit.kernels.attention.varlen_attn", attend)
+        monkeypatch.setattr("ditkit.kernels.attention.HALVES", (torch.float32,))
+        monkeypatch.setattr("ditkit.backbones.dit.reads_runs", lambda device: True)
+    chosen = recipe("anysize-fashion").replace(
+        data={"classes": 10},
+        backbone={"width": 16, "depth": 2, "heads": 2, "positions": "rotary"},
+        train={"tokens": 64, "packed": True, "precision": "fp32"},
+    )
+    net, codec = compiled_net(chosen), chosen.build_codec()
+    for mixture in (
+        [(4, (8, 8)), (3, (8, 12))],
+        [(2, (12, 12)), (3, (8, 12))],
+        [(5, (8, 8)), (2, (16, 12)), (1, (12, 8))],
+        [(7, (8, 4)), (2, (8, 12))],
+    ):
+        total = sum(count for count, _ in mixture)
+        firsts = accumulate((count for count, _ in mixture), initial=0)
+        groups = [
+            replace(of_size(chosen, count, size, first), label=None)
+            for (count, size), first in zip(mixture, firsts, strict=False)
+        ]
+        index, label = torch.arange(total), torch.zeros(total, dtype=torch.long)
+        batch = with_draws(chosen, codec, Batch(None, label, index, groups=tuple(groups)))
+        backward(chosen, net, codec, batch, CPU)
+    assert len(graphs) == 2

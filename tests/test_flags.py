@@ -149,10 +149,20 @@ def test_flags_to_go_on_with():
     assert only(words, "data") == ["--data.size", "8"]
 
 
-OTHERS = {"backbone", "codec", "data", "text", "backbone.inner", "backbone.levels", "cost", "statistics", "json", "help",
-          "version", "section.field", "data.field", "plugin", "help-all"}  # fmt: skip
-FOREIGN = {"ckpt", "show-toplevel", "always", "dirty", "logdir"}
-"""Flags of the released code, of git and of tensorboard."""
+OTHERS = {"backbone", "codec", "data", "text", "backbone.inner", "backbone.levels", "cost", "statistics", "gpu", "json",
+          "help", "version", "section.field", "data.field", "plugin", "help-all"}  # fmt: skip
+FOREIGN = {
+    "ckpt",
+    "show-toplevel",
+    "always",
+    "dirty",
+    "logdir",
+    "standalone",
+    "local-addr",
+    "nproc-per-node",
+    "junit-xml",
+}
+"""Flags of the released code, of git, tensorboard, torchrun and pytest."""
 
 
 def test_every_flag_that_a_message_names_is_there():

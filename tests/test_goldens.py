@@ -1,9 +1,11 @@
-"""Numbers of the released DiT and SiT code on a model filled by formula: ours must be the same."""
+"""Numbers of the released DiT and SiT code on a model filled by formula: ours must be the same, on a GPU too."""
 
+import official
 import pytest
 import torch
-from official import LABELS, tiny, wave
+from needs import GPU, needs_gpu
 
+from ditkit.device import autocast
 from ditkit.nn.embeddings import sincos_positions, sinusoid
 from ditkit.nn.patches import unpatchify
 from ditkit.sampling import SAMPLERS, cfg, respaced
@@ -15,13 +17,50 @@ DDPM = Transport(path="ddpm", predict="noise", variance="learned")
 FLOW = Transport(path="linear", predict="velocity")
 
 
+on_both = pytest.mark.parametrize(
+    "device",
+    [torch.device("cpu"), pytest.param(GPU, marks=[pytest.mark.gpu, needs_gpu], id="gpu")],
+    indirect=True,
+)
+"""Everything that has numbers of its own: a GPU sums in another order, so its digits are fewer."""
+
+CPU_ONLY = torch.device("cpu"), 1
+_where = [CPU_ONLY]  # the device, and how many times further its numbers may be
+
+
+@pytest.fixture(autouse=True)
+def device(request):
+    chosen = getattr(request, "param", torch.device("cpu"))
+    autocast(chosen, "fp32")  # settles of what products of float32 are there
+    _where[:] = [(chosen, 1 if chosen.type == "cpu" else 10)]
+    yield chosen
+    _where[:] = [CPU_ONLY]
+
+
+def here(tensor):
+    return tensor.to(_where[0][0])
+
+
+def tiny(**fields):
+    return official.tiny(**fields).to(_where[0][0])
+
+
+def wave(function=torch.sin):
+    return here(official.wave(function))
+
+
+def labels():
+    return {"label": here(official.LABELS["label"])}
+
+
 def index(*indices):
     """DiT's index i is t = (i + 1)/1000."""
     return (torch.tensor(indices, dtype=torch.float64) + 1) / 1000
 
 
 def close(value, expected, rel=1e-5, abs=1e-6):
-    assert value == pytest.approx(expected, rel=rel, abs=abs)
+    looser = _where[0][1]
+    assert value == pytest.approx(expected, rel=looser * rel, abs=looser * abs)
 
 
 def sit_network():
@@ -31,9 +70,10 @@ def sit_network():
     return lambda x, t, cond: -net(x, t, cond)[:, :4]
 
 
+@on_both
 def test_positions_and_time():
     assert sincos_positions(16, 16, 1152).double().sum().item() == pytest.approx(134598.9478, rel=1e-7)
-    embedded = sinusoid(torch.tensor([999.0], dtype=torch.float64))[0]
+    embedded = sinusoid(here(torch.tensor([999.0], dtype=torch.float64)))[0]
     last = (
         999 * 2**-23
     )  # where a processor rounds a frequency up, and another down, the angles differ by as much
@@ -48,27 +88,29 @@ def test_unpatchify_puts_the_channel_fastest():
     assert patch.tolist() == [[0, 8], [16, 24]]
 
 
+@on_both
 @torch.no_grad()
 def test_dit_forward():
     net = tiny()
     assert sum(p.numel() for p in net.parameters()) == 107_456 - 16 * 48  # without pos_embed
-    out = net(wave(), index(3, 250), LABELS)
+    out = net(wave(), here(index(3, 250)), labels())
     close(out.double().sum().item(), 59.30689)
     close(out.double().square().sum().item(), 41.12365)
     close(out[0, 0, 0, :4].tolist(), [0.1954983, 0.0071218, 0.1484265, -0.0265457])
 
 
+@on_both
 @torch.no_grad()
 def test_sit_forward():
     net = tiny(time_scale=-1.0, time_shift=1.0)
-    out = net(wave(), 1 - torch.tensor([0.3, 0.8], dtype=torch.float64), LABELS)[:, :4]
+    out = net(wave(), here(1 - torch.tensor([0.3, 0.8], dtype=torch.float64)), labels())[:, :4]
     close(out.double().sum().item(), 28.50145)
     close(out.double().square().sum().item(), 40.94308)
     close(out[0, 0, 0, :4].tolist(), [0.204871, 0.006569, 0.156389, -0.027973], rel=5e-5)
 
 
 def contiguous_noise(x):
-    return torch.randn(x.shape)  # randn_like would follow the strides of x, not its rows
+    return here(torch.randn(x.shape))  # randn_like would follow the strides of x, not its rows
 
 
 def knots(sections):
@@ -76,6 +118,7 @@ def knots(sections):
     return torch.cat([times, times.new_zeros(1)])
 
 
+@on_both
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("sections", "total", "square", "first"),
@@ -85,27 +128,29 @@ def knots(sections):
     ],
 )
 def test_ddim_loop(sections, total, square, first):
-    x = SAMPLERS["ddim"].run(DDPM.denoiser(tiny()), wave(), knots(sections), LABELS)
+    x = SAMPLERS["ddim"].run(DDPM.denoiser(tiny()), wave(), knots(sections), labels())
     close(x.double().sum().item(), total)
     close(x.double().square().sum().item(), square)
     close(x[0, 0, 0, :4].tolist(), first)
 
 
+@on_both
 @torch.no_grad()
 def test_ancestral_loop():
     denoise = DDPM.denoiser(tiny())
     torch.manual_seed(0)
-    x = SAMPLERS["ancestral"].run(denoise, wave(), knots("10"), LABELS, noise=contiguous_noise)
+    x = SAMPLERS["ancestral"].run(denoise, wave(), knots("10"), labels(), noise=contiguous_noise)
     close(x.double().sum().item(), -4869.4656)
     close(x.double().square().sum().item(), 8292705.70)
     close(x[0, 0, 0, :4].tolist(), [-103.05913, -89.50472, -22.07021, 11.70837])
 
 
+@on_both
 @torch.no_grad()
 def test_ddpm_mean_and_learned_variance_of_a_step():
     t = index(0, 500)
     denoise = DDPM.denoiser(tiny())
-    p = denoise(wave(), t, LABELS)
+    p = denoise(wave(), t, labels())
     close(p.x0.double().sum().item(), -49.397203)
     step = denoise.posterior(t, t - 1 / 1000, wave())
     close(step.mean(p.x0, wave()).double().sum().item(), 3.3373042, rel=2e-5)
@@ -114,9 +159,10 @@ def test_ddpm_mean_and_learned_variance_of_a_step():
     close(log_variance[0, 0, 0, :4].tolist(), [-9.5273008, -9.447361, -9.5095577, -9.4463005])
 
 
+@on_both
 @torch.no_grad()
 def test_ddpm_hybrid_loss():
-    terms = DDPM.losses(tiny(), wave(), LABELS, t=index(0, 500), eps=wave(torch.cos))
+    terms = DDPM.losses(tiny(), wave(), labels(), t=index(0, 500), eps=wave(torch.cos))
     close(terms["mse"].tolist(), [0.598978, 0.5150539])
     close(terms["vb"].tolist(), [2.0274158, 0.0040959], rel=2e-5)
     torch.testing.assert_close(terms["loss"], terms["mse"] + terms["vb"])
@@ -137,14 +183,16 @@ def test_respaced(sections, start, end, total):
     assert total is None or sum(indices) == total
 
 
+@on_both
 @torch.no_grad()
 @pytest.mark.parametrize(("sampler", "total"), [("euler", 32.331529), ("heun", 32.270981)])
 def test_sit_ode(sampler, total):
     grid = torch.linspace(1, 0, 11, dtype=torch.float64)
-    x = SAMPLERS[sampler].run(FLOW.denoiser(sit_network()), wave(), grid, LABELS)
+    x = SAMPLERS[sampler].run(FLOW.denoiser(sit_network()), wave(), grid, labels())
     close(x.double().sum().item(), total)
 
 
+@on_both
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("sampler", "choices", "total"),
@@ -163,19 +211,21 @@ def test_sit_sde(sampler, choices, total):
     chosen = SamplingConfig(sampler=sampler, steps=steps, **choices)
     denoise = FLOW.denoiser(sit_network())
     torch.manual_seed(0)
-    x = chosen.run(denoise, wave(), chosen.times(FLOW), LABELS, noise=contiguous_noise)
+    x = chosen.run(denoise, wave(), chosen.times(FLOW), labels(), noise=contiguous_noise)
     close(x.double().sum().item(), total)
 
 
+@on_both
 @torch.no_grad()
 def test_sit_velocity_loss():
     torch.manual_seed(0)
-    eps, t = torch.randn(2, 4, 8, 8), torch.rand(2)
+    eps, t = here(torch.randn(2, 4, 8, 8)), torch.rand(2)
     close(t.tolist(), [0.3612727, 0.3136021])
-    terms = FLOW.losses(sit_network(), wave(), LABELS, t=1 - t.double(), eps=eps)
+    terms = FLOW.losses(sit_network(), wave(), labels(), t=1 - t.double(), eps=eps)
     close(terms["loss"].tolist(), [1.4322600, 1.8943670])
 
 
+@on_both
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("predict", "loss", "expected"),
@@ -191,29 +241,32 @@ def test_sit_velocity_loss():
 def test_sit_losses(predict, loss, expected):
     """The same draw, mapped to SiT's training interval [0.001, 0.999] for these predictions."""
     torch.manual_seed(0)
-    eps, t = torch.randn(2, 4, 8, 8), torch.rand(2).double()
+    eps, t = here(torch.randn(2, 4, 8, 8)), torch.rand(2).double()
     net = tiny(time_scale=-1.0, time_shift=1.0)
     transport = Transport(path="linear", predict=predict, loss=loss)
     t = 1 - (t * 0.998 + 0.001)
-    terms = transport.losses(lambda x, t, cond: net(x, t, cond)[:, :4], wave(), LABELS, t=t, eps=eps)
+    terms = transport.losses(lambda x, t, cond: net(x, t, cond)[:, :4], wave(), labels(), t=t, eps=eps)
     close(terms["loss"].tolist(), expected, rel=2e-5)
 
 
+@on_both
 @torch.no_grad()
 def test_guidance_is_linear_in_the_raw_output():
     """All channels: the guided velocity is null + s (cond - null), one call of twice the rows."""
     net, x, t = sit_network(), wave(), torch.tensor([0.7, 0.7], dtype=torch.float64)
-    cond, empty = {"label": torch.tensor([1, 2])}, {"label": torch.tensor([10, 10])}
+    cond, empty = {"label": here(torch.tensor([1, 2]))}, {"label": here(torch.tensor([10, 10]))}
     guided = cfg(FLOW.denoiser(net), lambda cond: empty, 4.0)(x, t, cond).velocity
-    expected = net(x, t, empty) + 4 * (net(x, t, cond) - net(x, t, empty))
+    there = here(t)
+    expected = net(x, there, empty) + 4 * (net(x, there, cond) - net(x, there, empty))
     torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-5)
 
 
+@on_both
 @torch.no_grad()
 def test_guidance_of_three_channels_is_the_released_one():
     """Both released codes return the guided three channels twice, and the others of either half."""
     x, t = wave()[:1], torch.tensor([0.5], dtype=torch.float64)
-    cond, empty = {"label": LABELS["label"][:1]}, {"label": LABELS["label"][1:]}
+    cond, empty = {"label": labels()["label"][:1]}, {"label": labels()["label"][1:]}
     goldens = [
         (DDPM, tiny(), index(3, 250), "eps", 14.56702, 495.48203),
         (
@@ -226,7 +279,8 @@ def test_guidance_of_three_channels_is_the_released_one():
         ),
     ]
     for transport, net, times, meaning, total, square in goldens:
-        raw = net(torch.cat([x, x]), times, LABELS)
+        times = here(times)
+        raw = net(torch.cat([x, x]), times, labels())
         # the vectors have a time for each half, which no sampler does
         denoise = transport.denoiser(lambda x, t, cond, net=net, times=times: net(x, times, cond))
         guided = cfg(denoise, lambda cond: empty, 4.0, channels=3)(x, t, cond)

@@ -1,11 +1,13 @@
 """Several images in one row of tokens: as if each were alone."""
 
+import itertools
+
 import pytest
 import torch
 
 from ditkit.backbones import backbone
 from ditkit.errors import InputError
-from ditkit.nn.packing import owners, packed_rows, same_image, stacks, unpacked
+from ditkit.nn.packing import owners, packed_rows, runs, same_image, stacks, unpacked
 
 SIZES = [(4, 6), (8, 8), (2, 2), (6, 4), (4, 4)]
 ROWS = [[3, 0, 4], [1], [2]]  # lengths 6 + 6 + 4, 16, 1: the last is nearly all padding
@@ -161,3 +163,38 @@ def test_errors_of_times_and_sizes():
         network().packed(states, t[:, None].expand(-1, 4), cond, ROWS)
     with pytest.raises(InputError, match="3x4 is not divisible into patches of 2"):
         network().packed([normal(1, 3, 4)], t[:1], cond, [[0]])
+
+
+def test_runs_say_what_the_mask_says():
+    lengths = [6, 16, 1, 6, 4]
+    device = torch.device("cpu")
+    where = runs(lengths, ROWS, device)
+    assert where.dtype == torch.int32
+    owner = owners(lengths, ROWS, device)
+    assert where.tolist() == [0, 6, 12, 16, 32, 33, 48]
+    number = torch.bucketize(torch.arange(owner.numel()), where, right=True).view(owner.shape)
+    assert torch.equal(same_image(number), same_image(owner))
+
+
+@pytest.mark.parametrize("fields", [{}, {"positions": "rotary"}], ids=str)
+def test_a_kernel_that_reads_runs_gives_the_same(monkeypatch, fields):
+    """Flash attention of a GPU, for which another stands that computes every run by itself."""
+
+    def by_run(q, k, v, begins, begins_k, longest, longest_k, *, scale=None):
+        assert begins is begins_k
+        assert longest == longest_k >= int(begins.diff().max())
+        parts = []
+        for start, end in itertools.pairwise(begins.tolist()):
+            heads = [part[start:end].transpose(0, 1) for part in (q, k, v)]  # (H, n, d)
+            parts.append(
+                torch.nn.functional.scaled_dot_product_attention(*heads, scale=scale).transpose(0, 1)
+            )
+        calls.append(len(parts))
+        return torch.cat(parts)
+
+    calls = []
+    monkeypatch.setattr("ditkit.kernels.attention.varlen_attn", by_run)
+    monkeypatch.setattr("ditkit.kernels.attention.HALVES", (torch.float32,))
+    monkeypatch.setattr("ditkit.backbones.dit.reads_runs", lambda device: True)
+    same(network(**fields), *inputs(), ROWS)
+    assert calls == [6, 6]  # two blocks, packed; an image alone needs no runs

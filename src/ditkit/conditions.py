@@ -134,7 +134,9 @@ def unknown(net: Backbone, cond: Cond, instead: Text | None = None) -> Cond:
     empty = net.null(cond)
     named = {} if instead is None else _named(instead)
     return empty | {
-        key: named[key].to(value).expand_as(value) for key, value in empty.items() if key in named
+        key: sent(named[key], value.device, value.dtype).expand_as(value)
+        for key, value in empty.items()
+        if key in named
     }
 
 

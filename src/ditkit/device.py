@@ -19,10 +19,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp32", "tf32"]
+"""Of products and convolutions, over float32 weights: bf16 by autocast; float32; float32 whose factors a CUDA GPU rounds to
+TF32, of 10 bits (elsewhere, and before Ampere, float32); auto: bf16 where it is fast, else fp32."""
 
 WITHOUT_FLOAT64 = ("mps",)
 """Kinds of devices that have none: what is computed in it stays on the CPU, and is moved as float32."""
+
+STAGED = 64 * 1024
+"""Bytes up to which CUDA takes a tensor from ordinary memory at once; of larger ones it may let the host wait."""
+BESIDE = ("cuda",)
+"""Kinds of devices that work beside the host, which waits for them only where it reads something back."""
 
 
 def _switch(value: Any) -> Any:
@@ -97,13 +104,35 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 def sent(value: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """The tensor on the device, as its own type or another. The host does not wait for a CUDA GPU to copy it; from pinned
-    memory the GPU copies beside its other work."""
-    return value.to(device, dtype or value.dtype, non_blocking=device.type == "cuda")
+    """The tensor on the device, as its own type or another. The host does not wait for a CUDA GPU to copy it, which does so
+    beside its other work: from pinned memory, where what is not small is put first if it is not there."""
+    if (
+        device.type == "cuda"
+        and value.device.type == "cpu"
+        and value.nbytes > STAGED
+        and not value.is_pinned()
+    ):
+        value = value.pin_memory()
+    return value.to(device, dtype or value.dtype, non_blocking=device.type in BESIDE)
+
+
+@functools.lru_cache(maxsize=64)
+def kept_on(device: torch.device, table: Tensor) -> Tensor:
+    """A table that somebody keeps, on the device, where it is kept too: it is sent once, not whenever it is used."""
+    return sent(table, device)
+
+
+def numbers(values: Any, device: torch.device) -> Tensor:
+    """A number, or a few in sequences, as a tensor on the device: `torch.tensor` makes the host wait for a GPU, this does not."""
+    return sent(torch.tensor(values), device)
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager:
-    """bf16 autocast over float32 weights, for bf16 or where `auto` finds that it pays."""
+    """bf16 autocast over float32 weights, for bf16 or where `auto` finds that it pays. On a CUDA GPU this also settles of what
+    float32's products are from here on, in the backward pass too: torch by itself takes float32 for those of matrices and
+    TF32 for convolutions."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return (
         torch.autocast(device.type, dtype=torch.bfloat16) if uses_bf16(device, precision) else nullcontext()
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from ditkit.device import numbers
 from ditkit.errors import InputError
 from ditkit.lazy import torch
 
@@ -111,7 +112,7 @@ class Pyramid(Layout):
     def expand(self, values: Tensor) -> Tensor:
         """(B,) or (B, K) to (B, 1, 1, 1) or (B, channels, 1, 1), of clips with one dimension more."""
         if values.ndim == 2:
-            counts = torch.tensor(self._channels, device=values.device)
+            counts = numbers(self._channels, values.device)
             values = values.repeat_interleave(counts, dim=1, output_size=self.shape[0])
         return values.reshape(len(values), -1, *[1] * (len(self.shape) - 1))
 
@@ -139,7 +140,7 @@ class Packed(Layout):
         """(1,) or (1, K) to (1, 1) or (1, M)."""
         if values.ndim == 1:
             return values[:, None]
-        counts = torch.tensor(self.lengths, device=values.device)
+        counts = numbers(self.lengths, values.device)
         return values.repeat_interleave(counts, dim=1, output_size=self.shape[0])
 
     def split(self, x: Tensor) -> Sequence[Tensor]:

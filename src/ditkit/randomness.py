@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from ditkit.device import sent
 from ditkit.errors import InputError
 from ditkit.lazy import torch
 
@@ -168,4 +169,4 @@ class RowNoise:
             raise ValueError(f"{len(like)} rows asked of noise made for {len(self._streams)} seeds")
         shape = like.shape[1:]
         rows = [stream.standard_normal(shape, dtype=np.float32) for stream in self._streams]
-        return torch.from_numpy(np.stack(rows)).to(like)
+        return sent(torch.from_numpy(np.stack(rows)), like.device, like.dtype)

@@ -57,7 +57,8 @@ class Training(Section):
     clip: Annotated[float, Field(gt=0)] | None = None
     """Clip the gradient's norm to this."""
     precision: Precision = "auto"
-    """auto: bf16 autocast over float32 weights where this machine has fast bf16."""
+    """auto: bf16 autocast over float32 weights where this machine has fast bf16; tf32: on a CUDA GPU, of the same range as fp32
+    and coarser."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides initial weights, order, augmentation and every other draw."""
     log_images: Count = 10_000

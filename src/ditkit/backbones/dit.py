@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from ditkit.backbones.base import BodyShape, Conditions, Plain
 from ditkit.backbones.sections.dit import DiTConfig
+from ditkit.device import kept_on, numbers
 from ditkit.errors import InputError
+from ditkit.kernels.attention import reads_runs
 from ditkit.layout import Cond
 from ditkit.lazy import loaded
 from ditkit.nn.around import Around, Tokens, alone
 from ditkit.nn.attention import Arrangement
 from ditkit.nn.embeddings import LabelEmbedding, SizeEmbedding, TimeEmbedding, sincos_table
-from ditkit.nn.packing import Rows, check_rows, owners, packed_rows, same_image, stacks, unpacked
+from ditkit.nn.packing import Rows, check_rows, owners, packed_rows, runs, same_image, stacks, unpacked
 from ditkit.nn.patches import PatchEmbed, unpatchify
 from ditkit.nn.positions import Axis, axis
 from ditkit.nn.registries import CONDITIONINGS
@@ -96,7 +98,7 @@ class DiT(Plain):
         vectors = conditions.vectors
         if self.extent is not None:
             counts = [self.patches.grid(*size) for size in sizes]
-            vectors = [*vectors, self.extent(torch.tensor(counts, device=t.device))]
+            vectors = [*vectors, self.extent(numbers(counts, t.device))]
         return self.combined(self.time(t), *vectors)
 
     def combined(self, time: Tensor, *others: Tensor) -> Tensor:
@@ -112,7 +114,7 @@ class DiT(Plain):
             # As with positions added: under autocast, too, blocks' outputs are summed in float32.
             return tokens.float()
         table = sincos_table(self._axes(grid, (width, width / 2, width / 2)), width)
-        return tokens + table.to(x.device)
+        return tokens + kept_on(x.device, table)
 
     def _axes(self, grid: tuple[int, ...], channels: tuple[float, ...]) -> tuple[Axis, ...]:
         """`channels`: how many are of the frame, the row and the column."""
@@ -132,7 +134,7 @@ class DiT(Plain):
             parts: list[tuple[Axis, ...]] = [tuple(space), (frames,)]
         else:
             parts = [self._axes(grid, (dim / len(grid),) * len(grid))]
-        return [rotary_positions(axes, dim).to(device) for axes in parts]
+        return [kept_on(device, rotary_positions(axes, dim)) for axes in parts]
 
     def body(self, h: Tensor, c: Tensor, conditions: Conditions, around: Around = alone) -> Tensor:
         shape = h.shape
@@ -232,7 +234,8 @@ class DiT(Plain):
             tables = [known[size] for size in sizes]
             rotary = packed_rows([table.transpose(0, 1) for table in tables if table is not None], rows)
             rotary = rotary.permute(2, 0, 1, 3)  # (2, R, L, d/2)
-        among = Arrangement(same_image(owner), rotary, owner.clamp(min=0))
+        apart = runs(lengths, rows, owner.device) if reads_runs(owner.device) else None
+        among = Arrangement(same_image(owner), rotary, owner.clamp(min=0), apart)
         c = self._combined(t, self.conditions(cond or {}, ()), sizes)  # (N, D)
         h = packed_rows(parts, rows)
         at = Tokens(c, among, own=h.shape[1], lengths=lengths, rows=rows)

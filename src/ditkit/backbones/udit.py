@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ditkit.backbones.base import Backbone, BodyShape, Conditions, Plain
 from ditkit.backbones.sections.udit import HALVINGS, UDiTConfig
+from ditkit.device import kept_on
 from ditkit.errors import InputError
 from ditkit.kernels.maps import on_planes
 from ditkit.lazy import loaded
@@ -108,7 +109,7 @@ class UDiT(Plain):
         if self.rotary:
             _, height, width, _ = h.shape
             queries, keys = self.attention.positions(height, width, self.head_dims[stage])
-            positions = queries.to(h.device), keys.to(h.device)
+            positions = kept_on(h.device, queries), kept_on(h.device, keys)
         h = h.float()  # under autocast too, as in a DiT: what blocks add is summed in float32
         for k, block in enumerate(self.blocks[start : start + 2 * self.depth[stage]], start):
             h = around(k, partial(_run, block, positions), h, Tokens(c))

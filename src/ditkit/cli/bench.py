@@ -16,6 +16,7 @@ from ditkit.cli import (
     bench_backbones,
     bench_cost,
     bench_data,
+    bench_gpu,
     bench_levels,
     bench_parallel,
     bench_sizes,
@@ -28,7 +29,11 @@ from ditkit.progress import progress_bar
 from ditkit.scoring import software
 from ditkit.timing import Contender, measure, shares
 
-OTHERS = {"--cost": bench_cost, "--statistics": bench_statistics}  # a flag of their own, taken away
+OTHERS = {  # a flag of their own, taken away
+    "--cost": bench_cost,
+    "--statistics": bench_statistics,
+    "--gpu": bench_gpu,
+}
 
 
 class BenchCommand(MeasuredCommand):
@@ -42,7 +47,7 @@ class BenchCommand(MeasuredCommand):
     `ditkit bench --statistics` times the mathematics of scores; `ditkit bench --backbones A B` times backbones
     against each other, `ditkit bench --levels RECIPE` the resolutions of a nested one, `ditkit bench --sizes RECIPE`
     buckets, packed rows and padding, `ditkit bench --data DIR` a folder of images: decoding, preparing, reading;
-    `ditkit bench --parallel RECIPE` what sharing a training among processes costs.
+    `ditkit bench --parallel RECIPE` what sharing a training among processes costs; `ditkit bench --gpu` measures a GPU.
     """
 
     batch: Annotated[int, Field(ge=2, multiple_of=2)] = 16

@@ -35,11 +35,11 @@ class Gpu(NamedTuple):
     machine: int = 8
     """GPUs in one machine."""
 
-    def products(self, precision: str, tf32: bool) -> float:
-        """Operations per second of products: of bf16, or fp32, as TF32 where that is switched on."""
+    def products(self, precision: str) -> float:
+        """Operations per second of products: bf16, tf32 (of a GPU that has none fp32), or fp32."""
         if precision == "bf16":
             return self.bf16
-        return self.tf32 if tf32 and self.tf32 else self.fp32
+        return self.tf32 if precision == "tf32" and self.tf32 else self.fp32
 
     def between(self, group: int, apart: int = 1) -> float:
         """Bytes per second from one of a group's GPUs to the next in its ring, where every `apart`-th GPU is of the group.
@@ -80,6 +80,25 @@ GPUS: dict[str, Gpu] = {
     "rtx-4090": _gpu(24, 165.2, 82.6, 82.6, 1_008, 32, 12.5),
     "rtx-3090": _gpu(24, 71, 35.6, 35.6, 936, 32, 12.5),
 }
+
+
+NAMES: dict[str, str] = {
+    "Tesla V100-SXM2-32GB": "v100",
+    "NVIDIA A100-SXM4-40GB": "a100-40",
+    "NVIDIA A100-SXM4-80GB": "a100-80",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA B200": "b200",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA GeForce RTX 4090": "rtx-4090",
+    "NVIDIA GeForce RTX 3090": "rtx-3090",
+}
+"""Their names here by those that CUDA gives. Others of the same family, such as cards for PCIe, are slower."""
+
+
+def known_as(device: str) -> str | None:
+    """The name here of a GPU that CUDA calls `device`; None for one that is not known."""
+    return NAMES.get(device.strip())
 
 
 def gpu(name: str) -> Gpu:

@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 
 MOST_EXPLICIT_TOKENS = 512  # beyond its square, the L × M weights of the explicit form take too much memory
+
+HALVES = (torch.bfloat16, torch.float16)
+WIDEST_HEAD = 256  # of flash attention
 
 Form = Literal["auto", "written", "fused"]
 _form: Form = "auto"
@@ -26,10 +30,19 @@ def attention_as(form: Form) -> Iterator[None]:
         _form = before
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, mask: Tensor | None = None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None = None,
+    mask: Tensor | None = None,
+    runs: Tensor | None = None,
+) -> Tensor:
     """softmax(scale · q kᵀ) v over q (B, H, L, d) and k, v (B, H, M, d); 1 / sqrt(d) where none is given.
 
-    With `mask`, bool (B, M) or (B, L, M) with a true in every row, only over the M where it is true.
+    With `mask`, bool (B, M) or (B, L, M) with a true in every row, only over the M where it is true. `runs`, int32 (N + 1,),
+    says the same of N runs of tokens that attend each to itself: where each begins in all rows, one after another, and
+    where the last ends. On a GPU that `reads_runs`, in bf16, they are read and the mask is not.
 
     Torch's fused kernel, but for training on a CPU: its backward there takes 1.5 to 4 times as long as
     the products written out (`ditkit bench`).
@@ -40,6 +53,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, mask: Te
     """
     if k.dtype != torch.float32:
         k = k - k.mean(-2, keepdim=True)
+    if runs is not None and q.dtype in HALVES and q.shape[-1] % 8 == 0 and q.shape[-1] <= WIDEST_HEAD:
+        return _in_runs(q, k, v, scale, runs)
     allowed = mask
     if mask is not None:
         allowed = mask[:, None, None] if mask.ndim == 2 else mask[:, None]  # for every head (and query)
@@ -51,6 +66,23 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, mask: Te
             logits = logits.masked_fill(~allowed, -torch.inf)
         return logits.softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v, allowed, scale=scale)
+
+
+def reads_runs(device: torch.device) -> bool:
+    """Whether attention there has a kernel that reads runs: flash attention, from Ampere on."""
+    return (
+        device.type == "cuda"
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+
+
+def _in_runs(q: Tensor, k: Tensor, v: Tensor, scale: float | None, runs: Tensor) -> Tensor:
+    rows, length = q.shape[0], q.shape[2]
+    q, k, v = (part.transpose(1, 2).flatten(0, 1) for part in (q, k, v))  # (B·L, H, d)
+    # The longest run is said to be a whole row, which costs nothing and is the same in every step.
+    out = cast(Tensor, varlen_attn(q, k, v, runs, runs, length, length, scale=scale))
+    return out.unflatten(0, (rows, length)).transpose(1, 2)
 
 
 def _is_written_out(q: Tensor, k: Tensor) -> bool:

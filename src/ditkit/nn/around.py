@@ -49,7 +49,7 @@ class Tokens(NamedTuple):
         no token attends to. InputError where a network needs all."""
         if not self.own:
             raise InputError("this network needs all its tokens: only a DiT can leave some out")
-        mask, rotary, rows = self.among
+        mask, rotary, rows, _ = self.among  # the runs are of all tokens
         c = self.c
         if self.per_token:
             c = taken(c, index)

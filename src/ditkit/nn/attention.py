@@ -26,6 +26,8 @@ class Arrangement(NamedTuple):
     """Angles (2, L, d/2), or (2, B, L, d/2) where they differ from row to row (`nn/rotary.py`)."""
     rows: Tensor | None = None
     """(B, L), of tokens of several images in a row (`nn/packing.py`): which row of c conditions each."""
+    runs: Tensor | None = None
+    """Of such tokens: the mask as runs that attend each to itself, for kernels that read them (`kernels/attention.py`)."""
 
 
 ANY = Arrangement()
@@ -69,7 +71,7 @@ class SelfAttention(nn.Module):
         if at.rotary is not None:
             q, k = rotate(q, at.rotary).to(v.dtype), rotate(k, at.rotary).to(v.dtype)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        return self.proj(attend(q, k, v, mask=at.mask).transpose(1, 2).flatten(2))
+        return self.proj(attend(q, k, v, mask=at.mask, runs=at.runs).transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):

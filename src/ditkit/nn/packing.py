@@ -3,12 +3,13 @@
 """
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ditkit.device import sent
 from ditkit.errors import InputError
 
 Rows = Sequence[Sequence[int]]
@@ -35,12 +36,22 @@ def packed_rows(parts: Sequence[Tensor], rows: Rows, padding: float = 0) -> Tens
 
 def owners(lengths: Sequence[int], rows: Rows, device: torch.device) -> Tensor:
     """Whose each token is: (R, L), -1 where there is none."""
-    return packed_rows([torch.full((n,), k, device=device) for k, n in enumerate(lengths)], rows, -1)
+    found = packed_rows([torch.full((n,), k, device="cpu") for k, n in enumerate(lengths)], rows, -1)
+    return sent(found, device)
 
 
 def same_image(owner: Tensor) -> Tensor:
     """Who attends to whom, bool (R, L, L). Padding attends to padding, so that every token has something to."""
     return owner[:, :, None] == owner[:, None]
+
+
+def runs(lengths: Sequence[int], rows: Rows, device: torch.device) -> Tensor:
+    """The same of tokens of all rows, one row after another: where each image, or the padding of a row, begins, and where the
+    last ends; int32 (N + 1,)."""
+    own = [[lengths[k] for k in row] for row in rows]
+    longest = max(map(sum, own))
+    parts = [part for row in own for part in (*row, longest - sum(row)) if part]
+    return sent(torch.tensor([0, *accumulate(parts)], dtype=torch.int32, device="cpu"), device)
 
 
 def unpacked(x: Tensor, lengths: Sequence[int], rows: Rows) -> list[Tensor]:

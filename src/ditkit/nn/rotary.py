@@ -48,5 +48,5 @@ def rotary_positions(axes: tuple[Axis, ...], dim: int) -> Tensor:
 
 def unturned(positions: Tensor, count: int) -> Tensor:
     """The table with `count` more tokens that have no place, and are not turned: (2, L, d/2) -> (2, L + count, d/2)."""
-    still = positions.new_tensor([1.0, 0.0]).view(2, 1, 1).expand(-1, count, positions.shape[-1])
-    return torch.cat([positions, still], dim=1)
+    cos = positions.new_ones(1, count, positions.shape[-1])
+    return torch.cat([positions, torch.cat([cos, torch.zeros_like(cos)])], dim=1)

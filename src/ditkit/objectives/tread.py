@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ditkit.device import sent
 from ditkit.errors import InputError
 from ditkit.nn.around import Around, Run, Tokens, put_back, taken
 from ditkit.nn.packing import packed_rows
@@ -41,7 +42,7 @@ def tread(
         if not first <= k <= end:
             return run(h, at)
         if k == first:
-            index[:] = [kept(draws, rate, h.shape[-2], at).to(h.device)]
+            index[:] = [sent(kept(draws, rate, h.shape[-2], at), h.device)]
         return put_back(h, index[0], run(taken(h, index[0]), at.take(index[0])))
 
     return around

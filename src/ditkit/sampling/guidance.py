@@ -36,7 +36,7 @@ def cfg(
     def guided(x_t: Tensor, t: Tensor, cond: Cond, at: At) -> Prediction:
         if not _inside(t, interval):
             return denoise(x_t, t, cond, at)
-        by = scale if isinstance(scale, int | float) else denoise.expand(x_t.new_tensor(scale)[None], x_t)
+        by = scale if isinstance(scale, int | float) else denoise.expand(torch.tensor(scale)[None], x_t)
         both = {key: torch.cat([cond[key], empty]) for key, empty in null(cond).items()}
         p = denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), both, replace(at, roles=("cond", "null")))
         n = len(x_t)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from ditkit.device import sent
 from ditkit.errors import InputError
 from ditkit.layout import Cond, Layout
 from ditkit.lazy import torch
@@ -30,7 +31,7 @@ class Known(NamedTuple):
 
     def into(self, state: Tensor, known: Tensor, layout: Layout) -> Tensor:
         """The states (B, *S) with what is known in its place."""
-        return torch.where(known_mask(self.parts, layout).to(known.device), known, state)
+        return torch.where(sent(known_mask(self.parts, layout), known.device), known, state)
 
 
 def known_mask(parts: Sequence[bool], layout: Layout) -> Tensor:
@@ -47,7 +48,7 @@ def with_known(
     """
     if denoise.layout is None or denoise.layout.parts != len(parts):
         raise InputError(f"{len(parts)} parts known or not, the state has another number")
-    marks, mask = torch.tensor([parts]), known_mask(parts, denoise.layout).to(known.device)
+    marks, mask = torch.tensor([parts]), sent(known_mask(parts, denoise.layout), known.device)
     c = denoise.coeffs(torch.full((1, len(parts)), time, dtype=torch.float64), known)
     noisy = c.alpha * known + c.sigma * noise
 

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import torch
-
 from ditkit.costs.footprint import Footprint, Pass
 from ditkit.costs.gpus import Gpu
 from ditkit.costs.plan import (
@@ -126,8 +124,8 @@ def room_of(gpu: Gpu, options: Options) -> int:
 
 
 def speed_of(gpu: Gpu, precision: str) -> float:
-    """Operations per second at its peak, TF32 where torch is set to use it."""
-    return gpu.products(precision, torch.get_float32_matmul_precision() != "highest")
+    """Operations per second at its peak."""
+    return gpu.products(precision)
 
 
 def for_gpu(recipe: Recipe, gpu: Gpu) -> Recipe:

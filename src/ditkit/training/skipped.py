@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ditkit.device import numbers
 from ditkit.errors import NotFinite
 
 WINDOW, MOST = 100, 50  # so many of the last steps, and going on makes no sense
@@ -28,9 +29,9 @@ class Skipped:
 
     def _make(self, device: torch.device) -> None:
         self._lost = torch.zeros((), dtype=torch.int64, device=device)
-        self._begun = torch.tensor(self._since, device=device)
+        self._begun = numbers(self._since, device)
         known = [mark == "1" for mark in self._known]
-        self._last = torch.tensor(known + [False] * (WINDOW - len(known)), device=device)
+        self._last = numbers(known + [False] * (WINDOW - len(known)), device)
 
     def add(self, taken: Tensor, images: int = 0) -> None:
         """One more step, after so many images: bool (), whether it was taken."""

@@ -57,7 +57,7 @@ class Denoiser:
 
     def expand(self, values: Tensor, x: Tensor) -> Tensor:
         """(B,) or (B, K) values to what broadcasts with the state x, in its dtype."""
-        return (self.layout or Layout(tuple(x.shape[1:]))).expand(values).to(x)
+        return sent((self.layout or Layout(tuple(x.shape[1:]))).expand(values), x.device, x.dtype)
 
     def coeffs(self, t: Tensor, x: Tensor) -> Coeffs:
         """The path's coefficients at t (B,) or (B, K), broadcasting with the state x."""

@@ -78,7 +78,7 @@ class MeanFlow:
         c, _ = transport.meant(t, layout, x0)
         x_t, v = c.alpha * x0 + c.sigma * eps, velocity(x0, eps, c)
         u, rate = derivative(transport, net, x_t, t, sent(span, x0.device), examples.cond, v)
-        moved = u + layout.expand(span).to(u) * rate.detach()
+        moved = u + sent(layout.expand(span), u.device, u.dtype) * rate.detach()
         mse = parts.over_parts(
             layout.mean((moved - v) ** 2), examples.weights, layout.share, transport.level_weights
         )

@@ -93,4 +93,4 @@ def over_parts(
             f"`transport.level_weights` has {len(level_weights)} numbers for {losses.shape[1]} levels; give one "
             "for each"
         )
-    return losses @ losses.new_tensor(level_weights)
+    return losses @ sent(torch.tensor(level_weights), losses.device, losses.dtype)
