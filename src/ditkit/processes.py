@@ -29,7 +29,7 @@ MEETING = timedelta(minutes=5)
 FAREWELL = timedelta(seconds=5)
 """How long the first process, when it fails, waits for the others to notice."""
 
-FAILED = "ditkit/failed"  # in the store that the processes share: how many have failed
+FAILED = "failed"  # in the store that the processes share: how many have failed
 
 
 class OtherEnded(InputError):
@@ -205,6 +205,9 @@ def _meet(processes: Processes, device: torch.device) -> Any:
     try:
         rendezvous = dist.rendezvous("env://", processes.rank, processes.world, timeout=MEETING)
         store, rank, world = next(rendezvous)
+        # torchrun keeps its store when it starts all again, with what the processes before have left in it.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"ditkit/attempt-{attempt}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise InputError(
