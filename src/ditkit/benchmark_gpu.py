@@ -25,6 +25,7 @@ from ditkit.backbones import Backbone, DiTConfig, compile_blocks
 from ditkit.backbones.sections.dit import DIT_SIZES
 from ditkit.benchmark import CHANNELS, CLASSES, GUIDANCE, SIDE, TIME, TINY, Latents
 from ditkit.costs import recipe_cost
+from ditkit.costs.gpus import known_as
 from ditkit.costs.plan import memory_of, most_images
 from ditkit.data import Batch
 from ditkit.device import Precision, autocast
@@ -64,6 +65,19 @@ class Work(NamedTuple):
     """Of timing, for each rate."""
     images: int | None = None
     """Of a step; None: as many as fit."""
+
+
+def described() -> dict[str, Any]:
+    """The first GPU: what it is called, by CUDA and by `ditkit plan`, and what it has."""
+    there = torch.cuda.get_device_properties(0)
+    return {
+        "name": there.name,
+        "plan": known_as(there.name),
+        "count": torch.cuda.device_count(),
+        "memory": there.total_memory,
+        "capability": f"{there.major}.{there.minor}",
+        "cuda": torch.version.cuda,
+    }
 
 
 def products(device: str, side: int, seconds: float) -> dict[str, float]:

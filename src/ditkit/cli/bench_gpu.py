@@ -14,11 +14,11 @@ from xml.etree import ElementTree
 import torch
 from pydantic import Field
 
-from ditkit.benchmark_gpu import EVALUATIONS, NETWORKS, Work, measured, products, several
+from ditkit.benchmark_gpu import EVALUATIONS, NETWORKS, Work, described, measured, products, several
 from ditkit.cli.measured import check_record, machine, write
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
-from ditkit.costs.gpus import GPUS, known_as
+from ditkit.costs.gpus import GPUS
 from ditkit.errors import InputError
 from ditkit.own_process import apart
 from ditkit.records import write_whole
@@ -28,6 +28,7 @@ GB, TERA = 1e9, 1e12
 TESTS = ("test_gpu.py", "test_goldens.py")
 LONGEST_TESTS = 0.4
 """The share of the time that tests may take."""
+SMALL = {"name": "none: a tiny network on the CPU", "plan": None, "count": 0}
 NO_GPU = "no CUDA GPU is there"
 
 
@@ -69,10 +70,12 @@ def run(argv: list[str]) -> None:
         raise InputError(f"bench --gpu: {NO_GPU}; `small` True tries the command on the CPU")
     for suffix in (".json", ".md"):
         check_record(command.out and command.out.with_suffix(suffix), command.replace)
+    # In a process of its own, too: one that has asked a GPU for something keeps memory there.
+    gpu = SMALL if command.small else apart(60, described)
     record = check(
         list(parts(command)), 60 * command.minutes, say=partial(print, file=sys.stderr, flush=True)
     )
-    record = {"gpu": _gpu(command.small), "machine": machine(), "software": software(), **record}
+    record = {"gpu": gpu, "machine": machine(), "software": software(), **record}
     text = "\n".join(table(record))
     print(text)
     write(record, command.out)
@@ -176,21 +179,6 @@ def counted(report: Path) -> dict[str, Any]:
         else:
             passed += 1
     return {"passed": passed, "failed": failed, "skipped": skipped}
-
-
-def _gpu(small: bool) -> dict[str, Any]:
-    """What it is called, by torch and by `ditkit plan`."""
-    if small:
-        return {"name": "none: a tiny network on the CPU", "plan": None, "count": 0}
-    there = torch.cuda.get_device_properties(0)
-    return {
-        "name": there.name,
-        "plan": known_as(there.name),
-        "count": torch.cuda.device_count(),
-        "memory": there.total_memory,
-        "capability": f"{there.major}.{there.minor}",
-        "cuda": torch.version.cuda,
-    }
 
 
 def table(record: dict[str, Any]) -> Iterator[str]:
