@@ -185,13 +185,16 @@ def _train(
     if begins and init_inner is not None:
         load_inner(net, recipe, init_inner)
     requests = until_end.enter_context(Requests(config.max_minutes).noted())
+    compiled = None
     with processes.in_turn():
         if processes.first:
             check_run(recipe, out, opened.source)
             check_sibling(recipe, out)
+            compiled = None if begins else was_compiled(out)
             until_end.enter_context(owned(out))
             claim_run(recipe, out, opened.source)
         texts = None if recipe.text is None else read_captions(recipe, opened.source, out, device)
+    compiled = processes.from_first(compiled)
     if begins and recipe.stages:
         load_inner(net, recipe, _train_stages(recipe, out, device, texts, progress))
     state, shared = begin(
@@ -207,7 +210,7 @@ def _train(
     if not begins:
         state.load(out / CHECKPOINTS)
         _say_how_far(out, state.images, config.images)
-    state.notes["compiled"] = _compile(opened, net, state, None if begins else was_compiled(state.notes, out))
+    state.notes["compiled"] = _compile(opened, net, state, state.notes.get("compiled", compiled))
     pipeline = Pipeline(recipe, shared.average, opened.codec, device, texts=texts)
     while True:
         try:

@@ -91,10 +91,9 @@ def claim_run(settings: "Recipe | CodecRecipe", out: Path, source: Source, name:
         raise InputError(f"`out` {out}: cannot be written ({error.strerror})") from None
 
 
-def was_compiled(state: dict, out: Path) -> bool:
-    """Whether the run's steps were compiled, by its checkpoint's state; in version 0.1 by its recipe."""
-    if "compiled" in state:
-        return state["compiled"]
+def was_compiled(out: Path) -> bool:
+    """Whether the run's steps were compiled, by its recipe as version 0.1 wrote it; of later versions its checkpoints say
+    so."""
     return read_json(out / RECIPE)["train"].get("compile") in (True, "on")
 
 
