@@ -175,7 +175,7 @@ def test_every_flag_of_train_sets_its_field():
         "backbone.grid": "2 2", "backbone.extrapolation": "ntk", "backbone.size_embedding": None,
         "transport.known_frames": "0.5", "transport.size_shift": "64", "train.packed": None, "train.tokens": "64",
         "data.names": "a b", "data.content": "0f", "data.changed": "accept",
-        "train.parallel": "ddp", "train.optimizer": "adafactor", "train.freeze": "label.*", "train.unfreeze": "label.*", "train.lora_on": "mlp",
+        "train.averages": "half_life:images=500", "train.on_divergence": "rewind", "train.parallel": "ddp", "train.optimizer": "adafactor", "train.freeze": "label.*", "train.unfreeze": "label.*", "train.lora_on": "mlp",
         "train.track": "tensorboard mlflow", "train.routing": "tread", "train.terms": "sra",
         "sample.cache": "taylor_seer", "transport.method": [*METHODS][-1],
     }  # fmt: skip

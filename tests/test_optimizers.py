@@ -114,11 +114,11 @@ def test_one_of_ones_own():
     def sgd(parameters, config, *, momentum: float = 0.5):
         return torch.optim.SGD(parameters, lr=config.lr, momentum=momentum)
 
-    ditkit.register("optimizer", "sgd", sgd)
+    ditkit.register("optimizer", "of_ones_own", sgd)
     try:
-        found = make_optimizer(network(), TrainConfig(optimizer="sgd:momentum=0.9", lr=0.1))
+        found = make_optimizer(network(), TrainConfig(optimizer="of_ones_own:momentum=0.9", lr=0.1))
     finally:
-        del OPTIMIZERS["sgd"]
+        del OPTIMIZERS["of_ones_own"]
     assert (found.defaults["momentum"], found.defaults["lr"]) == (0.9, 0.1)
     with pytest.raises(InputError, match="unknown 'adam'; did you mean adamw"):
         BASE.replace(train={"optimizer": "adam"})

@@ -62,8 +62,9 @@ def begin_checkpoint(folder: Path, images: int, anew: bool = True) -> Path:
     """The folder that the files of a checkpoint are written into; made `anew`, or by another process."""
     unfinished = folder / f"{images:012d}.unfinished"
     if anew:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+        if unfinished.exists():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True, exist_ok=True)
     return unfinished
 
 

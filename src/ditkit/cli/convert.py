@@ -49,9 +49,9 @@ class ConvertCommand(Section):
 
 def run(argv: list[str]) -> None:
     command = parse(ConvertCommand, argv, "convert")
-    check_empty(command.out, command.replace)
     if command.push is not None and (command.to != "snapshot" or not is_id(command.push)):
         raise InputError(f"--push {command.push}: publishes a snapshot as OWNER/NAME; leave out --to")
+    check_empty(command.out, command.replace)
     pipeline = load(command.run, "cpu", kind=command.kind, heads=command.heads)
     file, then = _write(command, pipeline)
     print(f"{file.parent}: {file.name}, {file.stat().st_size:,} bytes\n{then}")

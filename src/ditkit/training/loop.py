@@ -18,9 +18,10 @@ from ditkit.backbones import Backbone, compile_blocks, compiles
 from ditkit.checkpoint import checkpoints
 from ditkit.codecs import Codec
 from ditkit.data import Batch, Plan, Source, batches, plan_for, workers_named
-from ditkit.device import DeviceName, pick_device
+from ditkit.device import DeviceName, check_compiler, pick_device
 from ditkit.errors import InputError
 from ditkit.files import owned
+from ditkit.objectives.terms import build_terms
 from ditkit.pipeline import Pipeline
 from ditkit.processes import Processes, joined
 from ditkit.progress import progress_bar
@@ -174,6 +175,9 @@ def _train(
     facts = {"recipe": recipe.model_dump_json(), "images": len(opened.source)}
     processes.check_same(facts | {name: version(name) for name in ("ditkit", "torch")})
     net = adapt(recipe.build_backbone(), config)  # before anything is written: refuses what cannot be built
+    build_terms(config.terms, net, config.seed)
+    if config.compile == "on":
+        check_compiler(device, "`train.compile` off")
     kind = kind_of(config, net, processes, device)
     mesh = mesh_of(kind, config.shard_size, processes, device)
     begins = not checkpoints(out / CHECKPOINTS)
