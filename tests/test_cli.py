@@ -197,6 +197,7 @@ def test_every_flag_of_train_sets_its_field():
         "transport.known_frames": ["--data", "moving-digits", "--backbone.tubelet", "1"],
         "train.latents": ["--codec", "vae"],
         "train.unfreeze": ["--train.lora", "4"],
+        "train.snapshot_images": ["--train.averages", "power:width=0.05", "power:width=0.1"],
         "train.lora_alpha": ["--train.lora", "4"],
         "sample.respacing": ["--transport.path", "ddpm"],
     }
