@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from ditkit import benchmark_gpu
-from ditkit.benchmark_gpu import EVALUATIONS, Work, measured, several
+from ditkit import benchmark_gpu, benchmark_several_gpus
+from ditkit.benchmark_gpu import EVALUATIONS, Work, measured
+from ditkit.benchmark_several_gpus import several
 from ditkit.cli import bench_gpu, main
 from ditkit.cli.bench_gpu import NO_GPU, Part, check, counted, table
 from ditkit.costs import recipe_cost
 from ditkit.costs.gpus import GPUS, NAMES, known_as
 from ditkit.errors import InputError
-from ditkit.own_process import apart
+from ditkit.own_process import in_own_process
 
 TESTS = Path(__file__).parent
 TINY = Work("tiny", "cpu", False, 0.01)
@@ -28,7 +29,7 @@ def in_here(seconds, run, *arguments):
 
 def one(work, kind, count, seconds, *, tmp):
     file = tmp / f"{kind}.json"
-    benchmark_gpu.main(json.dumps({"work": work, "kind": "none", "file": str(file)}))
+    benchmark_several_gpus.main(json.dumps({"work": work, "kind": "none", "file": str(file)}))
     return json.loads(file.read_text()) | {"kind": kind}
 
 
@@ -80,33 +81,33 @@ class Clock:
         return Part(name, "networks", least, run)
 
 
-def test_what_has_no_time_left_is_left_out_and_said():
-    clock, said = Clock(), []
+def test_what_has_no_time_left_is_left_out_and_named():
+    clock, printed = Clock(), []
     todo = [
         clock.part("first", 30, 10),
         clock.part("fails", 20, 10, "no memory"),
         clock.part("long", 60, 60),
         clock.part("short", 5, 40),
     ]
-    record = check(todo, 100, said.append, clock)
+    record = check(todo, 100, printed.append, clock)
     assert record["networks"] == [{"name": "first", "left": 100}, {"name": "short", "left": 50}]
     assert record["skipped"] == [
         {"part": "fails", "why": "no memory"},
         {"part": "long", "why": "50 s were left, it needs 60"},
     ]
     assert record["seconds"] == 55
-    assert "skipped long: 50 s were left, it needs 60" in said
+    assert "skipped long: 50 s were left, it needs 60" in printed
 
 
 def test_a_part_of_its_own_process():
     """Its result, its error in one line, its death and its not ending."""
-    assert apart(60, math.hypot, 3, 4) == 5
+    assert in_own_process(60, math.hypot, 3, 4) == 5
     with pytest.raises(InputError, match="JSONDecodeError: Expecting"):
-        apart(60, json.loads, "{")
+        in_own_process(60, json.loads, "{")
     with pytest.raises(InputError, match="its process ended with status 3"):
-        apart(60, os._exit, 3)
+        in_own_process(60, os._exit, 3)
     with pytest.raises(InputError, match="did not end within 1 s"):
-        apart(1, time.sleep, 60)
+        in_own_process(1, time.sleep, 60)
 
 
 def test_fewer_images_where_not_as_many_fit(monkeypatch):

@@ -117,7 +117,7 @@ def test_bytes_of_a_real_step(name, form, every, passes):
     assert predicted == pytest.approx(measured(recipe, 5, form, every, passes), rel=0.01)
 
 
-def test_bytes_of_images_are_told_by_a_prime_number():
+def test_bytes_of_images_are_found_by_a_prime_number():
     """What another number of images would keep, from one run: of a network whose sizes it does not divide."""
     net = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
 

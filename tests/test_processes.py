@@ -13,20 +13,26 @@ from tempfile import mkdtemp
 import numpy as np
 import pytest
 import several
+from conftest import CPU
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 from several import ended, start, trained
 from test_draws import clips
+from torch import nn
 
 from ditkit.backbones import DiTConfig, MatryoshkaConfig, OuterLevel
 from ditkit.checkpoint import checked_state, read_part
+from ditkit.cli import main
 from ditkit.cli.bench_parallel import Way, measured, row_of
 from ditkit.data import Folder
-from ditkit.recipe import Recipe
+from ditkit.errors import InputError
+from ditkit.processes import OtherEnded, Processes, together
+from ditkit.recipe import Recipe, TrainConfig
 from ditkit.recipes import recipe
 from ditkit.text import TextConfig
 from ditkit.training.log import read_log
+from ditkit.training.parallel import kind_of
 
 LEVELS = MatryoshkaConfig(
     inner=DiTConfig(width=24, depth=1, heads=2, patch=1),
@@ -161,7 +167,7 @@ def test_they_give_what_one_gives(count, kinds, alone, tmp_path):
             {
                 "recipe": str(alone / f"{name}.json"),
                 "out": str(tmp_path / bits / kind / name),
-                "train": {"parallel": kind, "shard_size": 2},
+                "train": {"parallel": kind} | ({"shard_size": 2} if kind == "hsdp" else {}),
             }
             for kind, some in names.items()
             for name in some
@@ -226,12 +232,13 @@ def errors(found):
         (["--train.batch", "1"], {}, "--train.batch 1 is less than the 2 processes"),
         (["--train.parallel", "none"], {}, "start it without torchrun, or give auto"),
         (["--train.parallel", "hsdp", "--train.shard-size", "3"], {}, "do not divide into groups of 3"),
+        (["--train.parallel", "fsdp", "--train.shard-size", "2"], {}, "is for --train.parallel hsdp"),
         ([], {"MASTER_PORT": ""}, "MASTER_PORT is not set; start the processes with torchrun"),
         (["--train.lr", "no"], {}, "--train.lr"),
         (["--data", "/nowhere"], {}, "/nowhere"),
     ],
 )
-def test_what_is_wrong_is_said_once(words, environment, message, tmp_path):
+def test_what_is_wrong_is_printed_once(words, environment, message, tmp_path):
     found = ended(start(2, *COMMAND, "--out", tmp_path / "run", *words, **environment))
     assert [status for status, _, _ in found] == [2, 2]
     (line,) = errors(found) if not environment else errors(found[:1])
@@ -338,3 +345,30 @@ def test_bytes_that_are_sent_are_those_of_the_plan():
         assert row["sent"] == pytest.approx(row["planned"], rel=0.05)
         assert row["memory"] > 0
         assert row["save_stall_ms"] <= row["save_written_ms"]
+
+
+def test_an_error_of_a_steps_own_is_not_called_anothers():
+    with pytest.raises(RuntimeError, match="shapes"), together():
+        raise RuntimeError("shapes do not fit")
+    with pytest.raises(OtherEnded, match="goes on"), together():
+        raise RuntimeError(
+            "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer"
+        )
+
+
+def test_what_one_process_does_alone_the_first_does(capsys, caplog, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with caplog.at_level("INFO"):
+            assert main(["list", "paths"]) == 0
+        out = capsys.readouterr().out
+        assert ("linear" in out) == (rank == "0")
+        assert ("process 1 of 2" in caplog.text) == (rank == "1")
+
+
+def test_shards_need_blocks_that_repeat():
+    net = nn.Module()
+    net.repeated = []
+    with pytest.raises(InputError, match="no repeated blocks to keep shards of; give ddp"):
+        kind_of(TrainConfig(parallel="fsdp"), net, Processes(0, 2), CPU)

@@ -2,19 +2,13 @@
 
 Every part is a function whose arguments and result can be pickled, for a process of its own: one that runs out of memory or
 does not end leaves the others alone. Each takes the device, so that all of them can be tried on a CPU with a tiny network.
-Several processes are started by torchrun as `python -m ditkit.benchmark_gpu JSON`.
+Several GPUs: benchmark_several_gpus.py.
 """
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +24,7 @@ from ditkit.costs.plan import memory_of, most_images
 from ditkit.data import Batch
 from ditkit.device import Precision, autocast
 from ditkit.errors import InputError
-from ditkit.processes import ALONE, Processes, joined
+from ditkit.processes import ALONE, Processes
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe as named_recipe
 from ditkit.sampling import cfg
@@ -50,8 +44,6 @@ MOST = 256
 """Images of a step at most: beyond it a GPU gets no faster, and steps take long."""
 WARM = 3
 """Calls before those that are timed: the first ones choose kernels and grow the allocator's pool."""
-GRACE = 15
-"""Seconds in which torchrun ends its processes when it is asked to."""
 PRECISIONS: tuple[Precision, ...] = ("bf16", "tf32", "fp32")
 
 
@@ -167,7 +159,7 @@ def _measured(
         torch.cuda.reset_peak_memory_stats(device)
     a_step = median(timed(step, device, work.seconds))
     predicted = memory_of(counted.footprint, counted.passes(0), images).total
-    memory = {"predicted": predicted, "measured": _peak(device, before)}
+    memory = {"predicted": predicted, "measured": peak_bytes(device, before)}
     del step
     evaluate = evaluation(recipe, net.eval().requires_grad_(False), images, device)
     return {"step": a_step, "memory": memory, "evaluation": median(timed(evaluate, device, work.seconds))}
@@ -231,12 +223,12 @@ def timed(run: Callable[[], object], device: torch.device, seconds: float) -> li
     """Seconds of a call, the mean over several between which nothing waits for the device, measured for about so long."""
     for _ in range(WARM):
         run()
-    once = _spent(run, 1, device)
+    once = spent(run, 1, device)
     calls = max(1, round(seconds / 5 / max(once, 1e-6)))
-    return [_spent(run, calls, device) for _ in range(5)]
+    return [spent(run, calls, device) for _ in range(5)]
 
 
-def _spent(run: Callable[[], object], calls: int, device: torch.device) -> float:
+def spent(run: Callable[[], object], calls: int, device: torch.device) -> float:
     _wait(device)
     start = time.perf_counter()
     for _ in range(calls):
@@ -254,91 +246,6 @@ def _allocated(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
-def _peak(device: torch.device, before: int) -> int | None:
+def peak_bytes(device: torch.device, before: int) -> int | None:
     """Bytes of tensors at the worst moment; None where nobody counts them."""
     return torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None
-
-
-# --- several processes -----------------------------------------------------------------------------
-
-
-def several(work: Work, kind: Kind, count: int, seconds: float) -> dict[str, Any]:
-    """Training steps in `count` processes, each on its own GPU with as many images, started by torchrun. InputError where they
-    fail, or take longer than `seconds`."""
-    with TemporaryDirectory(prefix="ditkit-gpu-") as folder:
-        file = Path(folder) / "found.json"
-        words = json.dumps({"work": work, "kind": kind, "file": str(file)})
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-        command += [f"--nproc-per-node={count}", "-m", "ditkit.benchmark_gpu", words]
-        torchrun = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        try:
-            _, said = torchrun.communicate(timeout=max(seconds - GRACE, 0))
-        except subprocess.TimeoutExpired:
-            raise InputError(f"did not end within {seconds:.0f} s") from None
-        finally:
-            torchrun.terminate()  # which ends its processes
-            with suppress(subprocess.TimeoutExpired):
-                torchrun.wait(GRACE)
-            torchrun.kill()
-        if torchrun.returncode or not file.exists():
-            raise InputError(f"torchrun: {_last_error(said)}")
-        return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _last_error(text: str) -> str:
-    """The line of a process's output that says what was wrong."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    found = [line for line in lines if "Error" in line and "ChildFailedError" not in line]
-    return (found or lines or ["it says nothing"])[-1][:200]
-
-
-def _one_of_several(work: Work, kind: Kind, file: Path) -> None:
-    device = torch.device(work.device)
-    with joined(device) as processes:
-        device = processes.own(device)
-        recipe = recipe_of(work.network)
-        images = work.images or images_that_fit(Counted(recipe), device)
-        images = -processes.most(-images)[0]  # as many as fit on all of them
-        recipe = recipe.replace(train={"batch": images * processes.world})
-        net = filled(recipe, device)
-        batch = batch_of(recipe, images * processes.world, device)
-        batch = next(part for k, part in enumerate(batch.split(images)) if k == processes.rank)
-        step = training(recipe, net, batch, device, kind, processes)
-        if work.compiled:
-            compile_blocks(net)
-        spent = _together(step, device, processes, work.seconds)
-        total, macs = images * processes.world, recipe_cost(recipe).macs
-        if processes.first:
-            found = {
-                "network": work.network,
-                "kind": kind,
-                "compiled": work.compiled,
-                "gpus": processes.world,
-                "images": images,
-                "step_ms": 1000 * spent,
-                "images_per_second": total / spent,
-                "step_flops": 6 * macs * images / spent,
-                "memory": _peak(device, 0),
-            }
-            file.write_text(json.dumps(found), encoding="utf-8")
-
-
-def _together(
-    step: Callable[[], object], device: torch.device, processes: Processes, seconds: float
-) -> float:
-    """Seconds of a step; all processes take as many."""
-    for _ in range(WARM):
-        step()
-    microseconds = processes.most(round(1e6 * _spent(step, 1, device)))[0]
-    calls = max(1, round(seconds / 5 / max(microseconds * 1e-6, 1e-6)))
-    return median(_spent(step, calls, device) for _ in range(5))
-
-
-def main(words: str) -> None:
-    """One of several processes: what `several` asks for."""
-    asked = json.loads(words)
-    _one_of_several(Work(*asked["work"]), asked["kind"], Path(asked["file"]))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

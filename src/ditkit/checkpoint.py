@@ -9,7 +9,7 @@ it used. Tensors are keyed by parameter name, which survives any change of their
 
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -51,33 +51,37 @@ def save_checkpoint(folder: Path, images: int, parts: dict[str, Tensors], state:
     that were there stay as they were.
     """
     with failing(folder, images):
-        unfinished = begin_checkpoint(folder, images)
+        place = begin_checkpoint(folder, images)
         for name, tensors in parts.items():
             whole = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
-            save_tensors(unfinished / f"{name}.safetensors", whole)
+            save_tensors(place / f"{name}.safetensors", whole)
         return finish_checkpoint(folder, images, state, keep)
 
 
-def begin_checkpoint(folder: Path, images: int, anew: bool = True) -> Path:
-    """The folder that the files of a checkpoint are written into; made `anew`, or by another process."""
-    unfinished = folder / f"{images:012d}.unfinished"
-    if anew:
-        if unfinished.exists():
-            shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True, exist_ok=True)
-    return unfinished
+def unfinished(folder: Path, images: int) -> Path:
+    """Where the files of a checkpoint are written, to be renamed when all are there."""
+    return folder / f"{images:012d}.unfinished"
+
+
+def begin_checkpoint(folder: Path, images: int) -> Path:
+    """Make the folder that the files of a checkpoint are written into, anew; its path."""
+    place = unfinished(folder, images)
+    if place.exists():
+        shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 def finish_checkpoint(folder: Path, images: int, state: dict, keep: int) -> Path:
     """Make what was written a checkpoint, and keep the newest `keep`. OSError when the disk does not take it."""
-    unfinished, final = folder / f"{images:012d}.unfinished", folder / f"{images:012d}"
-    hashes = {file.name: file_hash(file) for file in sorted(unfinished.glob("*.safetensors"))}
+    place, final = unfinished(folder, images), folder / f"{images:012d}"
+    hashes = {file.name: file_hash(file) for file in sorted(place.glob("*.safetensors"))}
     values = finite({"images": images, **state, "sha256": hashes})
-    write_json(unfinished / STATE, {**values, CHECKSUM: checksum(values)})
-    sync_folder(unfinished)
+    write_json(place / STATE, {**values, CHECKSUM: checksum(values)})
+    sync_folder(place)
     if final.exists():
         shutil.rmtree(final)
-    unfinished.rename(final)
+    place.rename(final)
     sync_folder(folder)
     _prune(folder, keep)
     return final
@@ -89,7 +93,7 @@ def failing(folder: Path, images: int) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(folder / f"{images:012d}.unfinished", ignore_errors=True)
+        shutil.rmtree(unfinished(folder, images), ignore_errors=True)
         rest = checkpoints(folder)
         good = f"the last good one is {rest[-1].name}" if rest else "there is none yet"
         raise InputError(
@@ -172,25 +176,20 @@ def part_files(path: Path, state: dict, part: str) -> list[Path]:
         return [path / f"{part}.safetensors"]
     if part not in names:
         raise InputError(f"{path} is damaged: it has no {part}")
-    files = [path / name for name in state["sha256"] if name in _numbered(names, part, state["sha256"])]
+    ending = f"-model-{names.index(part) + 1:05d}-of-{len(names):05d}.safetensors"
+    files = [path / name for name in state["sha256"] if name.endswith(ending)]
     if missing := [file for file in files if not file.exists()]:
         raise InputError(f"{path} is damaged: {missing[0].name} is missing")
     return files
 
 
-def _numbered(names: Sequence[str], part: str, files: Iterable[str]) -> list[str]:
-    """Of the files of shards those of one part."""
-    ending = f"-model-{names.index(part) + 1:05d}-of-{len(names):05d}.safetensors"
-    return [name for name in files if name.endswith(ending)]
-
-
 def read_part(path: Path, state: dict, part: str) -> Tensors:
     """The tensors of a part, whole. They are copies: nothing stays open of files that will be pruned. InputError where
     they cannot be read."""
-    from ditkit.sharded import read_shards  # imports torch.distributed
-
     try:
         if "parts" in state:
+            from ditkit.sharded import read_shards  # imports torch.distributed.checkpoint
+
             return read_shards(path, part)
         return {key: value.clone() for key, value in load_file(path / f"{part}.safetensors").items()}
     except (OSError, SafetensorError) as error:

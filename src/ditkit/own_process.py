@@ -9,7 +9,7 @@ from typing import Any
 from ditkit.errors import InputError
 
 
-def apart(seconds: float, run: Callable[..., Any], *arguments: Any) -> Any:
+def in_own_process(seconds: float, run: Callable[..., Any], *arguments: Any) -> Any:
     """What `run` returns, in a process of its own. InputError, in one line, where it fails, ends otherwise, or does not end
     within so many seconds."""
     context = multiprocessing.get_context("spawn")

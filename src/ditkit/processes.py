@@ -77,7 +77,7 @@ class Processes(Place):
             dist.all_gather_object(found, value)
         return found
 
-    def own(self, device: torch.device) -> torch.device:
+    def own_device(self, device: torch.device) -> torch.device:
         """The device of this one where each works by itself: its own GPU."""
         return torch.device("cuda", self.local) if self.several and device.type == "cuda" else device
 
@@ -165,18 +165,18 @@ def apart() -> Iterator[Processes]:
 
 
 def is_silent(error: BaseException) -> bool:
-    """Whether another process says what went wrong."""
+    """Whether another process prints what went wrong."""
     return getattr(error, "of_another_process", False)
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What the end of another process does to this one is an `OtherEnded`."""
+    """What the end of another process does to this one is an `OtherEnded`. An error of its own stays what it is."""
     try:
         yield
-    except InputError:
-        raise
-    except RuntimeError as error:  # torch.distributed's errors are, and gloo's
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # gloo's have no class
+            raise
         raise OtherEnded(
             f"another process has ended or cannot be reached ({str(error).splitlines()[0]:.120}); the same command goes on "
             "from the last checkpoint"
@@ -232,9 +232,8 @@ def _note_failure(error: BaseException, store: Any, processes: Processes) -> Non
 
 def own(tensor: Tensor) -> Tensor:
     """What this process has of a tensor: its shard, or all of it."""
-    return (
-        tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    )  # of a DTensor, whose import takes time
+    # By its methods: to import DTensor takes time.
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:

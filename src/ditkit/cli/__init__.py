@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ditkit.cli.plugins import load_plugins
 from ditkit.cli.refusals import refusal
-from ditkit.cli.several import is_said_elsewhere, one_of_several
+from ditkit.cli.several import is_reported_elsewhere, one_of_several
 from ditkit.cli.streams import PrintableFormatter, one_line, tolerant
 from ditkit.cli.verbs import VERBS, explained, program, to_type, typed
 from ditkit.errors import InputError
@@ -48,13 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains once more as it ends
             return 0
         except BaseException as error:
-            said = is_said_elsewhere(error)
+            silent = is_reported_elsewhere(error)
             ending = _ending(error, arguments, stopped)
             if ending is None:  # a defect
-                if said:
+                if silent:
                     return 1
                 raise
-            if not said:
+            if not silent:
                 _print_last(ending.line)
             return ending.status
     return 0

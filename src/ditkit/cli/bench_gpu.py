@@ -14,13 +14,14 @@ from xml.etree import ElementTree
 import torch
 from pydantic import Field
 
-from ditkit.benchmark_gpu import EVALUATIONS, NETWORKS, Work, described, measured, products, several
+from ditkit.benchmark_gpu import EVALUATIONS, NETWORKS, Work, described, measured, products
+from ditkit.benchmark_several_gpus import several
 from ditkit.cli.measured import check_record, machine, write
 from ditkit.cli.parsing import parse
 from ditkit.config import Section
 from ditkit.costs.gpus import GPUS
 from ditkit.errors import InputError
-from ditkit.own_process import apart
+from ditkit.own_process import in_own_process
 from ditkit.records import write_whole
 from ditkit.scoring import software
 
@@ -71,7 +72,7 @@ def run(argv: list[str]) -> None:
     for suffix in (".json", ".md"):
         check_record(command.out and command.out.with_suffix(suffix), command.replace)
     # In a process of its own, too: one that has asked a GPU for something keeps memory there.
-    gpu = SMALL if command.small else apart(60, described)
+    gpu = SMALL if command.small else in_own_process(60, described)
     record = check(
         list(parts(command)), 60 * command.minutes, say=partial(print, file=sys.stderr, flush=True)
     )
@@ -96,22 +97,25 @@ def parts(command: GpuBenchCommand) -> Iterator[Part]:
         yield Part("tests", "tests", 60 * unit, share)
     side = 128 if small else 8192
     yield Part(
-        "products", "products", 20 * unit, lambda left: apart(left, products, device, side, 2 * seconds)
+        "products",
+        "products",
+        20 * unit,
+        lambda left: in_own_process(left, products, device, side, 2 * seconds),
     )
     names = ["tiny"] if small else [name for name in reversed(NETWORKS) if name != "tiny"]
     for compiled, least in ((False, 40), (True, 90)):
         for name in names if not (small and compiled) else ():
             work = Work(name, device, compiled, seconds)
             form = "compiled" if compiled else "eager"
-            yield Part(f"{name}, {form}", "networks", least * unit, partial(_apart, work))
+            yield Part(f"{name}, {form}", "networks", least * unit, partial(_measured, work))
     count = 2 if small else torch.cuda.device_count()
     for kind in ("ddp", "fsdp"):
         work = Work("tiny" if small else "DiT-B/2", device, False, seconds)
         yield Part(f"{kind} on {count} GPUs", "several", 60 * unit, partial(_several, work, kind, count))
 
 
-def _apart(work: Work, left: float) -> dict:
-    return apart(left, measured, work)
+def _measured(work: Work, left: float) -> dict:
+    return in_own_process(left, measured, work)
 
 
 def _several(work: Work, kind: Any, count: int, left: float) -> dict:

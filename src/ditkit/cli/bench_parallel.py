@@ -27,7 +27,7 @@ from ditkit.scoring import software
 from ditkit.training.footprint import Training
 
 MB = 1e6
-Kind = Literal["ddp", "fsdp"]
+Sharing = Literal["ddp", "fsdp"]
 
 
 class ParallelBenchCommand(Section):
@@ -45,7 +45,7 @@ class ParallelBenchCommand(Section):
     """Images of a step, of all processes together."""
     processes: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4)
     """Numbers of processes."""
-    kinds: tuple[Kind, ...] = ("ddp", "fsdp")
+    kinds: tuple[Sharing, ...] = ("ddp", "fsdp")
     """How several share it."""
     rounds: Annotated[int, Field(ge=1)] = 7
     """Steps that are timed of each, in turn; medians are printed."""

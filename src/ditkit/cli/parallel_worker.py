@@ -15,28 +15,12 @@ from ditkit.adapting import adapt
 from ditkit.benchmark import CPU
 from ditkit.costs.footprint import Live
 from ditkit.costs.sent import Sent
-from ditkit.data import Batch, Share
 from ditkit.processes import Processes, joined, own
 from ditkit.recipe import Recipe
 from ditkit.training.beginning import begin
 from ditkit.training.footprint import planned_batch, planned_codec, planned_reader
 from ditkit.training.parallel import kind_of, mesh_of
 from ditkit.training.step import update
-
-
-def part_of(batch: Batch, processes: Processes) -> Batch:
-    """What a process has of a batch of one size."""
-    rows = slice(processes.rank, None, processes.world)
-    total = len(batch.index)
-    return Batch(
-        None if batch.images is None else batch.images[rows],
-        None if batch.label is None else batch.label[rows],
-        batch.index[rows],
-        None if batch.caption is None else batch.caption[rows],
-        None if batch.moments is None else batch.moments[rows],
-        draws={name: values[rows] for name, values in batch.draws.items()},
-        share=Share(torch.arange(total)[rows], total),
-    )
 
 
 class Worker:
@@ -48,7 +32,8 @@ class Worker:
         net = adapt(recipe.build_backbone(), recipe.train).train()
         kind = kind_of(recipe.train, net, processes, CPU)
         mesh = mesh_of(kind, recipe.train.shard_size, processes, CPU)
-        self._part = part_of(planned_batch(recipe, codec, batch), processes)
+        whole = planned_batch(recipe, codec, batch)
+        self._part = whole.take(slice(processes.rank, None, processes.world))
         self.state, self.shared = begin(
             recipe, net, codec, CPU, planned_reader(recipe), kind=kind, mesh=mesh, processes=processes
         )

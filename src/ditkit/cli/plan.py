@@ -39,7 +39,6 @@ from ditkit.training.planning import (
     checkpointing,
     for_gpu,
     room_of,
-    speed_of,
     stages_of,
     whole_of,
 )
@@ -249,7 +248,7 @@ class Compared:
                 continue
             last = found.last
             yield (
-                f"{start}{speed_of(gpu, precision) / 1e12:9,.0f}  {precision}  {last.parallel:8s}"
+                f"{start}{gpu.products(precision) / 1e12:9,.0f}  {precision}  {last.parallel:8s}"
                 f"{last.per_pass:6,d}{last.passes:8,d}{last.images_per_second:10,.0f}{number(found.seconds / DAY):>10s}"
                 f"{number(found.gpu_hours):>12s}"
                 + (f"{number(price * found.gpu_hours):>14s}" if price else "")

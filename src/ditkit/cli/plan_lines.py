@@ -17,7 +17,6 @@ from ditkit.training.planning import (
     Whole,
     checkpointing,
     room_of,
-    speed_of,
 )
 
 GB = 1e9
@@ -108,14 +107,14 @@ def time_lines(last: Counted, whole: Whole, gpu: Gpu, options: Options, price: f
     if options.images_per_second:
         why = f"with {options.images_per_second:,g} of a GPU, as you measured"
     else:
-        peak = speed_of(gpu, config.precision) / 1e12
+        peak = gpu.products(config.precision) / 1e12
         why = f"if {options.utilisation:.0%} of a GPU's {peak:,.0f} TFLOP/s are reached (nothing public is above 25%)"
     yield f"images/s          {found.images_per_second:,.0f}, {why}"
     cost = "" if price is None else f", for {number(price * whole.gpu_hours)} at {price:,.2f} a GPU-hour"
     stages = f" in {len(whole.stages)} stages" if len(whole.stages) > 1 else ""
     yield f"to the end        {lasting(whole.seconds)}{stages}: {number(whole.gpu_hours)} GPU-hours{cost}"
     if config.precision == "fp32" and gpu.bf16:
-        times = gpu.bf16 / speed_of(gpu, "fp32")
+        times = gpu.bf16 / gpu.products("fp32")
         yield f"                  in float32; {typed('`train.precision`')} bf16 has {times:.0f} times the peak"
 
 

@@ -48,8 +48,9 @@ def make_missing(
     first_seed + k; the shape of one, () where none is missing. Several processes share the batches."""
     processes = here()
     missing = processes.from_first(folder.missing() if processes.first else [])
-    if (there := folder.made - sum(map(len, missing))) and missing and there > 0:
-        log.info(f"{folder.folder}: {there:,} are there already, {folder.made - there:,} are missing")
+    left = sum(map(len, missing))
+    if missing and (there := sum(map(len, folder.batches())) - left):
+        log.info(f"{folder.folder}: {there:,} are there already, {left:,} are missing")
     missing = missing[processes.rank :: processes.world]
     places = [k for part in missing for k in part]
     if not places:

@@ -71,7 +71,7 @@ def run(argv: list[str]) -> None:
                 alike(wanted, compiled),
                 out / "cells",
                 runs,
-                processes.own(device),
+                processes.own_device(device),
                 until_all=processes.several,
             )
         if not processes.first:

@@ -14,7 +14,7 @@ from ditkit.costs.footprint import Footprint, Pass
 from ditkit.costs.gpus import Gpu
 from ditkit.errors import InputError
 
-Parallel = Literal["none", "ddp", "fsdp", "hsdp"]
+Kind = Literal["none", "ddp", "fsdp", "hsdp"]
 
 
 class Memory(NamedTuple):
@@ -47,7 +47,7 @@ class Moved(NamedTuple):
         return sum(self)
 
 
-def choose(world: int, replicated: int, room: int) -> Parallel:
+def choose(world: int, replicated: int, room: int) -> Kind:
     """How to share a training over `world` GPUs: whole copies (DDP) where `replicated` bytes, those of one GPU with a
     whole copy and a micro-batch of one image, are at most the `room`; sharded (FSDP) where they are not."""
     if world == 1:
@@ -55,7 +55,7 @@ def choose(world: int, replicated: int, room: int) -> Parallel:
     return "ddp" if replicated <= room else "fsdp"
 
 
-def shard_of(parallel: Parallel, world: int, machine: int, asked: int | None = None) -> int:
+def shard_of(parallel: Kind, world: int, machine: int, asked: int | None = None) -> int:
     """How many GPUs share one copy of the weights; for hsdp as asked, by default those of a machine.
 
     InputError where they do not divide the world, or parallel is none and there are several.
@@ -81,7 +81,7 @@ def memory_of(
     footprint: Footprint,
     step: Pass,
     images: int,
-    parallel: Parallel = "none",
+    parallel: Kind = "none",
     shard: int = 1,
     passes: int = 1,
     bf16: bool = False,
@@ -122,7 +122,7 @@ def most_images(
     footprint: Footprint,
     step: Pass,
     room: int,
-    parallel: Parallel,
+    parallel: Kind,
     shard: int,
     passes: int = 2,
     bf16: bool = False,
@@ -143,7 +143,7 @@ def most_images(
 
 
 def bytes_moved(
-    parallel: Parallel, gathered: int, gradients: int, world: int, shard: int, passes: int = 1
+    parallel: Kind, gathered: int, gradients: int, world: int, shard: int, passes: int = 1
 ) -> Moved:
     """What each GPU sends in a step, of gradients of so many bytes and weights of which so many are `gathered` in a pass.
 

@@ -75,17 +75,20 @@ class Batch:
             yield self
             return
         for start in range(0, len(self.index), most):
-            rows = slice(start, start + most)
-            places, total = self.shared
-            yield Batch(
-                None if self.images is None else self.images[rows],
-                None if self.label is None else self.label[rows],
-                self.index[rows],
-                None if self.caption is None else self.caption[rows],
-                None if self.moments is None else self.moments[rows],
-                draws={name: values[rows] for name, values in self.draws.items()},
-                share=Share(places[rows], total),
-            )
+            yield self.take(slice(start, start + most))
+
+    def take(self, rows: slice) -> Batch:
+        """Some of its images, of one size, as a part of the same batch of all processes."""
+        places, total = self.shared
+        return Batch(
+            None if self.images is None else self.images[rows],
+            None if self.label is None else self.label[rows],
+            self.index[rows],
+            None if self.caption is None else self.caption[rows],
+            None if self.moments is None else self.moments[rows],
+            draws={name: values[rows] for name, values in self.draws.items()},
+            share=Share(places[rows], total),
+        )
 
     def pin_memory(self) -> Batch:
         """The same in memory that is copied to a GPU beside its work; DataLoader calls it."""

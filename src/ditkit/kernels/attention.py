@@ -80,7 +80,7 @@ def reads_runs(device: torch.device) -> bool:
 def _in_runs(q: Tensor, k: Tensor, v: Tensor, scale: float | None, runs: Tensor) -> Tensor:
     rows, length = q.shape[0], q.shape[2]
     q, k, v = (part.transpose(1, 2).flatten(0, 1) for part in (q, k, v))  # (B·L, H, d)
-    # The longest run is said to be a whole row, which costs nothing and is the same in every step.
+    # A whole row as the longest run costs nothing, and is the same number in every step.
     out = cast(Tensor, varlen_attn(q, k, v, runs, runs, length, length, scale=scale))
     return out.unflatten(0, (rows, length)).transpose(1, 2)
 

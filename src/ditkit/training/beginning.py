@@ -45,7 +45,7 @@ def begin(
     other = average.of(nn.ModuleDict(trained)) if trained else None
     objective = Objective(recipe, net, codec, device, read, terms, average.net, always=processes.several)
     others = [] if other is None else [*other.net.values()]
-    shared = parallel(recipe, objective, average.net, others, kind, processes, mesh)
+    shared = parallel(objective, average.net, others, kind, processes, mesh)
     state = TrainState(
         net,
         make_optimizer(net, config, *trained.values()),

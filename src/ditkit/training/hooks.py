@@ -130,7 +130,7 @@ class Lines(Judge):
         self, out: Path, config: Training, explain: Callable[[], str] | None, ends: bool, log: Log, bar: tqdm
     ):
         super().__init__(out, config, explain, ends)
-        self._log, self._bar, self._said = log, bar, False
+        self._log, self._bar, self._reported = log, bar, False
 
     def __call__(self, state: TrainState, before: int, seen: int) -> None:
         self._log.add(state.terms, state.taken)
@@ -141,7 +141,7 @@ class Lines(Judge):
         rate = state.optimizer.param_groups[0]["lr"]
         row = self._log.write(seen, lr=rate, skipped=state.skipped.count)
         self._bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-        risen, self._said = None if self._said else self._log.risen, self._log.risen is not None
+        risen, self._reported = None if self._reported else self._log.risen, self._log.risen is not None
         return risen
 
 

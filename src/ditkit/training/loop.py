@@ -246,9 +246,8 @@ def _fit(
             config.images, recipe.name, "img", initial=state.images, shown=progress and processes.first
         ) as bar,
         Tracking(out, config, recipe.name, recipe) if processes.first else nullcontext() as tracking,
-        closing(
-            opened.stream(state.images, processes)
-        ) as stream,  # an error ends the loader's processes at once
+        # An error ends the loader's processes at once.
+        closing(opened.stream(state.images, processes)) as stream,
     ):
         every = config.snapshot_images
         hooks = run_hooks(

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,16 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ditkit.backbones import Backbone
 from ditkit.chosen import name_of
-from ditkit.costs.plan import choose, shard_of
+from ditkit.costs.plan import Kind, choose, shard_of
 from ditkit.data import Batch
 from ditkit.device import Precision, uses_bf16
 from ditkit.errors import InputError
 from ditkit.processes import ALONE, Processes, together, whole
-from ditkit.recipe import Recipe, TrainConfig
+from ditkit.recipe import TrainConfig
 from ditkit.training.diverging import where_not_finite
 from ditkit.training.step import Objective, accumulate, at_least_one
-
-Kind = Literal["none", "ddp", "fsdp", "hsdp"]
 
 TRAINED, FROZEN, AVERAGE = 20, 4, 4
 """Bytes of a parameter in float32: the weight, and of a trained one its gradient, the two numbers that AdamW keeps, and its
@@ -81,13 +79,15 @@ def mesh_of(
     kind: Kind, shard_size: int | None, processes: Processes, device: torch.device
 ) -> DeviceMesh | None:
     """The processes as a mesh, for kinds with shards: in hsdp groups of `shard_size` processes keep a state together, by
-    default those of one machine. InputError where the processes do not divide into such groups."""
-    if kind not in ("fsdp", "hsdp"):
-        return None
+    default those of one machine. InputError as of `shard_of`."""
     world = processes.world
+    if kind == "none":
+        return None
+    size = shard_of(kind, world, int(os.environ.get("LOCAL_WORLD_SIZE", world)), shard_size)
+    if kind == "ddp":
+        return None
     if kind == "fsdp":
         return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
-    size = shard_of(kind, world, int(os.environ.get("LOCAL_WORLD_SIZE", world)), shard_size)
     return init_device_mesh(device.type, (world // size, size), mesh_dim_names=("replicate", "shard"))
 
 
@@ -98,9 +98,7 @@ class Parallel:
     objective: Objective
     average: Backbone
     """The moving average of the network, to look at."""
-    kind: Kind = "none"
     processes: Processes = ALONE
-    mesh: DeviceMesh | None = None
     sharded_average: Backbone | None = None
     """The network's moving average where processes have shards of it; `average` then has its weights in `whole_average`."""
     _run: Callable[[Batch], Mapping[str, Tensor]] | None = None
@@ -150,7 +148,6 @@ class Parallel:
 
 
 def parallel(
-    recipe: Recipe,
     objective: Objective,
     average: Backbone,
     others: Iterable[nn.Module],
@@ -163,20 +160,18 @@ def parallel(
     if kind == "none":
         return Parallel(objective, average)
     if kind == "ddp":
-        return Parallel(objective, average, kind, processes, _run=_copies(objective))
+        return Parallel(objective, average, processes, _run=_copies(objective))
     assert mesh is not None
     shell = _emptied(copy.deepcopy(average))
     for module, net in ((objective, objective.net), (average, average), *((other, None) for other in others)):
-        _keep_shards(module, net, mesh, recipe.train.precision, objective.device)
-    return Parallel(objective, shell, kind, processes, mesh, sharded_average=average)
+        _keep_shards(module, net, mesh, objective.recipe.train.precision, objective.device)
+    return Parallel(objective, shell, processes, sharded_average=average)
 
 
 def _copies(objective: Objective) -> DistributedDataParallel:
     """Each process has all of it. A parameter may have no gradient in a step, or in one of the processes only."""
     with warnings.catch_warnings(), together():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # of a new name for a flag that older versions do not have
+        warnings.simplefilter("ignore", FutureWarning)  # older versions do not have the flag's new name
         run = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=True)
     run.register_comm_hook(None, _summed)
     return run

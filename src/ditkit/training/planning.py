@@ -13,9 +13,9 @@ from ditkit.costs.footprint import Footprint, Pass
 from ditkit.costs.gpus import Gpu
 from ditkit.costs.plan import (
     Checkpoints,
+    Kind,
     Memory,
     Moved,
-    Parallel,
     bytes_moved,
     checkpoints,
     choose,
@@ -123,11 +123,6 @@ def room_of(gpu: Gpu, options: Options) -> int:
     return round(gpu.memory * (1 - options.headroom))
 
 
-def speed_of(gpu: Gpu, precision: str) -> float:
-    """Operations per second at its peak."""
-    return gpu.products(precision)
-
-
 def for_gpu(recipe: Recipe, gpu: Gpu) -> Recipe:
     """The recipe with the precision that it has there."""
     chosen = "bf16" if gpu.bf16 else "fp32"
@@ -141,7 +136,7 @@ class Share:
     """A recipe's training, of one stage, on so many GPUs."""
 
     gpus: int
-    parallel: Parallel
+    parallel: Kind
     shard: int
     level: int
     fits: int
@@ -211,7 +206,7 @@ def share(counted: Counted, gpu: Gpu, gpus: int, options: Options) -> Share:
     passes = math.ceil(images / min(fits, at_most))
     memory = memory_of(footprint, step, math.ceil(images / passes), parallel, shard, passes, bf16)
     moved = bytes_moved(parallel, footprint.gathered(bf16), footprint.gradients, gpus, shard, passes)
-    speed = speed_of(gpu, counted.recipe.train.precision)
+    speed = gpu.products(counted.recipe.train.precision)
     products = passes * step.products.constant + images * step.products.each
     updating = seconds_to_update(memory, gpu)
     measured = options.images_per_second
@@ -233,7 +228,7 @@ def share(counted: Counted, gpu: Gpu, gpus: int, options: Options) -> Share:
     )
 
 
-def _nowhere(memory: Memory, room: int, parallel: Parallel, gpus: int) -> DoesNotFit:
+def _nowhere(memory: Memory, room: int, parallel: Kind, gpus: int) -> DoesNotFit:
     """For a step of which not even one image fits, with as many blocks computed again as can be."""
     needed = f"one image takes {memory.total / 1e9:,.1f} GB at least, of {room / 1e9:,.1f}"
     if memory.activations > room:

@@ -18,6 +18,7 @@ from ditkit.checkpoint import (
     newest,
     optimizer_tensors,
     save_checkpoint,
+    unfinished,
 )
 from ditkit.processes import ALONE, Processes
 from ditkit.records import CHECKSUM
@@ -28,9 +29,8 @@ from ditkit.training.skipped import Skipped
 if TYPE_CHECKING:
     from ditkit.sharded import ShardWriter
 
-COUNTED = frozenset(
-    {"images", "seconds", "skipped", "lost", "sha256", "parts", CHECKSUM}
-)  # of state.json; the rest are notes
+COUNTED = frozenset({"images", "seconds", "skipped", "lost", "sha256", "parts", CHECKSUM})
+"""Of state.json; the rest are notes."""
 
 
 class TrainState:
@@ -64,9 +64,8 @@ class TrainState:
             from ditkit.sharded import ShardWriter  # imports torch.distributed.checkpoint
 
             self._shards = ShardWriter(processes)
-        self._saving: tuple[Path, int] | None = (
-            None  # the folder, and the images of the shards that are being written
-        )
+        # The folder, and the images, of the shards that are being written.
+        self._saving: tuple[Path, int] | None = None
         self.images = 0
         """Images seen."""
         self.seconds = 0.0
@@ -108,9 +107,10 @@ class TrainState:
         self._saving = folder, self.images
         with failing(*self._saving):
             with self.processes.in_turn():
-                unfinished = begin_checkpoint(*self._saving, anew=self.processes.first)
-            facts["parts"] = [*parts]
-            self._shards.begin(unfinished, parts, partial(finish_checkpoint, *self._saving, facts, keep))
+                if self.processes.first:
+                    begin_checkpoint(*self._saving)
+            finish = partial(finish_checkpoint, *self._saving, facts | {"parts": [*parts]}, keep)
+            self._shards.begin(unfinished(*self._saving), parts, finish)
 
     def finish_saving(self) -> None:
         """Until the last checkpoint is written. InputError as of `save_checkpoint`."""

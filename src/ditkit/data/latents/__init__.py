@@ -8,9 +8,10 @@ decided in ditkit.training.latents.
 
 from pathlib import Path
 
-from ditkit.data.latents.cache import INDEX, PLAN, Cache, Index, known_facts, write_cache
+from ditkit.data.latents.cache import INDEX, PLAN, Cache, Index, known_facts
 from ditkit.data.latents.layouts import Edm2, FastDit, LightningDit
 from ditkit.data.latents.source import Latents
+from ditkit.data.latents.writing import write_cache
 from ditkit.errors import InputError
 
 
