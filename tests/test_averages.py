@@ -323,14 +323,14 @@ def test_additions_are_averaged_and_merged(folder, recipe_of, tmp_path):
         (["--width", "0.5"], "--width: Input should be less than or equal to 0.288"),
         (
             ["--width", "0.1", "--images", "7"],
-            "has averages after 32 to 640 images, none to make those after 7 of",
+            "has averages after 32 to 640 images to make others of",
         ),
         (["--width", "0.1", "--images", "700"], "none to make those after 700 of"),
         (
             ["--name", "power:width=0.2"],
-            "kept no average 'power:width=0.2'; it kept power:width=0.05, power:width=0.1",
+            "kept no such average; it kept power:width=0.05, power:width=0.1",
         ),
-        (["--name", "other"], "kept no average 'other'"),
+        (["--name", "other"], "--name other: "),
         ([], "give one of --width, --sweep and --name"),
         (["--width", "0.1", "--name", "half_life"], "give one of --width, --sweep and --name"),
         (["--name", "half_life", "--images", "32"], "leave --images out"),
@@ -353,7 +353,7 @@ def test_runs_that_stored_nothing(run, recipe_of, folder, tmp_path):
     load(run, CPU).save(tmp_path / "snapshot")
     with pytest.raises(InputError, match="no run; give the folder of one"):
         post_hoc(tmp_path / "snapshot", 0.1)
-    with pytest.raises(InputError, match=r"width: 'wide' is no width"):
+    with pytest.raises(InputError, match=r"`width` 'wide' is no width"):
         post_hoc(folder, "wide")
     bare = tmp_path / "bare"
     bare.mkdir()

@@ -34,7 +34,7 @@ def one(work, kind, count, seconds, *, tmp):
 
 
 def test_the_whole_command_in_small(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench_gpu, "apart", in_here)
+    monkeypatch.setattr(bench_gpu, "in_own_process", in_here)
     monkeypatch.setattr(bench_gpu, "several", lambda *given: one(*given, tmp=tmp_path))
     file = tmp_path / "gpu.json"
     assert main(["bench", "--gpu", "--small", "--out", str(file)]) == 0

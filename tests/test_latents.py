@@ -17,7 +17,7 @@ from ditkit import files
 from ditkit.cli import main
 from ditkit.codecs import Vae
 from ditkit.data import DATA, Batch, batches
-from ditkit.data.latents import Cache, cache, layouts, open_latents
+from ditkit.data.latents import Cache, cache, layouts, open_latents, write_cache
 from ditkit.errors import InputError
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe
@@ -239,7 +239,7 @@ def test_captions_and_images_without_classes(tmp_path, vae):
         count=3, shape=(6, 4, 4), flips=False, dtype="float32", shard=2, encoder=codec.encoder_hash,
         codec={"precision": "fp32", "tiling": False}, data=cache.data_facts(data), names=(), captions=True,
     )  # fmt: skip
-    cache.write_cache(tmp_path / "out", source, data, codec.moments, plan)
+    write_cache(tmp_path / "out", source, data, codec.moments, plan)
     found, _ = open_for(base, codec, tmp_path / "out")
     assert found.captions == ["number 0", "number 1", "number 2"]
     assert found.labels is None

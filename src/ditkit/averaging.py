@@ -59,7 +59,7 @@ def kept(run: str | Path, name: str, *, device: DeviceName | torch.device = "aut
     place = next((k for k, own in enumerate(recipe.train.averages) if _same(own, name)), None)
     if place is None:
         there = ", ".join(recipe.train.averages) or "none: they are chosen by `train.averages`"
-        raise InputError(f"name: {run} kept no average {name!r}; it kept {there}")
+        raise InputError(f"`name` {name}: {run} kept no such average; it kept {there}")
     record, parts = read_checkpoint(run, recipe, ("ema", part_name(place)))
     weights = parts["ema"] | parts[part_name(place)]
     check_finite(run, weights)
@@ -89,13 +89,13 @@ class Averaged:
         """As `post_hoc`."""
         if isinstance(width, bool) or not isinstance(width, int | float) or not LEAST <= width <= MOST:
             raise InputError(
-                f"width: {width!r:.80} is no width of an average; give one from {LEAST} to {MOST}"
+                f"`width` {width!r:.80} is no width of an average; give one from {LEAST} to {MOST}"
             )
         first, last = min(self._files), max(self._files)
         images = last if images is None else whole_number(images, "images")
         if not first <= images <= last:
             raise InputError(
-                f"images: {self.run} has averages after {first:,} to {last:,} images, none to make those after {images:,} of"
+                f"`images` {images:,}: {self.run} has averages after {first:,} to {last:,} images to make others of"
             )
         terms = self._terms(Profile(images, float(width)))
         record, parts = read_checkpoint(self.run, self.recipe, ("ema",))

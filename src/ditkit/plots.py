@@ -54,7 +54,8 @@ def level_curves(rows: Sequence[dict], path: Path, title: str) -> None:
             color=(shade, 0.3, 1 - shade),
             label=f"t = {t:.2f}",
         )
-    axes.plot(_thousands(rows), losses.mean(axis=1), color="black", linewidth=2, label="mean")
+    alone = "o" if len(rows) == 1 else None  # a line needs two points to be seen
+    axes.plot(_thousands(rows), losses.mean(axis=1), color="black", linewidth=2, marker=alone, label="mean")
     axes.set(xlabel="thousand images seen", ylabel="validation loss", title=f"{title}: 0 is data, 1 is noise")
     logarithmic(axes)
     axes.grid(alpha=0.3)

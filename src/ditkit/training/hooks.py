@@ -163,7 +163,7 @@ class Checkpoints:
         # While steps are left out nothing is learned, and a good checkpoint would make room for one that is not.
         if self._requests.any or (is_due and (last or state.skipped.in_a_row < IN_A_ROW)):
             self._save(state)
-        if seen >= self._config.images:
+        if last:
             state.finish_saving()
 
     def answer(self, state: TrainState, before: int, seen: int) -> None:

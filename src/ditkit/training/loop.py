@@ -174,10 +174,7 @@ def _train(
     recipe = opened.recipe
     facts = {"recipe": recipe.model_dump_json(), "images": len(opened.source)}
     processes.check_same(facts | {name: version(name) for name in ("ditkit", "torch")})
-    net = adapt(recipe.build_backbone(), config)  # before anything is written: refuses what cannot be built
-    build_terms(config.terms, net, config.seed)
-    if config.compile == "on":
-        check_compiler(device, "`train.compile` off")
+    net = _built(recipe, device)  # before anything is written
     kind = kind_of(config, net, processes, device)
     mesh = mesh_of(kind, config.shard_size, processes, device)
     begins = not checkpoints(out / CHECKPOINTS)
@@ -225,6 +222,16 @@ def _train(
             if config.on_divergence == "stop":
                 raise
             go_back(state, out / CHECKPOINTS, error, config.keep)
+
+
+def _built(recipe: Recipe, device: torch.device) -> Backbone:
+    """The network as it begins, on the CPU. InputError for what of a training cannot be built."""
+    config = recipe.train
+    net = adapt(recipe.build_backbone(), config)
+    build_terms(config.terms, net, config.seed)
+    if config.compile == "on":
+        check_compiler(device, "`train.compile` off")
+    return net
 
 
 def _fit(

@@ -24,10 +24,10 @@ class Skipped:
         self._before, self._since = count, since
         self._known = last[-WINDOW:]
         self._steps = len(self._known)
-        self._lost = self._last = self._begun = torch.zeros(0)  # made on the device of the first step
         self._make(torch.device("cpu"))
 
     def _make(self, device: torch.device) -> None:
+        """What is counted, on a device; again on that of the first step."""
         self._lost = torch.zeros((), dtype=torch.int64, device=device)
         self._begun = numbers(self._since, device)
         known = [mark == "1" for mark in self._known]
@@ -46,10 +46,10 @@ class Skipped:
 
     @property
     def facts(self) -> dict[str, int | str]:
-        """What to go on with, by the names of the arguments; waits for the device."""
+        """What to go on with besides the count, by the names of the arguments; waits for the device."""
         ring = self._last.roll(-self._steps % WINDOW if self._steps > WINDOW else 0).tolist()
         last = "".join(str(int(lost)) for lost in ring[: min(self._steps, WINDOW)])
-        return {"count": self.count, "last": last, "since": int(self._begun)}
+        return {"last": last, "since": int(self._begun)}
 
     @property
     def count(self) -> int:

@@ -133,7 +133,7 @@ class TrainState:
             saved.fill("ema", frozen)
         saved.fill_optimizer(self.optimizer, self._parameters)
         self.images, self.seconds = facts["images"], facts["seconds"]
-        self.skipped = Skipped(**facts.get("lost", {"count": facts.get("skipped", 0)}))
+        self.skipped = Skipped(facts.get("skipped", 0), **facts.get("lost", {}))
         self.notes = {name: value for name, value in facts.items() if name not in COUNTED}
         return True
 
