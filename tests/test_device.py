@@ -5,7 +5,6 @@ import torch
 
 from ditkit.costs.gpus import GPUS
 from ditkit.device import STAGED, autocast, sent
-from ditkit.training.planning import speed_of
 
 CUDA = torch.device("cuda")
 
@@ -66,5 +65,5 @@ def test_what_is_sent_to_a_gpu_is_sent_from_pinned_memory(tensor, device, expect
 
 
 def test_plans_of_tf32():
-    assert speed_of(GPUS["a100-80"], "tf32") == GPUS["a100-80"].tf32 > speed_of(GPUS["a100-80"], "fp32")
-    assert speed_of(GPUS["v100"], "tf32") == GPUS["v100"].fp32
+    assert GPUS["a100-80"].products("tf32") == GPUS["a100-80"].tf32 > GPUS["a100-80"].products("fp32")
+    assert GPUS["v100"].products("tf32") == GPUS["v100"].fp32
