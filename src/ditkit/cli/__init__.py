@@ -20,6 +20,7 @@ from ditkit.cli.several import is_reported_elsewhere, one_of_several
 from ditkit.cli.streams import PrintableFormatter, one_line, tolerant
 from ditkit.cli.verbs import VERBS, explained, program, to_type, typed
 from ditkit.errors import InputError
+from ditkit.heap import keep_freed_memory
 from ditkit.signals import STOPS, OutOfTime, Stopped, handled, name, status
 
 __all__ = ["VERBS", "main"]
@@ -28,7 +29,9 @@ STOPPED = ": stopped; the same command again goes on where that is possible"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; the exit status."""
+    """Run one verb; the exit status. Without `argv` the process is this program's own."""
+    if argv is None:
+        keep_freed_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     stopped: list[int] = []
 
