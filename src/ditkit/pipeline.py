@@ -20,11 +20,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ditkit.backbones import Backbone, compile_blocks, compiles
+from ditkit.backbones import Backbone, compile_blocks, compiles, with_bf16_weights
 from ditkit.checks import whole_number
 from ditkit.codecs import Codec
 from ditkit.conditions import LabelsAndPrompts, Read
-from ditkit.device import Compile, DeviceName, pick_device
+from ditkit.device import Compile, DeviceName, Precision, pick_device, uses_bf16
 from ditkit.errors import InputError, no_such
 from ditkit.files import first_line, save_tensors, tensors_hash
 from ditkit.generation import Plan, make_plan, state_layout
@@ -51,7 +51,10 @@ class Pipeline:
     """Prompts to their embeddings; the recipe's encoder, loaded when first needed, by default."""
     path: str = ""
     """What it was loaded from."""
-    _fused: tuple[list, Backbone] | None = field(default=None, init=False, repr=False, compare=False)
+    _compiled: bool = field(default=False, init=False, repr=False, compare=False)
+    _sampled: dict[bool, tuple[list, Backbone]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def transport(self) -> Transport:
@@ -82,14 +85,24 @@ class Pipeline:
 
     @property
     def network(self) -> Backbone:
-        """What is sampled with: `backbone.fused()`, made again when the backbone's weights have changed.
+        """What is sampled with in float32."""
+        return self.network_in("fp32")
 
-        `backbone` itself, the form that is trained and saved, where there is nothing to fuse.
+    def network_in(self, precision: Precision) -> Backbone:
+        """What is sampled with: `backbone.fused()`, for bf16 with weights in bf16; compiled where `compile` said so.
+
+        Made again when the backbone's weights have changed; `backbone` itself, the form that is trained and saved, where there
+        is nothing to make.
         """
+        bf16 = uses_bf16(self.device, precision)
         weights = [(parameter.data_ptr(), parameter._version) for parameter in self.backbone.parameters()]
-        if self._fused is None or self._fused[0] != weights:
-            self._fused = weights, self.backbone.fused()
-        return self._fused[1]
+        if bf16 not in self._sampled or self._sampled[bf16][0] != weights:
+            made = self.backbone.fused()
+            made = with_bf16_weights(made) if bf16 else made
+            if self._compiled:
+                compile_blocks(made)
+            self._sampled[bf16] = weights, made
+        return self._sampled[bf16][1]
 
     def generate(
         self,
@@ -157,10 +170,10 @@ class Pipeline:
     def compile(self, choice: Compile = "on", tokens: int = 0) -> bool:
         """Compile the network's blocks: the first image waits for it, many images are faster. With auto only where that
         works and pays for so many tokens. Whether they are compiled; InputError where it is to be on and cannot be."""
-        chosen = compiles(choice, self.network, self.device, tokens, "`compile`")
-        if chosen:
-            compile_blocks(self.network)
-        return chosen
+        if compiles(choice, self.network, self.device, tokens, "`compile`"):
+            self._compiled = True
+            self._sampled.clear()
+        return self._compiled
 
     def save(
         self, folder: str | Path, dtype: torch.dtype = torch.float32, reports: Sequence[Mapping] = ()

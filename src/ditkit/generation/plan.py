@@ -150,7 +150,7 @@ def make_plan(
     grid = solver.times(pipeline.transport, layout)
     labels = checked_labels(cond, pipeline.classes, len(seeds), recipe.data.names or ())
     prompts = checked_prompts(cond, recipe.text is not None, len(seeds))
-    denoise = pipeline.transport.denoiser(pipeline.network, layout, solver.around)
+    denoise = pipeline.transport.denoiser(pipeline.network_in(request.precision), layout, solver.around)
     denoise = guided(pipeline, request, solver, denoise, weak, layout)
     denoise = bounded(pipeline, solver, denoise)
     check_lower(pipeline, lower, request.lower_noise)
