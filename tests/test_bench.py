@@ -10,7 +10,11 @@ from PIL import Image
 
 import ditkit
 from ditkit.backbones import DiTConfig, MatryoshkaConfig, OuterLevel
-from ditkit.benchmark import EVALUATION, STEP
+from ditkit.backbones.sections.dit import DIT_SIZES
+from ditkit.benchmarks.latents import TINY
+from ditkit.benchmarks.peers import forms
+from ditkit.benchmarks.products import products
+from ditkit.benchmarks.suite import EVALUATION, STEP, cost_of
 from ditkit.cli import main
 from ditkit.costs import speed
 from ditkit.recipes import recipe
@@ -18,32 +22,109 @@ from ditkit.recipes import recipe
 
 def test_record_and_table(tmp_path, capsys):
     threads, file = torch.get_num_threads(), tmp_path / "bench.json"
-    flags = ["--small", "--rounds", "2", "--no-compile", "--threads", "1", "--batch", "4"]
-    assert main(["bench", *flags, "--out", str(file)]) == 0
+    flags = ["--small", "--rounds", "2", "--no-compile", "--threads", "1", "--batch", "4", "--no-memory"]
+    assert main(["bench", *flags, "--precision", "bf16", "--out", str(file)]) == 0
     assert torch.get_num_threads() == threads
 
     record = json.loads(file.read_text())
     rows = {(row["task"], row["name"]): row for row in record["rows"]}
-    assert set(rows) == {(task, name) for task in (STEP, EVALUATION) for name in ("diffusers", "ditkit")}
+    names = ("paper fp32", "paper bf16", "diffusers", "ditkit")
+    assert list(rows) == [(task, name) for task in (STEP, EVALUATION) for name in names]
+    assert [row["precision"] for row in record["rows"]] == ["fp32", "bf16", "bf16", "bf16"] * 2
     for row in rows.values():
-        numbers = [row[key] for key in ("ms", "ratio", "ratio_by_round", "first_call_s")] + row["times_ms"]
+        assert list(row["against"]) == [*names[:3]]
+        ratios = [value for found in row["against"].values() for value in found.values()]
+        numbers = [row[key] for key in ("ms", "gflops", "share_of_gemm", "first_call_s")] + row["times_ms"]
         assert len(row["times_ms"]) == 2
-        assert all(math.isfinite(number) and number > 0 for number in numbers)
+        assert all(math.isfinite(number) and number > 0 for number in numbers + ratios)
+        assert "memory" not in row
     for task in (STEP, EVALUATION):
-        assert rows[task, "diffusers"]["ratio"] == 1
+        for name in names[:3]:
+            assert rows[task, name]["against"][name] == {"ratio": 1, "ratio_by_round": 1}
     assert sum(record["step_shares"]["ditkit"].values()) == pytest.approx(1)
-    assert min(record["parameters"].values()) > 0
+    assert list(record["step_shares"]) == ["ditkit"]
+    assert record["parameters"]["paper"] == record["parameters"]["ditkit"] > 0
     assert record["machine"]["threads"] == 1
 
     printed = capsys.readouterr().out
-    for text in ("training step, ditkit", "guided evaluation, diffusers", "attention", torch.__version__):
+    for text in ("training step ", "guided evaluation ", "× paper fp32", "attention", torch.__version__):
         assert text in printed
+
+
+def test_rates_are_of_counted_products(tmp_path):
+    """Of a network of the published size: three forward passes a step, one an evaluation of as many rows."""
+    file = tmp_path / "bench.json"
+    flags = ["--small", "--rounds", "1", "--no-compile", "--batch", "4", "--no-memory", "--precision", "fp32"]
+    assert main(["bench", *flags, "--peers", "paper", "--out", str(file)]) == 0
+    record = json.loads(file.read_text())
+    assert [row["name"] for row in record["rows"]] == ["paper fp32", "ditkit"] * 2
+    assert "diffusers" not in record["software"]
+    assert list(record["gemm"]) == ["fp32"]
+    for row in record["rows"]:
+        passes = 3 if row["task"] == STEP else 1
+        assert row["gflops"] * row["ms"] * 1e6 == pytest.approx(2 * passes * 4 * record["macs"])
+        assert row["share_of_gemm"] == pytest.approx(row["gflops"] / record["gemm"]["fp32"]["gflops"])
+
+
+def test_products_alone_are_those_of_the_blocks(monkeypatch):
+    """All that a forward pass of DiT-S/2 multiplies but for attention, conditioning, and what is before and after its blocks."""
+    width, depth, tokens = 384, 12, 256
+    layers = depth * 12 * width**2 * tokens
+    attention = depth * 2 * tokens**2 * width
+    conditioning = depth * 6 * width**2
+    assert products(DIT_SIZES["DiT-S/2"], 1, "fp32").flops == 2 * layers
+    whole = cost_of(DIT_SIZES["DiT-S/2"]).macs
+    assert 0 < whole - layers - attention - conditioning < 0.005 * whole
+    assert products(TINY, 4, "bf16").flops == 4 * products(TINY, 1, "fp32").flops
+
+    called = []
+    monkeypatch.setattr("torch.nn.functional.linear", lambda *given: called.append([x.dtype for x in given]))
+    products(TINY, 1, "bf16").run()
+    assert called == [[torch.bfloat16] * 3] * 4 * TINY.depth
+
+
+def test_forms_of_peers():
+    def names(*given):
+        return [form.name for form in forms(*given)]
+
+    assert names(("diffusers", "paper"), "bf16", True) == [
+        "paper fp32", "paper bf16", "diffusers", "diffusers, compiled", "ditkit", "ditkit, compiled",
+    ]  # fmt: skip
+    assert names(("paper",), "fp32", True) == ["paper fp32", "ditkit", "ditkit, compiled"]
+    assert names((), "bf16", False) == ["ditkit"]
+
+
+def test_memory_of_a_step(tmp_path, capsys):
+    file = tmp_path / "bench.json"
+    flags = ["--small", "--rounds", "1", "--no-compile", "--peers", "paper", "--precision", "fp32"]
+    assert main(["bench", *flags, "--batch", "64", "--out", str(file)]) == 0
+    theirs, ours = (row.get("memory") for row in json.loads(file.read_text())["rows"][:2])
+    assert theirs["measured"] > 0
+    assert theirs["predicted"] is None
+    assert ours["measured"] > 0
+    assert ours["predicted"] > 0
+    assert "memory, MB" in capsys.readouterr().out
+
+
+def test_without_a_system_that_tells_memory_the_rest_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ditkit.benchmarks.memory.STATUS", tmp_path / "status")
+    assert (
+        main(["bench", "--small", "--rounds", "1", "--no-compile", "--peers", "paper", "--batch", "2"]) == 0
+    )
+    assert "memory" not in capsys.readouterr().out
 
 
 def test_needs_diffusers(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     assert main(["bench", "--small", "--no-compile"]) == 2
-    assert "pip install 'ditkit[latent]'" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert "pip install 'ditkit[latent]'" in refused
+    assert "--peers paper" in refused
+
+
+def test_an_unknown_peer_is_refused(capsys):
+    assert main(["bench", "--peers", "papre"]) == 2
+    assert "paper" in capsys.readouterr().err
 
 
 def test_out_without_folder_is_refused_before_measuring(capsys):
@@ -74,7 +155,7 @@ def test_predicted_beside_measured(tmp_path, capsys, monkeypatch):
 def test_cost_needs_a_folder_and_a_system_that_tells(monkeypatch, capsys, tmp_path):
     assert main(["bench", "--cost", "--out", "no/such/folder/x.json"]) == 2
     assert "no/such/folder" in capsys.readouterr().err
-    monkeypatch.setattr("ditkit.benchmark.STATUS", tmp_path / "status")
+    monkeypatch.setattr("ditkit.benchmarks.memory.STATUS", tmp_path / "status")
     assert main(["bench", "--cost", "--small"]) == 2
     assert "needs Linux" in capsys.readouterr().err
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ditkit import benchmark_gpu, benchmark_several_gpus
-from ditkit.benchmark_gpu import EVALUATIONS, Work, measured
-from ditkit.benchmark_several_gpus import several
+from ditkit.benchmarks import gpu, several_gpus
+from ditkit.benchmarks.gpu import EVALUATIONS, Work, measured
+from ditkit.benchmarks.several_gpus import several
 from ditkit.cli import bench_gpu, main
 from ditkit.cli.bench_gpu import NO_GPU, Part, check, counted, table
 from ditkit.costs import recipe_cost
@@ -29,7 +29,7 @@ def in_here(seconds, run, *arguments):
 
 def one(work, kind, count, seconds, *, tmp):
     file = tmp / f"{kind}.json"
-    benchmark_several_gpus.main(json.dumps({"work": work, "kind": "none", "file": str(file)}))
+    several_gpus.main(json.dumps({"work": work, "kind": "none", "file": str(file)}))
     return json.loads(file.read_text()) | {"kind": kind}
 
 
@@ -42,7 +42,7 @@ def test_the_whole_command_in_small(tmp_path, capsys, monkeypatch):
     (row,), (found,) = record["networks"], record["products"]
     assert {*found} == {"bf16", "tf32", "fp32"}
     assert all(math.isfinite(value) and value > 0 for value in found.values())
-    macs = recipe_cost(benchmark_gpu.recipe_of("tiny")).macs
+    macs = recipe_cost(gpu.recipe_of("tiny")).macs
     assert row["step_flops"] == pytest.approx(6 * macs * row["images_per_second"])
     assert row["evaluation_flops"] == pytest.approx(4 * macs * EVALUATIONS * row["sampled_per_second"])
     assert row["memory"]["predicted"] > 0
@@ -112,7 +112,7 @@ def test_a_part_of_its_own_process():
 
 def test_fewer_images_where_not_as_many_fit(monkeypatch):
     tried = []
-    real = benchmark_gpu._measured
+    real = gpu._measured
 
     def full(recipe, counted, images, device, work):
         tried.append(images)
@@ -120,7 +120,7 @@ def test_fewer_images_where_not_as_many_fit(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(recipe, counted, images, device, work)
 
-    monkeypatch.setattr(benchmark_gpu, "_measured", full)
+    monkeypatch.setattr(gpu, "_measured", full)
     found = measured(TINY._replace(images=8))
     assert tried == [8, 4, 2]
     assert (found["images"], found["out_of_memory"]) == (2, [8, 4])

@@ -1,17 +1,28 @@
-"""`ditkit bench`: how fast ditkit's training step and guided evaluation are here, next to diffusers'."""
+"""`ditkit bench`: how fast ditkit's training step and guided evaluation are here, next to others'."""
 
 import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
-from statistics import median
 from typing import Annotated
 
+import torch
 from pydantic import Field
 
 from ditkit.backbones.sections.dit import DIT_SIZES
-from ditkit.benchmark import CPU, STEP, TINY, Suite, baseline_of, build_suite
+from ditkit.benchmarks.latents import CPU, TINY
+from ditkit.benchmarks.memory import memory_known
+from ditkit.benchmarks.peers import PEERS
+from ditkit.benchmarks.suite import (
+    STEP,
+    Entry,
+    Suite,
+    build_suite,
+    forecast_of,
+    memory_of_step,
+    speed_against,
+)
 from ditkit.cli import (
     bench_backbones,
     bench_cost,
@@ -22,9 +33,11 @@ from ditkit.cli import (
     bench_sizes,
     bench_statistics,
 )
+from ditkit.cli.bench_report import report
 from ditkit.cli.measured import MeasuredCommand, machine, threads, write
 from ditkit.cli.parsing import parse
-from ditkit.device import Precision, has_fast_bf16
+from ditkit.config import SomeOf
+from ditkit.device import Precision, uses_bf16
 from ditkit.progress import progress_bar
 from ditkit.scoring import software
 from ditkit.timing import Contender, measure, shares
@@ -37,11 +50,15 @@ OTHERS = {  # a flag of their own, taken away
 
 
 class BenchCommand(MeasuredCommand):
-    """Time a training step and a guided evaluation of DiT-S/2 against diffusers, in turn, on this CPU.
+    """Time a training step and a guided evaluation of DiT-S/2 against others, in turn, on this CPU.
 
     The step is forward, DiT's loss, backward, AdamW and moving average on 32 x 32 x 4 latents, as
-    `ditkit train` does it; diffusers' network of the same size runs in a plain PyTorch loop. The
-    evaluation is half a batch of images, guided. Leave the machine alone meanwhile.
+    `ditkit train` does it. The evaluation is half a batch of images, guided. The others are `paper`, a DiT trained and
+    sampled as the paper's authors do it, eager, in float32 and in bf16, and diffusers' network in a plain PyTorch loop.
+
+    GFLOP/s are those of the network's products, of which a step has three times as many as a forward pass; beside them is
+    the share of what products alone, of the blocks' shapes, reach in the same rounds (GEMM). Memory is the peak of a step, in a
+    process of its own. Leave the machine alone meanwhile.
 
     `ditkit bench --cost` holds the costs that `ditkit info` predicts against measured ones instead;
     `ditkit bench --statistics` times the mathematics of scores; `ditkit bench --backbones A B` times backbones
@@ -52,10 +69,15 @@ class BenchCommand(MeasuredCommand):
 
     batch: Annotated[int, Field(ge=2, multiple_of=2)] = 16
     """Images of a training step; rows of a guided evaluation."""
+    peers: Annotated[tuple[str, ...], SomeOf(PEERS)] = tuple(PEERS)
+    """What ditkit is compared with."""
     compile: bool = True
-    """Also with blocks compiled, on both sides; the first call then takes from ten seconds to minutes."""
+    """Also with blocks compiled, ditkit's and diffusers'; the first call then takes from ten seconds to minutes."""
     precision: Precision = "auto"
-    """auto: bf16 autocast over float32 weights where this machine has fast bf16; the same on both sides."""
+    """auto: bf16 autocast over float32 weights where this machine has fast bf16; the same for all, but for the paper's loop in
+    float32, which is run besides."""
+    memory: bool = True
+    """Also measure the memory of a step; takes seconds for each row, on Linux only."""
     small: bool = False
     """A tiny network, to try the command in seconds; its ratios say nothing."""
 
@@ -77,71 +99,84 @@ def run(argv: list[str]) -> None:
             return
     command = parse(BenchCommand, argv, "bench")
     command.check()
-    backbone = TINY if command.small else DIT_SIZES["DiT-S/2"]
     with threads(command.threads), _cold_compiler():
-        suite = build_suite(backbone, command.batch, command.precision, command.compile)
-        calls = (command.rounds + 2) * len(suite.contenders)
-        with progress_bar(calls, "bench", "call") as bar:
-            measure(suite.contenders, command.rounds, bar.update)
-        parts = {c.name: shares(c.run) for c in suite.contenders if c.task == STEP and "ditkit" in c.name}
-        record = _record(command, suite, parts)
-    print("\n".join(_report(record)))
+        record = _measured(command)
+    print("\n".join(report(record)))
     write(record, command.out)
 
 
-def _record(command: BenchCommand, suite: Suite, parts: dict[str, dict[str, float]]) -> dict:
-    bf16 = command.precision == "bf16" or (command.precision == "auto" and has_fast_bf16(CPU))
+def _measured(command: BenchCommand) -> dict:
+    """The record of all that is measured."""
+    backbone = TINY if command.small else DIT_SIZES["DiT-S/2"]
+    precision: Precision = "bf16" if uses_bf16(CPU, command.precision) else "fp32"
+    suite = build_suite(backbone, command.batch, precision, command.compile, command.peers)
+    steps = {entry.form.name: entry.form for entry in suite.entries}
+    weighed = steps if command.memory and memory_known() else {}
+    with progress_bar((command.rounds + 2) * len(suite.contenders) + len(weighed), "bench", "call") as bar:
+        measure(suite.contenders, command.rounds, bar.update)
+        parts = {
+            contender.name: shares(contender.run)
+            for contender, form in suite.entries
+            if contender.task == STEP and form.peer == "ditkit"
+        }
+        memory = {}
+        for name, form in weighed.items():
+            measured = memory_of_step(form, backbone, command.batch, torch.get_num_threads())
+            memory[name] = {
+                "measured": measured,
+                "predicted": forecast_of(form, backbone, command.batch),
+            }
+            bar.update()
     return {
         "machine": machine(),
-        "software": {**software(), "diffusers": version("diffusers")},
+        "software": {
+            **software(),
+            **({"diffusers": version("diffusers")} if "diffusers" in suite.parameters else {}),
+        },
         "network": "tiny" if command.small else "DiT-S/2",
         "batch": command.batch,
         "rounds": command.rounds,
-        "precision": "bf16 autocast" if bf16 else "fp32",
+        "precision": "bf16 autocast" if precision == "bf16" else "fp32",
         "parameters": suite.parameters,
-        "rows": [_row(contender, baseline_of(contender, suite.contenders)) for contender in suite.contenders],
+        "macs": suite.macs,
+        "gemm": {each: _gemm(suite, each) for each in suite.products},
+        "rows": [_row(entry, suite, memory) for entry in suite.entries],
         "step_shares": parts,
     }
 
 
-def _row(contender: Contender, baseline: Contender) -> dict:
-    """Times in milliseconds; ratios above 1 are faster than diffusers, eager."""
-    ratios = [theirs / ours for theirs, ours in zip(baseline.times, contender.times, strict=True)]
+def _gemm(suite: Suite, precision: Precision) -> dict:
+    contender = suite.products[precision]
     return {
-        "task": contender.task,
-        "name": contender.name,
+        "gflops": suite.product_rate(precision) / 1e9,
         "ms": 1000 * contender.median,
-        "ratio": baseline.median / contender.median,
-        "ratio_by_round": median(ratios),
-        "first_call_s": contender.first,
-        "times_ms": [1000 * seconds for seconds in contender.times],
+        "times_ms": _ms(contender),
     }
 
 
-def _report(record: dict) -> Iterator[str]:
-    yield f"{'':40s}{'ms':>9s}{'speed':>8s}{'by round':>10s}{'first call, s':>15s}"
-    for row in record["rows"]:
-        yield (
-            f"{row['task'] + ', ' + row['name']:40s}{row['ms']:9.1f}{row['ratio']:8.2f}"
-            f"{row['ratio_by_round']:10.2f}{row['first_call_s']:15.1f}"
-        )
-    yield "speed: diffusers, eager, is 1; by round: median of the rounds' ratios"
-    yield "first call: compiles from an empty cache; the first of them also starts the compiler\n"
+def _row(entry: Entry, suite: Suite, memory: dict[str, dict]) -> dict:
+    """Times in milliseconds; ratios above 1 are faster than the baseline. Bytes of memory, of steps only."""
+    contender, form = entry
+    speed, alone = suite.flops(contender), suite.product_rate(form.precision)
+    row = {
+        "task": contender.task,
+        "name": contender.name,
+        "precision": form.precision,
+        "ms": 1000 * contender.median,
+        "against": {
+            name: speed_against(contender, of[contender.task]) for name, of in suite.baselines.items()
+        },
+        "gflops": speed / 1e9,
+        "share_of_gemm": speed / alone,
+        "first_call_s": contender.first,
+        "times_ms": _ms(contender),
+    }
+    found = memory.get(contender.name) if contender.task == STEP else None
+    return row | ({"memory": found} if found else {})
 
-    steps = {row["name"]: row["ms"] for row in record["rows"] if row["task"] == STEP}
-    names = list(record["step_shares"])
-    yield f"{'where a step goes':40s}" + "".join(f"{name + ', ms':>24s}" for name in names)
-    for group in record["step_shares"][names[0]]:
-        found = ((share := record["step_shares"][name][group], share * steps[name]) for name in names)
-        yield f"{group:40s}" + "".join(f"{ms:17.1f}{share:7.1%}" for share, ms in found)
-    counts = ", ".join(f"{name} {count:,}" for name, count in record["parameters"].items())
-    machine, versions = record["machine"], record["software"]
-    yield f"\n{record['network']}, batch {record['batch']}, {record['precision']}; parameters: {counts}"
-    yield "(every block of diffusers' network has its own embeddings of time and class)"
-    yield (
-        f"{machine['cpu']}, {machine['threads']} threads, torch {versions['torch']}, "
-        f"diffusers {versions['diffusers']}, ditkit {versions.get('commit', versions['ditkit'])}"
-    )
+
+def _ms(contender: Contender) -> list[float]:
+    return [1000 * seconds for seconds in contender.times]
 
 
 @contextlib.contextmanager

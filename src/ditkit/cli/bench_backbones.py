@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ditkit.backbones import BACKBONES, compile_blocks
-from ditkit.benchmark import evaluation_of, step_of
+from ditkit.benchmarks.ours import evaluation_of, step_of
 from ditkit.cli.measured import MeasuredCommand, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.costs import Published, cost, published

@@ -10,7 +10,9 @@ from typing import Annotated
 from pydantic import Field
 
 from ditkit.backbones import BACKBONES, BackboneConfig, DiTConfig
-from ditkit.benchmark import CHANNELS, CLASSES, CPU, SIDE, TINY, check_memory_known, measure_step, step_of
+from ditkit.benchmarks.latents import CHANNELS, CLASSES, CPU, SIDE, TINY
+from ditkit.benchmarks.memory import check_memory_known, measure_step
+from ditkit.benchmarks.ours import step_of
 from ditkit.cli.measured import check_record, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.config import Section

@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 import torch
 from pydantic import Field
 
-from ditkit.benchmark_gpu import EVALUATIONS, NETWORKS, Work, described, measured, products
-from ditkit.benchmark_several_gpus import several
+from ditkit.benchmarks.gpu import EVALUATIONS, NETWORKS, Work, described, measured, products
+from ditkit.benchmarks.several_gpus import several
 from ditkit.cli.measured import check_record, machine, write
 from ditkit.cli.parsing import parse
 from ditkit.config import Section

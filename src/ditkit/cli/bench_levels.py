@@ -10,7 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ditkit.backbones import Backbone, MatryoshkaConfig, compile_blocks
-from ditkit.benchmark import CPU, check_memory_known, measure_step, training_step
+from ditkit.benchmarks.latents import CPU
+from ditkit.benchmarks.memory import check_memory_known, measure_step
+from ditkit.benchmarks.ours import training_step
 from ditkit.cli.measured import MeasuredCommand, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.conditions import conditions

@@ -12,7 +12,7 @@ from statistics import median
 import torch
 
 from ditkit.backbones import compile_blocks
-from ditkit.benchmark import training_step
+from ditkit.benchmarks.ours import training_step
 from ditkit.cli.measured import MeasuredCommand, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.data import Batch, Plan, plan_for

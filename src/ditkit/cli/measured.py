@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from ditkit.benchmark import CPU
+from ditkit.benchmarks.latents import CPU
 from ditkit.cli.options import check_new
 from ditkit.config import Section
 from ditkit.device import check_compiler

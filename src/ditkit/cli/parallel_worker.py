@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ditkit.adapting import adapt
-from ditkit.benchmark import CPU
+from ditkit.benchmarks.latents import CPU
 from ditkit.costs.footprint import Live
 from ditkit.costs.sent import Sent
 from ditkit.processes import Processes, joined, own

@@ -1,5 +1,5 @@
 """What training steps reach on several GPUs, each with as many images; torchrun starts the processes as `python -m
-ditkit.benchmark_several_gpus JSON`."""
+ditkit.benchmarks.several_gpus JSON`."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ditkit.backbones import compile_blocks
-from ditkit.benchmark_gpu import (
+from ditkit.benchmarks.gpu import (
     WARM,
     Work,
     batch_of,
@@ -42,7 +42,7 @@ def several(work: Work, kind: Kind, count: int, seconds: float) -> dict[str, Any
         file = Path(folder) / "found.json"
         words = json.dumps({"work": work, "kind": kind, "file": str(file)})
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-        command += [f"--nproc-per-node={count}", "-m", "ditkit.benchmark_several_gpus", words]
+        command += [f"--nproc-per-node={count}", "-m", "ditkit.benchmarks.several_gpus", words]
         torchrun = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
             _, printed = torchrun.communicate(timeout=max(seconds - GRACE, 0))

@@ -2,7 +2,7 @@
 
 Every part is a function whose arguments and result can be pickled, for a process of its own: one that runs out of memory or
 does not end leaves the others alone. Each takes the device, so that all of them can be tried on a CPU with a tiny network.
-Several GPUs: benchmark_several_gpus.py.
+Several GPUs: several_gpus.py.
 """
 
 import time
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ditkit.backbones import Backbone, DiTConfig, compile_blocks
 from ditkit.backbones.sections.dit import DIT_SIZES
-from ditkit.benchmark import CHANNELS, CLASSES, GUIDANCE, SIDE, TIME, TINY, Latents
+from ditkit.benchmarks.latents import CHANNELS, CLASSES, GUIDANCE, SIDE, TIME, TINY
+from ditkit.benchmarks.ours import Latents
 from ditkit.costs import recipe_cost
 from ditkit.costs.gpus import known_as
 from ditkit.costs.plan import memory_of, most_images

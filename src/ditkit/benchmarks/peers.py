@@ -1,0 +1,92 @@
+"""Whose training step and guided evaluation can be timed: each is declared here, once."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ditkit.backbones import DiTConfig
+from ditkit.benchmarks import diffusers, ours, paper
+from ditkit.benchmarks.latents import recipe_with
+from ditkit.device import Precision
+from ditkit.recipe import Recipe
+
+
+class Peer(NamedTuple):
+    """A network in a loop. All are of the recipe's size, and train and evaluate on the same latents."""
+
+    build: Callable[[Recipe], Any]
+    """The network, with the weights that it begins with. InputError where what it needs is not installed."""
+    step: Callable[[Recipe, Any], Callable[[], object]]
+    """A training step: the hybrid loss, backward, AdamW, the moving average."""
+    evaluation: Callable[[Recipe, Any], Callable[[], object]]
+    """The network's part of a step of guided sampling, of half a batch of images."""
+    compile: Callable[[Any], None] | None = None
+    """Compiles the network's blocks; None for one that is only run as its authors do."""
+    fp32: bool = False
+    """Whether it is also run in float32 where the others run in bf16."""
+
+
+PEERS: dict[str, Peer] = {
+    "paper": Peer(paper.build_paper, paper.paper_step, paper.paper_evaluation, fp32=True),
+    "diffusers": Peer(
+        diffusers.build_diffusers,
+        diffusers.diffusers_step,
+        diffusers.diffusers_evaluation,
+        diffusers.compile_diffusers,
+    ),
+}
+"""What ditkit can be compared with."""
+
+OURS = Peer(Recipe.build_backbone, ours.ditkit_step, ours.ditkit_evaluation, ours.compile_ditkit)
+
+
+class Form(NamedTuple):
+    """One way in which a peer, or ditkit, is run."""
+
+    peer: str
+    precision: Precision
+    compiled: bool = False
+
+    @property
+    def name(self) -> str:
+        words = f"{self.peer} {self.precision}" if self._peer.fp32 else self.peer
+        return f"{words}, compiled" if self.compiled else words
+
+    @property
+    def _peer(self) -> Peer:
+        return PEERS.get(self.peer, OURS)
+
+    def recipe(self, backbone: DiTConfig, batch: int) -> Recipe:
+        return recipe_with(backbone, batch, self.precision)
+
+    def build(self, recipe: Recipe) -> Any:
+        return self._peer.build(recipe)
+
+    def step(self, recipe: Recipe, net: Any) -> Callable[[], object]:
+        """The training step of a network, which is compiled where this form is."""
+        return self._ready(net, self._peer.step(recipe, net.train()))
+
+    def evaluation(self, recipe: Recipe, net: Any) -> Callable[[], object]:
+        """The guided evaluation of a network, likewise; it is frozen."""
+        return self._ready(net, self._peer.evaluation(recipe, net.eval().requires_grad_(False)))
+
+    def _ready(self, net: Any, run: Callable[[], object]) -> Callable[[], object]:
+        if self.compiled and self._peer.compile:
+            self._peer.compile(net)
+        return run
+
+    def built_step(self, backbone: DiTConfig, batch: int) -> tuple[Any, Callable[[], object]]:
+        """A network and its training step, for a process of its own."""
+        recipe = self.recipe(backbone, batch)
+        net = self.build(recipe)
+        return net, self.step(recipe, net)
+
+
+def forms(peers: tuple[str, ...], precision: Precision, compiled: bool) -> list[Form]:
+    """How these peers, in the registry's order, and ditkit are run, with `compiled` also compiled."""
+    found = []
+    chosen = {name: peer for name, peer in PEERS.items() if name in peers}
+    for name, peer in {**chosen, "ditkit": OURS}.items():
+        precisions: tuple[Precision, ...] = ("fp32", precision) if peer.fp32 else (precision,)
+        ways = (False, True) if compiled and peer.compile else (False,)
+        found += [Form(name, each, way) for each in dict.fromkeys(precisions) for way in ways]
+    return found
