@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -16,14 +17,16 @@ from ditkit.recipe import Recipe
 EMA_DECAY = 0.9999
 
 
+def check_diffusers() -> None:
+    """InputError when it is not installed."""
+    if find_spec("diffusers") is None:
+        raise InputError("bench compares with diffusers: pip install 'ditkit[latent]', or give `peers` paper")
+
+
 def build_diffusers(recipe: Recipe) -> Any:
-    """diffusers' DiT of the same size; InputError when it is not installed."""
-    try:
-        from diffusers import DiTTransformer2DModel
-    except ImportError:
-        raise InputError(
-            "bench compares with diffusers: pip install 'ditkit[latent]', or give `peers` paper"
-        ) from None
+    """diffusers' DiT of the same size."""
+    from diffusers import DiTTransformer2DModel
+
     config = recipe.backbone
     assert isinstance(config, DiTConfig)  # diffusers has no other
     return DiTTransformer2DModel(

@@ -14,13 +14,15 @@ class Peer(NamedTuple):
     """A network in a loop. All are of the recipe's size, and train and evaluate on the same latents."""
 
     build: Callable[[Recipe], Any]
-    """The network, with the weights that it begins with. InputError where what it needs is not installed."""
+    """The network, with the weights that it begins with."""
     step: Callable[[Recipe, Any], Callable[[], object]]
     """A training step: the hybrid loss, backward, AdamW, the moving average."""
     evaluation: Callable[[Recipe, Any], Callable[[], object]]
     """The network's part of a step of guided sampling, of half a batch of images."""
     compile: Callable[[Any], None] | None = None
     """Compiles the network's blocks; None for one that is only run as its authors do."""
+    check: Callable[[], None] = lambda: None
+    """InputError where what it needs is not installed."""
     fp32: bool = False
     """Whether it is also run in float32 where the others run in bf16."""
 
@@ -32,6 +34,7 @@ PEERS: dict[str, Peer] = {
         diffusers.diffusers_step,
         diffusers.diffusers_evaluation,
         diffusers.compile_diffusers,
+        diffusers.check_diffusers,
     ),
 }
 """What ditkit can be compared with."""
@@ -55,37 +58,35 @@ class Form(NamedTuple):
     def _peer(self) -> Peer:
         return PEERS.get(self.peer, OURS)
 
-    def recipe(self, backbone: DiTConfig, batch: int) -> Recipe:
-        return recipe_with(backbone, batch, self.precision)
+    @property
+    def ours(self) -> bool:
+        return self._peer is OURS
 
-    def build(self, recipe: Recipe) -> Any:
-        return self._peer.build(recipe)
+    def built_step(self, backbone: DiTConfig, batch: int) -> tuple[Any, Callable[[], object]]:
+        """A network, and the training step that trains it."""
+        recipe = recipe_with(backbone, batch, self.precision)
+        net = self._peer.build(recipe).train()
+        return net, self._ready(net, self._peer.step(recipe, net))
 
-    def step(self, recipe: Recipe, net: Any) -> Callable[[], object]:
-        """The training step of a network, which is compiled where this form is."""
-        return self._ready(net, self._peer.step(recipe, net.train()))
-
-    def evaluation(self, recipe: Recipe, net: Any) -> Callable[[], object]:
-        """The guided evaluation of a network, likewise; it is frozen."""
-        return self._ready(net, self._peer.evaluation(recipe, net.eval().requires_grad_(False)))
+    def built_evaluation(self, backbone: DiTConfig, batch: int) -> Callable[[], object]:
+        """The guided evaluation of a network that is not trained."""
+        recipe = recipe_with(backbone, batch, self.precision)
+        net = self._peer.build(recipe).eval().requires_grad_(False)
+        return self._ready(net, self._peer.evaluation(recipe, net))
 
     def _ready(self, net: Any, run: Callable[[], object]) -> Callable[[], object]:
         if self.compiled and self._peer.compile:
             self._peer.compile(net)
         return run
 
-    def built_step(self, backbone: DiTConfig, batch: int) -> tuple[Any, Callable[[], object]]:
-        """A network and its training step, for a process of its own."""
-        recipe = self.recipe(backbone, batch)
-        net = self.build(recipe)
-        return net, self.step(recipe, net)
-
 
 def forms(peers: tuple[str, ...], precision: Precision, compiled: bool) -> list[Form]:
-    """How these peers, in the registry's order, and ditkit are run, with `compiled` also compiled."""
+    """How these peers, in the registry's order, and ditkit are run, with `compiled` also compiled. InputError where what one
+    needs is not installed."""
     found = []
     chosen = {name: peer for name, peer in PEERS.items() if name in peers}
     for name, peer in {**chosen, "ditkit": OURS}.items():
+        peer.check()
         precisions: tuple[Precision, ...] = ("fp32", precision) if peer.fp32 else (precision,)
         ways = (False, True) if compiled and peer.compile else (False,)
         found += [Form(name, each, way) for each in dict.fromkeys(precisions) for way in ways]

@@ -1,19 +1,21 @@
 """What `ditkit bench` times in turn: training steps and guided evaluations of ditkit and its peers, and products alone.
 
-All run round by round in one process, so that a busy machine slows all of them; what counts are medians and the median of the
+All run in turn, round by round, so that a busy machine slows all of them; what counts are medians and the median of the
 rounds' ratios. All see the same loss (`Transport.losses`) under the same autocast.
 """
 
-import copy
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import median
 from typing import NamedTuple
 
+import torch
+
 from ditkit.backbones import DiTConfig
-from ditkit.benchmarks.latents import CHANNELS, CLASSES, SIDE, TINY
-from ditkit.benchmarks.memory import measure_step
+from ditkit.benchmarks.latents import CHANNELS, CLASSES, SIDE
 from ditkit.benchmarks.peers import Form, forms
 from ditkit.benchmarks.products import products
+from ditkit.benchmarks.running import Running, Work
 from ditkit.costs.count import Cost, count_cost
 from ditkit.device import Precision
 from ditkit.timing import Contender
@@ -28,6 +30,7 @@ class Entry(NamedTuple):
 
     contender: Contender
     form: Form
+    process: Running
 
 
 class Suite(NamedTuple):
@@ -53,8 +56,8 @@ class Suite(NamedTuple):
     def baselines(self) -> dict[str, dict[str, Contender]]:
         """Those that the others are compared with, peers that are not compiled, by name and task."""
         found: dict[str, dict[str, Contender]] = {}
-        for contender, form in self.entries:
-            if form.peer != "ditkit" and not form.compiled:
+        for contender, form, _ in self.entries:
+            if not form.ours and not form.compiled:
                 found.setdefault(form.name, {})[contender.task] = contender
         return found
 
@@ -67,27 +70,33 @@ class Suite(NamedTuple):
         return self.product_flops / self.products[precision].median
 
 
-def build_suite(
+@contextmanager
+def running_suite(
     backbone: DiTConfig, batch: int, precision: Precision, compiled: bool, peers: tuple[str, ...]
-) -> Suite:
-    """These peers and ditkit, eager and, with `compiled`, compiled block by block; `precision` is bf16 or fp32.
+) -> Iterator[Suite]:
+    """These peers and ditkit, eager and, with `compiled`, compiled block by block, each in a process of its own, which end with
+    this; `precision` is bf16 or fp32.
 
     The training step is on `batch` latents with DiT's loss; the evaluation is the network on twice
     batch // 2 rows, without gradient. InputError where what a peer needs is not installed.
     """
-    steps, evaluations, parameters = [], [], {}
-    for form in forms(peers, precision, compiled):
-        recipe = form.recipe(backbone, batch)
-        trained = form.build(recipe)
-        frozen = copy.deepcopy(trained)
-        parameters[form.peer] = sum(p.numel() for p in trained.parameters() if p.requires_grad)
-        steps.append(Entry(Contender(STEP, form.name, form.step(recipe, trained)), form))
-        evaluations.append(Entry(Contender(EVALUATION, form.name, form.evaluation(recipe, frozen)), form))
-    alone, flops = {}, 0
-    for each in dict.fromkeys(form.precision for _, form in steps):
-        found = products(backbone, batch, each)
-        alone[each], flops = Contender(GEMM, each, found.run), found.flops
-    return Suite([*steps, *evaluations], alone, flops, parameters, cost_of(backbone).macs, batch)
+    chosen = forms(peers, precision, compiled)
+    started = [Running(Work(form, backbone, batch, torch.get_num_threads())) for form in chosen]
+    try:
+        pairs = list(zip(chosen, started, strict=True))
+        parameters = {form.peer: process.parameters() for form, process in pairs}  # once it is ready
+        steps = [Entry(Contender(STEP, form.name, run.step), form, run) for form, run in pairs]
+        evaluations = [
+            Entry(Contender(EVALUATION, form.name, run.evaluate), form, run) for form, run in pairs
+        ]
+        alone, flops = {}, 0
+        for each in dict.fromkeys(form.precision for form in chosen):
+            found = products(backbone, batch, each)
+            alone[each], flops = Contender(GEMM, each, found.run), found.flops
+        yield Suite([*steps, *evaluations], alone, flops, parameters, cost_of(backbone).macs, batch)
+    finally:
+        for process in started:
+            process.close()
 
 
 def cost_of(backbone: DiTConfig) -> Cost:
@@ -101,14 +110,8 @@ def speed_against(contender: Contender, baseline: Contender) -> dict[str, float]
     return {"ratio": baseline.median / contender.median, "ratio_by_round": median(ratios)}
 
 
-def memory_of_step(form: Form, backbone: DiTConfig, batch: int, threads: int) -> int:
-    """Bytes at the worst moment of a training step of that form, in a process of its own, beside the libraries' code."""
-    small = partial(form.built_step, TINY, 2)
-    return measure_step(partial(form.built_step, backbone, batch), 1, small, threads).memory
-
-
 def forecast_of(form: Form, backbone: DiTConfig, batch: int) -> int | None:
-    """The same as `ditkit info` predicts it, of ditkit's own step where it is not compiled."""
-    if form.peer != "ditkit" or form.compiled:
+    """Bytes at the worst moment of a step, as `ditkit info` predicts them: of ditkit's own where it is not compiled."""
+    if not form.ours or form.compiled:
         return None
     return cost_of(backbone).memory(batch, form.precision).resident

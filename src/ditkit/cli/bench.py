@@ -7,20 +7,17 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Annotated
 
-import torch
 from pydantic import Field
 
 from ditkit.backbones.sections.dit import DIT_SIZES
 from ditkit.benchmarks.latents import CPU, TINY
-from ditkit.benchmarks.memory import memory_known
 from ditkit.benchmarks.peers import PEERS
 from ditkit.benchmarks.suite import (
     STEP,
     Entry,
     Suite,
-    build_suite,
     forecast_of,
-    memory_of_step,
+    running_suite,
     speed_against,
 )
 from ditkit.cli import (
@@ -40,7 +37,7 @@ from ditkit.config import SomeOf
 from ditkit.device import Precision, uses_bf16
 from ditkit.progress import progress_bar
 from ditkit.scoring import software
-from ditkit.timing import Contender, measure, shares
+from ditkit.timing import Contender, measure
 
 OTHERS = {  # a flag of their own, taken away
     "--cost": bench_cost,
@@ -57,8 +54,8 @@ class BenchCommand(MeasuredCommand):
     sampled as the paper's authors do it, eager, in float32 and in bf16, and diffusers' network in a plain PyTorch loop.
 
     GFLOP/s are those of the network's products, of which a step has three times as many as a forward pass; beside them is
-    the share of what products alone, of the blocks' shapes, reach in the same rounds (GEMM). Memory is the peak of a step, in a
-    process of its own. Leave the machine alone meanwhile.
+    the share of what products alone, of the blocks' shapes, reach in the same rounds (GEMM). Each row has a process of its own,
+    whose peak in a step is its memory. Leave the machine alone meanwhile.
 
     `ditkit bench --cost` holds the costs that `ditkit info` predicts against measured ones instead;
     `ditkit bench --statistics` times the mathematics of scores; `ditkit bench --backbones A B` times backbones
@@ -76,8 +73,6 @@ class BenchCommand(MeasuredCommand):
     precision: Precision = "auto"
     """auto: bf16 autocast over float32 weights where this machine has fast bf16; the same for all, but for the paper's loop in
     float32, which is run besides."""
-    memory: bool = True
-    """Also measure the memory of a step; takes seconds for each row, on Linux only."""
     small: bool = False
     """A tiny network, to try the command in seconds; its ratios say nothing."""
 
@@ -109,30 +104,16 @@ def _measured(command: BenchCommand) -> dict:
     """The record of all that is measured."""
     backbone = TINY if command.small else DIT_SIZES["DiT-S/2"]
     precision: Precision = "bf16" if uses_bf16(CPU, command.precision) else "fp32"
-    suite = build_suite(backbone, command.batch, precision, command.compile, command.peers)
-    steps = {entry.form.name: entry.form for entry in suite.entries}
-    weighed = steps if command.memory and memory_known() else {}
-    with progress_bar((command.rounds + 2) * len(suite.contenders) + len(weighed), "bench", "call") as bar:
-        measure(suite.contenders, command.rounds, bar.update)
-        parts = {
-            contender.name: shares(contender.run)
-            for contender, form in suite.entries
-            if contender.task == STEP and form.peer == "ditkit"
-        }
-        memory = {}
-        for name, form in weighed.items():
-            measured = memory_of_step(form, backbone, command.batch, torch.get_num_threads())
-            memory[name] = {
-                "measured": measured,
-                "predicted": forecast_of(form, backbone, command.batch),
-            }
-            bar.update()
+    with running_suite(backbone, command.batch, precision, command.compile, command.peers) as suite:
+        with progress_bar((command.rounds + 2) * len(suite.contenders), "bench", "call") as bar:
+            measure(suite.contenders, command.rounds, bar.update)
+        steps = [entry for entry in suite.entries if entry.contender.task == STEP]
+        parts = {entry.form.name: entry.process.shares() for entry in steps if entry.form.ours}
+        memory = {entry.form.name: entry.process.memory() for entry in steps}
+    there = {"diffusers": version("diffusers")} if "diffusers" in suite.parameters else {}
     return {
         "machine": machine(),
-        "software": {
-            **software(),
-            **({"diffusers": version("diffusers")} if "diffusers" in suite.parameters else {}),
-        },
+        "software": {**software(), **there},
         "network": "tiny" if command.small else "DiT-S/2",
         "batch": command.batch,
         "rounds": command.rounds,
@@ -140,7 +121,15 @@ def _measured(command: BenchCommand) -> dict:
         "parameters": suite.parameters,
         "macs": suite.macs,
         "gemm": {each: _gemm(suite, each) for each in suite.products},
-        "rows": [_row(entry, suite, memory) for entry in suite.entries],
+        "memory": {
+            entry.form.name: {
+                "measured": memory[entry.form.name],
+                "predicted": forecast_of(entry.form, backbone, command.batch),
+            }
+            for entry in steps
+            if memory[entry.form.name]
+        },
+        "rows": [_row(entry, suite) for entry in suite.entries],
         "step_shares": parts,
     }
 
@@ -154,11 +143,11 @@ def _gemm(suite: Suite, precision: Precision) -> dict:
     }
 
 
-def _row(entry: Entry, suite: Suite, memory: dict[str, dict]) -> dict:
-    """Times in milliseconds; ratios above 1 are faster than the baseline. Bytes of memory, of steps only."""
-    contender, form = entry
+def _row(entry: Entry, suite: Suite) -> dict:
+    """Times in milliseconds; ratios above 1 are faster than the baseline."""
+    contender, form = entry.contender, entry.form
     speed, alone = suite.flops(contender), suite.product_rate(form.precision)
-    row = {
+    return {
         "task": contender.task,
         "name": contender.name,
         "precision": form.precision,
@@ -171,8 +160,6 @@ def _row(entry: Entry, suite: Suite, memory: dict[str, dict]) -> dict:
         "first_call_s": contender.first,
         "times_ms": _ms(contender),
     }
-    found = memory.get(contender.name) if contender.task == STEP else None
-    return row | ({"memory": found} if found else {})
 
 
 def _ms(contender: Contender) -> list[float]:

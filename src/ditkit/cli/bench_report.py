@@ -11,23 +11,22 @@ MB = 1e6
 def report(record: dict) -> Iterator[str]:
     """Its lines: a table for each task, where a step's time goes, and what was measured where."""
     for task, rows in groupby(record["rows"], key=lambda row: row["task"]):
-        yield from _table(task, list(rows))
+        yield from _table(task, list(rows), record["memory"] if task == STEP else {})
     if record["rows"][0]["against"]:
         yield "×: how many times as fast, by the medians (by the median of the rounds' ratios)"
     alone = " and ".join(f"{found['gflops']:,.0f} in {name}" for name, found in record["gemm"].items())
     yield f"GEMM: products alone, of the shapes of the blocks' layers, in the same rounds: {alone} GFLOP/s"
-    if any("memory" in row for row in record["rows"]):
+    if record["memory"]:
         yield "memory: the peak of a step (as `ditkit info` predicts it), of which the heap wastes a part"
-    yield "first call: compiles from an empty cache; the first of them also starts the compiler\n"
+    yield "first call: compiles from an empty cache, by a compiler that was started before\n"
     yield from _shares(record)
     yield ""
     yield from _protocol(record)
 
 
-def _table(task: str, rows: list[dict]) -> Iterator[str]:
+def _table(task: str, rows: list[dict], memory: dict) -> Iterator[str]:
     against = "".join(f"{'× ' + name:>15s}" for name in rows[0]["against"])
-    memory = "memory, MB" if any("memory" in row for row in rows) else ""
-    yield f"{task:24s}{'ms':>9s}{against}{'GFLOP/s':>10s}{'of GEMM':>9s}{memory:>16s}{'first call, s':>15s}"
+    yield f"{task:24s}{'ms':>9s}{against}{'GFLOP/s':>10s}{'of GEMM':>9s}{'memory, MB' if memory else '':>16s}{'first call, s':>15s}"
     for row in rows:
         ratios = (
             f"{found['ratio']:.2f} ({found['ratio_by_round']:.2f})" for found in row["against"].values()
@@ -35,16 +34,16 @@ def _table(task: str, rows: list[dict]) -> Iterator[str]:
         against = "".join(f"{words:>15s}" for words in ratios)
         yield (
             f"{row['name']:24s}{row['ms']:9.1f}{against}{row['gflops']:10,.0f}{row['share_of_gemm']:9.0%}"
-            f"{_memory(row):>16s}{row['first_call_s']:15.1f}"
+            f"{_memory(memory.get(row['name'])):>16s}{row['first_call_s']:15.1f}"
         )
     yield ""
 
 
-def _memory(row: dict) -> str:
-    if "memory" not in row:
+def _memory(found: dict | None) -> str:
+    if found is None:
         return ""
-    measured, predicted = row["memory"]["measured"], row["memory"]["predicted"]
-    return f"{measured / MB:,.0f}" + (f" ({predicted / MB:,.0f})" if predicted else "")
+    predicted = f" ({found['predicted'] / MB:,.0f})" if found["predicted"] else ""
+    return f"{found['measured'] / MB:,.0f}{predicted}"
 
 
 def _shares(record: dict) -> Iterator[str]:
