@@ -25,6 +25,10 @@ from ditkit.heap import keep_freed_memory
 from ditkit.timing import shares
 
 
+GRACE = 10
+"""Seconds in which a process ends that nobody asks any more."""
+
+
 class Work(NamedTuple):
     """What a process is for."""
 
@@ -67,7 +71,9 @@ class Running:
         return self._answer("memory")
 
     def close(self) -> None:
+        """End it, by itself where it is not in a long call."""
         self._pipe.close()
+        self._process.join(GRACE)
         self._process.kill()
         self._process.join()
 
