@@ -11,8 +11,9 @@ from PIL import Image
 import ditkit
 from ditkit.backbones import DiTConfig, MatryoshkaConfig, OuterLevel
 from ditkit.backbones.sections.dit import DIT_SIZES
-from ditkit.benchmarks.latents import TINY
+from ditkit.benchmarks.latents import TINY, recipe_with
 from ditkit.benchmarks.memory import memory_known
+from ditkit.benchmarks.ours import ditkit_evaluation, sampled
 from ditkit.benchmarks.peers import Form, forms
 from ditkit.benchmarks.products import products
 from ditkit.benchmarks.running import Running, Work
@@ -117,6 +118,16 @@ def test_a_process_that_fails_or_ends_says_so():
     with pytest.raises(InputError, match="paper fp32: its process ended with status -9"):
         process.step()
     process.close()
+
+
+def test_what_is_evaluated_is_what_a_pipeline_samples_with():
+    recipe = recipe_with(TINY, 2, "bf16")
+    frozen = recipe.build_backbone().eval().requires_grad_(False)
+    made = sampled(recipe, frozen)
+    assert made.blocks[0].attention.qkv.weight.dtype == torch.bfloat16
+    expected, found = ditkit_evaluation(recipe, frozen)(), ditkit_evaluation(recipe, made)()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert sampled(recipe_with(TINY, 2, "fp32"), frozen) is frozen
 
 
 def test_needs_diffusers(monkeypatch, capsys):

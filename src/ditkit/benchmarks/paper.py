@@ -10,6 +10,7 @@ images with their labels and without. Weights have the released names, in their 
 import copy
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -77,19 +78,19 @@ class PaperDiT(nn.Module):
 
     def _begin(self) -> None:
         """Weights as they begin: every block is the identity, and the output 0."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(cast(Tensor, linear.bias))
         projection = self.x_embedder.proj
         nn.init.xavier_uniform_(projection.weight.view(len(projection.weight), -1))
-        nn.init.zeros_(projection.bias)
-        for small in (self.y_embedder.embedding_table, self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
-            nn.init.normal_(small.weight, std=0.02)
-        zero = [block.adaLN_modulation[1] for block in self.blocks]
-        for linear in (*zero, self.final_layer.adaLN_modulation[1], self.final_layer.linear):
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        nn.init.zeros_(cast(Tensor, projection.bias))
+        time = self.t_embedder.mlp
+        for weight in (self.y_embedder.embedding_table.weight, time[0].weight, time[2].weight):
+            nn.init.normal_(cast(Tensor, weight), std=0.02)
+        layers = [cast(Block, block).adaLN_modulation[1] for block in self.blocks]
+        for zero in (*layers, self.final_layer.adaLN_modulation[1], self.final_layer.linear):
+            for parameter in zero.parameters():
+                nn.init.zeros_(parameter)
 
 
 class PatchEmbedding(nn.Module):

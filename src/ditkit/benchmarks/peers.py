@@ -19,6 +19,8 @@ class Peer(NamedTuple):
     """A training step: the hybrid loss, backward, AdamW, the moving average."""
     evaluation: Callable[[Recipe, Any], Callable[[], object]]
     """The network's part of a step of guided sampling, of half a batch of images."""
+    sampled: Callable[[Recipe, Any], Any] = lambda recipe, net: net
+    """From a network that is frozen to the one that is evaluated."""
     compile: Callable[[Any], None] | None = None
     """Compiles the network's blocks; None for one that is only run as its authors do."""
     check: Callable[[], None] = lambda: None
@@ -33,13 +35,15 @@ PEERS: dict[str, Peer] = {
         diffusers.build_diffusers,
         diffusers.diffusers_step,
         diffusers.diffusers_evaluation,
-        diffusers.compile_diffusers,
-        diffusers.check_diffusers,
+        compile=diffusers.compile_diffusers,
+        check=diffusers.check_diffusers,
     ),
 }
 """What ditkit can be compared with."""
 
-OURS = Peer(Recipe.build_backbone, ours.ditkit_step, ours.ditkit_evaluation, ours.compile_ditkit)
+OURS = Peer(
+    Recipe.build_backbone, ours.ditkit_step, ours.ditkit_evaluation, ours.sampled, ours.compile_ditkit
+)
 
 
 class Form(NamedTuple):
@@ -71,7 +75,7 @@ class Form(NamedTuple):
     def built_evaluation(self, backbone: DiTConfig, batch: int) -> Callable[[], object]:
         """The guided evaluation of a network that is not trained."""
         recipe = recipe_with(backbone, batch, self.precision)
-        net = self._peer.build(recipe).eval().requires_grad_(False)
+        net = self._peer.sampled(recipe, self._peer.build(recipe).eval().requires_grad_(False))
         return self._ready(net, self._peer.evaluation(recipe, net))
 
     def _ready(self, net: Any, run: Callable[[], object]) -> Callable[[], object]:

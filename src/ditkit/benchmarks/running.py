@@ -24,7 +24,6 @@ from ditkit.errors import InputError
 from ditkit.heap import keep_freed_memory
 from ditkit.timing import shares
 
-
 GRACE = 10
 """Seconds in which a process ends that nobody asks any more."""
 
