@@ -198,9 +198,11 @@ def test_precision_and_recall_of_unfit_sets():
 
 
 def misrounded(a: Tensor, b: Tensor, seed: int) -> Tensor:
-    """Inner products that err by as much as an order of summation can make them."""
-    signs = torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (len(a), len(b)))).to(a.dtype)
-    return a @ b.T + a.shape[1] * torch.finfo(a.dtype).eps / 2 * signs * (a.abs() @ b.abs().T)
+    """Inner products that err by as much as an order of summation, for bf16 in float32, can make them."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    signs = torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (len(a), len(b)))).to(wide)
+    u, v = a.to(wide), b.to(wide)
+    return (u @ v.T + a.shape[1] * torch.finfo(wide).eps / 2 * signs * (u.abs() @ v.abs().T)).to(a.dtype)
 
 
 def by_integers(reference: Tensor, samples: Tensor, k: int):
@@ -219,9 +221,16 @@ def by_integers(reference: Tensor, samples: Tensor, k: int):
     return shares, least, places, (least > radii(real, 1)[places]).mean()
 
 
+@pytest.fixture(params=[False, True], ids=["float32", "bf16"])
+def bf16(request, monkeypatch) -> bool:
+    """With first bounds by products in float32, and in bf16, whatever is quick here."""
+    monkeypatch.setattr(neighbours, "has_fast_bf16", lambda device: request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("dim", [1, 3, 40])
-def test_borders_do_not_depend_on_the_rounding_of_a_product(monkeypatch, seed: int, dim: int):
+def test_borders_do_not_depend_on_the_rounding_of_a_product(monkeypatch, seed: int, dim: int, bf16: bool):
     """Points of a coarse lattice, far from the origin: most neighbours tie, and most samples lie on borders."""
     stream = np.random.default_rng(seed)
     spread = 30 if dim == 1 else 2
@@ -240,7 +249,60 @@ def test_borders_do_not_depend_on_the_rounding_of_a_product(monkeypatch, seed: i
         real, made = (points[torch.from_numpy(stream.permutation(len(points)))] for points in (real, made))
 
 
-def test_a_generator_that_makes_one_image_is_scored_as_quickly_as_another(monkeypatch):
+def plain_squares(a: Tensor, b: Tensor) -> list[list[float]]:
+    """Squared distances in float64, one difference after another."""
+    return [[sum((x - y) ** 2 for x, y in zip(u, v, strict=True)) for v in b.tolist()] for u in a.tolist()]
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-3, 1e15, 1e-15])
+@pytest.mark.parametrize("counts", [(70, 45), (33, 97), (5, 4)])
+def test_precision_and_recall_are_those_of_a_plain_loop(
+    monkeypatch, spread: float, counts: tuple[int, int], bf16: bool
+):
+    """Clusters around few centres, a copy, one far point: near and far, with large norms and small."""
+    centres = 3 * normal(4, 7, 9)
+    real, made = (
+        (
+            spread * (centres[torch.arange(n) % 4] + normal(n, 7, n) * torch.tensor([1.0, 1e-3] * 4)[:7])
+        ).float()
+        for n in counts
+    )
+    made[0], made[-1] = real[0], 40 * made[-1]
+    monkeypatch.setattr(neighbours, "BLOCK", 16)
+
+    def radii(points: Tensor, k: int) -> list[float]:
+        return [sorted(row)[k] for row in plain_squares(points, points)]
+
+    gaps, real_radii, made_radii = plain_squares(made, real), radii(real, 3), radii(made, 3)
+    inside = [any(gap <= radius for gap, radius in zip(row, real_radii, strict=True)) for row in gaps]
+    reached = [
+        any(gap <= radius for gap, radius in zip(column, made_radii, strict=True))
+        for column in zip(*gaps, strict=True)
+    ]
+    assert precision_recall(real, made) == (sum(inside) / len(made), sum(reached) / len(real))
+    assert squared_radii(real, 3).tolist() == pytest.approx(real_radii, rel=1e-12)
+    least = [min(row) for row in gaps]
+    distances, places = nearest(real, made)
+    assert distances.tolist() == pytest.approx(least, rel=1e-12)
+    assert places.tolist() == [row.index(one) for row, one in zip(gaps, least, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (1, 40, 300), (40, 1, 300), (1, 9, 5000), (33, 65, 2048), (3, 5, 2)]
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_bounds_are_below_all_distances_and_near_them(shape: tuple[int, int, int], dtype: torch.dtype):
+    rows, columns, dim = shape
+    a, b = normal(rows, dim, 1).exp().float(), 2 * normal(columns, dim, 2).float()
+    exact = torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+    sides = [neighbours.rounded(points, b.mean(dim=0), dtype) for points in (a, b)]
+    low = neighbours.lower_bounds(*sides)
+    assert low.dtype == torch.float32 and (low <= exact).all()
+    norms = sides[0].norms[:, None] + sides[1].norms
+    assert (exact - low <= (0.026 if dtype == torch.bfloat16 else 2e-3) * norms).all()
+
+
+def test_a_generator_that_makes_one_image_is_scored_as_quickly_as_another(monkeypatch, bf16: bool):
     """All pairs lie on a border; few of them are taken one by one."""
     counted = []
     exact = neighbours.distances_of_pairs

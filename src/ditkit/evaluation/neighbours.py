@@ -7,9 +7,9 @@ itself not counted, squared Euclidean distances, a border belongs to its ball, s
 
 Both depend on the sizes of the sets: ADM's values are of 10,000 reference images against 50,000 samples.
 
-Whether a sample lies on a border does not depend on how a product was rounded: |u|² - 2 u·v + |v|² in float32
-bounds all distances, and where the bounds leave a question open, the distance is the sum of the squared
-differences in float64, added in the same order on every processor.
+Whether a sample lies on a border does not depend on how a product was rounded: |u|² - 2 u·v + |v|² bounds all
+distances from below, by a product in bf16 where that is quick, otherwise in float32, and where the bounds leave a
+question open, the distance is the sum of the squared differences in float64, added in the same order on every processor.
 
 Differs: ADM computes distances in float16, which moves shares by about 0.002.
 """
@@ -20,11 +20,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ditkit.device import has_fast_bf16
 from ditkit.errors import InputError
 
 BLOCK = 1_000  # rows of distances in memory at a time
-AT_ONCE = 2**21  # differences of features in memory at a time
-CROWDED = 64  # open pairs per row from which a product in float64 is quicker than each pair by itself
+AT_ONCE = 2**17  # differences of features in memory at a time: 1 MB, which stays in a processor's cache
+SPARE = 28  # more columns of a row than are looked for, among which all that matter nearly always are
+CROWDED = 32  # open pairs per row from which a more precise product is quicker than each pair by itself
 
 
 class PrecisionRecall(NamedTuple):
@@ -50,12 +52,11 @@ def precision_recall(reference: Tensor, samples: Tensor, k: int = 3) -> Precisio
         )
     real_radii, made_radii = squared_radii(reference, k), squared_radii(samples, k)
     pairs = _Pairs(samples, reference)
-    precise, recalled = 0, torch.zeros(len(reference), dtype=torch.bool, device=reference.device)
+    precise = torch.zeros(len(samples), dtype=torch.bool, device=samples.device)
+    recalled = torch.zeros(len(reference), dtype=torch.bool, device=reference.device)
     for rows in pairs.blocks():
-        in_real, in_made = pairs.within(rows, real_radii[None], made_radii[rows, None])
-        precise += int(in_real.any(dim=1).sum())
-        recalled |= in_made.any(dim=0)
-    return PrecisionRecall(precise / len(samples), recalled.double().mean().item())
+        pairs.reach(rows, real_radii, made_radii[rows], precise[rows], recalled)
+    return PrecisionRecall(precise.double().mean().item(), recalled.double().mean().item())
 
 
 def nearest(reference: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,9 +87,8 @@ def authenticity(reference: Tensor, samples: Tensor) -> float:
 
 def squared_radii(points: Tensor, k: int) -> Tensor:
     """(N,), float64: the squared distance of each of N points (N, D) to its k-th nearest neighbour among them."""
-    pairs = _Pairs(points, points)
-    # Each point is its own nearest, so the k-th neighbour comes k places after the first.
-    return torch.cat([pairs.smallest(rows, k + 1)[0].kthvalue(k + 1).values for rows in pairs.blocks()])
+    pairs = _Pairs(points, points, itself=False)
+    return torch.cat([pairs.smallest(rows, k)[0].kthvalue(k).values for rows in pairs.blocks()])
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
@@ -102,21 +102,25 @@ def distances_of_pairs(a: Tensor, b: Tensor, rows: Tensor, columns: Tensor) -> T
     size = max(1, AT_ONCE // a.shape[1])
     found = [torch.empty(0, dtype=torch.float64, device=a.device)]
     for row, column in zip(rows.split(size), columns.split(size), strict=True):
-        terms = a[row].double().sub_(b[column]).square_()
+        terms = a.index_select(0, row).double().sub_(b.index_select(0, column).double())
+        terms.mul_(terms)
         while (count := terms.shape[1]) > 1:  # a tree of additions, whose order no width of vectors changes
             half = (count + 1) // 2
             terms[:, : count - half].add_(terms[:, half:])
             terms = terms[:, :half]
-        found.append(terms[:, 0])
+        found.append(terms[:, 0].clone())  # not a view, which would keep all terms in memory
     return torch.cat(found)
 
 
 class _Pairs:
-    """The squared distances between points (M, D) and (N, D): bounds of all of them, and values where they are needed."""
+    """The squared distances between points (M, D) and (N, D): bounds of all of them, and values where they are needed.
+    Without `itself`, between points of one set, none is its own neighbour."""
 
-    def __init__(self, a: Tensor, b: Tensor) -> None:
-        self.a, self.b, self.centre = a, b, b.mean(dim=0)
-        self.quick = self._centred(a, torch.float32), self._centred(b, torch.float32)
+    def __init__(self, a: Tensor, b: Tensor, itself: bool = True) -> None:
+        self.a, self.b, self.itself, self.centre = a, b, itself, b.mean(dim=0)
+        self.precisions = [torch.bfloat16] * has_fast_bf16(a.device) + [torch.float32, torch.float64]
+        self.quick_b = rounded(b, self.centre, self.precisions[0])
+        self.quick_a = self.quick_b if a is b else rounded(a, self.centre, self.precisions[0])
 
     def blocks(self) -> Iterator[slice]:
         for start in range(0, len(self.a), BLOCK):
@@ -128,76 +132,135 @@ class _Pairs:
         With count = 1 also every other distance as small, but for columns after one whose distance is 0. Places that
         a row does not need are infinite.
         """
-        for bound in self._bounds(rows):
-            low = bound(-1).clamp_min_(0)
-            guess = low.argmin(dim=1, keepdim=True) if count == 1 else low.topk(count, largest=False).indices
+        for low, most in self._bounds(rows):
+            near = low.topk(min(count + SPARE, len(self.b)), largest=False)
+            guess = low.argmin(dim=1, keepdim=True) if count == 1 else near.indices[:, :count]
             row = torch.arange(len(low), device=low.device)[:, None].expand_as(guess)
             distances = self._distances(rows, row, guess)
             # What lies below the largest of any `count` distances can be among the smallest.
-            undecided = (low < distances.amax(dim=1, keepdim=True).to(low.dtype)).scatter_(1, guess, False)
-            if _few(undecided):
+            limit = distances.amax(dim=1, keepdim=True).to(low.dtype)
+            if bool((near.values[:, -1:] >= limit).all()):
                 break
-        row, column = undecided.nonzero(as_tuple=True)
-        counts = row.bincount(minlength=len(guess))
-        place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-        more = distances.new_full((len(guess), int(counts.max())), torch.inf)
-        columns = torch.full_like(more, len(self.b), dtype=torch.int64)
-        more[row, place], columns[row, place] = self._distances(rows, row, column), column
+            below = (low < limit).count_nonzero(dim=1)
+            if int(below.sum()) <= most:
+                near = low.topk(int(below.max()), largest=False)
+                break
+        undecided = near.values < limit
+        undecided[:, : count if count > 1 else 0] = False  # those are the guess
+        row, place = undecided.nonzero(as_tuple=True)
+        more = distances.new_full(undecided.shape, torch.inf)
+        more[row, place] = self._distances(rows, row, near.indices[row, place])
+        columns = near.indices.where(undecided, len(self.b))
         return torch.cat([distances, more], dim=1), torch.cat([guess, columns], dim=1)
 
-    def within(self, rows: slice, *radii: Tensor) -> list[Tensor]:
-        """For each of `radii`, squared and (1, N) or (R, 1): which of the pairs (R, N) are as near as that."""
-        for bound in self._bounds(rows):
-            low, high = bound(-1), bound(1)
-            found = [high <= one.to(high.dtype) for one in radii]
-            undecided = [(low <= one.to(low.dtype)) ^ sure for one, sure in zip(radii, found, strict=True)]
-            if all(map(_few, undecided)):
-                break
-        for inside, pairs, squared in zip(found, undecided, radii, strict=True):
-            row, column = pairs.nonzero(as_tuple=True)
-            inside[row, column] = self._distances(rows, row, column) <= squared.expand_as(pairs)[row, column]
-        return found
+    def reach(self, rows: slice, b_radii: Tensor, a_radii: Tensor, a_found: Tensor, b_found: Tensor) -> None:
+        """Marks the rows, in `a_found` (R,), of which any column is as near as that column's radius in `b_radii` (N,), and
+        the columns, in `b_found` (N,), of which any row is as near as that row's in `a_radii` (R,), radii squared."""
+
+        def within_b(row: Tensor, column: Tensor) -> Tensor:
+            return self._distances(rows, row, column) <= b_radii[column]
+
+        for low, most in self._bounds(rows):
+            left = (~b_found).nonzero()[:, 0]  # most columns are found by the first rows
+
+            def within_a(place: Tensor, row: Tensor, left: Tensor = left) -> Tensor:
+                return self._distances(rows, row, left[place]) <= a_radii[row]
+
+            found = b_found[left]
+            done = mark((low[:, left] - a_radii[:, None].to(low.dtype)).T, found, within_a, most)
+            b_found[left] = found
+            if mark(low.sub_(b_radii.to(low.dtype)), a_found, within_b, most) and done:
+                return
 
     def _distances(self, rows: slice, row: Tensor, column: Tensor) -> Tensor:
         found = distances_of_pairs(self.a, self.b, row.flatten() + rows.start, column.flatten())
         return found.view(row.shape)
 
-    def _bounds(self, rows: slice) -> Iterator[Callable[[int], Tensor]]:
-        """`bounds` of the distances of these rows: by a product in float32, then by one in float64."""
-        (a, a_norms), b = self.quick
-        yield bounds((a[rows], a_norms[rows]), b)
-        yield bounds(self._centred(self.a[rows], torch.float64), self._centred(self.b, torch.float64))
+    def _bounds(self, rows: slice) -> Iterator[tuple[Tensor, float]]:
+        """Lower bounds of the distances of these rows, (R, N), each time by a more precise product, and from how many open
+        pairs on the next product is worth its time."""
+        for dtype in self.precisions:
+            if dtype == self.precisions[0]:
+                a, b = self.quick_a.rows(rows), self.quick_b
+            else:
+                a, b = rounded(self.a[rows], self.centre, dtype), rounded(self.b, self.centre, dtype)
+            low = lower_bounds(a, b)
+            if not self.itself:
+                low.diagonal(rows.start).fill_(torch.inf)
+            yield low, torch.inf if dtype == torch.float64 else CROWDED * len(low)
 
-    def _centred(self, points: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Points relative to the mean of `b`, so that |u|² - 2 u·v + |v|² cancels less, and |u|²."""
-        points = points.to(torch.promote_types(points.dtype, dtype))
-        points = (points - self.centre).to(dtype)
-        return points, points.square().sum(dim=1)
 
+def mark(gaps: Tensor, found: Tensor, inside: Callable[[Tensor, Tensor], Tensor], most: float) -> bool:
+    """Marks in `found` (L,) the lines that have any pair that is `inside`; False where more than `most` pairs are open.
 
-def bounds(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Callable[[int], Tensor]:
-    """Lower (-1) and upper (1) bounds, (M, N), of squared distances, by one product.
-
-    `a` and `b` are points and their squared norms: (M, D) and (M,), (N, D) and (N,). A sum of D terms x, added in any
-    order, errs by at most D e sum |x|, e half of `eps` (Higham 2002, section 3.1): as 2 |u·v| <= |u|² + |v|²,
-    |u|² - 2 u·v + |v|² errs by 2 D e (|u|² + |v|²). 64 e (|u|² + |v|²) are room for the rounding of the points, of the
-    bounds, of what they are compared with, and for terms in e².
+    `gaps` (L, K) are no more than 0 wherever a pair is inside; what is, `inside` says of pairs by line and place. First
+    each line's most likely pair is looked at, which is enough for most.
     """
-    (u, u_norms), (v, v_norms) = a, b
-    share, least = (u.shape[1] + 32) * torch.finfo(u.dtype).eps, torch.finfo(u.dtype).tiny
-    products = inner_products(u, v)
+    least, place = gaps.min(dim=1)
+    left = (~found & (least <= 0)).nonzero()[:, 0]
+    found[left] = inside(left, place[left])
+    left = left[~found[left]]
+    pairs = gaps[left] <= 0
+    if int(pairs.count_nonzero()) > most:
+        return False
+    line, place = pairs.nonzero(as_tuple=True)
+    line = left[line]
+    found[line[inside(line, place)]] = True
+    return True
 
-    def bound(sign: int) -> Tensor:
-        scale = 1 + sign * share
-        return torch.add(scale * v_norms + sign * least, products, alpha=-2).add_(scale * u_norms[:, None])
 
-    return bound
+class Rounded(NamedTuple):
+    """Points (N, D) as products read them."""
+
+    vectors: Tensor
+    """(N, D)."""
+    norms: Tensor
+    """(N,), squared, before the vectors were rounded to bf16."""
+    lost: float
+    """By which share of its length any of them was moved by that; 0 in float32 and float64."""
+
+    def rows(self, rows: slice) -> "Rounded":
+        return Rounded(self.vectors[rows], self.norms[rows], self.lost)
+
+
+def rounded(points: Tensor, centre: Tensor, dtype: torch.dtype) -> Rounded:
+    """Points relative to a centre, so that |u|² - 2 u·v + |v|² cancels less."""
+    wide = torch.promote_types(dtype, torch.float32)
+    vectors, norms = points.new_empty(points.shape, dtype=dtype), points.new_empty(len(points), dtype=wide)
+    lost = 0.0
+    size = max(1, AT_ONCE // points.shape[1])
+    for some, part, norm in zip(points.split(size), vectors.split(size), norms.split(size), strict=True):
+        exact = (some.to(torch.promote_types(some.dtype, wide)) - centre).to(wide)
+        part.copy_(exact)
+        torch.sum(exact.square(), dim=1, out=norm)
+        if dtype != wide:
+            moved = exact.sub_(part).square_().sum(dim=1) / norm
+            lost = max(lost, moved.nan_to_num_(0).amax().sqrt().item())
+    return Rounded(vectors, norms, lost)
+
+
+def lower_bounds(a: Rounded, b: Rounded) -> Tensor:
+    """Lower bounds (M, N) of the squared distances between points (M, D) and (N, D), by one product.
+
+    A sum of D terms x, added in any order, errs by at most D e sum |x|, e half of `eps` of the sum's precision, which is
+    float32 for vectors in bf16 (Higham 2002, section 3.1): as 2 |u·v| <= |u|² + |v|², |u|² - 2 u·v + |v|² errs by
+    2 D e (|u|² + |v|²). 64 e (|u|² + |v|²) are room for the rounding of the points, of the bounds, of what they are
+    compared with, and for terms in e².
+
+    In bf16, vectors that were moved by p |u| and q |v| change u·v by (p + q + p q) |u| |v|, and the rounding of the
+    product by half of bf16's `eps` of it, of twice which half is |u|² + |v|²; 5 % are room for products of these shares,
+    none of which is above 1/256. Terms below `tiny` may be taken as 0.
+    """
+    precision = torch.finfo(a.norms.dtype)
+    share = (a.vectors.shape[1] + 32) * precision.eps
+    if a.vectors.dtype != a.norms.dtype:
+        share = 1.05 * (share + a.lost + b.lost + torch.finfo(a.vectors.dtype).eps / 2)
+    least = 4 * a.vectors.shape[1] * precision.tiny
+    products = inner_products(a.vectors, b.vectors)
+    low = torch.add((1 - share) * b.norms - least, products, alpha=-2)
+    return low.add_((1 - share) * a.norms[:, None]).clamp_min_(0)
 
 
 def inner_products(a: Tensor, b: Tensor) -> Tensor:
     """(M, N) of vectors (M, D) and (N, D)."""
     return a @ b.T
-
-
-def _few(pairs: Tensor) -> bool:
-    return int(pairs.count_nonzero()) <= CROWDED * len(pairs)
