@@ -297,7 +297,8 @@ def test_bounds_are_below_all_distances_and_near_them(shape: tuple[int, int, int
     exact = torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
     sides = [neighbours.rounded(points, b.mean(dim=0), dtype) for points in (a, b)]
     low = neighbours.lower_bounds(*sides)
-    assert low.dtype == torch.float32 and (low <= exact).all()
+    assert low.dtype == torch.float32
+    assert (low <= exact).all()
     norms = sides[0].norms[:, None] + sides[1].norms
     assert (exact - low <= (0.026 if dtype == torch.bfloat16 else 2e-3) * norms).all()
 

@@ -6,8 +6,8 @@ import functools
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator
@@ -136,6 +136,22 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return (
         torch.autocast(device.type, dtype=torch.bfloat16) if uses_bf16(device, precision) else nullcontext()
     )
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Within, products and convolutions of float32 are those of float32, whatever torch was set to: in bf16, or in TF32, which
+    torch takes by itself for convolutions on a CUDA GPU, features move by more than a thousandth. Also a decorator."""
+    backends = torch.backends
+    kinds = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
+        yield
+    finally:
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
 
 
 def uses_bf16(device: torch.device, precision: Precision) -> bool:

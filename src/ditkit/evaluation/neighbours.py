@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ditkit.device import has_fast_bf16
+from ditkit.device import full_float32, has_fast_bf16
 from ditkit.errors import InputError
 
 BLOCK = 1_000  # rows of distances in memory at a time
@@ -261,6 +261,7 @@ def lower_bounds(a: Rounded, b: Rounded) -> Tensor:
     return low.add_((1 - share) * a.norms[:, None]).clamp_min_(0)
 
 
+@full_float32()
 def inner_products(a: Tensor, b: Tensor) -> Tensor:
     """(M, N) of vectors (M, D) and (N, D)."""
     return a @ b.T

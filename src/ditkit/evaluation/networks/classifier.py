@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ditkit.config import Section
+from ditkit.device import full_float32
 from ditkit.errors import InputError
 from ditkit.evaluation.networks.features import Features
 from ditkit.records import write_whole
@@ -68,6 +69,7 @@ class Classifier(nn.Module):
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
+    @full_float32()
     def forward(self, images: Tensor) -> Features:
         """Features of uint8 images (N, C, H, W) of the card's shape, float32 on the CPU.
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ditkit.device import full_float32
 from ditkit.errors import InputError
 from ditkit.evaluation.networks.features import Features
 from ditkit.evaluation.networks.frozen import Frozen
@@ -88,6 +89,7 @@ class Clip(Frozen):
         return Features(self.model.visual_projection(self.model.vision_model(pixel_values=x).pooler_output))
 
     @torch.no_grad()
+    @full_float32()
     def text(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings (N, D) of unit length, float32 on the CPU; what exceeds 77 tokens is cut off. InputError where the
         tokenizer is not the network's.

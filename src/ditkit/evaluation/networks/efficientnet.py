@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
 from ditkit.evaluation.networks.features import Features
-from ditkit.evaluation.networks.frozen import Frozen
+from ditkit.evaluation.networks.frozen import Frozen, convolved
 from ditkit.evaluation.networks.resize import RESIZES
 from ditkit.files import file_hash, first_line
 from ditkit.tensors import read_state
@@ -44,13 +45,36 @@ class EfficientNet(Frozen):
     def read(self, pixels: Tensor) -> Features:
         net = self.model
         x = (RESIZES["clean"].call(pixels, SIDE) - 127) / 128
-        x = net._swish(net._bn0(net._conv_stem(x.contiguous(memory_format=torch.channels_last))))
+        x = _activated(x.contiguous(memory_format=torch.channels_last), net._conv_stem, net._bn0)
         for place, block in enumerate(net._blocks):
-            x = block(x)
+            x = _block(x, block)
             if place == LAST_112:
                 middle = x.mean((2, 3))
-        pooled = net._swish(net._bn1(net._conv_head(x))).mean((2, 3))
+        pooled = _activated(x, net._conv_head, net._bn1).mean((2, 3))
         return Features(pooled if self.dim == 1280 else middle, net._fc(pooled))
+
+
+def _block(x: Tensor, block: Any) -> Tensor:
+    """An inverted bottleneck, as the wheel's: wider but in the first, depthwise, narrower, and added where the shapes agree.
+
+    Differs: norms are put into the convolutions, activations take no memory of their own, and padding that is alike on both
+    sides is the convolution's, which makes no copy."""
+    wide = _activated(x, block._expand_conv, block._bn0) if hasattr(block, "_expand_conv") else x
+    wide = _activated(wide, block._depthwise_conv, block._bn1)
+    out = _padded(wide, block._project_conv, block._bn2)
+    return out.add_(x) if out.shape == x.shape else out
+
+
+def _activated(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    return F.relu6(_padded(x, conv, norm), inplace=True)
+
+
+def _padded(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    """By the zeros that TensorFlow puts around: one more at the end than at the beginning where they are odd."""
+    left, right, top, bottom = getattr(conv.static_padding, "padding", (0, 0, 0, 0))
+    if (left, top) == (right, bottom):
+        return convolved(x, conv, norm, (top, left))
+    return convolved(F.pad(x, (left, right, top, bottom)), conv, norm)
 
 
 def load_efficientnet(path: str | Path | None = None, dim: Literal[1280, 112] = 1280) -> EfficientNet:

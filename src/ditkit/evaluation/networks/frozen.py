@@ -7,8 +7,10 @@ all. Which networks there are: `__init__.py`.
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ditkit.device import full_float32
 from ditkit.evaluation.networks.features import Features, check_images
 
 Network = TypeVar("Network", bound="Frozen")
@@ -28,6 +30,7 @@ class Frozen(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
+    @full_float32()
     def forward(self, images: Tensor) -> Features:
         """float32 on the CPU; grey images become RGB. InputError when they are not uint8 (N, 1 or 3, H, W)."""
         check_images(images)
@@ -45,6 +48,20 @@ class Frozen(nn.Module):
     def train(self: Network, mode: bool = True) -> Network:
         """Nothing: a ruler has no modes."""
         return self
+
+
+def convolved(
+    x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, padding: tuple[int, int] | None = None
+) -> Tensor:
+    """A convolution without bias and the batch norm after it, by its stored statistics, as one convolution: the norm's scale
+    and shift are put into the weights, which are few beside the maps. `padding` in place of the convolution's own."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    weight, bias = torch.nn.utils.fuse_conv_bn_weights(
+        conv.weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    beside = conv.padding if padding is None else padding
+    return F.conv2d(x, weight, bias, conv.stride, beside, conv.dilation, conv.groups)
 
 
 def _plain(part: Tensor | None) -> Tensor | None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ditkit.errors import InputError
 from ditkit.evaluation.networks.features import Features
-from ditkit.evaluation.networks.frozen import Frozen
+from ditkit.evaluation.networks.frozen import Frozen, convolved
 from ditkit.evaluation.networks.resize import RESIZES
 from ditkit.files import file_hash
 from ditkit.tensors import read_state
@@ -55,7 +55,7 @@ class Unit(nn.Module):
         self.bn = nn.BatchNorm2d(outer, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.conv(x)), inplace=True)
+        return F.relu(convolved(x, self.conv, self.bn), inplace=True)
 
 
 class Row(NamedTuple):
