@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ditkit.errors import InputError
 from ditkit.evaluation.networks import FEATURES, inception, load_features
+from ditkit.evaluation.networks.classifier import bundled_classifier, scale
 from ditkit.evaluation.networks.dinov2_clip import dinov2_positions, load_clip, load_dinov2
 from ditkit.evaluation.networks.efficientnet import load_efficientnet
 from ditkit.evaluation.networks.inception import Inception, load_inception
@@ -701,6 +702,16 @@ def test_no_network_agrees_in_bf16_to_a_thousandth(network):
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         rough = network.read(pixels.float()).pooled
     exact = network(pixels).pooled
+    assert 1e-3 < (rough - exact).norm() / exact.norm() < 0.2
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion-mnist", "moving-digits"])
+def test_no_classifier_agrees_in_bf16_to_a_thousandth(name):
+    classifier = bundled_classifier(name)
+    pixels = noise(16, *classifier.card.shape)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = classifier.trunk(scale(pixels)).float()
+    exact = classifier(pixels).pooled
     assert 1e-3 < (rough - exact).norm() / exact.norm() < 0.2
 
 
