@@ -142,7 +142,7 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 def full_float32() -> Iterator[None]:
     """Within, products and convolutions of float32 are those of float32, whatever torch was set to: in bf16, or in TF32, which
     torch takes by itself for convolutions on a CUDA GPU, features move by more than a thousandth. Also a decorator."""
-    backends = torch.backends
+    backends: Any = torch.backends  # some of its parts are unknown to its type
     kinds = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv
     before = [kind.fp32_precision for kind in kinds]
     try:
