@@ -88,11 +88,15 @@ def test_recipes_leave_it_open(name):
 def test_whether_a_recipe_is_compiled(name, chosen, compiler, caplog):
     """Trained as the recipe says."""
     trained = recipe(name)
-    net, tokens = trained.build_backbone(), 3 * trained.train.images * trained.tokens(trained.data.shape)
+    net, tokens = trained.build_backbone(), 3 * trained.tokens(trained.data.shape)
     with caplog.at_level("INFO"):
-        assert compiles("auto", net, CPU, tokens, "`train.compile`") is chosen
+        assert compiles("auto", net, CPU, trained.train.images, tokens, "`train.compile`") is chosen
     (line,) = caplog.messages
-    assert line.startswith(f"`train.compile` auto: {'on' if chosen else 'off'}, ")
+    answer, left, pays = re.fullmatch(
+        r"`train.compile` auto: (on|off), ([\d,]+) images are left, it pays from ([\d,]+) images", line
+    ).groups()
+    assert (answer == "on") is chosen
+    assert (float(left.replace(",", "")) >= float(pays.replace(",", ""))) is chosen
 
 
 def test_more_kinds_of_blocks_take_longer_to_pay(compiler):
@@ -102,20 +106,20 @@ def test_more_kinds_of_blocks_take_longer_to_pay(compiler):
     for name, net in (("one", one), ("many", many)):
         parameters = sum(p.numel() for block in net.repeated for p in block.parameters())
         pays[name] = [
-            compiles("auto", net, CPU, share * ENOUGH["cpu"] / parameters, "--compile")
+            compiles("auto", net, CPU, share * ENOUGH["cpu"], 1 / parameters, "--compile")
             for share in (0.99, 1, 2)
         ]
     assert pays == {"one": [False, True, True], "many": [False, False, False]}
 
 
 def test_on_and_off_do_not_count(compiler):
-    assert compiles("on", TINY, CPU, 0, "--compile")
-    assert not compiles("off", TINY, CPU, math.inf, "--compile")
+    assert compiles("on", TINY, CPU, 0, 1, "--compile")
+    assert not compiles("off", TINY, CPU, math.inf, 1, "--compile")
 
 
 def test_auto_goes_on_as_the_run_began(compiler):
-    assert compiles("auto", TINY, CPU, 0, "`train.compile`", before=True)
-    assert not compiles("auto", TINY, CPU, math.inf, "`train.compile`", before=False)
+    assert compiles("auto", TINY, CPU, 0, 1, "`train.compile`", before=True)
+    assert not compiles("auto", TINY, CPU, math.inf, 1, "`train.compile`", before=False)
 
 
 def test_sampling_counts_images_evaluations_and_guidance(run):
@@ -272,7 +276,7 @@ def test_auto_goes_on_where_the_compiler_fails_on_a_block(monkeypatch):
     x, t, cond = torch.randn(2, 1, 8, 8), torch.rand(2), {"label": torch.tensor([1, 2])}
     expected = net(x, t, cond)
     with torch._dynamo.config.patch(suppress_errors=False):  # and back to what it is afterwards
-        assert compiles("auto", net, CPU, 1e30, "--compile")
+        assert compiles("auto", net, CPU, 1e30, 1, "--compile")
         compile_blocks(net)
         torch.testing.assert_close(net(x, t, cond), expected)
     torch._dynamo.reset()

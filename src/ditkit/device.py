@@ -156,7 +156,14 @@ def full_float32() -> Iterator[None]:
 
 def uses_bf16(device: torch.device, precision: Precision) -> bool:
     """Whether products are computed in bf16."""
-    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+    return settled(device, precision) == "bf16"
+
+
+def settled(device: torch.device, precision: Precision) -> Precision:
+    """What `auto` is there; the others are themselves."""
+    if precision != "auto":
+        return precision
+    return "bf16" if has_fast_bf16(device) else "fp32"
 
 
 def no_compiler(device: torch.device, *, tried: bool = True) -> str | None:

@@ -167,10 +167,10 @@ class Pipeline:
         guided = any(scale != 1 for scale in solver.level_guidance or (solver.guidance,))
         return evaluations * (1 + guided) * self.recipe.backbone.tokens(layout.shape[1:])
 
-    def compile(self, choice: Compile = "on", tokens: int = 0) -> bool:
-        """Compile the network's blocks: the first image waits for it, many images are faster. With auto only where that
-        works and pays for so many tokens. Whether they are compiled; InputError where it is to be on and cannot be."""
-        if compiles(choice, self.network, self.device, tokens, "`compile`"):
+    def compile(self, choice: Compile = "on", images: int = 0, tokens: int = 1) -> bool:
+        """Compile the network's blocks: the first image waits for it, many images are faster. With auto only where that works and
+        pays for so many images of so many `tokens`. Whether they are compiled; InputError where it is to be on and cannot be."""
+        if compiles(choice, self.network, self.device, images, tokens, "`compile`"):
             self._compiled = True
             self._sampled.clear()
         return self._compiled

@@ -36,12 +36,19 @@ def compile_blocks(net: Backbone) -> None:
 
 
 def compiles(
-    choice: Compile, net: Backbone, device: torch.device, tokens: float, flag: str, before: bool | None = None
+    choice: Compile,
+    net: Backbone,
+    device: torch.device,
+    images: float,
+    tokens: float,
+    flag: str,
+    before: bool | None = None,
 ) -> bool:
     """Whether to compile, as chosen; for auto the decision is logged in one line, with its reason.
 
     Args:
-        tokens: that the network has still to work on: images × tokens of one × evaluations; a training step is three.
+        images: that the network has still to work on.
+        tokens: of each, all evaluations together; a training step is three.
         flag: the name of the setting, for the error.
         before: what was done in this run so far, which auto goes on with.
 
@@ -52,10 +59,10 @@ def compiles(
         check_compiler(device, f"{flag} off")
     if choice != "auto":
         return choice == "on"
-    work, enough = tokens * _parameters(net), ENOUGH.get(device.type, math.inf) * _kinds(net)
-    chosen = work >= enough if before is None else before
+    enough = ENOUGH.get(device.type, math.inf) * _kinds(net) / (tokens * _parameters(net))
+    chosen = images >= enough if before is None else before
     why = (
-        f"{work:.0e} multiply-adds are left, it pays from {enough:.0e}"
+        f"{_counted(images)} are left, it pays from {_counted(enough)}"
         if before is None
         else "as this run began"
     )
@@ -65,6 +72,10 @@ def compiles(
     if chosen:  # a block that the compiler fails on runs as it is: auto stops nothing
         torch._dynamo.config.suppress_errors = True
     return chosen
+
+
+def _counted(images: float) -> str:
+    return f"{float(f'{images:.2g}'):,.0f} images" if math.isfinite(images) else "no number of images"
 
 
 def _kinds(net: Backbone) -> int:

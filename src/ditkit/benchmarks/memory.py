@@ -14,6 +14,7 @@ import torch
 from ditkit.benchmarks.latents import TINY
 from ditkit.benchmarks.ours import step_of
 from ditkit.errors import InputError
+from ditkit.heap import keep_freed_memory
 from ditkit.timing import seconds
 
 STATUS = Path("/proc/self/status")
@@ -51,6 +52,7 @@ def measure_step(build: Built, rounds: int) -> Measured:
 
 
 def _measure_here(build: Built, rounds: int) -> Measured:
+    keep_freed_memory()  # as every command does
     torch.set_num_threads(1)
     step_of(TINY, 2, "auto")[1]()  # loads the libraries' code, which is no cost of the network
     gc.collect()

@@ -70,7 +70,7 @@ def run(argv: list[str]) -> None:
         6 if method == "flow" else 1
     )  # two, with their gradients
     tokens = pipeline.recipe.tokens(pipeline.recipe.data.shape)
-    pipeline.compile(command.compile, len(command.splits) * command.n * evaluations * tokens)
+    pipeline.compile(command.compile, len(command.splits) * command.n, evaluations * tokens)
     found = {
         split: likelihoods(
             pipeline,

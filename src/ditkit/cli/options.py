@@ -101,7 +101,7 @@ class SolverOptions(SharedRequest):
 
     def compile_for(self, pipeline: Pipeline, images: int, request: SamplingRequest | None = None) -> bool:
         """Compile the network, as chosen, to sample so many images; whether it is."""
-        return pipeline.compile(self.compile, images * pipeline.tokens(request or self.request()))
+        return pipeline.compile(self.compile, images, pipeline.tokens(request or self.request()))
 
 
 class SamplingOptions(SolverOptions, GuidanceSettings):

@@ -15,6 +15,7 @@ from ditkit.adapting import adapt
 from ditkit.benchmarks.latents import CPU
 from ditkit.costs.footprint import Live
 from ditkit.costs.sent import Sent
+from ditkit.heap import keep_freed_memory
 from ditkit.processes import Processes, joined, own
 from ditkit.recipe import Recipe
 from ditkit.training.beginning import begin
@@ -77,6 +78,7 @@ class Worker:
 
 
 def main() -> None:
+    keep_freed_memory()
     torch.set_num_threads(1)
     recipe, batch = Recipe.read(Path(sys.argv[1])), int(sys.argv[2])
     with joined(CPU) as processes:

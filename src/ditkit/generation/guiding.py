@@ -45,7 +45,7 @@ def guided(
                 f"`guidance_channels` {solver.guidance_channels} is not for `weak`; leave one out"
             )
         _check_weak(pipeline, weak)
-        worse = weak.transport.denoiser(weak.network_in(request.precision), layout, solver.around)
+        worse = weak.transport.denoiser(weak.network_in(solver.precision), layout, solver.around)
         return autoguidance(denoise, worse, solver.guidance, solver.interval)
     if not conditional:
         return denoise

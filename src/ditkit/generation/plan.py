@@ -112,7 +112,7 @@ class Plan:
         if self.known is not None:
             kept = self.known.state(part)
             denoise = with_known(denoise, kept, self.known.parts, noise(x), self.known.time)
-        with autocast(device, self.request.precision):
+        with autocast(device, self.solver.precision):
             state = self.solver.run(denoise, x, self.grid, cond, noise=noise, after=after)
         if self.known is not None:  # in whose place a sampler leaves what it likes
             state = self.known.into(state, kept, self.layout)
@@ -150,7 +150,7 @@ def make_plan(
     grid = solver.times(pipeline.transport, layout)
     labels = checked_labels(cond, pipeline.classes, len(seeds), recipe.data.names or ())
     prompts = checked_prompts(cond, recipe.text is not None, len(seeds))
-    denoise = pipeline.transport.denoiser(pipeline.network_in(request.precision), layout, solver.around)
+    denoise = pipeline.transport.denoiser(pipeline.network_in(solver.precision), layout, solver.around)
     denoise = guided(pipeline, request, solver, denoise, weak, layout)
     denoise = bounded(pipeline, solver, denoise)
     check_lower(pipeline, lower, request.lower_noise)
@@ -158,7 +158,7 @@ def make_plan(
     if lower is not None:
         parts = [False] + [True] * (layout.parts - 1)
         known = Known(
-            parts, partial(_made_by, pipeline, lower, cond, seeds, request.precision), request.lower_noise
+            parts, partial(_made_by, pipeline, lower, cond, seeds, solver.precision), request.lower_noise
         )
     # Other noise than that of the model below, which begins with the same seeds.
     purpose: Purpose = "sample" if lower is None else "cascade"

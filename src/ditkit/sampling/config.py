@@ -107,6 +107,9 @@ class SolverSettings(SolverChoices):
     """A guidance scale for each level of a pyramid of resolutions, highest first, instead of one for all."""
     cache: CacheName | None = None
     """Spare blocks of the network at some evaluations (`ditkit list caches`), such as NAME:interval=3."""
+    precision: Precision | None = None
+    """fp32 makes images independent of the batch and of the machine, but for rounding; bf16 is faster where the machine has it
+    (auto)."""
     threshold: ThresholdName | None = None
     """Keep the estimate of clean pixels between -1 and 1: clip cuts; dynamic first divides by the 99.5 % quantile of each
     image's absolute values where that is larger than 1, dynamic_if by the 95 % quantile but at most 1.5."""
@@ -126,6 +129,7 @@ class SamplingConfig(SolverSettings, GuidanceSettings):
     steps: Steps = 10
     interval: Interval = (0.0, 1.0)
     cache: CacheName = "none"
+    precision: Precision = "fp32"
     guidance: Annotated[float, Field(ge=0)] = 1.0
 
     @model_validator(mode="after")
@@ -211,8 +215,6 @@ class SharedRequest(SolverSettings):
     """A prompt to guide away from, instead of from "no text"."""
     batch: Annotated[int, Field(ge=1)] = 64
     """Images sampled at once."""
-    precision: Precision = "fp32"
-    """fp32 makes images independent of the batch; bf16 can be faster."""
 
 
 class FrameSettings(Section):

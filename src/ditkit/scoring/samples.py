@@ -16,6 +16,7 @@ from ditkit.codecs.identity import as_uint8
 from ditkit.data import DataSection, Folder, in_order, spread
 from ditkit.data.decoding import own_limit
 from ditkit.data.folder import scan
+from ditkit.device import settled
 from ditkit.errors import InputError
 from ditkit.evaluation import npz_images, npz_labels
 from ditkit.pipeline import Pipeline, requested
@@ -186,7 +187,7 @@ def sampling_facts(pipeline: Pipeline, request: SamplingRequest) -> dict[str, An
         "weak": _origin(request.weak),
         **({"lower": _origin(request.lower), "lower_noise": request.lower_noise} if request.lower else {}),
         **({"text": pipeline.recipe.text.id, "negative": request.negative} if pipeline.recipe.text else {}),
-        "precision": request.precision,
+        "precision": settled(pipeline.device, chosen.precision),
         "device": str(pipeline.device),
     }
 

@@ -280,8 +280,8 @@ def _compile(opened: _Opened, net: Backbone, state: TrainState, before: bool | N
     """Compile the steps, where that pays for what is left, or as `before`; whether they are compiled."""
     recipe = opened.recipe
     size = opened.codec.layout(*recipe.data.shape).shape[1:]
-    tokens = 3 * (recipe.train.images - state.images) * recipe.backbone.tokens(size)
-    chosen = compiles(recipe.train.compile, net, opened.device, tokens, "`train.compile`", before)
+    images, tokens = recipe.train.images - state.images, 3 * recipe.backbone.tokens(size)
+    chosen = compiles(recipe.train.compile, net, opened.device, images, tokens, "`train.compile`", before)
     if chosen:
         compile_blocks(net)
     return chosen
