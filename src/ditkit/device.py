@@ -141,15 +141,19 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 @contextmanager
 def full_float32() -> Iterator[None]:
     """Within, products and convolutions of float32 are those of float32, whatever torch was set to: in bf16, or in TF32, which
-    torch takes by itself for convolutions on a CUDA GPU, features move by more than a thousandth. Also a decorator."""
+    torch takes by itself for convolutions on a CUDA GPU, features move by more than a thousandth. What products of bf16 add up is
+    float32, too. Also a decorator."""
     backends: Any = torch.backends  # some of its parts are unknown to its type
     kinds = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv
     before = [kind.fp32_precision for kind in kinds]
+    sums = backends.cuda.matmul.allow_bf16_reduced_precision_reduction
     try:
+        backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         for kind in kinds:
             kind.fp32_precision = "ieee"
         yield
     finally:
+        backends.cuda.matmul.allow_bf16_reduced_precision_reduction = sums
         for kind, precision in zip(kinds, before, strict=True):
             kind.fp32_precision = precision
 
