@@ -177,7 +177,7 @@ def test_every_flag_of_train_sets_its_field():
         "data.names": "a b", "data.content": "0f", "data.changed": "accept",
         "train.averages": "half_life:images=500", "train.on_divergence": "rewind", "train.parallel": "ddp", "train.optimizer": "adafactor", "train.freeze": "label.*", "train.unfreeze": "label.*", "train.lora_on": "mlp",
         "train.track": "tensorboard mlflow", "train.routing": "tread", "train.terms": "sra",
-        "sample.cache": "taylor_seer", "transport.method": [*METHODS][-1],
+        "sample.cache": "taylor_seer", "sample.precision": "bf16", "transport.method": [*METHODS][-1],
     }  # fmt: skip
     fixed = {
         "data.kind",
