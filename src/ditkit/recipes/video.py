@@ -17,7 +17,7 @@ def moving_digits() -> Recipe:
     lost in much more noise than in a picture: times are moved as for a state sixteen times as large.
 
     Command: ditkit train moving-digits. Cost: an hour and a quarter of two CPU cores with AMX. Expect digits that keep
-    their class in 97 % of the clips, and two of three that go straight (docs/results.md).
+    their class in 96 % of the clips, and two of three that go straight (docs/results.md).
     """
     return Recipe(
         name="moving-digits",
@@ -39,7 +39,7 @@ def moving_digits() -> Recipe:
             validate_images=20_000,
             checkpoint_images=20_000,
         ),
-        sample=SamplingConfig(sampler="ab2", steps=25, guidance=2.0),
+        sample=SamplingConfig(sampler="heun", steps=25, guidance=2.0),
     )
 
 
