@@ -13,7 +13,7 @@ from ditkit.backbones import DiTConfig, MatryoshkaConfig, OuterLevel
 from ditkit.backbones.sections.dit import DIT_SIZES
 from ditkit.benchmarks.latents import TINY, recipe_with
 from ditkit.benchmarks.memory import memory_known
-from ditkit.benchmarks.ours import ditkit_evaluation, sampled
+from ditkit.benchmarks.ours import ditkit_evaluation, ditkit_sampled
 from ditkit.benchmarks.peers import Form, forms
 from ditkit.benchmarks.products import products
 from ditkit.benchmarks.running import Running, Work
@@ -123,11 +123,11 @@ def test_a_process_that_fails_or_ends_says_so():
 def test_what_is_evaluated_is_what_a_pipeline_samples_with():
     recipe = recipe_with(TINY, 2, "bf16")
     frozen = recipe.build_backbone().eval().requires_grad_(False)
-    made = sampled(recipe, frozen)
+    made = ditkit_sampled(recipe, frozen)
     assert made.blocks[0].attention.qkv.weight.dtype == torch.bfloat16
     expected, found = ditkit_evaluation(recipe, frozen)(), ditkit_evaluation(recipe, made)()
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    assert sampled(recipe_with(TINY, 2, "fp32"), frozen) is frozen
+    assert ditkit_sampled(recipe_with(TINY, 2, "fp32"), frozen) is frozen
 
 
 def test_needs_diffusers(monkeypatch, capsys):

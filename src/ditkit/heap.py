@@ -1,7 +1,7 @@
 """Where tensors on a CPU get their memory from.
 
 A training step takes and frees gigabytes. By default the C library gives what is freed back to the system, which hands it
-out again page by page, cleared: a tenth to a third of a step (docs/results.md). Here it stays with the process.
+out again page by page, cleared: a sixth of a training's time (docs/results.md). Here it stays with the process.
 """
 
 import ctypes

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ditkit.backbones import Backbone, compile_blocks, compiles, with_bf16_weights
+from ditkit.backbones import Backbone, compile_blocks, compiles, sampled
 from ditkit.checks import whole_number
 from ditkit.codecs import Codec
 from ditkit.conditions import LabelsAndPrompts, Read
@@ -97,8 +97,7 @@ class Pipeline:
         bf16 = uses_bf16(self.device, precision)
         weights = [(parameter.data_ptr(), parameter._version) for parameter in self.backbone.parameters()]
         if bf16 not in self._sampled or self._sampled[bf16][0] != weights:
-            made = self.backbone.fused()
-            made = with_bf16_weights(made) if bf16 else made
+            made = sampled(self.backbone, bf16)
             if self._compiled:
                 compile_blocks(made)
             self._sampled[bf16] = weights, made
@@ -170,10 +169,11 @@ class Pipeline:
     def compile(self, choice: Compile = "on", images: int = 0, tokens: int = 1) -> bool:
         """Compile the network's blocks: the first image waits for it, many images are faster. With auto only where that works and
         pays for so many images of so many `tokens`. Whether they are compiled; InputError where it is to be on and cannot be."""
-        if compiles(choice, self.network, self.device, images, tokens, "`compile`"):
+        chosen = compiles(choice, self.network, self.device, images, tokens, "`compile`")
+        if chosen and not self._compiled:
             self._compiled = True
             self._sampled.clear()
-        return self._compiled
+        return chosen
 
     def save(
         self, folder: str | Path, dtype: torch.dtype = torch.float32, reports: Sequence[Mapping] = ()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ditkit.backbones.base import Backbone
     from ditkit.backbones.compiling import compile_blocks, compiles
     from ditkit.backbones.dit import DiT
-    from ditkit.backbones.lower_precision import with_bf16_weights
+    from ditkit.backbones.lower_precision import sampled, with_bf16_weights
     from ditkit.backbones.mdm import MDM
     from ditkit.backbones.nested import Matryoshka
     from ditkit.backbones.udit import UDiT
@@ -132,5 +132,6 @@ __all__ = [
     "compiles",
     "configured",
     "matryoshka",
+    "sampled",
     "with_bf16_weights",
 ]

@@ -6,7 +6,6 @@ from one that is not, and the same command has to choose the same every time.
 """
 
 import logging
-import math
 
 import torch
 
@@ -59,13 +58,16 @@ def compiles(
         check_compiler(device, f"{flag} off")
     if choice != "auto":
         return choice == "on"
-    enough = ENOUGH.get(device.type, math.inf) * _kinds(net) / (tokens * _parameters(net))
-    chosen = images >= enough if before is None else before
-    why = (
-        f"{_counted(images)} are left, it pays from {_counted(enough)}"
-        if before is None
-        else "as this run began"
-    )
+    if before is not None:
+        chosen, why = before, "as this run began"
+    elif device.type not in ENOUGH:
+        chosen, why = False, f"nobody has measured yet whether it pays on {device.type}"
+    else:
+        enough = ENOUGH[device.type] * _kinds(net) / (tokens * _parameters(net))
+        chosen, why = (
+            images >= enough,
+            f"{_rounded(images)} images are left, it pays from {_rounded(enough)} images",
+        )
     if chosen and (problem := no_compiler(device)) is not None:
         chosen, why = False, problem
     log.info(f"{flag} auto: {'on' if chosen else 'off'}, {why}")
@@ -74,8 +76,9 @@ def compiles(
     return chosen
 
 
-def _counted(images: float) -> str:
-    return f"{float(f'{images:.2g}'):,.0f} images" if math.isfinite(images) else "no number of images"
+def _rounded(count: float) -> str:
+    """To two digits."""
+    return f"{float(f'{count:.2g}'):,.0f}"
 
 
 def _kinds(net: Backbone) -> int:

@@ -1,4 +1,4 @@
-"""A network's weights in the precision that its products are computed in."""
+"""What is sampled with, made of a network that was trained."""
 
 import copy
 
@@ -8,6 +8,13 @@ from torch import nn
 from ditkit.backbones.base import Backbone
 
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def sampled(net: Backbone, bf16: bool) -> Backbone:
+    """The network in the form that samples are drawn with: `fused`, and where its products are computed in bf16 with their weights
+    in it. Itself where there is nothing to change."""
+    made = net.fused()
+    return with_bf16_weights(made) if bf16 else made
 
 
 def with_bf16_weights(net: Backbone) -> Backbone:

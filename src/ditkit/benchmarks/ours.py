@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ditkit.backbones import Backbone, BackboneConfig, compile_blocks, with_bf16_weights
+from ditkit.backbones import Backbone, BackboneConfig, compile_blocks, sampled
 from ditkit.benchmarks.latents import CHANNELS, CPU, GUIDANCE, SIDE, TIME, latents, recipe_with
 from ditkit.codecs import Codec
 from ditkit.conditions import Read
@@ -56,7 +56,7 @@ def evaluation_of(
 ) -> tuple[Backbone, Callable[[], Tensor]]:
     """A network in the form it samples in, and its evaluation of `batch` latents, unguided."""
     recipe = recipe_with(backbone, batch, precision)
-    net = sampled(recipe, recipe.build_backbone().eval().requires_grad_(False))
+    net = ditkit_sampled(recipe, recipe.build_backbone().eval().requires_grad_(False))
     x, labels = latents(batch)
     t = torch.full((batch,), TIME, dtype=torch.float64)
 
@@ -68,10 +68,9 @@ def evaluation_of(
     return net, evaluate
 
 
-def sampled(recipe: Recipe, net: Backbone) -> Backbone:
+def ditkit_sampled(recipe: Recipe, net: Backbone) -> Backbone:
     """The network in the form that a pipeline samples with, of one that is frozen."""
-    made = net.fused()
-    return with_bf16_weights(made) if uses_bf16(CPU, recipe.train.precision) else made
+    return sampled(net, uses_bf16(CPU, recipe.train.precision))
 
 
 def compile_ditkit(net: Backbone) -> None:

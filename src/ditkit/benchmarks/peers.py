@@ -42,7 +42,7 @@ PEERS: dict[str, Peer] = {
 """What ditkit can be compared with."""
 
 OURS = Peer(
-    Recipe.build_backbone, ours.ditkit_step, ours.ditkit_evaluation, ours.sampled, ours.compile_ditkit
+    Recipe.build_backbone, ours.ditkit_step, ours.ditkit_evaluation, ours.ditkit_sampled, ours.compile_ditkit
 )
 
 

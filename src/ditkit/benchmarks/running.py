@@ -5,6 +5,7 @@ system), a compiler of its own, and its own peak of memory.
 """
 
 import gc
+import logging
 import multiprocessing
 import signal
 from collections.abc import Callable
@@ -90,6 +91,7 @@ class Running:
 
 
 def _serve(pipe: Connection, work: Work) -> None:
+    logging.disable(logging.WARNING)  # of what diffusers imports, if it is installed
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks ends this one
     torch.set_num_threads(work.threads)
     try:
@@ -118,9 +120,8 @@ def _answers(work: Work) -> dict[str, Callable[[], Any]]:
     form = work.form
     if form.ours:
         keep_freed_memory()
-    form._replace(compiled=False).built_step(TINY, 2)[
-        1
-    ]()  # loads the libraries' code, which is no cost of the network
+    _, first = form._replace(compiled=False).built_step(TINY, 2)
+    first()  # loads the libraries' code, which is no cost of the network
     if form.compiled:
         no_compiler(CPU)  # starts the compiler
     gc.collect()

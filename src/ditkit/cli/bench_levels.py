@@ -12,7 +12,7 @@ from torch import Tensor
 from ditkit.backbones import Backbone, MatryoshkaConfig, compile_blocks
 from ditkit.benchmarks.latents import CPU
 from ditkit.benchmarks.memory import check_memory_known, measure_step
-from ditkit.benchmarks.ours import sampled, training_step
+from ditkit.benchmarks.ours import ditkit_sampled, training_step
 from ditkit.cli.measured import MeasuredCommand, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.conditions import conditions
@@ -109,7 +109,7 @@ def step_of(recipe: Recipe) -> tuple[Backbone, Callable[[], object]]:
 
 def evaluation_of(recipe: Recipe) -> tuple[Backbone, Callable[[], object]]:
     """A recipe's network in the form it samples in, and its evaluation, unguided."""
-    net = sampled(recipe, recipe.build_backbone().eval().requires_grad_(False))
+    net = ditkit_sampled(recipe, recipe.build_backbone().eval().requires_grad_(False))
     batch, codec = _batch(recipe), recipe.build_codec()
     x = torch.randn(len(batch.index), *codec.layout(*recipe.data.shape).shape)
     t = torch.full((len(x),), 0.5, dtype=torch.float64)
