@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal, NamedTuple
@@ -149,9 +149,12 @@ def _started(recipe: Recipe, count: int, batch: int) -> Iterator[subprocess.Pope
         ]  # fmt: skip
         try:
             yield group[0]
+            with suppress(subprocess.TimeoutExpired):
+                group[0].communicate("", timeout=60)  # the end of its orders ends all of them
         finally:
             for process in group:
                 process.kill()
+            for process in group:
                 process.communicate()
 
 
