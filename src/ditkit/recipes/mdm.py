@@ -59,7 +59,7 @@ def mdm_cc12m_1024() -> Recipe:
 
 
 def mdm_imagenet_256() -> Recipe:
-    """Told classes instead of a text, which was never released; the paper's FID-50K is 3.51, guided.
+    """Conditioned on classes instead of a text, whose weights were never released; the paper's FID-50K is 3.51, guided.
 
     Command: ditkit train mdm-imagenet-256 --data DIR. Sampled with 250 ancestral steps; the paper's guidance is not
     known.
