@@ -23,7 +23,6 @@ from ditkit.data import (
     Stream,
     arrays,
     batches,
-    first_fit,
     load_all,
     load_size,
     native_size,
@@ -359,30 +358,6 @@ def test_wrong_settings_are_refused():
             FashionMNIST.checked(wrong, "data")
     assert FashionMNIST().shape == (28, 28)
     assert Folder(size=96).shape == (96, 96)
-
-
-# packing
-
-
-def test_rows_hold_every_sample_once_and_no_more_than_fits():
-    random = np.random.default_rng(2)
-    for _ in range(30):
-        row = int(random.integers(10, 60))
-        lengths = random.integers(1, row + 1, int(random.integers(1, 80))).tolist()
-        rows = first_fit(lengths, row)
-        assert sorted(chain(*rows)) == list(range(len(lengths)))
-        assert all(0 < sum(lengths[k] for k in part) <= row for part in rows)
-        assert rows == first_fit(lengths, row)
-        if len(rows) > 1:  # any two rows hold more than one could
-            assert sum(sorted(sum(lengths[k] for k in part) for part in rows)[:2]) > row
-
-
-def test_rows_are_first_fit_decreasing():
-    assert first_fit([2, 5, 4, 7, 1, 3, 8], 10) == [[6, 0], [3, 5], [1, 2, 4]]
-    assert first_fit([3, 3, 3], 6) == [[0, 1], [2]]
-    assert first_fit([], 6) == []
-    with pytest.raises(InputError, match="a row of 6 tokens is too short for a sample of 7"):
-        first_fit([3, 7], 6)
 
 
 # batches of several sizes

@@ -350,7 +350,7 @@ def test_packed_rows_are_compiled_for_any_mixture(graphs, monkeypatch, runs):
         attend = lambda q, k, v, begins, _, longest, __, scale=None: by_run(q, k, v, begins, longest)  # noqa: E731
         monkeypatch.setattr("ditkit.kernels.attention.varlen_attn", attend)
         monkeypatch.setattr("ditkit.kernels.attention.HALVES", (torch.float32,))
-        monkeypatch.setattr("ditkit.backbones.dit.reads_runs", lambda device: True)
+        monkeypatch.setattr("ditkit.kernels.attention.reads_runs", lambda device: True)
     chosen = recipe("anysize-fashion").replace(
         data={"classes": 10},
         backbone={"width": 16, "depth": 2, "heads": 2, "positions": "rotary"},

@@ -19,7 +19,7 @@ from ditkit.checkpoint import checkpoints
 from ditkit.data import batches
 from ditkit.device import autocast, sent
 from ditkit.kernels.attention import attend, reads_runs
-from ditkit.nn.packing import owners, runs, same_image
+from ditkit.nn.packing import owners, runs
 from ditkit.pipeline import load
 from ditkit.recipes import recipe
 from ditkit.training import train
@@ -165,17 +165,18 @@ def test_a_run_is_resumed_bit_for_bit(tmp_path, repeatable, precision):
     assert rows[0] == rows[1]
 
 
-def test_packed_rows_by_runs_are_those_by_a_mask():
+def test_attention_in_runs_is_attention_with_a_mask():
     """Attention and its gradient in bf16: flash attention where the GPU has it."""
-    lengths, rows = [40, 100, 17, 64], [[0, 1], [2, 3]]
-    mask = same_image(owners(lengths, rows, GPU))
-    begins = runs(lengths, rows, GPU) if reads_runs(GPU) else None
+    lengths = [40, 100, 17, 64]
+    owner = owners(lengths, GPU)
+    mask = owner[:, :, None] == owner[:, None]
+    begins = runs(lengths, GPU)
     stream = torch.Generator().manual_seed(0)
     parts = torch.randn(3, *mask.shape[:2], 2, 16, generator=stream).to(GPU)
     found = []
     for dtype, apart in ((torch.float32, None), (torch.bfloat16, begins)):
         q, k, v = leaves = [part.to(dtype).requires_grad_() for part in parts]
-        out = attend(*(part.transpose(1, 2) for part in (q, k, v)), mask=mask, runs=apart)
+        out = attend(*(part.transpose(1, 2) for part in (q, k, v)), mask=None if apart else mask, runs=apart)
         out.float().square().sum().backward()
         found.append([out.detach().float(), *(leaf.grad.float() for leaf in leaves)])
     for exact, near in zip(*found, strict=True):

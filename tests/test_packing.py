@@ -1,16 +1,17 @@
-"""Several images in one row of tokens: as if each were alone."""
+"""Several images in one sequence of tokens: as if each were alone."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 
 from ditkit.backbones import backbone
 from ditkit.errors import InputError
-from ditkit.nn.packing import owners, packed_rows, runs, same_image, stacks, unpacked
+from ditkit.kernels.attention import attend, in_runs
+from ditkit.nn.packing import owners, runs, stacks
 
 SIZES = [(4, 6), (8, 8), (2, 2), (6, 4), (4, 4)]
-ROWS = [[3, 0, 4], [1], [2]]  # lengths 6 + 6 + 4, 16, 1: the last is nearly all padding
 DIM = 8
 
 
@@ -41,10 +42,10 @@ def one_by_one(net, states, t, cond):
     ]
 
 
-def same(net, states, t, cond, rows):
+def same(net, states, t, cond):
     """Outputs and gradients of the parameters, both ways, to 1e-5."""
     found = []
-    for outs in (net.packed(states, t, cond, rows), one_by_one(net, states, t, cond)):
+    for outs in (net.packed(states, t, cond), one_by_one(net, states, t, cond)):
         net.zero_grad()
         sum((out * normal(*out.shape, seed=7)).sum() for out in outs).backward()
         gradients = [value.grad.clone() for value in net.parameters() if value.grad is not None]
@@ -71,28 +72,20 @@ def same(net, states, t, cond, rows):
     ids=str,
 )
 def test_packed_rows_are_one_by_one(fields):
-    same(network(**fields), *inputs(), ROWS)
-
-
-@pytest.mark.parametrize("rows", [[[0, 1, 2, 3, 4]], [[4], [3], [2], [1], [0]], [[0, 1], [2, 3, 4]]], ids=str)
-@torch.no_grad()
-def test_which_row_an_image_is_in_does_not_matter(rows):
-    net, arguments = network(), inputs()
-    for ours, theirs in zip(net.packed(*arguments, rows), one_by_one(net, *arguments), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    same(network(**fields), *inputs())
 
 
 @pytest.mark.parametrize("positions", ["sincos", "rotary"])
-def test_clips_and_images_share_rows(positions):
+def test_clips_and_images_are_packed_together(positions):
     """Of any length, an image among them."""
     net = network(tubelet=1, heads=1, positions=positions)
-    same(net, *inputs([(3, 4, 4), (2, 2, 6), (4, 4), (1, 4, 2)]), [[1, 0], [3, 2]])
+    same(net, *inputs([(3, 4, 4), (2, 2, 6), (4, 4), (1, 4, 2)]))
 
 
 def test_images_do_not_see_each_other():
     net, (states, t, cond) = network(), inputs()
     leaves = [x.requires_grad_() for x in states]
-    for k, out in enumerate(net.packed(leaves, t, cond, ROWS)):
+    for k, out in enumerate(net.packed(leaves, t, cond)):
         gradients = torch.autograd.grad(out.square().sum(), leaves, retain_graph=True)
         assert [bool(g.abs().max() > 0) for g in gradients] == [j == k for j in range(len(states))]
 
@@ -102,13 +95,13 @@ def test_modulations_are_made_once_an_image():
     net, seen = network(), []
     for module in (net.blocks[0].modulation, net.final.modulation):
         module.linear.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
-    net.packed(*inputs(), ROWS)
+    net.packed(*inputs())
     assert seen == [(5, 16), (5, 16)]
 
 
 def test_a_learned_variance_is_packed_too():
     net, (states, t, cond) = network(learned_variance=True), inputs()
-    assert [out.shape for out in net.packed(states, t, cond, ROWS)] == [(2, *size) for size in SIZES]
+    assert [out.shape for out in net.packed(states, t, cond)] == [(2, *size) for size in SIZES]
 
 
 def test_images_of_one_size_that_follow_each_other_are_computed_at_once():
@@ -118,25 +111,7 @@ def test_images_of_one_size_that_follow_each_other_are_computed_at_once():
     assert torch.cat([stack.flatten() for stack in stacks(states)]).equal(
         torch.cat([state.flatten() for state in states])
     )
-    same(net, states, t, {"label": cond["label"]}, [[4], [0, 1, 3], [2]])
-
-
-def test_rows_there_and_back():
-    parts = [torch.arange(n)[:, None] + 10 * k for k, n in enumerate((2, 2, 1))]
-    x = packed_rows(parts, [[2, 0], [1]], padding=-7)
-    assert x[..., 0].tolist() == [[20, 0, 1], [10, 11, -7]]
-    assert all(a.equal(b) for a, b in zip(unpacked(x, [2, 2, 1], [[2, 0], [1]]), parts, strict=True))
-    owner = owners([2, 2, 1], [[2, 0], [1]], torch.device("cpu"))
-    assert owner.tolist() == [[2, 0, 0], [1, 1, -1]]
-    assert same_image(owner)[1].tolist() == [[True, True, False], [True, True, False], [False, False, True]]
-
-
-@pytest.mark.parametrize(
-    "rows", [[[0, 1], [2, 3]], [[0, 1, 2, 3, 4, 5]], [[0, 1, 2, 3, 4, 4]], [[0, 1, 2, 3, 4], []]]
-)
-def test_errors_of_rows(rows):
-    with pytest.raises(InputError, match="of 5 images: give each image, 0 to 4, one place"):
-        network().packed(*inputs(), rows)
+    same(net, states, t, {"label": cond["label"]})
 
 
 @pytest.mark.parametrize(
@@ -154,26 +129,42 @@ def test_errors_of_networks_whose_tokens_would_meet(fields):
     with pytest.raises(
         InputError, match="takes no packed rows; it needs joint, adaln_zero or adaln, and none"
     ):
-        network(**fields).packed(*inputs(), ROWS)
+        network(**fields).packed(*inputs())
 
 
 def test_errors_of_times_and_sizes():
     states, t, cond = inputs()
     with pytest.raises(InputError, match=r"t of shape \(5, 4\) for 5 packed states"):
-        network().packed(states, t[:, None].expand(-1, 4), cond, ROWS)
+        network().packed(states, t[:, None].expand(-1, 4), cond)
     with pytest.raises(InputError, match="3x4 is not divisible into patches of 2"):
-        network().packed([normal(1, 3, 4)], t[:1], cond, [[0]])
+        network().packed([normal(1, 3, 4)], t[:1], cond)
 
 
-def test_runs_say_what_the_mask_says():
-    lengths = [6, 16, 1, 6, 4]
+def test_runs_and_owners():
     device = torch.device("cpu")
-    where = runs(lengths, ROWS, device)
-    assert where.dtype == torch.int32
-    owner = owners(lengths, ROWS, device)
-    assert where.tolist() == [0, 6, 12, 16, 32, 33, 48]
-    number = torch.bucketize(torch.arange(owner.numel()), where, right=True).view(owner.shape)
-    assert torch.equal(same_image(number), same_image(owner))
+    found = runs([3, 1, 1, 2], device)
+    assert found.starts.tolist() == found.there.tolist() == [0, 3, 4, 5, 7]
+    assert found.starts.dtype == torch.int32
+    assert owners([3, 1, 1, 2], device).tolist() == [[0, 0, 0, 1, 2, 3, 3]]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_attention_in_runs_is_attention_with_a_mask(dtype, compiled):
+    """In value and gradients; runs of equal length that follow each other, and others."""
+    lengths = [3, 5, 5, 1, 3]
+    owner = owners(lengths, torch.device("cpu"))
+    mask = owner[:, :, None] == owner[:, None]
+    leaves = [normal(1, 2, sum(lengths), 8, seed=k).to(dtype).requires_grad_() for k in range(3)]
+    found = []
+    own = runs(lengths, owner.device)
+    as_operator = lambda q, k, v: in_runs(q, k, v, q.shape[-1] ** -0.5, own.starts)  # noqa: E731
+    by_runs = as_operator if compiled else partial(attend, runs=own)
+    for how in (partial(attend, mask=mask), by_runs):
+        out = how(*leaves)
+        found.append([out, *torch.autograd.grad((out * normal(*out.shape, seed=5)).sum(), leaves)])
+    for exact, near in zip(*found, strict=True):
+        assert (near - exact).norm() < {torch.bfloat16: 0.02}.get(dtype, 1e-6) * exact.norm()
 
 
 @pytest.mark.parametrize("fields", [{}, {"positions": "rotary"}], ids=str)
@@ -195,6 +186,6 @@ def test_a_kernel_that_reads_runs_gives_the_same(monkeypatch, fields):
     calls = []
     monkeypatch.setattr("ditkit.kernels.attention.varlen_attn", by_run)
     monkeypatch.setattr("ditkit.kernels.attention.HALVES", (torch.float32,))
-    monkeypatch.setattr("ditkit.backbones.dit.reads_runs", lambda device: True)
-    same(network(**fields), *inputs(), ROWS)
-    assert calls == [6, 6]  # two blocks, packed; an image alone needs no runs
+    monkeypatch.setattr("ditkit.kernels.attention.reads_runs", lambda device: True)
+    same(network(**fields), *inputs())
+    assert calls == [5, 5]  # two blocks, packed; an image alone needs no runs

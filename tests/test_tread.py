@@ -100,12 +100,12 @@ def test_tokens_left_out_are_as_if_masked(name, per_token):
 
 
 def test_routing_follows_packed_rows():
-    """Images that share rows are routed as each is by itself."""
+    """Packed images are routed as each is by itself."""
     net = made("DiT-S/2", positions="rotary")
     sizes = [(8, 8), (8, 4), (4, 4), (8, 4)]
     states = [torch.randn(3, *size) for size in sizes]
     t, cond, draws = torch.rand(4), {"label": torch.tensor([0, 1, 2, 0])}, torch.rand(4, 16)
-    found = net.packed(states, t, cond, [[0], [2, 1], [3]], around=tread(draws, 4, rate=0.5, first=1, last=2))
+    found = net.packed(states, t, cond, around=tread(draws, 4, rate=0.5, first=1, last=2))
     for k, state in enumerate(states):
         alone = net(
             state[None],

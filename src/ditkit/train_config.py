@@ -76,7 +76,7 @@ class TrainConfig(Training):
     tokens: Count | None = None
     """Tokens of a batch, instead of `batch` images: for images of their own sizes (data.aspect native)."""
     packed: bool = False
-    """Such images of all sizes in one batch, several in a row of tokens (NaViT: Dehghani et al., 2023), instead of
+    """Such images of all sizes in one batch, their tokens in one sequence (NaViT: Dehghani et al., 2023), instead of
     batches of one size."""
     label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of images trained without their label and text, for classifier-free guidance."""

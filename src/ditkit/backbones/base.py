@@ -76,16 +76,10 @@ class Backbone(nn.Module):
         """`around` is called in place of each of `blocks`, with its number (`nn/around.py`)."""
 
     def packed(
-        self,
-        states: Sequence[Tensor],
-        t: Tensor,
-        cond: Cond | None,
-        rows: Sequence[Sequence[int]],
-        *,
-        around: Around | None = None,
+        self, states: Sequence[Tensor], t: Tensor, cond: Cond | None, *, around: Around | None = None
     ) -> list[Tensor]:
-        """What `forward` gives for each of N states (C, *size) at times t (N,), several in a row of tokens as `rows`
-        says. InputError for a network that cannot."""
+        """What `forward` gives for each of N states (C, *size) at times t (N,), all tokens in one sequence. InputError for a
+        network that cannot."""
         raise InputError(f"`train.packed`: a {type(self).__name__} takes no packed rows; leave it out")
 
     @abstractmethod

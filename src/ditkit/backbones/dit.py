@@ -16,13 +16,12 @@ from ditkit.backbones.base import BodyShape, Conditions, Plain
 from ditkit.backbones.sections.dit import DiTConfig
 from ditkit.device import kept_on, numbers
 from ditkit.errors import InputError
-from ditkit.kernels.attention import reads_runs
 from ditkit.layout import Cond
 from ditkit.lazy import loaded
 from ditkit.nn.around import Around, Tokens, alone
 from ditkit.nn.attention import Arrangement
 from ditkit.nn.embeddings import LabelEmbedding, SizeEmbedding, TimeEmbedding, sincos_table
-from ditkit.nn.packing import Rows, check_rows, owners, packed_rows, runs, same_image, stacks, unpacked
+from ditkit.nn.packing import owners, runs, stacks
 from ditkit.nn.patches import PatchEmbed, unpatchify
 from ditkit.nn.positions import Axis, axis
 from ditkit.nn.registries import CONDITIONINGS
@@ -198,19 +197,12 @@ class DiT(Plain):
         return x.reshape(*x.shape[:2], *size)  # of an image, without its one frame
 
     def packed(
-        self,
-        states: Sequence[Tensor],
-        t: Tensor,
-        cond: Cond | None,
-        rows: Rows,
-        *,
-        around: Around | None = None,
+        self, states: Sequence[Tensor], t: Tensor, cond: Cond | None, *, around: Around | None = None
     ) -> list[Tensor]:
         """What `forward` gives for each of N states (C, *size), of their own sizes, at times t (N,): (C', *size).
 
-        `rows` says which of them share a row of tokens; cond has a row per state. InputError for rows that are not
-        each state once, and for a network whose tokens would meet others': factorised, conditioned by tokens, or with a
-        text's tokens.
+        All their tokens are one sequence; cond has a row per state. InputError for a network whose tokens would meet
+        others': factorised, conditioned by tokens, or with a text's tokens.
         """
         config = self.config
         if config.attention != "joint" or self.conditioning.sequence or config.text != "none":
@@ -218,34 +210,30 @@ class DiT(Plain):
                 f"a network with attention {config.attention}, conditioning {config.conditioning} and text {config.text} "
                 "takes no packed rows; it needs joint, adaln_zero or adaln, and none (`backbone.text_pooled` is possible)"
             )
-        check_rows(rows, len(states))
         if t.shape != (len(states),):
             raise InputError(
                 f"t of shape {tuple(t.shape)} for {len(states)} packed states: give one time each"
             )
-        sizes = [state.shape[1:] for state in states]
-        stacked = stacks(states)
-        parts = [part for stack in stacked for part in self.embed(stack).flatten(1, -2)]  # (L_i, D)
-        lengths = [len(part) for part in parts]
-        owner = owners(lengths, rows, t.device)
+        stacked, sizes = stacks(states), [state.shape[1:] for state in states]
+        embedded = [self.embed(stack).flatten(1, -2) for stack in stacked]  # (n, L_i, D) each
+        # No views: the compiler would make one form of a block for views and one for others.
+        h = torch.cat([tokens.flatten(0, 1)[None] for tokens in embedded], dim=1)  # (1, L, D)
+        lengths = [tokens.shape[1] for tokens in embedded for _ in tokens]
         rotary = None
         if config.positions == "rotary":
             known = {size: self._rotary(self.patches.grid(*size), t.device)[0] for size in set(sizes)}
-            tables = [known[size] for size in sizes]
-            rotary = packed_rows([table.transpose(0, 1) for table in tables if table is not None], rows)
-            rotary = rotary.permute(2, 0, 1, 3)  # (2, R, L, d/2)
-        apart = runs(lengths, rows, owner.device) if reads_runs(owner.device) else None
-        among = Arrangement(same_image(owner), rotary, owner.clamp(min=0), apart)
+            tables = [table[:, None] for size in sizes if (table := known[size]) is not None]
+            rotary = torch.cat(tables, dim=2)  # (2, 1, L, d/2)
+        among = Arrangement(None, rotary, owners(lengths, t.device), runs(lengths, t.device))
         c = self._combined(t, self.conditions(cond or {}, ()), sizes)  # (N, D)
-        h = packed_rows(parts, rows)
-        at = Tokens(c, among, own=h.shape[1], lengths=lengths, rows=rows)
-        h = self._through(h, [at], around or alone)
-        outs = unpacked(self.final(h, c, among), lengths, rows)
-        found: list[Tensor] = []
-        for stack in stacked:
-            own = torch.stack(outs[len(found) : len(found) + len(stack)])
-            found.extend(self._pixels(own, stack.shape[2:]))
-        return found
+        h = self._through(h, [Tokens(c, among, own=h.shape[1], lengths=lengths)], around or alone)
+        counts = [tokens.shape[0] * tokens.shape[1] for tokens in embedded]
+        outs = self.final(h, c, among)[0].split(counts)
+        return [
+            state
+            for out, stack in zip(outs, stacked, strict=True)
+            for state in self._pixels(out.unflatten(0, (len(stack), -1)), stack.shape[2:])
+        ]
 
     def from_map(self, m: Tensor) -> Tensor:
         return m.flatten(3).permute(0, 2, 3, 1) if self.config.tubelet else m.flatten(2).mT

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from ditkit.config import KindOf
 from ditkit.data.arrays import Digits, FashionMNIST
 from ditkit.data.batch import Batch, Share
-from ditkit.data.buckets import Bucket, Plan, first_fit, plan_for, shard
+from ditkit.data.buckets import Bucket, Plan, plan_for, shard
 from ditkit.data.clips import Clips
 from ditkit.data.emoji import EmojiData
 from ditkit.data.encoded import Encoded, EncodedSection
@@ -89,7 +89,6 @@ __all__ = [
     "batches",
     "center_crop",
     "differing",
-    "first_fit",
     "in_order",
     "load_all",
     "load_size",

@@ -1,4 +1,4 @@
-"""Which samples make a batch where they have several sizes: buckets of equal size, or rows that several share.
+"""Which samples make a batch where they have several sizes: buckets of equal size, or packed ones of all sizes.
 
 A bucket is the samples of one size. Its batches hold as many as the budget has room for,
 
@@ -6,9 +6,9 @@ A bucket is the samples of one size. Its batches hold as many as the budget has 
 
 so small samples come in large batches and a step costs about the same whichever bucket it is from. Nothing is
 padded, resized or dropped; the order of an epoch is a function of (seed, epoch) alone. The second way is
-packing (Dehghani et al., "Patch n' Pack: NaViT", 2023): `first_fit` says which samples share a row of tokens.
+packing (Dehghani et al., "Patch n' Pack: NaViT", 2023): samples of all sizes, as many as the budget has room for.
 
-What size an image has is transforms.py's rule, how a batch is read loader.py's, what a row computes the
+What size an image has is transforms.py's rule, how a batch is read loader.py's, what a packed batch computes the
 network's.
 """
 
@@ -179,27 +179,6 @@ def places_by_size(sizes: Sequence[Size]) -> dict[Size, list[int]]:
 def shard(batch: Part, rank: int, world: int) -> Part:
     """A rank's part of a batch, of its positions or counters; those of all ranks together are all of it."""
     return batch[rank::world]
-
-
-def first_fit(lengths: Sequence[int], row: int) -> list[list[int]]:
-    """Which samples of these many tokens share a row of at most `row`: first-fit decreasing.
-
-    The longest first (of equals the earlier), each goes into the first row with room for it; that takes at most
-    11/9 of the fewest possible rows and 6/9 of one more (Dósa, 2007). InputError when one is longer than a row.
-    """
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for sample in sorted(range(len(lengths)), key=lambda sample: -lengths[sample]):
-        length = lengths[sample]
-        if length > row:
-            raise InputError(f"a row of {row} tokens is too short for a sample of {length}; make rows longer")
-        place = next((place for place, left in enumerate(room) if left >= length), len(rows))
-        if place == len(rows):
-            rows.append([])
-            room.append(row)
-        rows[place].append(sample)
-        room[place] -= length
-    return rows
 
 
 def written(size: Size) -> str:

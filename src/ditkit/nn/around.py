@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ditkit.errors import InputError
 from ditkit.nn.attention import ANY, Arrangement, Over
-from ditkit.nn.packing import Rows
+from ditkit.nn.packing import runs
 from ditkit.nn.text import Words
 
 
@@ -40,16 +40,14 @@ class Tokens(NamedTuple):
     per_token: bool = False
     """Whether `c` has a row for each of the L tokens."""
     lengths: Sequence[int] = ()
-    """Of images that share rows of tokens (`nn/packing.py`): how many each has."""
-    rows: Rows = ()
-    """And which images share each row."""
+    """Of several images in one sequence (`nn/packing.py`): how many tokens each has."""
 
-    def take(self, index: Tensor) -> "Tokens":
-        """The same of some tokens only, int64 (B, L'), the same ones in every frame of a clip; -1 stands for none, which
-        no token attends to. InputError where a network needs all."""
+    def take(self, index: Tensor, lengths: Sequence[int] = ()) -> "Tokens":
+        """The same of some tokens only, int64 (B, L'), the same ones in every frame of a clip; `lengths`: how many of each of
+        several images. InputError where a network needs all."""
         if not self.own:
             raise InputError("this network needs all its tokens: only a DiT can leave some out")
-        mask, rotary, rows, _ = self.among  # the runs are of all tokens
+        mask, rotary, rows, apart = self.among
         c = self.c
         if self.per_token:
             c = taken(c, index)
@@ -58,8 +56,8 @@ class Tokens(NamedTuple):
             mask = _masked(mask, places)
             rotary = _turned(rotary, places)
         if rows is not None:
-            rows = rows.gather(1, index.clamp(min=0))
-        return self._replace(c=c, among=Arrangement(mask, rotary, rows))
+            rows, apart = rows.gather(1, index), runs(lengths, index.device)
+        return self._replace(c=c, among=Arrangement(mask, rotary, rows, apart), lengths=lengths)
 
     def _sequences(self, index: Tensor, mask: Tensor | None, rotary: Tensor | None) -> Tensor:
         """(B', L''): which tokens of the sequences that attend to each other `index` is."""
@@ -106,18 +104,12 @@ def numbered_from(start: int, around: Around) -> Around:
 
 
 def taken(h: Tensor, index: Tensor) -> Tensor:
-    """Tokens `index` (B, L') of h (B, L, D), or of a clip (B, F, L, D) the same ones in every frame; the first in place of
-    those that are -1."""
-    return h.gather(-2, _expanded(index, h).clamp(min=0))
+    """Tokens `index` (B, L') of h (B, L, D), or of a clip (B, F, L, D) the same ones in every frame."""
+    return h.gather(-2, _expanded(index, h))
 
 
 def put_back(h: Tensor, index: Tensor, parts: Tensor) -> Tensor:
-    """h with `parts` in the places `index`, as of `taken`; those of -1, at the ends of rows, are dropped."""
-    first = index[:, :1].clamp(min=0)
-    there = (index >= 0)[..., None] if h.ndim == 3 else (index >= 0)[:, None, :, None]
-    # In place of one that is dropped the row's first is written again.
-    parts = torch.where(there, parts, parts[..., :1, :])
-    index = torch.where(index >= 0, index, first)
+    """h with `parts` in the places `index`, as of `taken`."""
     return h.scatter(-2, _expanded(index, parts), parts.to(h.dtype))
 
 
@@ -130,16 +122,10 @@ def _masked(mask: Tensor | None, places: Tensor) -> Tensor | None:
     """The mask, (B, L) or (B, L, L), of some tokens."""
     if mask is None:
         return None
-    at = places.clamp(min=0)
     if mask.ndim == 2:
-        return mask.gather(1, at)
-    several = at[:, :, None].expand(-1, -1, mask.shape[2])
-    own = mask.gather(1, several).gather(2, at[:, None].expand(-1, at.shape[1], -1))
-    there = places >= 0
-    both = there[:, :, None] & there[:, None]
-    return torch.where(
-        both, own, ~(there[:, :, None] | there[:, None])
-    )  # so that every token attends to something
+        return mask.gather(1, places)
+    several = places[:, :, None].expand(-1, -1, mask.shape[2])
+    return mask.gather(1, several).gather(2, places[:, None].expand(-1, places.shape[1], -1))
 
 
 def _turned(rotary: Tensor | None, places: Tensor) -> Tensor | None:
@@ -148,5 +134,5 @@ def _turned(rotary: Tensor | None, places: Tensor) -> Tensor | None:
         return None
     if rotary.ndim == 3:
         rotary = rotary[:, None].expand(-1, len(places), -1, -1)
-    at = places.clamp(min=0)[None, :, :, None]
+    at = places[None, :, :, None]
     return rotary.gather(2, at.expand(2, -1, -1, rotary.shape[-1]))

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
-from ditkit.kernels.attention import attend
+from ditkit.kernels.attention import Runs, attend
 from ditkit.kernels.rotation import rotate
 from ditkit.nn.linear import dense
 
@@ -25,9 +25,9 @@ class Arrangement(NamedTuple):
     rotary: Tensor | None = None
     """Angles (2, L, d/2), or (2, B, L, d/2) where they differ from row to row (`nn/rotary.py`)."""
     rows: Tensor | None = None
-    """(B, L), of tokens of several images in a row (`nn/packing.py`): which row of c conditions each."""
-    runs: Tensor | None = None
-    """Of such tokens: the mask as runs that attend each to itself, for kernels that read them (`kernels/attention.py`)."""
+    """(1, L), of tokens of several images in one sequence (`nn/packing.py`): which row of c conditions each."""
+    runs: Runs | None = None
+    """Of such tokens: the runs that attend each to itself."""
 
 
 ANY = Arrangement()

@@ -40,7 +40,7 @@ class Mlp(nn.Sequential):
 class Modulation(nn.Module):
     """The condition's `n` vectors per token: (B, D) -> n of (B, 1, D), or what broadcasts with tokens as it is.
 
-    With `rows` (R, L), of tokens of several images in a row: (N, D) -> n of (R, L, D), made once an image.
+    With `rows` (1, L), of tokens of several images: (N, D) -> n of (1, L, D), made once an image.
     """
 
     def __init__(self, width: int, n: int):

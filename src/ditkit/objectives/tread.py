@@ -5,6 +5,7 @@ step costs less, and more is learned in each; sampling has all tokens.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor
 from ditkit.device import sent
 from ditkit.errors import InputError
 from ditkit.nn.around import Around, Run, Tokens, put_back, taken
-from ditkit.nn.packing import packed_rows
 
 
 def tread(
@@ -28,7 +28,7 @@ def tread(
     """Blocks number `first` to `last`, that one among them (-1: four from the end), leave a `rate` of the tokens out.
 
     `draws`, uniform in [0, 1), (B, at least L): the tokens with the smallest ones stay. Of clips the same tokens of every
-    frame; of images that share rows of tokens a list, (at least L_i) each. A text's tokens stay. Made for one forward pass.
+    frame; of several images in one sequence a list, (at least L_i) each. A text's tokens stay. Made for one forward pass.
     InputError where there are no such blocks.
     """
     end = max(blocks - 4, first) if last == -1 else last
@@ -36,32 +36,33 @@ def tread(
         raise InputError(
             f"train.routing tread: first {first} and last {end} of {blocks} blocks, 0 to {blocks - 1}; give others"
         )
-    index: list[Tensor] = []
+    left: list[tuple[Tensor, Sequence[int]]] = []
 
     def around(k: int, run: Run, h: Tensor, at: Tokens) -> Tensor:
         if not first <= k <= end:
             return run(h, at)
         if k == first:
-            index[:] = [sent(kept(draws, rate, h.shape[-2], at), h.device)]
-        return put_back(h, index[0], run(taken(h, index[0]), at.take(index[0])))
+            places, lengths = kept(draws, rate, h.shape[-2], at)
+            left[:] = [(sent(places, h.device), lengths)]
+        ((index, lengths),) = left
+        return put_back(h, index, run(taken(h, index), at.take(index, lengths)))
 
     return around
 
 
-def kept(draws: Tensor | Sequence[Tensor], rate: float, count: int, at: Tokens) -> Tensor:
-    """Which of `count` tokens stay, in their order: int64 (B, L'), -1 for none where rows have fewer than others."""
-    if at.rows:
+def kept(
+    draws: Tensor | Sequence[Tensor], rate: float, count: int, at: Tokens
+) -> tuple[Tensor, Sequence[int]]:
+    """Which of `count` tokens stay, in their order: int64 (B, L'); and of several images in one sequence how many of each."""
+    if at.lengths:
         own = [_smallest(row[:n], rate) for row, n in zip(draws, at.lengths, strict=True)]
-        places = [0] * len(own)
-        for row in at.rows:
-            start = 0
-            for k in row:
-                places[k], start = start, start + at.lengths[k]
-        return packed_rows([some + place for some, place in zip(own, places, strict=True)], at.rows, -1)
+        starts = accumulate(at.lengths, initial=0)
+        places = torch.cat([some + start for some, start in zip(own, starts, strict=False)])
+        return places[None], [len(some) for some in own]
     assert isinstance(draws, Tensor)
     own_tokens = _smallest(draws[:, : at.own], rate)
     others = torch.arange(at.own, count).expand(len(draws), -1)
-    return torch.cat([own_tokens, others], dim=1)
+    return torch.cat([own_tokens, others], dim=1), ()
 
 
 def _smallest(draws: Tensor, rate: float) -> Tensor:

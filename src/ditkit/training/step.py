@@ -15,7 +15,7 @@ from ditkit.backbones import Backbone
 from ditkit.chosen import chosen, name_of
 from ditkit.codecs import Codec
 from ditkit.conditions import Read, conditions, in_place_of_unknown, unknown
-from ditkit.data import Batch, Share, first_fit
+from ditkit.data import Batch, Share
 from ditkit.device import autocast, sent
 from ditkit.layout import Cond, Layout, Packed
 from ditkit.nn.around import Around, checkpointing, composed
@@ -25,10 +25,6 @@ from ditkit.optimizers import OPTIMIZERS
 from ditkit.processes import whole
 from ditkit.recipe import Recipe, Training
 from ditkit.transports import Network
-
-ROW = 2
-"""Rows of packed images are this many times as long as the longest image: fuller than rows of one, while attention
-costs more the longer a row is."""
 
 
 class Objective(nn.Module):
@@ -222,12 +218,10 @@ def _packed(
     groups = [_whole(recipe, net, codec, group, device, always) for group in part.groups]
     shapes = [group.x0.shape[1:] for group in groups for _ in group.x0]
     layout = Packed.of(shapes)
-    lengths = [recipe.backbone.tokens(shape[1:]) for shape in shapes]
-    rows = first_fit(lengths, ROW * max(lengths))
 
     def network(x: Tensor, t: Tensor, cond: Cond, around: Around | None = None) -> Tensor:
         states = [row.view(shape) for row, shape in zip(x[0].split(layout.lengths), shapes, strict=True)]
-        outs = net.packed(states, t[0], cond, rows, around=around)
+        outs = net.packed(states, t[0], cond, around=around)
         # With a learned variance first the predictions of all, then the variances of all, as of a batch's channels.
         parts = zip(
             *(out.chunk(len(out) // len(state)) for out, state in zip(outs, states, strict=True)), strict=True
