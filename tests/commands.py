@@ -12,6 +12,7 @@ from ditkit.cli import (
     bench_parallel,
     bench_sizes,
     bench_statistics,
+    bench_study,
     classifier,
     compare,
     convert,
@@ -62,6 +63,7 @@ BENCHES = {
     "--statistics": bench_statistics.StatisticsCommand,
     "--gpu": bench_gpu.GpuBenchCommand,
     "--parallel": bench_parallel.ParallelBenchCommand,
+    "--study": bench_study.StudyBenchCommand,
 }
 
 

@@ -3,6 +3,8 @@
 import json
 import math
 import sys
+from statistics import median
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +24,8 @@ from ditkit.cli import main
 from ditkit.costs import speed
 from ditkit.errors import InputError
 from ditkit.recipes import recipe
+from ditkit.studies import STUDIES
+from ditkit.studies.cells import Cell, Point
 
 
 def test_record_and_table(tmp_path, capsys):
@@ -268,3 +272,22 @@ def test_a_folder_of_images(tmp_path, capsys):
     assert "bare decoding by Pillow" in printed
     assert main(["bench", "--data", "no/such/folder"]) == 2
     assert "no/such/folder: not a folder of images" in capsys.readouterr().err
+
+
+def test_a_step_of_each_of_a_study_s_recipes(tmp_path, capsys, monkeypatch):
+    """An image's time in terms of the first cell's."""
+    small = recipe("digits").replace(backbone={"width": 16, "depth": 1, "heads": 1}, train={"batch": 4})
+    cells = {
+        "base": Cell(small, (Point(images=4),)),
+        "twice": Cell(small.replace(train={"batch": 8}), (Point(images=8),)),
+    }
+    monkeypatch.setitem(STUDIES, "mine", SimpleNamespace(cells=lambda: cells))
+    main(["bench", "--study", "mine", "--rounds", "2", "--out", str(tmp_path / "steps.json")])
+    rows = json.loads((tmp_path / "steps.json").read_text())["rows"]
+    assert [(row["cell"], row["batch"], len(row["times_ms"])) for row in rows] == [("base", 4, 2), ("twice", 8, 2)]
+    assert rows[0]["cost"] == 1
+    ratios = [twice / base / 2 for base, twice in zip(rows[0]["times_ms"], rows[1]["times_ms"], strict=True)]
+    assert rows[1]["cost"] == pytest.approx(median(ratios))
+    assert "cost of an image" in capsys.readouterr().out
+    assert main(["bench", "--study", "mine", "--cells", "other"]) == 2
+    assert "--cells other: no such cell; the study has base, twice" in capsys.readouterr().err

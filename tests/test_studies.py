@@ -12,7 +12,7 @@ from ditkit.costs import recipe_cost
 from ditkit.data import Digits
 from ditkit.pipeline import Pipeline, load
 from ditkit.sampling.config import SamplingRequest
-from ditkit.studies import STUDIES, cells, samplers, scaling, sit_ladder, udit, udit_ladder
+from ditkit.studies import STUDIES, cells, modern, samplers, scaling, sit_ladder, udit, udit_ladder
 from ditkit.studies.cells import Cell, Point, read_cells, run_cells
 
 
@@ -341,3 +341,33 @@ def test_udit_ladder_reports(tmp_path):
     assert "DiT-UNet: what" not in udit_ladder.report(records, tmp_path)
     for picture in ("ladder.png", "spectrum.png"):
         assert (tmp_path / picture).stat().st_size > 10_000
+
+
+def test_every_ingredient_changes_the_base():
+    """In what it names and nothing else."""
+    ours = modern.base()
+    for name, some in modern.INGREDIENTS.items():
+        changed = modern.cells()[name].recipe
+        assert changed != ours.replace(name=changed.name)
+        for section in {"backbone", "transport", "train", "data", "sample"} - set(some.change):
+            assert getattr(changed, section) == getattr(ours, section)
+
+
+def test_modern_reports(tmp_path):
+    """A difference below twice the seeds' spread is none; steps are those that were measured."""
+    records = made_up_cells(modern)
+    for seed, value in zip(modern.SEEDS, (5.0, 5.2, 4.8), strict=True):  # twice the spread: 0.4
+        for row in records[f"base-{seed}"]["scores"].values():
+            row["frechet"] = value
+    for name, value in (("rotary", 5.3), ("muon", 4.0)):
+        for row in records[name]["scores"].values():
+            row["frechet"] = value
+    (tmp_path / "steps.json").write_text(json.dumps({"rows": [{"cell": "muon", "cost": 1.25}]}))
+    text = modern.report(records, tmp_path)
+    assert "Ours (3 seeds): FD 5.00, at guidance 1.5 5.00; differences below 0.40 and 0.40" in text
+    assert "| rotary positions | 5.30 | none | 5.30 | none | 50.0% | not measured |" in text
+    assert "half the rate | 4.00 | -1.00 | 4.00 | -1.00 | 50.0% | 1.25 |" in text
+    assert text.count("**") == 2  # the best of the paper's settings
+    assert (tmp_path / "ingredients.png").stat().st_size > 10_000
+    alone = {name: records[name] for name in ("base-0", "rotary")}
+    assert "(1 seed)" in modern.report(alone, tmp_path)

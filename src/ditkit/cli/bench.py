@@ -29,6 +29,7 @@ from ditkit.cli import (
     bench_parallel,
     bench_sizes,
     bench_statistics,
+    bench_study,
 )
 from ditkit.cli.bench_report import report
 from ditkit.cli.measured import MeasuredCommand, machine, threads, write
@@ -61,7 +62,8 @@ class BenchCommand(MeasuredCommand):
     `ditkit bench --statistics` times the mathematics of scores; `ditkit bench --backbones A B` times backbones
     against each other, `ditkit bench --levels RECIPE` the resolutions of a nested one, `ditkit bench --sizes RECIPE`
     buckets, packed rows and padding, `ditkit bench --data DIR` a folder of images: decoding, preparing, reading;
-    `ditkit bench --parallel RECIPE` what sharing a training among processes costs; `ditkit bench --gpu` measures a GPU.
+    `ditkit bench --parallel RECIPE` what sharing a training among processes costs; `ditkit bench --study NAME` a step of
+    each of a study's recipes; `ditkit bench --gpu` measures a GPU.
     """
 
     batch: Annotated[int, Field(ge=2, multiple_of=2)] = 16
@@ -84,6 +86,7 @@ def run(argv: list[str]) -> None:
         ("--sizes", bench_sizes),
         ("--data", bench_data),
         ("--parallel", bench_parallel),
+        ("--study", bench_study),
     ):
         if flag in argv:
             other.run(argv)

@@ -18,6 +18,7 @@ STUDIES: dict[str, Named | ModuleType] = {
     "matryoshka": Named("ditkit.studies.matryoshka"),
     "anysize": Named("ditkit.studies.anysize"),
     "moving": Named("ditkit.studies.moving"),
+    "modern": Named("ditkit.studies.modern"),
 }
 
 __all__ = ["STUDIES"]
