@@ -115,7 +115,7 @@ def axes() -> dict[str, dict[str, Value]]:
         "path": of_each(PATHS, "transport", "path"),
         "predict": of_each(PREDICTIONS, "transport", "predict"),
         "loss": of_each(LOSSES, "transport", "loss"),
-        "time_law": of_each(TIME_LAWS, "transport", "time_law"),
+        "time_law": of_each([*TIME_LAWS, "logit_normal:mean=0.8,spread=0.8"], "transport", "time_law"),
         "method": of_each(METHODS, "transport", "method"),
         "variance": of_each(("fixed", "learned"), "transport", "variance"),
         "parts": {

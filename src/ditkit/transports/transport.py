@@ -55,8 +55,8 @@ class Transport(Section):
     """How it learns: by the errors at one time (regression)."""
     variance: Literal["fixed", "learned"] = "fixed"
     """learned: twice the output channels and DiT's hybrid loss with the variational bound (ddpm and cosine only)."""
-    time_law: Annotated[str, OneOf(TIME_LAWS)] = "uniform"
-    """How training times are distributed."""
+    time_law: Annotated[str, Chosen(TIME_LAWS)] = "uniform"
+    """How training times are distributed (`ditkit list time-laws`), such as logit_normal:mean=0.8,spread=0.8."""
     level_shift: Annotated[float, Field(ge=0)] = 1.0
     """The signal-to-noise ratio of each level of a pyramid is divided by its size, relative to the lowest's, to this power."""
     level_weights: tuple[Annotated[float, Field(ge=0)], ...] = ()
@@ -142,7 +142,7 @@ class Transport(Section):
 
     def times(self, u: Tensor, layout: Layout | None = None) -> Tensor:
         """Training times from uniform u in (0, 1): by the time law, on the knots where the path has them."""
-        t = TIME_LAWS[self.time_law](u)
+        t = chosen(TIME_LAWS, self.time_law)(u)
         if self.knots:
             return on_knots(t, self.knots)
         low, high = self.interval("train")
