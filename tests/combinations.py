@@ -31,7 +31,7 @@ from ditkit.sampling import DIFFUSIONS, SAMPLERS, SPACINGS, THRESHOLDS
 from ditkit.sampling.caching import CACHES
 from ditkit.sampling.config import SamplingConfig
 from ditkit.text import TextConfig
-from ditkit.transports import LOSSES, METHODS, PATHS, PREDICTIONS, TIME_LAWS, Transport
+from ditkit.transports import LOSSES, METHODS, PATHS, PREDICTIONS, TIME_LAWS, WEIGHTS, Transport
 
 Value = dict[str, dict[str, Any]]
 """Of each section some fields."""
@@ -115,6 +115,7 @@ def axes() -> dict[str, dict[str, Value]]:
         "path": of_each(PATHS, "transport", "path"),
         "predict": of_each(PREDICTIONS, "transport", "predict"),
         "loss": of_each(LOSSES, "transport", "loss"),
+        "weight": of_each(WEIGHTS, "transport", "weight"),
         "time_law": of_each([*TIME_LAWS, "logit_normal:mean=0.8,spread=0.8"], "transport", "time_law"),
         "method": of_each(METHODS, "transport", "method"),
         "variance": of_each(("fixed", "learned"), "transport", "variance"),
@@ -231,6 +232,7 @@ def reason(message: str) -> str:
         *SAMPLERS,
         *DIFFUSIONS,
         *SPACINGS,
+        *WEIGHTS,
         *TERMS,
         *ROUTINGS,
     }
@@ -250,7 +252,7 @@ def reason(message: str) -> str:
     return text.strip()
 
 
-TRANSPORT = ("path", "predict", "loss", "time_law", "method", "variance", "parts")
+TRANSPORT = ("path", "predict", "loss", "weight", "time_law", "method", "variance", "parts")
 ONE_AT_A_TIME = ("extras", "sampler", "cache", "guidance", "choices")
 
 

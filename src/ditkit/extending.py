@@ -32,6 +32,7 @@ REGISTRIES: dict[str, Registry] = {
     "path": Registry("ditkit.transports:PATHS", "ditkit.transports:Path"),
     "prediction": Registry("ditkit.transports:PREDICTIONS", "ditkit.transports:Parametrisation"),
     "loss": Registry("ditkit.transports:LOSSES", "ditkit.transports:Loss"),
+    "weight": Registry("ditkit.transports:WEIGHTS"),
     "time-law": Registry("ditkit.transports:TIME_LAWS"),
     "method": Registry("ditkit.transports:METHODS"),
     "routing": Registry("ditkit.objectives:ROUTINGS"),

@@ -48,6 +48,7 @@ ABOUT: dict[str, Callable[[Any], str]] = {
     "path": lambda path: summary(path.coeffs),
     "prediction": lambda prediction: summary(prediction.view),
     "loss": lambda loss: loss.about,
+    "weight": _with_settings,
     "time-law": _with_settings,
     "method": _with_settings,
     "routing": _with_settings,
