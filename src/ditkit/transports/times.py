@@ -23,9 +23,7 @@ def uniform(u: Tensor) -> Tensor:
     return u
 
 
-def logit_normal(
-    u: Tensor, *, mean: float = 0.0, spread: Annotated[float, Field(gt=0)] = 1.0
-) -> Tensor:
+def logit_normal(u: Tensor, *, mean: float = 0.0, spread: Annotated[float, Field(gt=0)] = 1.0) -> Tensor:
     """Mostly in the middle: log(t / (1 - t)) is normal (Esser et al., 2024, section 3.1).
 
     A mean above 0 is nearer to the noise: Li & He (2025) train in pixels with -0.8 and 0.8, t counted from the noise.
