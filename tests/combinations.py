@@ -26,6 +26,7 @@ from ditkit.fitting import refusals
 from ditkit.nn.registries import ATTENTIONS, CONDITIONINGS
 from ditkit.objectives import ROUTINGS, TERMS
 from ditkit.optimizers import OPTIMIZERS
+from ditkit.optimizers.schedules import SCHEDULES
 from ditkit.recipe import Recipe, TrainConfig
 from ditkit.sampling import DIFFUSIONS, SAMPLERS, SPACINGS, THRESHOLDS
 from ditkit.sampling.caching import CACHES
@@ -142,6 +143,7 @@ def axes() -> dict[str, dict[str, Value]]:
             "frozen by name": {"train": {"freeze": ("*.bias",)}},
             "blocks computed again": {"train": {"checkpoint_blocks": 1}},
             **{f"optimizer {name}": {"train": {"optimizer": name}} for name in OPTIMIZERS},
+            **{f"schedule {name}": {"train": {"schedule": name}} for name in SCHEDULES if name != "constant"},
             "frozen inside": {"train": {"freeze_inner": True}},
             "weight of one level": {"transport": {"level_weights": (2.0,)}},
             "weights of two levels": {"transport": {"level_weights": (2.0, 1.0)}, "sample": {"level_guidance": (2.0, 1.0)}},

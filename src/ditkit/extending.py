@@ -39,6 +39,7 @@ REGISTRIES: dict[str, Registry] = {
     "term": Registry("ditkit.objectives:TERMS"),
     "average": Registry("ditkit.averages:AVERAGES"),
     "optimizer": Registry("ditkit.optimizers:OPTIMIZERS"),
+    "schedule": Registry("ditkit.optimizers.schedules:SCHEDULES"),
     "sampler": Registry("ditkit.sampling:SAMPLERS", "ditkit.sampling:Solver"),
     "spacing": Registry("ditkit.sampling:SPACINGS"),
     "diffusion": Registry("ditkit.sampling:DIFFUSIONS"),

@@ -55,6 +55,7 @@ ABOUT: dict[str, Callable[[Any], str]] = {
     "term": _with_settings,
     "average": _with_settings,
     "optimizer": _with_settings,
+    "schedule": _with_settings,
     "sampler": lambda solver: summary(solver.step),
     "spacing": summary,
     "diffusion": summary,
