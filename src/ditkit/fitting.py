@@ -232,6 +232,10 @@ def _blocks(recipe: Recipe) -> Iterator[str]:
 def _adapted(recipe: Recipe) -> Iterator[str]:
     """Which parameters are trained."""
     train = recipe.train
+    if train.lora and name_of(train.optimizer) == "muon":
+        yield (
+            f"train.optimizer {train.optimizer} is for the matrices of the blocks, which train.lora {train.lora} freezes; give adamw"
+        )
     if train.lora and train.freeze:
         yield (
             f"train.lora {train.lora} freezes all that it does not add; leave train.freeze out, and name what else is trained in "

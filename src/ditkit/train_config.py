@@ -27,7 +27,8 @@ class Training(Section):
     batch: Count = 128
     """Images per optimiser step."""
     optimizer: Annotated[str, Chosen(OPTIMIZERS)] = "adamw"
-    """What takes the steps (`ditkit list optimizers`); others than adamw keep less beside each weight."""
+    """What takes the steps (`ditkit list optimizers`); others than adamw keep less beside each weight, muon learns more in each
+    step."""
     lr: Annotated[float, Field(gt=0)] = 1e-4
     """The learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)

@@ -22,6 +22,7 @@ from ditkit.nn.around import Around, checkpointing, composed
 from ditkit.objectives import ROUTINGS, group_of
 from ditkit.objectives.terms import Seen, Term, capturing, with_terms
 from ditkit.optimizers import OPTIMIZERS
+from ditkit.optimizers.parameters import trained
 from ditkit.processes import whole
 from ditkit.recipe import Recipe, Training
 from ditkit.transports import Network
@@ -287,8 +288,7 @@ def mixed(
 def make_optimizer(net: nn.Module, config: Training, *others: nn.Module) -> torch.optim.Optimizer:
     """The recipe's optimiser of all parameters that are trained, those of `others` too. InputError where it needs something
     that is not there."""
-    parameters = [p for module in (net, *others) for p in module.parameters() if p.requires_grad]
-    return chosen(OPTIMIZERS, config.optimizer)(parameters, config)
+    return chosen(OPTIMIZERS, config.optimizer)(trained(net, *others), config)
 
 
 def update(optimizer: torch.optim.Optimizer, clip: float | None) -> Tensor:
