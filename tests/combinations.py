@@ -26,12 +26,13 @@ from ditkit.fitting import refusals
 from ditkit.nn.registries import ATTENTIONS, CONDITIONINGS
 from ditkit.objectives import ROUTINGS, TERMS
 from ditkit.optimizers import OPTIMIZERS
+from ditkit.optimizers.schedules import SCHEDULES
 from ditkit.recipe import Recipe, TrainConfig
 from ditkit.sampling import DIFFUSIONS, SAMPLERS, SPACINGS, THRESHOLDS
 from ditkit.sampling.caching import CACHES
 from ditkit.sampling.config import SamplingConfig
 from ditkit.text import TextConfig
-from ditkit.transports import LOSSES, METHODS, PATHS, PREDICTIONS, TIME_LAWS, Transport
+from ditkit.transports import LOSSES, METHODS, PATHS, PREDICTIONS, TIME_LAWS, WEIGHTS, Transport
 
 Value = dict[str, dict[str, Any]]
 """Of each section some fields."""
@@ -115,7 +116,8 @@ def axes() -> dict[str, dict[str, Value]]:
         "path": of_each(PATHS, "transport", "path"),
         "predict": of_each(PREDICTIONS, "transport", "predict"),
         "loss": of_each(LOSSES, "transport", "loss"),
-        "time_law": of_each(TIME_LAWS, "transport", "time_law"),
+        "weight": of_each(WEIGHTS, "transport", "weight"),
+        "time_law": of_each([*TIME_LAWS, "logit_normal:mean=0.8,spread=0.8"], "transport", "time_law"),
         "method": of_each(METHODS, "transport", "method"),
         "variance": of_each(("fixed", "learned"), "transport", "variance"),
         "parts": {
@@ -141,6 +143,7 @@ def axes() -> dict[str, dict[str, Value]]:
             "frozen by name": {"train": {"freeze": ("*.bias",)}},
             "blocks computed again": {"train": {"checkpoint_blocks": 1}},
             **{f"optimizer {name}": {"train": {"optimizer": name}} for name in OPTIMIZERS},
+            **{f"schedule {name}": {"train": {"schedule": name}} for name in SCHEDULES if name != "constant"},
             "frozen inside": {"train": {"freeze_inner": True}},
             "weight of one level": {"transport": {"level_weights": (2.0,)}},
             "weights of two levels": {"transport": {"level_weights": (2.0, 1.0)}, "sample": {"level_guidance": (2.0, 1.0)}},
@@ -231,6 +234,7 @@ def reason(message: str) -> str:
         *SAMPLERS,
         *DIFFUSIONS,
         *SPACINGS,
+        *WEIGHTS,
         *TERMS,
         *ROUTINGS,
     }
@@ -250,7 +254,7 @@ def reason(message: str) -> str:
     return text.strip()
 
 
-TRANSPORT = ("path", "predict", "loss", "time_law", "method", "variance", "parts")
+TRANSPORT = ("path", "predict", "loss", "weight", "time_law", "method", "variance", "parts")
 ONE_AT_A_TIME = ("extras", "sampler", "cache", "guidance", "choices")
 
 

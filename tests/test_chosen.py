@@ -46,6 +46,7 @@ def test_settings_are_made(choice, expected):
     [
         ("rout", "one: unknown 'rout'; did you mean route?"),
         ("route:rate=2", "'route:rate=2': rate: Input should be less than 1"),
+        ("route:rate=nan", "'route:rate=nan': rate: Input should be a finite number"),
         ("route:first=x", "first: Input should be a valid integer"),
         ("route:rat=1", "unknown 'rat'; did you mean rate?"),
         ("route:rate", "'rate' is no setting; write route:NAME=VALUE,NAME=VALUE"),

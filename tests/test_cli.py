@@ -163,7 +163,7 @@ def test_every_flag_of_train_sets_its_field():
         "train.precision": "bf16", "train.schedule": "constant", "train.betas": "0.8 0.9", "train.compile": "off",
         "train.micro_batch": "16", "train.clip": "0.5", "sample.sampler": "ddim", "sample.interval": "0.1 0.9",
         "data.flip": None, "data.channels": "3", "transport.path": "gvp", "transport.predict": "v",
-        "transport.time_law": "uniform", "transport.loss": "velocity", "transport.variance": "learned",
+        "transport.time_law": "uniform", "transport.weight": "sigmoid:bias=1", "transport.loss": "velocity", "transport.variance": "learned",
         "train.label_dropout": "0.2", "backbone.width": "48",
         "backbone.conditioning": "adaln", "backbone.text": "in_context", "backbone.text_pooled": None,
         "train.score_features": "efficientnet-112", "sample.grid": "karras", "sample.diffusion": "sbdm",

@@ -19,7 +19,7 @@ from ditkit.sampling import SAMPLERS
 from ditkit.sampling.grids import time_grid
 from ditkit.training.draws import with_draws
 from ditkit.training.step import backward
-from ditkit.transports import LOSSES, PATHS, PREDICTIONS, Coeffs, Loss, Path, Transport, transport
+from ditkit.transports import LOSSES, PATHS, PREDICTIONS, WEIGHTS, Coeffs, Loss, Path, Transport, transport
 
 PAIRS = list(itertools.product(PATHS, PREDICTIONS, LOSSES))
 each = pytest.mark.parametrize(("path", "predict", "loss"), PAIRS)
@@ -146,6 +146,106 @@ def test_levels_that_are_known_count_nothing(path, predict, loss):
     )
     assert out.grad[:, 4:].eq(0).all()
     assert out.grad[:, :4].isfinite().all()
+
+
+# weights by time
+
+WEIGHTED = [
+    (path, predict, weight)
+    for path, predict, weight in itertools.product(PATHS, PREDICTIONS, WEIGHTS)
+    if weight != "none"
+]
+each_weighted = pytest.mark.parametrize(("path", "predict", "weight"), WEIGHTED)
+
+
+def data_weight(weight, tr, t, layout):
+    """What the squared error of the data counts, (B, K), by the papers' formulas; d log SNR / dt by a difference."""
+
+    def snr(t):
+        c = tr.coeffs(t, layout)
+        return (c.alpha / c.sigma).square().reshape(len(t), -1)
+
+    if weight == "min_snr":
+        return snr(t).clamp(max=5.0)
+    rate = (snr(t).log() - snr(t - 1e-6).log()) * 1e6
+    return snr(t) * (2.0 - snr(t).log()).sigmoid() * -rate / 2
+
+
+@each_weighted
+@pytest.mark.parametrize("layout", [Layout((2, 3)), LEVELS], ids=["plain", "levels"])
+def test_a_weight_is_of_the_error_of_the_data_that_the_output_means(path, predict, weight, layout):
+    """For every prediction and path, also of levels; and in whichever space errors are measured otherwise."""
+    x0, eps, out = (normal(3, *layout.shape, seed=seed) for seed in range(3))
+    fields = {"path": path, "predict": predict, "weight": weight, "level_shift": 2.0}
+    tr = Transport(**fields)
+    own = wide(tr.own_coeffs(MIDDLE, layout), layout)
+    found, _ = PREDICTIONS[predict].decode(out, own.alpha * x0 + own.sigma * eps, own)
+    expected = (data_weight(weight, tr, MIDDLE, layout) * layout.mean((found - x0) ** 2)).sum(1)
+    for loss in [name for name in LOSSES if LOSSES[name].factor is None]:
+        value = Transport(**fields, loss=loss).losses(
+            lambda *_: out, x0, {}, t=MIDDLE, eps=eps, layout=layout
+        )["loss"]
+        torch.testing.assert_close(value, expected, rtol=1e-9 if weight == "min_snr" else 1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("predict", ["noise", "data", "v"])
+@pytest.mark.parametrize("path", PATHS)
+def test_min_snr_is_what_the_paper_has_for_noise_data_and_v(path, predict):
+    """min(SNR, g) / SNR, min(SNR, g) and min(SNR, g) / (SNR + 1) of these outputs' squared errors (on paths that preserve
+    variance the last is of v itself)."""
+    x0, eps, out = (normal(3, 4, seed=seed) for seed in range(3))
+    c = transport(path).coeffs(MIDDLE)
+    snr = (c.alpha / c.sigma) ** 2
+    least = snr.clamp(max=3.0)
+    weights = {"noise": least / snr, "data": least, "v": least / (snr + 1) / (c.alpha**2 + c.sigma**2)}
+    found = transport(path, predict=predict, weight="min_snr:gamma=3").losses(
+        lambda *_: out, x0, {}, t=MIDDLE, eps=eps
+    )["loss"]
+    plain = transport(path, predict=predict).losses(lambda *_: out, x0, {}, t=MIDDLE, eps=eps)["loss"]
+    torch.testing.assert_close(found, weights[predict] * plain, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [-3.0, 0.0, 2.0])
+@pytest.mark.parametrize("predict", PREDICTIONS)
+@pytest.mark.parametrize("path", PATHS)
+def test_the_sigmoid_weight_is_a_share_of_the_likelihoods_bound(path, predict, bias):
+    """sigmoid(bias - log SNR) of it, at every time."""
+    x0, eps, out = (normal(3, 4, seed=seed) for seed in range(3))
+    fields = {"path": path, "predict": predict}
+    found, bound = (
+        Transport(**fields, **more).losses(lambda *_: out, x0, {}, t=MIDDLE, eps=eps)["loss"]
+        for more in ({"weight": f"sigmoid:bias={bias}"}, {"loss": "likelihood"})
+    )
+    c = transport(path).coeffs(MIDDLE)
+    share = (bias - 2 * (c.alpha / c.sigma).log()).sigmoid()
+    torch.testing.assert_close(found, share * bound, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("end", [0, 1])
+@each_weighted
+def test_weighted_losses_are_finite_at_the_ends_of_training(path, predict, weight, end):
+    """In float32, and so are their gradients."""
+    tr = transport(path, predict=predict, weight=weight)
+    x0, eps = (normal(2, 6, seed=seed, dtype=torch.float32) for seed in range(2))
+    out = nn.Parameter(normal(2, 6, seed=2, dtype=torch.float32))
+    t = torch.full((2,), tr.interval("train")[end], dtype=torch.float64)
+    tr.losses(lambda *_: out, x0, {}, t=t, eps=eps)["loss"].sum().backward()
+    assert out.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weight": "min_snr", "loss": "likelihood"}, "both weight errors by time; give weight none"),
+        ({"weight": "min_snr:gamma=0"}, "gamma: Input should be greater than 0"),
+        ({"weight": "min_snr", "method": "mean_flow"}, "transport.weight min_snr is not for it; give none"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused_in_one_line(fields, message):
+    with pytest.raises(InputError) as caught:
+        Transport.checked(fields, "transport")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 # what is one's own

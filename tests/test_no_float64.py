@@ -24,7 +24,7 @@ from ditkit.scoring.likelihood import likelihoods
 from ditkit.training.draws import with_draws
 from ditkit.training.monitor import validation_loss
 from ditkit.training.step import backward
-from ditkit.transports import LOSSES, PATHS, PREDICTIONS, TIME_LAWS, Transport
+from ditkit.transports import LOSSES, PATHS, PREDICTIONS, TIME_LAWS, WEIGHTS, Transport
 
 META = torch.device("meta")
 LEARNED = Transport(path="ddpm", predict="noise", variance="learned")
@@ -95,6 +95,9 @@ def kinds(losses=True):
             for loss in LOSSES if losses else ():
                 if loss != "output":
                     yield Transport(path=path, predict=predict, loss=loss)
+            for weight in WEIGHTS if losses else ():
+                if weight != "none":
+                    yield Transport(path=path, predict=predict, weight=weight)
     yield from (Transport(time_law=law) for law in TIME_LAWS if losses)
     if losses:
         yield Transport(size_shift=32.0)

@@ -13,6 +13,7 @@ import ditkit
 from ditkit.checkpoint import Saved, checked_state, optimizer_tensors, save_checkpoint
 from ditkit.errors import InputError
 from ditkit.optimizers import OPTIMIZERS
+from ditkit.optimizers.parameters import trained
 from ditkit.optimizers.size import state_bytes
 from ditkit.recipe import TrainConfig
 from ditkit.recipes import recipe
@@ -40,7 +41,9 @@ def choice(request, eager):
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 2, bias=False), nn.Linear(3, 3))
+    net = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 2, bias=False), nn.Linear(3, 3))
+    net.repeated = [net[0]]  # as of a network with blocks
+    return net
 
 
 def stepped(net, optimizer, steps):
@@ -80,7 +83,7 @@ def test_a_step_that_is_not_finite_is_left_out(choice):
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
 def test_a_run_resumes_bit_for_bit(name, tmp_path):
     chosen = BASE.replace(train={"optimizer": name})
     whole = train(chosen, tmp_path / "whole", device=CPU, progress=False)
@@ -98,10 +101,11 @@ def test_what_they_keep(choice):
     large, others = 64 * 96, 96 + 2 * 96 + 9 + 3
     expected = {
         "adamw": 8 * (large + others) + 5 * 4,
+        "muon": 4 * large + 8 * others + 4 * 4,
         "adafactor": 4 * (64 + 96 + 96 + 96 + 2 + 3 + 3 + 3) + 5 * 4,
         "adamw_8bit": 2 * (large + 4 * large // 256 + 4 * 256) + 8 * others + 5 * 4,
     }
-    assert state_bytes(net.parameters(), TrainConfig(optimizer=choice)) == expected[choice]
+    assert state_bytes(trained(net), TrainConfig(optimizer=choice)) == expected[choice]
 
 
 def test_without_torchao_the_command_is_named(monkeypatch):
@@ -124,10 +128,56 @@ def test_one_of_ones_own():
         BASE.replace(train={"optimizer": "adam"})
 
 
-def test_shards_are_of_adamw_only():
-    config = TrainConfig(optimizer="adafactor", parallel="fsdp")
+@pytest.mark.parametrize("name", ["adafactor", "muon"])
+def test_shards_are_of_adamw_only(name):
+    config = TrainConfig(optimizer=name, parallel="fsdp")
     two = SimpleNamespace(several=True, world=2)
     with pytest.raises(
-        InputError, match=r"`train.parallel` fsdp keeps shards of what adamw keeps; .* adafactor give"
+        InputError, match=rf"`train.parallel` fsdp keeps shards of what adamw keeps; .* {name} give"
     ):
         kind_of(config, BASE.build_backbone(), two, CPU)
+
+
+def test_muon_is_for_the_matrices_of_the_blocks():
+    """Not for modulations, patches, labels, the time, the last layer and vectors, which are AdamW's; both at one rate."""
+    net = BASE.build_backbone()
+    optimizer = make_optimizer(net, TrainConfig(optimizer="muon:momentum=0.9", lr=0.1, weight_decay=0.01))
+    first, second = optimizer.param_groups
+    named = {id(value): name for name, value in net.named_parameters()}
+    expected = {
+        f"blocks.{k}.{layer}.weight"
+        for k in range(len(net.blocks))
+        for layer in ("attention.qkv", "attention.proj", "mlp.0", "mlp.2")
+    }
+    assert {named[id(value)] for value in first["params"]} == expected
+    assert {named[id(value)] for value in second["params"]} == {*named.values()} - expected
+    assert (first["momentum"], first["lr"], second["lr"]) == (0.9, 0.1, 0.1)
+    assert first["weight_decay"] == second["weight_decay"] == 0.01
+
+
+def test_a_step_of_muon_by_hand():
+    """Of a matrix: the momentum's singular vectors with values near 1, at 0.2 root of the longer side; of others AdamW's first
+    step, the sign. The rate is that of the groups."""
+    net = network()
+    optimizer = make_optimizer(net, TrainConfig(optimizer="muon", lr=1.0))
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    for value in net.parameters():
+        value.grad = torch.randn_like(value)
+    optimizer.step()
+    left, _, right = torch.linalg.svd(net[0].weight.grad, full_matrices=False)
+    moved = before["0.weight"] - net[0].weight.detach()
+    values = (left.T @ (moved / (0.01 * 0.2 * 96**0.5)) @ right.T).diagonal()
+    assert (values - 1).abs().max() < 0.5  # five iterations in bf16 end between 0.7 and 1.2 or so
+    assert moved.square().mean().sqrt().item() == pytest.approx(0.01 * 0.2, rel=0.2)
+    sign = before["1.weight"] - 0.01 * net[1].weight.grad.sign()
+    torch.testing.assert_close(net[1].weight.detach(), sign, rtol=1e-4, atol=1e-5)
+
+
+def test_muon_needs_blocks():
+    plain = nn.Linear(3, 3)
+    with pytest.raises(InputError, match="muon is for the blocks of a diffusion transformer; give adamw"):
+        make_optimizer(plain, TrainConfig(optimizer="muon"))
+    with pytest.raises(InputError, match=r"which train.lora 2 freezes; give adamw"):
+        BASE.replace(train={"optimizer": "muon", "lora": 2})

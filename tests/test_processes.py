@@ -51,6 +51,7 @@ def recipes(colours=Path("colours")):
         "accumulated": digits.replace(train={"micro_batch": 2}),
         "frozen": digits.replace(train={"freeze": ("blocks.0.*",), "checkpoint_blocks": 1, "micro_batch": 2}),
         "term": digits.replace(train={"terms": ("sra",)}),
+        "compared": digits.replace(train={"terms": ("contrastive", "dispersive:group=4"), "micro_batch": 4}),
         "averages": digits.replace(
             train={
                 "averages": ("half_life:images=50", "power:width=0.05", "power:width=0.1"),

@@ -195,6 +195,38 @@ def test_learning_rate():
     assert learning_rate(cosine, 1000) == pytest.approx(0)
 
 
+def test_wsd_stays_and_falls_over_the_last_share():
+    """To 0 at the last image, linearly or as 1 - sqrt; with more images it falls later, from a run's own checkpoint on."""
+    rates = {
+        form: [
+            learning_rate(
+                TrainConfig(images=1000, batch=10, lr=2.0, schedule=f"wsd:share=0.4,form={form}"), seen
+            )
+            for seen in (0, 599, 600, 700, 1000, 1001)
+        ]
+        for form in ("linear", "1-sqrt")
+    }
+    assert rates["linear"] == pytest.approx([2, 2, 2, 1.5, 0, 0])
+    assert rates["1-sqrt"] == pytest.approx([2, 2, 2, 1, 0, 0])
+    longer = TrainConfig(images=2000, batch=10, lr=2.0, schedule="wsd")
+    assert learning_rate(longer, 1000) == learning_rate(longer, 1500) == 2 > learning_rate(longer, 1700)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ("wsd:share=0", "share: Input should be greater than 0"),
+        ("wsd:form=cosine", "form: Input should be 'linear' or '1-sqrt'"),
+        ("cosin", "unknown 'cosin'; did you mean cosine?"),
+    ],
+)
+def test_schedules_with_wrong_settings_are_refused_in_one_line(schedule, message):
+    with pytest.raises(InputError) as caught:
+        TrainConfig.checked({"schedule": schedule}, "train")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_ema_halves_in_its_half_life():
     net = torch.nn.Linear(1, 1, bias=False)  # any module will do
     torch.nn.init.zeros_(net.weight)

@@ -223,6 +223,33 @@ def test_logit_normal_quartiles():
     close(t.logit(), f64(-0.6744897501960817, 0, 0.6744897501960817))
 
 
+def test_logit_normal_with_settings():
+    """Of a mean and a spread the quartiles are at mean ± 0.6744898 spread; as it is without them they are 0 and 1, to the bit."""
+    u = torch.linspace(0, 1, 101, dtype=torch.float64)
+    t = transport(time_law="logit_normal:mean=0.8,spread=0.5").times(f64(0.25, 0.5, 0.75))
+    close(t.logit(), 0.8 + 0.5 * f64(-0.6744897501960817, 0, 0.6744897501960817))
+    plain = torch.special.ndtri(u).sigmoid()
+    assert transport(time_law="logit_normal").times(u).equal(plain)
+    assert transport(time_law="logit_normal:mean=0,spread=1").times(u).equal(plain)
+    assert transport(time_law="logit_normal:mean=-9,spread=9").times(u).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("law", "message"),
+    [
+        ("logit_normal:spread=0", "spread: Input should be greater than 0"),
+        ("logit_normal:mean=inf", "mean: Input should be a finite number"),
+        ("logit_normal:std=1", "unknown 'std'"),
+        ("uniform:mean=1", "uniform has no settings"),
+    ],
+)
+def test_laws_with_wrong_settings_are_refused_in_one_line(law, message):
+    with pytest.raises(InputError, match="time_law: ") as caught:
+        transport(time_law=law)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_dit_reads_whole_indices():
     """t = (i + 1)/1000 is i for the network, exactly, in float32 for every knot."""
     clock = TimeEmbedding(8, 1000.0, -1.0)

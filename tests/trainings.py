@@ -48,6 +48,12 @@ TRAININGS = {
     "cascade": pyramid(cascade=0.2),
     "tread": small(backbone={"depth": 6}, train={"routing": "tread:first=1,last=3"}),
     "terms": small(backbone={"depth": 6}, train={"terms": ("sra", "layer_sync")}),
+    "compared": small(
+        "moving-digits",
+        data=CLIPS,
+        transport=Transport(known_frames=0.5),
+        train={"terms": ("contrastive", "dispersive")},
+    ),
     "again": small(train={"checkpoint_blocks": 2}),
     "lora": small(train={"lora": 2}),
     "mean flow": small(transport=Transport(method="mean_flow")),

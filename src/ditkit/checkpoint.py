@@ -250,7 +250,12 @@ class Saved(NamedTuple):
     def fill_optimizer(self, optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> None:
         """The inverse of `optimizer_tensors`: numbers of a parameter's shape are kept as the parameter is."""
         # Where a fused optimiser counts its steps; others do on the host.
-        on_device = any(optimizer.defaults.get(kind) for kind in ("fused", "capturable"))
+        on_device = {
+            id(parameter)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if group.get("fused") or group.get("capturable")
+        }
         targets: Tensors = {}
         composite: dict[tuple[str, str], Tensors] = {}
         for key, size in self._sizes("optimizer").items():
@@ -263,7 +268,7 @@ class Saved(NamedTuple):
                 continue
             parameter = named[name]
             alike = size == parameter.shape and what != "step"
-            device = parameter.device if on_device or what != "step" else None
+            device = parameter.device if id(parameter) in on_device or what != "step" else None
             with torch.no_grad():
                 targets[key] = torch.zeros_like(parameter) if alike else torch.zeros(size, device=device)
             optimizer.state[parameter][what] = targets[key]

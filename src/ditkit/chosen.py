@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ditkit.config import OneOf, SomeOf, not_there
 from ditkit.errors import unknown_name
@@ -102,7 +102,8 @@ def parameters(function: Callable[..., Any]) -> dict[str, TypeAdapter[Any]]:
             # Annotations may be text, among others that only type checkers resolve.
             eval(parameter.annotation, module)
             if isinstance(parameter.annotation, str)
-            else parameter.annotation
+            else parameter.annotation,
+            config=ConfigDict(allow_inf_nan=False),  # as of sections
         )
         for parameter in inspect.signature(function).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty

@@ -14,8 +14,8 @@ from ditkit.averages import power_widths
 from ditkit.backbones.sections.base import Ability
 from ditkit.chosen import chosen, name_of
 from ditkit.errors import InputError
-from ditkit.lazy import torch
-from ditkit.objectives import ROUTINGS
+from ditkit.lazy import loaded, torch
+from ditkit.objectives import ROUTINGS, TERMS, group_of
 from ditkit.sampling import SAMPLERS, respaced
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def refusals(recipe: Recipe) -> Iterator[str]:
     yield from _method(recipe)
     yield from _data(recipe)
     yield from _stages(recipe)
+    yield from _terms(recipe)
     yield from _blocks(recipe)
     yield from _adapted(recipe)
     yield from _averages(recipe)
@@ -82,8 +83,8 @@ def refusals(recipe: Recipe) -> Iterator[str]:
 
 def _extras(recipe: Recipe) -> str:
     """What is put around the blocks in training, by its fields."""
-    terms, routing = recipe.train.terms, recipe.train.routing
-    if terms:
+    routing = recipe.train.routing
+    if terms := [choice for choice in recipe.train.terms if loaded(TERMS[name_of(choice)]).alike]:
         return f"train.terms {' '.join(terms)}"
     return f"train.routing {routing}" * (name_of(routing) != "none")
 
@@ -116,6 +117,11 @@ def _batches(recipe: Recipe) -> Iterator[str]:
         yield (
             "train.tokens is needed for data of several sizes (data.aspect native, single_frames, pictures), whose "
             "batches are of so many tokens"
+        )
+    if train.micro_batch and train.micro_batch % (group := group_of(train.terms)):
+        yield (
+            f"train.micro_batch {train.micro_batch} is no multiple of the {group} images that train.terms {' '.join(train.terms)} "
+            f"compare; give {group}, or leave it out"
         )
     if train.packed and (train.tokens is None or train.micro_batch):
         yield "train.packed is for train.tokens, without train.micro_batch; give `train.tokens`, or leave the other out"
@@ -206,6 +212,13 @@ def _stages(recipe: Recipe) -> Iterator[str]:
         yield "train.stages and train.latents: a cache is of one resolution; leave one out"
 
 
+def _terms(recipe: Recipe) -> Iterator[str]:
+    """Terms that say that they are none for the recipe."""
+    for choice in recipe.train.terms:
+        if why := loaded(TERMS[name_of(choice)]).cannot(recipe):
+            yield f"train.terms {choice}, but {why}"
+
+
 def _blocks(recipe: Recipe) -> Iterator[str]:
     """Numbers of blocks in a routing's settings."""
     if name_of(recipe.train.routing) == "none" or not recipe.backbone.uniform:
@@ -219,6 +232,10 @@ def _blocks(recipe: Recipe) -> Iterator[str]:
 def _adapted(recipe: Recipe) -> Iterator[str]:
     """Which parameters are trained."""
     train = recipe.train
+    if train.lora and name_of(train.optimizer) == "muon":
+        yield (
+            f"train.optimizer {train.optimizer} is for the matrices of the blocks, which train.lora {train.lora} freezes; give adamw"
+        )
     if train.lora and train.freeze:
         yield (
             f"train.lora {train.lora} freezes all that it does not add; leave train.freeze out, and name what else is trained in "

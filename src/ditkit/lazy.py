@@ -65,7 +65,9 @@ class Named:
     @property
     def keywords(self) -> list[str]:
         """The names of its keyword-only parameters that have a default."""
-        found = _definition(self.place)
+        found: ast.AST | None = _definition(self.place)
+        if isinstance(found, ast.ClassDef):
+            found = next((node for node in found.body if getattr(node, "name", "") == "__init__"), None)
         if not isinstance(found, ast.FunctionDef):
             return []
         pairs = zip(found.args.kwonlyargs, found.args.kw_defaults, strict=True)

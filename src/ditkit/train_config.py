@@ -13,6 +13,7 @@ from ditkit.config import Section, SomeOf
 from ditkit.device import Compile, Precision
 from ditkit.objectives import ROUTINGS, TERMS
 from ditkit.optimizers import OPTIMIZERS
+from ditkit.optimizers.schedules import SCHEDULES
 from ditkit.trackers import TRACKERS
 
 Count = Annotated[int, Field(ge=1)]
@@ -26,7 +27,8 @@ class Training(Section):
     batch: Count = 128
     """Images per optimiser step."""
     optimizer: Annotated[str, Chosen(OPTIMIZERS)] = "adamw"
-    """What takes the steps (`ditkit list optimizers`); others than adamw keep less beside each weight."""
+    """What takes the steps (`ditkit list optimizers`); others than adamw keep less beside each weight, muon learns more in each
+    step."""
     lr: Annotated[float, Field(gt=0)] = 1e-4
     """The learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -35,8 +37,9 @@ class Training(Section):
     """Decoupled weight decay, as AdamW's."""
     warmup_images: Annotated[int, Field(ge=0)] = 0
     """The learning rate rises linearly from 0 over this many images."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """cosine: the learning rate falls to 0 at the last image."""
+    schedule: Annotated[str, Chosen(SCHEDULES)] = "constant"
+    """How the learning rate goes (`ditkit list schedules`). cosine: it falls to 0 at the last image; wsd: it stays, and falls over
+    the last fifth, or wsd:share=0.1. A run that shall go on with more `images` does so from a checkpoint of before the fall."""
     clip: Annotated[float, Field(gt=0)] | None = None
     """Clip the gradient's norm to this."""
     precision: Precision = "auto"

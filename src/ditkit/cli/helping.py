@@ -17,7 +17,7 @@ RECIPE = """out init seeds device json batch modules
     data.path data.root data.size data.channels data.flip data.held-out data.caption-column data.range data.id
     codec.id text.id
     backbone.width backbone.depth backbone.heads backbone.patch backbone.tubelet backbone.conditioning backbone.text
-    transport.path transport.predict transport.loss transport.variance transport.time-law
+    transport.path transport.predict transport.loss transport.weight transport.variance transport.time-law
     train.images train.batch train.micro-batch train.checkpoint-blocks train.lora train.lr train.warmup-images train.schedule train.clip train.precision
     train.seed train.label-dropout train.ema-half-life-images train.compile train.latents train.track train.score-images
     sample.sampler sample.steps sample.guidance"""

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ditkit.costs.operators import Inputs, Work, activations, bytes_of, step_work
 from ditkit.device import Precision
 from ditkit.errors import InputError
+from ditkit.optimizers.parameters import trained
 from ditkit.optimizers.size import state_bytes
 from ditkit.recipe import TrainConfig
 
@@ -101,13 +102,13 @@ class Cost:
         written out, whose weights are kept (a GPU's fused kernel does not keep them: less there).
         """
         per_pass = min(batch, micro_batch or batch)
-        trained = [p for p in self._net.parameters() if p.requires_grad]
+        changed = trained(self._net)
         further = len(training.averages) if training else 0
-        gradients, weights = bytes_of(trained), bytes_of([*self._net.parameters(), *self._net.buffers()])
+        gradients, weights = bytes_of(changed), bytes_of([*self._net.parameters(), *self._net.buffers()])
         return Memory(
             weights=weights,
             gradients=gradients,
-            optimizer=state_bytes(trained, training or TrainConfig()),
+            optimizer=state_bytes(changed, training or TrainConfig()),
             ema=(1 + further) * gradients + bytes_of([*self._net.buffers()]),
             activations=activations(
                 self._net,

@@ -176,9 +176,10 @@ def places_by_size(sizes: Sequence[Size]) -> dict[Size, list[int]]:
     return dict(sorted(found.items()))
 
 
-def shard(batch: Part, rank: int, world: int) -> Part:
-    """A rank's part of a batch, of its positions or counters; those of all ranks together are all of it."""
-    return batch[rank::world]
+def shard(batch: Part, rank: int, world: int, group: int = 1) -> Sequence[int]:
+    """A rank's part of a batch, of its positions or counters; those of all ranks together are all of it, and `group` of them
+    that follow each other stay together."""
+    return [n for place, n in enumerate(batch) if place // group % world == rank]
 
 
 def written(size: Size) -> str:

@@ -41,6 +41,7 @@ def batches(
     batch: int,
     rank: int = 0,
     world: int = 1,
+    group: int = 1,
     workers: int | None = 0,
     plan: Plan | None = None,
     draws: Draws | None = None,
@@ -50,8 +51,8 @@ def batches(
 
     With a plan of this source the batches are the plan's, `batch` is not used, and all images of one have one
     size or are packed; those that `start` and `stop` fall into are cut. Of `world` ranks each sees its share of every batch,
-    of every `world` images one, which can be none (B = 0), so that all ranks take as many steps. InputError as the
-    source raises it.
+    of every `world` groups of `group` images one, which can be none (B = 0), so that all ranks take as many steps. InputError as
+    the source raises it.
 
     `draws` is what a training draws for its images; batches carry it. `workers` processes read and draw ahead; 0 does it in
     this one, None takes as many as there are cores where reading means decoding, and some for a GPU. `pinned` memory is
@@ -65,7 +66,8 @@ def batches(
     else:
         parts = plan.counters(seed, start, stop)
     counters = (
-        Part(shard(part, rank, world), shard(range(len(part)), rank, world), len(part)) for part in parts
+        Part(shard(part, rank, world, group), shard(range(len(part)), rank, world, group), len(part))
+        for part in parts
     )
     ending = RawValue("b", False)
     loader = DataLoader(

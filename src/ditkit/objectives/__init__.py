@@ -6,9 +6,11 @@ for a forward pass, and is something around the network's blocks; `train.routing
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ditkit.chosen import name_of
+from ditkit.chosen import name_of, split
 from ditkit.lazy import Named, loaded
 from ditkit.randomness import Stream
 
@@ -28,7 +30,10 @@ ROUTINGS: dict[str, Any] = {
 """(draws (B, L) uniform in [0, 1), number of blocks, *, settings) -> what is put around the blocks (`ditkit.nn.around`)."""
 
 TERMS: dict[str, Any] = {
+    "contrastive": Named("ditkit.objectives.contrastive:Contrastive"),
+    "dispersive": Named("ditkit.objectives.dispersive:Dispersive"),
     "layer_sync": Named("ditkit.objectives.layer_sync:LayerSync"),
+    "repa": Named("ditkit.objectives.repa:RepresentationAlignment"),
     "sra": Named("ditkit.objectives.sra:SelfAlignment"),
 }
 """(network, *, settings) -> a `Term`."""
@@ -43,4 +48,10 @@ def streams_of(recipe: Recipe) -> tuple[Stream, ...]:
     return (*routed, *(stream for streams in of_terms for stream in streams))
 
 
-__all__ = ["ROUTE", "ROUTINGS", "TERMS", "Seen", "Term", "streams_of"]
+def group_of(choices: Sequence[str]) -> int:
+    """How many images, one after the other, have to be in one pass for these terms to compare them."""
+    found = [split(TERMS, choice) for choice in choices]
+    return math.lcm(*(settings.get("group", loaded(TERMS[name]).group) for name, settings in found))
+
+
+__all__ = ["ROUTE", "ROUTINGS", "TERMS", "Seen", "Term", "group_of", "streams_of"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -29,6 +29,9 @@ from ditkit.nn.around import Around, Run, Tokens
 from ditkit.objectives import TERMS
 from ditkit.randomness import Stream
 from ditkit.transports import At, Transport
+
+if TYPE_CHECKING:
+    from ditkit.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,22 @@ class Seen:
     layout: Layout
     draws: Mapping[str, Tensor]
     """By the names of streams."""
+    places: Tensor
+    """int64 (B,): where the images are in the batch of all processes."""
     average: Callable[..., Tensor] | None
     """The moving average of the network, run without a gradient."""
     captured: dict[int, Tensor] = field(default_factory=dict)
     """What the blocks that the term names gave, (B, L, D) or of clips (B, F, L, D)."""
+    weights: Tensor | None = None
+    """(B, K), of the losses of each image's parts; None: all alike."""
+    output: Tensor | None = None
+    """What the network gave at t."""
+
+    @property
+    def prediction(self) -> Tensor:
+        """What the network predicts at t, (B, *S): its output without a learned variance."""
+        assert self.output is not None  # training has it
+        return self.transport.evaluate(lambda *_: self.output, self.x0, self.t, self.cond)[0]
 
     def cond_at(self, t: Tensor) -> Cond:
         """The conditions of a network that is evaluated at times t, (B,) or (B, K): with the numbers that it reads there."""
@@ -68,6 +83,11 @@ class Term(nn.Module):
 
     streams: ClassVar[tuple[Stream, ...]] = ()
     """What it draws for each image."""
+    group: ClassVar[int] = 1
+    """So many images, one after the other, that it compares stay together (`ditkit.objectives.groups`); a setting of that name is
+    taken instead."""
+    alike: ClassVar[bool] = True
+    """Whether the network's blocks have to work on the same tokens."""
 
     def __init__(self, net: Backbone, weight: float, blocks: Sequence[int] = ()):
         """`blocks` are captured. InputError unless the network has them, and all its blocks work on the same tokens."""
@@ -80,6 +100,11 @@ class Term(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         return super().__call__(*args, **kwargs)
+
+    @classmethod
+    def cannot(cls, recipe: Recipe) -> str:
+        """Why it is no term for this recipe, and what to give instead; "" where it is."""
+        return ""
 
 
 def two_blocks(

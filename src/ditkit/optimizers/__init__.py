@@ -11,9 +11,10 @@ from ditkit.lazy import Named
 
 OPTIMIZERS: dict[str, Any] = {
     "adamw": Named("ditkit.optimizers.of_torch:adamw"),
+    "muon": Named("ditkit.optimizers.muon:muon"),
     "adafactor": Named("ditkit.optimizers.of_torch:adafactor"),
     "adamw_8bit": Named("ditkit.optimizers.eight_bit:adamw_8bit"),
 }
-"""(parameters, `Training` with its lr, betas and weight_decay, *, settings) -> a torch.optim.Optimizer."""
+"""(`Parameters`, a list; `Training` with its lr, betas and weight_decay; *, settings) -> a torch.optim.Optimizer."""
 
 __all__ = ["OPTIMIZERS"]

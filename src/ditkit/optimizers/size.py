@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ditkit.chosen import chosen
 from ditkit.optimizers import OPTIMIZERS
+from ditkit.optimizers.parameters import Parameters
 
 if TYPE_CHECKING:
     from ditkit.recipe import Training
@@ -20,10 +21,15 @@ def state_bytes(parameters: Iterable[Tensor], config: Training) -> int:
     """Bytes that the recipe's optimiser keeps of these parameters, wherever they are: it takes a step of one tensor of each shape,
     on the CPU. InputError as of the optimiser."""
     found = 0
-    for (shape, dtype), count in Counter((p.shape, p.dtype) for p in parameters).items():
+    matrices = {id(p) for p in getattr(parameters, "matrices", None) or ()}
+    for (shape, dtype, matrix), count in Counter(
+        (p.shape, p.dtype, id(p) in matrices) for p in parameters
+    ).items():
         parameter = nn.Parameter(torch.zeros(shape, dtype=dtype, device="cpu"))
         parameter.grad = torch.zeros_like(parameter)
-        optimizer = chosen(OPTIMIZERS, config.optimizer)([parameter], config)
+        optimizer = chosen(OPTIMIZERS, config.optimizer)(
+            Parameters([parameter], [parameter] * matrix), config
+        )
         with torch.compiler.set_stance("force_eager"):  # one step of each shape is not worth compiling
             optimizer.step()
         found += count * sum(_bytes(value) for value in optimizer.state[parameter].values())

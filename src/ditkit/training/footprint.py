@@ -19,6 +19,7 @@ from ditkit.costs.operators import CPU, bytes_of
 from ditkit.data import Batch, Share
 from ditkit.kernels.attention import Form, attention_as
 from ditkit.objectives.terms import build_terms
+from ditkit.optimizers.parameters import Parameters, trained
 from ditkit.optimizers.size import state_bytes
 from ditkit.recipe import Recipe
 from ditkit.text import Text
@@ -66,20 +67,20 @@ class Training:
         return next(prime for prime in PRIMES if all(size % prime for size in sizes if size))
 
     @property
-    def trained(self) -> list[nn.Parameter]:
-        return [p for module in self._modules for p in module.parameters() if p.requires_grad]
+    def trained(self) -> Parameters:
+        return trained(self.net, *self.terms.values())
 
     def footprint(self) -> Footprint:
-        net, trained = self.net, self.trained
+        net, changed = self.net, self.trained
         weights, auxiliary = bytes_of(_tensors(net)), sum(bytes_of(_tensors(t)) for t in self.terms.values())
         further = len(self.recipe.train.averages) * bytes_of(p for p in net.parameters() if p.requires_grad)
         blocks = [bytes_of(block.parameters()) for block in net.repeated]
         return Footprint(
             weights=weights,
             auxiliary=auxiliary,
-            gradients=bytes_of(trained),
-            optimizer=state_bytes(trained, self.recipe.train),
-            averages=bytes_of(trained)
+            gradients=bytes_of(changed),
+            optimizer=state_bytes(changed, self.recipe.train),
+            averages=bytes_of(changed)
             + further
             + sum(bytes_of(m.buffers()) for m in (net, *self.terms.values())),
             units=(*blocks, bytes_of(net.parameters()) - sum(blocks)),
@@ -97,9 +98,9 @@ class Training:
         codec = planned_codec(recipe)
         images = self.images
         batch = planned_batch(recipe, codec, images)
-        trained = self.trained
+        changed = self.trained
         live = Live(images, (tensor for module in self._modules for tensor in _tensors(module)))
-        counting = live.follow_gradients(trained)
+        counting = live.follow_gradients(changed)
         try:
             with live, attention_as(form):
                 live.follow(batch.draws.values())
@@ -109,7 +110,7 @@ class Training:
         finally:
             for handle in counting:
                 handle.remove()
-            for parameter in trained:
+            for parameter in changed:
                 parameter.grad = None
         return live.counted()
 

@@ -5,6 +5,7 @@ run that is stopped and resumed equals one that was not, bit for bit on the same
 """
 
 import logging
+import math
 from collections.abc import Generator
 from contextlib import ExitStack, closing, nullcontext
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from ditkit.data import Batch, Plan, Source, batches, plan_for, workers_named
 from ditkit.device import DeviceName, check_compiler, pick_device
 from ditkit.errors import InputError
 from ditkit.files import owned
+from ditkit.objectives import group_of
 from ditkit.objectives.terms import build_terms
 from ditkit.pipeline import Pipeline
 from ditkit.processes import Processes, joined
@@ -118,6 +120,7 @@ class _Opened(NamedTuple):
             batch=config.batch,
             rank=processes.rank,
             world=processes.world,
+            group=group_of(config.terms),
             workers=config.workers,
             plan=self.plan,
             draws=self.draws,
@@ -165,9 +168,15 @@ def _train(
 ) -> Path:
     """Prepare the data and the state, then `fit`; what has to be undone or released at the end is left to `until_end`."""
     config = recipe.train
-    if config.tokens is None and config.batch < processes.world:
+    group = group_of(config.terms)
+    if config.tokens is None and math.ceil(config.batch / group) < processes.world:
+        words = (
+            ("", "one image")
+            if group == 1
+            else (" need", f"one of {group} images, which `train.terms` compare")
+        )
         raise InputError(
-            f"`train.batch` {config.batch} is less than the {processes.world} processes; give each at least one image"
+            f"`train.batch` {config.batch} is less than the {processes.world} processes{words[0]}; give each at least {words[1]}"
         )
     with processes.in_turn():  # the first prepares what the others find
         opened = _open(recipe, out, device)

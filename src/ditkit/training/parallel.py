@@ -127,6 +127,7 @@ class Parallel:
             batch,
             self.objective.recipe.train.micro_batch,
             world=self.processes.world,
+            group=self.objective.group,
             exchange=self._exchange,
         )
         self.processes.sum(means.values())

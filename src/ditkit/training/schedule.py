@@ -1,7 +1,7 @@
 """When something is due, and the learning rate, by the number of images seen."""
 
-import math
-
+from ditkit.chosen import chosen
+from ditkit.optimizers.schedules import SCHEDULES
 from ditkit.recipe import Training
 
 
@@ -10,9 +10,7 @@ def learning_rate(config: Training, seen: int) -> float:
     rate = config.lr
     if seen < config.warmup_images:
         rate *= (seen + config.batch) / (config.warmup_images + config.batch)
-    if config.schedule == "cosine":
-        rate *= (1 + math.cos(math.pi * min(1.0, seen / config.images))) / 2
-    return rate
+    return rate * chosen(SCHEDULES, config.schedule)(min(1.0, seen / config.images))
 
 
 def due(every: int, before: int, seen: int, last: int) -> bool:

@@ -19,9 +19,10 @@ from ditkit.data import Batch, Share
 from ditkit.device import autocast, sent
 from ditkit.layout import Cond, Layout, Packed
 from ditkit.nn.around import Around, checkpointing, composed
-from ditkit.objectives import ROUTINGS
+from ditkit.objectives import ROUTINGS, group_of
 from ditkit.objectives.terms import Seen, Term, capturing, with_terms
 from ditkit.optimizers import OPTIMIZERS
+from ditkit.optimizers.parameters import trained
 from ditkit.processes import whole
 from ditkit.recipe import Recipe, Training
 from ditkit.transports import Network
@@ -49,6 +50,8 @@ class Objective(nn.Module):
         super().__init__()
         self.net, self.terms = net, nn.ModuleDict(dict(terms or {}))
         self.recipe, self.device, self.read, self.always = recipe, device, read, always
+        self.group = group_of(recipe.train.terms)
+        """So many images of a batch stay together."""
         self._not_trained = codec, average  # in a tuple, so that they are no parts of this module
 
     def forward(self, part: Batch) -> dict[str, Tensor]:
@@ -65,7 +68,9 @@ class Objective(nn.Module):
             for key, empty in unknown(self.net, cond, instead).items()
         }
         with autocast(self.device, config.precision):
-            return _losses(recipe, task, cond, cast(Mapping[str, Term], self.terms), average)
+            return _losses(
+                recipe, task, cond, cast(Mapping[str, Term], self.terms), average, part.shared.places
+            )
 
 
 def backward(
@@ -81,7 +86,7 @@ def backward(
     """Accumulate the gradient of the batch's mean loss; the batch's mean of every term of the loss, as of `accumulate`. What
     the other arguments are, `Objective` says."""
     objective = Objective(recipe, net, codec, device, read, terms, average)
-    return accumulate(objective, batch, recipe.train.micro_batch)
+    return accumulate(objective, batch, recipe.train.micro_batch, group=objective.group)
 
 
 Exchange = Callable[[bool], AbstractContextManager]
@@ -94,15 +99,17 @@ def accumulate(
     micro_batch: int | None,
     *,
     world: int = 1,
+    group: int = 1,
     exchange: Exchange = nullcontext,
 ) -> dict[str, Tensor]:
     """Add the gradient of the batch's mean loss to the parameters', `micro_batch` images at a time; the mean of every term.
 
     Of a batch that `world` processes share, what its images here add to both. All of them take as many micro-batches as the
-    one with the most images, those without images of their own on one of zeros that counts nothing.
+    one with the most images, those without images of their own on one of zeros that counts nothing. Processes share the batch
+    by groups of `group` images, and `micro_batch` is a multiple of it.
     """
     total = batch.total
-    most = -(-total // world)
+    most = min(total, math.ceil(math.ceil(total / group) / world) * group)
     size = micro_batch or most
     parts = [(part, float(total)) for part in batch.split(size) if len(part.index)]
     missing = (1 if batch.groups else -(-most // size)) - len(parts)
@@ -119,10 +126,16 @@ def accumulate(
 
 
 def _losses(
-    recipe: Recipe, task: Task, cond: Cond, terms: Mapping[str, Term], average: Backbone | None
+    recipe: Recipe,
+    task: Task,
+    cond: Cond,
+    terms: Mapping[str, Term],
+    average: Backbone | None,
+    places: Tensor,
 ) -> dict[str, Tensor]:
-    """Of every image, (B,), by name; "loss" is their sum, with weights."""
+    """Of every image, (B,), by name; "loss" is their sum, with weights. `places` are those of the images in the batch."""
     captured: dict[int, Tensor] = {}
+    outputs: list[Tensor] = []
     blocks = {k for term in terms.values() for k in term.blocks}
     arounds = [capturing([*blocks], captured)] if blocks else []
     if name_of(recipe.train.routing) != "none":
@@ -131,6 +144,8 @@ def _losses(
     if recipe.train.checkpoint_blocks:
         arounds.append(checkpointing(recipe.train.checkpoint_blocks))
     network = partial(cast(Any, task.network), around=composed(*arounds)) if arounds else task.network
+    if terms:
+        network = _recorded(network, outputs)
     losses = recipe.transport.losses(
         network,
         task.x0,
@@ -152,9 +167,22 @@ def _losses(
         layout=task.layout,
         draws=task.drawn,
         average=average,
+        places=places,
         captured=captured,
+        weights=task.weights,
+        output=outputs[-1],
     )
     return with_terms(losses, terms, seen)
+
+
+def _recorded(network: Network, outputs: list[Tensor]) -> Network:
+    """The network, which keeps what it gives."""
+
+    def recorded(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        outputs.append(network(x, t, cond))
+        return outputs[-1]
+
+    return recorded
 
 
 def at_least_one(batch: Batch) -> Batch:
@@ -254,8 +282,7 @@ def mixed(
 def make_optimizer(net: nn.Module, config: Training, *others: nn.Module) -> torch.optim.Optimizer:
     """The recipe's optimiser of all parameters that are trained, those of `others` too. InputError where it needs something
     that is not there."""
-    parameters = [p for module in (net, *others) for p in module.parameters() if p.requires_grad]
-    return chosen(OPTIMIZERS, config.optimizer)(parameters, config)
+    return chosen(OPTIMIZERS, config.optimizer)(trained(net, *others), config)
 
 
 def update(optimizer: torch.optim.Optimizer, clip: float | None) -> Tensor:

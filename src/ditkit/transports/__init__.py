@@ -1,6 +1,6 @@
 """Pure mathematics between data and noise: paths, predictions, times, losses, denoisers.
 
-Each of the registries can be added to: a path, a prediction, a loss or a time law of one's own is a choice like any other.
+Each of the registries can be added to: a path, a prediction, a loss, a weight or a time law of one's own is a choice like any other.
 """
 
 from ditkit.layout import Cond
@@ -11,6 +11,7 @@ from ditkit.transports.predictions import PREDICTIONS, Parametrisation, Predicti
 from ditkit.transports.regression import METHODS, Method
 from ditkit.transports.times import TIME_LAWS, TimeLaw
 from ditkit.transports.transport import Transport
+from ditkit.transports.weights import WEIGHTS
 
 
 def transport(path: str = "linear", **fields) -> Transport:
@@ -28,6 +29,7 @@ __all__ = [
     "PATHS",
     "PREDICTIONS",
     "TIME_LAWS",
+    "WEIGHTS",
     "At",
     "Coeffs",
     "Cond",

@@ -51,7 +51,14 @@ LOSSES: dict[str, Loss] = {
 
 
 def error(
-    predict: str, loss: Loss, out: Tensor, x0: Tensor, eps: Tensor, c: Coeffs, measured: Coeffs
+    predict: str,
+    loss: Loss,
+    out: Tensor,
+    x0: Tensor,
+    eps: Tensor,
+    c: Coeffs,
+    measured: Coeffs,
+    weight: Callable[[Coeffs], Tensor] | None = None,
 ) -> Tensor:
     """The output's error in the loss's space, of the state's shape.
 
@@ -59,12 +66,16 @@ def error(
         predict: what the output means, by its name in PREDICTIONS.
         x0, eps: data and noise. c: coefficients that broadcast with them, as the output means them.
         measured: the same as the loss means them; of another speed of time at most.
+        weight: what its square counts (`ditkit.transports.weights`), in place of the space's own weight, so that losses in all
+            spaces are the same.
     """
     prediction, name = PREDICTIONS[predict], predict
     if prediction.compared is not None:
         name, compared = prediction.compared
         prediction, out = PREDICTIONS[name], compared(out, c)
     found = out - prediction.view(x0, eps, c)
+    if weight is not None:
+        return found * (weight(measured).sqrt() / prediction.response(c))
     if loss.space not in (None, name):
         found = found * (PREDICTIONS[loss.space].response(measured) / prediction.divisor(c))
     return found if loss.factor is None else found * loss.factor(measured)

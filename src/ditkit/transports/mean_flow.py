@@ -57,6 +57,7 @@ class MeanFlow:
         wanted = {
             "predict": "velocity",
             "loss": "output",
+            "weight": "none",
             "variance": "fixed",
             "cascade": None,
             "known_frames": 0.0,

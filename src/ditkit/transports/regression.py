@@ -98,7 +98,9 @@ class Regression:
         out, var = transport.evaluate(net, x_t, t, examples.cond)
         if (finite := parts.measured_at(t, weights)) is not t:
             t, (own, measured) = finite, transport.meant(finite, layout, x0)
-        found = error(transport.predict, LOSSES[transport.loss], out, x0, eps, own, measured)
+        found = error(
+            transport.predict, LOSSES[transport.loss], out, x0, eps, own, measured, transport.weighting
+        )
         mse = parts.over_parts(layout.mean(found**2), weights, layout.share, transport.level_weights)
         if var is None:
             return {"loss": mse, "mse": mse}

@@ -24,6 +24,7 @@ from ditkit.transports.paths import DDPM_STEPS, PATHS, Coeffs
 from ditkit.transports.predictions import PREDICTIONS, Prediction
 from ditkit.transports.regression import METHODS, Examples, Method
 from ditkit.transports.times import TIME_LAWS, on_knots, shifted_for_size
+from ditkit.transports.weights import WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,12 +52,14 @@ class Transport(Section):
     loss: Annotated[str, OneOf(LOSSES)] = "output"
     """In which space errors are measured, whatever is predicted: the output's own, the velocity, the noise or the data that
     it means, or the noise weighted as the likelihood's bound."""
+    weight: Annotated[str, Chosen(WEIGHTS)] = "none"
+    """What errors count by time, such as min_snr:gamma=5 (`ditkit list weights`); losses in all spaces are then the same."""
     method: Annotated[str, Chosen(METHODS)] = "regression"
     """How it learns: by the errors at one time (regression)."""
     variance: Literal["fixed", "learned"] = "fixed"
     """learned: twice the output channels and DiT's hybrid loss with the variational bound (ddpm and cosine only)."""
-    time_law: Annotated[str, OneOf(TIME_LAWS)] = "uniform"
-    """How training times are distributed."""
+    time_law: Annotated[str, Chosen(TIME_LAWS)] = "uniform"
+    """How training times are distributed (`ditkit list time-laws`), such as logit_normal:mean=0.8,spread=0.8."""
     level_shift: Annotated[float, Field(ge=0)] = 1.0
     """The signal-to-noise ratio of each level of a pyramid is divided by its size, relative to the lowest's, to this power."""
     level_weights: tuple[Annotated[float, Field(ge=0)], ...] = ()
@@ -91,6 +94,15 @@ class Transport(Section):
         return self
 
     @model_validator(mode="after")
+    def _one_weight_by_time(self) -> Transport:
+        if self.weighting is not None and LOSSES[self.loss].factor is not None:
+            raise ValueError(
+                f"transport.weight {self.weight} and transport.loss {self.loss} both weight errors by time; give weight none, or "
+                "loss output"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _method_can_train_it(self) -> Transport:
         self.learning.check(self)
         return self
@@ -119,8 +131,9 @@ class Transport(Section):
 
     def meant(self, t: Tensor, layout: Layout, x: Tensor) -> tuple[Coeffs, Coeffs]:
         """The coefficients at t as the output means them and as the loss does, which differ in speed at most; they
-        broadcast with the state x."""
-        of_output, of_loss = PREDICTIONS[self.predict].timed, LOSSES[self.loss].timed
+        broadcast with the state x. A weight is of the time that all levels share."""
+        of_output = PREDICTIONS[self.predict].timed
+        of_loss = LOSSES[self.loss].timed and self.weighting is None
         shared = self.coeffs(t, layout)
         own = self._at_own_speed(shared, t, layout) if of_output or of_loss else shared
         found = expanded(own, layout, x)
@@ -142,7 +155,7 @@ class Transport(Section):
 
     def times(self, u: Tensor, layout: Layout | None = None) -> Tensor:
         """Training times from uniform u in (0, 1): by the time law, on the knots where the path has them."""
-        t = TIME_LAWS[self.time_law](u)
+        t = chosen(TIME_LAWS, self.time_law)(u)
         if self.knots:
             return on_knots(t, self.knots)
         low, high = self.interval("train")
@@ -159,6 +172,11 @@ class Transport(Section):
         if not self.size_shift or layout is None:
             return t
         return shifted_for_size(t, layout.shape, self.size_shift)
+
+    @property
+    def weighting(self) -> Callable[[Coeffs], Tensor] | None:
+        """The weight, with its settings; None where there is none."""
+        return None if self.weight == "none" else chosen(WEIGHTS, self.weight)
 
     @property
     def learning(self) -> Method:

@@ -43,15 +43,23 @@ class Dinov2(Frozen):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self.dim = self.model.config.hidden_size
+        self.dim = self.maps_dim = self.model.config.hidden_size
         self.resize = f"{RESIZES['clean'].words} to {self.side}x{self.side}"
         embeddings = self.model.embeddings
         places = dinov2_positions(embeddings.position_embeddings, self.side // self.model.config.patch_size)
         embeddings.position_embeddings = nn.Parameter(places)
 
     def read(self, pixels: Tensor) -> Features:
+        return Features(self._tokens(pixels)[:, 0])
+
+    def maps(self, pixels: Tensor) -> Tensor:
+        """(N, width, 16, 16) of patches of 14 pixels."""
+        side = self.side // self.model.config.patch_size
+        return self._tokens(pixels)[:, -(side**2) :].mT.unflatten(2, (side, side))
+
+    def _tokens(self, pixels: Tensor) -> Tensor:
         x = normalise(RESIZES["clean"].call(pixels, self.side), self.mean, self.std)
-        return Features(self.model(pixel_values=x).last_hidden_state[:, 0])
+        return self.model(pixel_values=x).last_hidden_state
 
 
 def dinov2_positions(table: Tensor, side: int) -> Tensor:

@@ -34,6 +34,7 @@ class EfficientNet(Frozen):
     """uint8 images -> pooled (N, dim) of 1280 or 112, logits (N, 1000)."""
 
     model: Any
+    maps_dim = 112
 
     def __init__(self, model: nn.Module, dim: Literal[1280, 112] = 1280):
         super().__init__()
@@ -42,14 +43,21 @@ class EfficientNet(Frozen):
         self.name = "efficientnet" if dim == 1280 else f"efficientnet-{dim}"
         self.resize = f"{RESIZES['clean'].words} to {SIDE}x{SIDE}"
 
-    def read(self, pixels: Tensor) -> Features:
+    def maps(self, pixels: Tensor) -> Tensor:
+        """(N, 112, 14, 14)."""
         net = self.model
         x = (RESIZES["clean"].call(pixels, SIDE) - 127) / 128
         x = _activated(x.contiguous(memory_format=torch.channels_last), net._conv_stem, net._bn0)
-        for place, block in enumerate(net._blocks):
+        for block in net._blocks[: LAST_112 + 1]:
             x = _block(x, block)
-            if place == LAST_112:
-                middle = x.mean((2, 3))
+        return x
+
+    def read(self, pixels: Tensor) -> Features:
+        net = self.model
+        x = self.maps(pixels)
+        middle = x.mean((2, 3))
+        for block in net._blocks[LAST_112 + 1 :]:
+            x = _block(x, block)
         pooled = _activated(x, net._conv_head, net._bn1).mean((2, 3))
         return Features(pooled if self.dim == 1280 else middle, net._fc(pooled))
 

@@ -24,6 +24,12 @@ class Frozen(nn.Module):
     dim: int
     resize: str
     classes: int | None = None
+    maps_dim: int = 0
+    """Channels of `maps`; 0 where it has none."""
+
+    def maps(self, pixels: Tensor) -> Tensor:
+        """Features at their places, (N, maps_dim, h, w), of pixels as those of `read`."""
+        raise NotImplementedError
 
     def read(self, pixels: Tensor) -> Features:
         """Features of RGB pixels (N, 3, H, W), floats of 0 to 255 in the network's own dtype and device."""
