@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ditkit.errors import InputError
-from ditkit.nn.attention import ANY, Arrangement, Over
+from ditkit.nn.attention import ANY, Arrangement, FirstValues, Over
 from ditkit.nn.packing import Rows
 from ditkit.nn.text import Words
 
@@ -49,7 +49,7 @@ class Tokens(NamedTuple):
         no token attends to. InputError where a network needs all."""
         if not self.own:
             raise InputError("this network needs all its tokens: only a DiT can leave some out")
-        mask, rotary, rows, _ = self.among  # the runs are of all tokens
+        mask, rotary, rows, first = self.among.mask, self.among.rotary, self.among.rows, self.among.first
         c = self.c
         if self.per_token:
             c = taken(c, index)
@@ -59,7 +59,10 @@ class Tokens(NamedTuple):
             rotary = _turned(rotary, places)
         if rows is not None:
             rows = rows.gather(1, index.clamp(min=0))
-        return self._replace(c=c, among=Arrangement(mask, rotary, rows))
+        if first is not None and first.values is not None:
+            first = FirstValues(taken(first.values, index))
+        # Runs and grid are of all tokens.
+        return self._replace(c=c, among=Arrangement(mask, rotary, rows, first=first))
 
     def _sequences(self, index: Tensor, mask: Tensor | None, rotary: Tensor | None) -> Tensor:
         """(B', L''): which tokens of the sequences that attend to each other `index` is."""
