@@ -20,10 +20,10 @@ from ditkit.kernels.attention import reads_runs
 from ditkit.layout import Cond
 from ditkit.lazy import loaded
 from ditkit.nn.around import Around, Tokens, alone
-from ditkit.nn.attention import Arrangement
+from ditkit.nn.attention import Arrangement, FirstValues
 from ditkit.nn.embeddings import LabelEmbedding, SizeEmbedding, TimeEmbedding, sincos_table
 from ditkit.nn.packing import Rows, check_rows, owners, packed_rows, runs, same_image, stacks, unpacked
-from ditkit.nn.patches import PatchEmbed, unpatchify
+from ditkit.nn.patches import STEM, ConvolutionalStem, PatchEmbed, unpatchify
 from ditkit.nn.positions import Axis, axis
 from ditkit.nn.registries import CONDITIONINGS
 from ditkit.nn.rotary import rotary_positions, unturned
@@ -50,21 +50,27 @@ class DiT(Plain):
         self.body_shape = BodyShape(
             input_channels=width, output_channels=width, condition_width=width, patch=patch
         )
-        self.patches = PatchEmbed(channels, patch, width, config.tubelet)
+        self.stem = ConvolutionalStem(channels) if config.stem == "convolutional" else None
+        self.patches = PatchEmbed(channels + (STEM if self.stem else 0), patch, width, config.tubelet)
         self.time = TimeEmbedding(width, config.time_scale, config.time_shift, config.time_period)
         self.label = LabelEmbedding(classes, width) if classes else None
         self.extent = SizeEmbedding(len(config.patch_sizes), width) if config.size_embedding else None
         self.conditioning = loaded(CONDITIONINGS[config.conditioning])
         self.blocks = nn.ModuleList(
-            self.conditioning.block(width, config.heads, config.mlp_ratio, config.over[k % len(config.over)])
+            self.conditioning.block(
+                width, config.heads, config.mlp_ratio, config.over[k % len(config.over)], config.parts(k)
+            )
             for k in range(config.depth)
         )
-        self.final = self.conditioning.head(width, math.prod(config.patch_sizes) * out_channels)
+        self.registers = nn.Parameter(torch.empty(config.registers, width)) if config.registers else None
+        if self.registers is not None:
+            nn.init.normal_(self.registers, std=0.02)
+        self.final = self.conditioning.head(width, math.prod(config.patch_sizes) * out_channels, config.norm)
         if text_dim:
             self.text = TextEmbedding(text_dim, width, tokens=listens, pooled=config.text_pooled)
         self.in_context = config.text == "in_context"
         self.listeners = nn.ModuleList(
-            TextAttention(width, config.heads)
+            TextAttention(width, config.heads, config.norm)
             for _ in range(config.depth if config.text == "cross_attention" else 0)
         )
 
@@ -75,10 +81,12 @@ class DiT(Plain):
     def condition(self, t: Tensor, conditions: Conditions) -> Tensor:
         """(B, D), or (B, L, D) for a time per token; of clips (B, 1, 1, D) or (B, F', 1, D). A sequence (B, N, D)
         where the conditioning makes one."""
-        if t.ndim == 2 and self.in_context:
+        if t.ndim == 2 and (self.in_context or self.config.registers):
+            what, instead = ("registers", "registers` 0")
+            if self.in_context:
+                what, instead = "a text's tokens", "text` cross_attention"
             raise InputError(
-                "a time per token or frame leaves a text's tokens without one; give one time per image or "
-                "`backbone.text` cross_attention"
+                f"a time per token or frame leaves {what} without one; give one time per image or `backbone.{instead}"
             )
         tubelet = self.config.tubelet
         if t.ndim == 2 and tubelet:
@@ -109,7 +117,7 @@ class DiT(Plain):
         if self.config.tubelet and x.ndim == 4:
             x = x[:, :, None]
         grid, width = self.patches.grid(*x.shape[2:]), self.config.width
-        tokens = self.patches(x)
+        tokens = self.patches(x if self.stem is None else self.stem(x))
         if self.config.positions == "rotary":
             # As with positions added: under autocast, too, blocks' outputs are summed in float32.
             return tokens.float()
@@ -158,8 +166,10 @@ class DiT(Plain):
         Further tokens stand behind a clip's once where all attend to all, and in every frame where frames attend
         each to itself.
         """
-        words = conditions.words if self.in_context else None
+        words, size = conditions.words if self.in_context else None, self.patches.grid(*conditions.size)
         further = [c] if self.conditioning.passes else []
+        if self.registers is not None:
+            further.append(self.registers.expand(len(h), -1, -1))
         if words is not None:
             further.append(words.tokens.to(h.dtype))
         if further and h.ndim == 4 and self.config.attention == "joint":
@@ -174,7 +184,7 @@ class DiT(Plain):
             mask = torch.cat([others, words.mask], dim=1)
             if h.ndim == 4:
                 mask = mask.repeat_interleave(h.shape[1], dim=0)  # of the frames' sequences
-        first, *rest = self._rotary(self.patches.grid(*conditions.size), h.device)
+        first, *rest = self._rotary(size, h.device)
         if first is not None:
             first = unturned(first, h.shape[-2] - own)
         known = Tokens(
@@ -184,10 +194,16 @@ class DiT(Plain):
             frames=h.shape[1] if h.ndim == 4 else 1,
             per_token=c.ndim == 3 and not self.conditioning.sequence,
         )
-        among = [Arrangement(mask, first), *(Arrangement(rotary=table) for table in rest)]
+        grid = (own // math.prod(size[-2:]), *size[-2:]) if self.config.mlp == "depthwise" else ()
+        masks = [mask, *(None for _ in rest)]
         return h, [
-            known._replace(among=a, over=over) for a, over in zip(among, self.config.over, strict=True)
+            known._replace(among=Arrangement(mask, table, grid=grid, first=self._first()), over=over)
+            for mask, table, over in zip(masks, (first, *rest), self.config.over, strict=True)
         ]
+
+    def _first(self) -> FirstValues | None:
+        """Where the first block of a kind leaves its values in a forward pass."""
+        return FirstValues() if self.config.value_residual else None
 
     def head(self, h: Tensor, c: Tensor, size: torch.Size) -> Tensor:
         return self._pixels(self.final(h, c), size)
@@ -209,15 +225,12 @@ class DiT(Plain):
         """What `forward` gives for each of N states (C, *size), of their own sizes, at times t (N,): (C', *size).
 
         `rows` says which of them share a row of tokens; cond has a row per state. InputError for rows that are not
-        each state once, and for a network whose tokens would meet others': factorised, conditioned by tokens, or with a
-        text's tokens.
+        each state once, and for a network whose tokens would meet others' or need a grid: factorised, conditioned by tokens,
+        with a text's tokens or registers, or with convolutions in its blocks.
         """
         config = self.config
-        if config.attention != "joint" or self.conditioning.sequence or config.text != "none":
-            raise InputError(
-                f"a network with attention {config.attention}, conditioning {config.conditioning} and text {config.text} "
-                "takes no packed rows; it needs joint, adaln_zero or adaln, and none (`backbone.text_pooled` is possible)"
-            )
+        if why := config.cannot("packed rows"):
+            raise InputError(why)
         check_rows(rows, len(states))
         if t.shape != (len(states),):
             raise InputError(
@@ -235,7 +248,7 @@ class DiT(Plain):
             rotary = packed_rows([table.transpose(0, 1) for table in tables if table is not None], rows)
             rotary = rotary.permute(2, 0, 1, 3)  # (2, R, L, d/2)
         apart = runs(lengths, rows, owner.device) if reads_runs(owner.device) else None
-        among = Arrangement(same_image(owner), rotary, owner.clamp(min=0), apart)
+        among = Arrangement(same_image(owner), rotary, owner.clamp(min=0), apart, first=self._first())
         c = self._combined(t, self.conditions(cond or {}, ()), sizes)  # (N, D)
         h = packed_rows(parts, rows)
         at = Tokens(c, among, own=h.shape[1], lengths=lengths, rows=rows)
