@@ -59,8 +59,8 @@ class Tokens(NamedTuple):
             rotary = _turned(rotary, places)
         if rows is not None:
             rows = rows.gather(1, index.clamp(min=0))
-        if first is not None and first.values is not None:
-            first = FirstValues(taken(first.values, index))
+        if first is not None:
+            first = FirstValues(taken(first.there(), index))
         # Runs and grid are of all tokens.
         return self._replace(c=c, among=Arrangement(mask, rotary, rows, first=first))
 

@@ -27,6 +27,14 @@ class FirstValues:
     def __init__(self, values: Tensor | None = None):
         self.values = values
 
+    def there(self) -> Tensor:
+        """The values. InputError where the block has not run on all tokens."""
+        if self.values is None:
+            raise InputError(
+                "`backbone.value_residual`: the first block has not run on all tokens; leave it and its tokens in, or give False"
+            )
+        return self.values
+
 
 class Arrangement(NamedTuple):
     """Which tokens of a sequence attend to which, and where they are; L tokens a sequence."""
@@ -88,18 +96,12 @@ class SelfAttention(nn.Module):
         return self._back(out, x.shape)
 
     def _mixed(self, v: Tensor, shape: torch.Size, first: FirstValues | None) -> Tensor:
-        """The values (B, L, H, d) that attention has, of tokens of that shape. InputError where the first block's are not there
-        for all of them."""
+        """The values (B, L, H, d) that attention has, of tokens of that shape."""
         if self.values == "first" and first is not None:
             first.values = self._back(v.flatten(2), shape)
-        if self.mix is None:
+        if self.mix is None or first is None:
             return v
-        if first is None or first.values is None or first.values.shape != shape:
-            raise InputError(
-                "`backbone.value_residual`: the first block has not run on all of these tokens; leave it and its tokens in, or "
-                "give False"
-            )
-        return self.mix[0] * v + self.mix[1] * self._sequences(first.values).unflatten(-1, (self.heads, -1))
+        return self.mix[0] * v + self.mix[1] * self._sequences(first.there()).unflatten(-1, (self.heads, -1))
 
     def _sequences(self, x: Tensor) -> Tensor:
         """Tokens as the sequences that attend each to itself, (B', L', width)."""
