@@ -42,6 +42,7 @@ Row = dict[str, str]
 WIDTH = {"width": 16, "heads": 2, "depth": 4}
 DIT = {"kind": "DiT", "patch": 4, **WIDTH}
 CLIPS = DIT | {"tubelet": 1}
+PARTS = {"norm": "rms", "qk_norm": True, "value_residual": True, "stem": "convolutional"}
 MDM = {
     "kind": "MDM",
     "widths": (32, 32),
@@ -65,6 +66,17 @@ KINDS: dict[str, dict[str, Any]] = {
     "DiT with text among its tokens": CLIPS | {"text": "in_context"},
     "DiT attending to text": CLIPS | {"text": "cross_attention", "text_pooled": True},
     "DiT with pooled text": CLIPS | {"text_pooled": True},
+    "DiT of other parts": DIT | PARTS | {"mlp": "swiglu"},
+    "DiT with convolutions and registers": DIT | {"mlp": "depthwise", "registers": 2},
+    "DiT of clips of other parts": CLIPS
+    | PARTS
+    | {
+        "mlp": "depthwise",
+        "registers": 2,
+        "attention": "factorised",
+        "positions": "rotary",
+        "text": "cross_attention",
+    },
     "UNet": {"kind": "UNet", "width": 16, "multipliers": (1, 2), "depth": 1},
     "MDM": MDM,
     "Matryoshka of DiT": {"kind": "Matryoshka", "inner": DIT, "levels": (LEVEL,)},

@@ -20,10 +20,10 @@ from ditkit.nn.blocks import (
     Block,
     CrossAttentionBlock,
     Head,
-    TanhGelu,
     modulated_norm,
 )
 from ditkit.nn.embeddings import sincos_positions, sincos_table, sinusoid
+from ditkit.nn.mlps import TanhGelu
 from ditkit.nn.patches import PatchEmbed, unpatchify
 from ditkit.nn.registries import CONDITIONINGS
 

@@ -284,7 +284,10 @@ def test_a_step_of_each_of_a_study_s_recipes(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(STUDIES, "mine", SimpleNamespace(cells=lambda: cells))
     main(["bench", "--study", "mine", "--rounds", "2", "--out", str(tmp_path / "steps.json")])
     rows = json.loads((tmp_path / "steps.json").read_text())["rows"]
-    assert [(row["cell"], row["batch"], len(row["times_ms"])) for row in rows] == [("base", 4, 2), ("twice", 8, 2)]
+    assert [(row["cell"], row["batch"], len(row["times_ms"])) for row in rows] == [
+        ("base", 4, 2),
+        ("twice", 8, 2),
+    ]
     assert rows[0]["cost"] == 1
     ratios = [twice / base / 2 for base, twice in zip(rows[0]["times_ms"], rows[1]["times_ms"], strict=True)]
     assert rows[1]["cost"] == pytest.approx(median(ratios))

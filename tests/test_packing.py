@@ -122,12 +122,15 @@ def test_images_of_one_size_that_follow_each_other_are_computed_at_once():
         {"tubelet": 1, "attention": "factorised"},
         {"text": "cross_attention", "text_dim": DIM},
         {"text": "in_context", "text_dim": DIM},
+        {"registers": 2},
+        {"mlp": "depthwise"},
     ],
     ids=str,
 )
 def test_errors_of_networks_whose_tokens_would_meet(fields):
     with pytest.raises(
-        InputError, match="takes no packed rows; it needs joint, adaln_zero or adaln, and none"
+        InputError,
+        match=r"takes no packed rows; give `backbone\.(attention|conditioning|text|registers|mlp)` ",
     ):
         network(**fields).packed(*inputs())
 

@@ -37,6 +37,9 @@ LEVELS = MatryoshkaConfig(
     levels=(OuterLevel(widths=(32,), depth=(1,), patch=2),),
 )
 SMALL = {"width": 24, "depth": 2, "heads": 2}
+PARTS = {
+    "depth": 3, "norm": "rms", "qk_norm": True, "mlp": "depthwise", "value_residual": True, "registers": 3, "stem": "convolutional",
+}  # fmt: skip
 STEPS = {
     "images": 200, "batch": 10, "schedule": "constant", "warmup_images": 0, "lr": 1e-3, "log_images": 50,
     "checkpoint_images": 100, "preview_images": 0, "validate_images": 0, "compile": "off", "precision": "fp32", "clip": 0.5,
@@ -52,6 +55,7 @@ def recipes(colours=Path("colours")):
         "frozen": digits.replace(train={"freeze": ("blocks.0.*",), "checkpoint_blocks": 1, "micro_batch": 2}),
         "term": digits.replace(train={"terms": ("sra",)}),
         "compared": digits.replace(train={"terms": ("contrastive", "dispersive:group=4"), "micro_batch": 4}),
+        "parts": digits.replace(backbone=PARTS, train={"micro_batch": 2, "checkpoint_blocks": 2}),
         "averages": digits.replace(
             train={
                 "averages": ("half_life:images=50", "power:width=0.05", "power:width=0.1"),

@@ -31,12 +31,15 @@ def words(**backbone) -> Recipe:
 
 
 CLIPS = {"frames": 4, "size": 8}
+PARTS = {"norm": "rms", "qk_norm": True, "value_residual": True, "stem": "convolutional"}
 TRAININGS = {
     "velocity": small(),
     "learned variance": small(transport=Transport(path="ddpm", predict="noise", variance="learned")),
     "cosine, data": small(transport=Transport(path="cosine", predict="data", loss="velocity")),
     "rotary": small(backbone={"positions": "rotary"}),
     "size embedding": small(backbone={"size_embedding": True}),
+    "other parts": small(backbone=PARTS | {"mlp": "swiglu", "registers": 2, "positions": "rotary"}),
+    "clips, other parts": small("moving-digits", data=CLIPS, backbone=PARTS | {"mlp": "depthwise"}),
     "in context": small(backbone={"conditioning": "in_context", "positions": "rotary"}),
     "cross-attention": small(backbone={"conditioning": "cross_attention"}),
     "text": words(),

@@ -19,7 +19,13 @@ from ditkit.objectives import ROUTINGS, TERMS, group_of
 from ditkit.sampling import SAMPLERS, respaced
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ditkit.nn.around import Around
     from ditkit.recipe import Recipe
+
+FEW = 4
+"""Tokens that a routing is tried on."""
 
 
 class Need(NamedTuple):
@@ -60,7 +66,12 @@ NEEDS = (
         "use variance fixed",
     ),
     Need("packed rows", lambda r: "train.packed" * r.train.packed, "leave train.packed out"),
-    Need("routing", lambda r: _extras(r), "leave it out"),
+    Need("terms", lambda r: _comparing_blocks(r), "leave it out"),
+    Need(
+        "routing",
+        lambda r: f"train.routing {r.train.routing}" * (name_of(r.train.routing) != "none"),
+        "leave it out",
+    ),
 )
 
 
@@ -81,12 +92,10 @@ def refusals(recipe: Recipe) -> Iterator[str]:
     yield from _sampling(recipe)
 
 
-def _extras(recipe: Recipe) -> str:
-    """What is put around the blocks in training, by its fields."""
-    routing = recipe.train.routing
-    if terms := [choice for choice in recipe.train.terms if loaded(TERMS[name_of(choice)]).alike]:
-        return f"train.terms {' '.join(terms)}"
-    return f"train.routing {routing}" * (name_of(routing) != "none")
+def _comparing_blocks(recipe: Recipe) -> str:
+    """The terms for which all blocks have to work on the same tokens."""
+    terms = [choice for choice in recipe.train.terms if loaded(TERMS[name_of(choice)]).alike]
+    return f"train.terms {' '.join(terms)}" if terms else ""
 
 
 def _levels(recipe: Recipe) -> Iterator[str]:
@@ -224,9 +233,30 @@ def _blocks(recipe: Recipe) -> Iterator[str]:
     if name_of(recipe.train.routing) == "none" or not recipe.backbone.uniform:
         return
     try:
-        chosen(ROUTINGS, recipe.train.routing)(torch.zeros(1, 1), recipe.backbone.depth)  # type: ignore[attr-defined]
+        routing = chosen(ROUTINGS, recipe.train.routing)(torch.zeros(1, FEW), recipe.backbone.depth)  # type: ignore[attr-defined]
     except InputError as error:
         yield str(error)
+        return
+    for k in recipe.backbone.whole_blocks:
+        if _leaves_out(routing, k):
+            yield (
+                f"train.routing {recipe.train.routing} leaves tokens out of block {k}, whose values backbone.value_residual mixes "
+                "into later ones; route later blocks (`first`), or give `backbone.value_residual` False"
+            )
+
+
+def _leaves_out(routing: Around, k: int) -> bool:
+    """Whether block k gets fewer tokens than there are."""
+    from ditkit.nn.around import Tokens
+
+    counts = []
+
+    def run(h: Tensor, at: Tokens) -> Tensor:
+        counts.append(h.shape[1])
+        return h
+
+    routing(k, run, torch.zeros(1, FEW, 1), Tokens(torch.zeros(1, 1), own=FEW))
+    return counts != [FEW]
 
 
 def _adapted(recipe: Recipe) -> Iterator[str]:

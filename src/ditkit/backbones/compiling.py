@@ -82,8 +82,8 @@ def _rounded(count: float) -> str:
 
 
 def _kinds(net: Backbone) -> int:
-    """How many kinds of blocks there are."""
-    return len({tuple(p.shape for p in block.parameters()) for block in net.blocks})
+    """How many kinds of blocks there are, by their matrices: a few numbers more make no other kind."""
+    return len({tuple(p.shape for p in block.parameters() if p.ndim > 1) for block in net.blocks})
 
 
 def _parameters(net: Backbone) -> int:

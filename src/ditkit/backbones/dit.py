@@ -19,10 +19,10 @@ from ditkit.errors import InputError
 from ditkit.layout import Cond
 from ditkit.lazy import loaded
 from ditkit.nn.around import Around, Tokens, alone
-from ditkit.nn.attention import Arrangement
+from ditkit.nn.attention import Arrangement, FirstValues
 from ditkit.nn.embeddings import LabelEmbedding, SizeEmbedding, TimeEmbedding, sincos_table
 from ditkit.nn.packing import owners, runs, stacks
-from ditkit.nn.patches import PatchEmbed, unpatchify
+from ditkit.nn.patches import STEM, ConvolutionalStem, PatchEmbed, unpatchify
 from ditkit.nn.positions import Axis, axis
 from ditkit.nn.registries import CONDITIONINGS
 from ditkit.nn.rotary import rotary_positions, unturned
@@ -49,21 +49,27 @@ class DiT(Plain):
         self.body_shape = BodyShape(
             input_channels=width, output_channels=width, condition_width=width, patch=patch
         )
-        self.patches = PatchEmbed(channels, patch, width, config.tubelet)
+        self.stem = ConvolutionalStem(channels) if config.stem == "convolutional" else None
+        self.patches = PatchEmbed(channels + (STEM if self.stem else 0), patch, width, config.tubelet)
         self.time = TimeEmbedding(width, config.time_scale, config.time_shift, config.time_period)
         self.label = LabelEmbedding(classes, width) if classes else None
         self.extent = SizeEmbedding(len(config.patch_sizes), width) if config.size_embedding else None
         self.conditioning = loaded(CONDITIONINGS[config.conditioning])
         self.blocks = nn.ModuleList(
-            self.conditioning.block(width, config.heads, config.mlp_ratio, config.over[k % len(config.over)])
+            self.conditioning.block(
+                width, config.heads, config.mlp_ratio, config.over[k % len(config.over)], config.parts(k)
+            )
             for k in range(config.depth)
         )
-        self.final = self.conditioning.head(width, math.prod(config.patch_sizes) * out_channels)
+        self.registers = nn.Parameter(torch.empty(config.registers, width)) if config.registers else None
+        if self.registers is not None:
+            nn.init.normal_(self.registers, std=0.02)
+        self.final = self.conditioning.head(width, math.prod(config.patch_sizes) * out_channels, config.norm)
         if text_dim:
             self.text = TextEmbedding(text_dim, width, tokens=listens, pooled=config.text_pooled)
         self.in_context = config.text == "in_context"
         self.listeners = nn.ModuleList(
-            TextAttention(width, config.heads)
+            TextAttention(width, config.heads, config.norm)
             for _ in range(config.depth if config.text == "cross_attention" else 0)
         )
 
@@ -74,10 +80,12 @@ class DiT(Plain):
     def condition(self, t: Tensor, conditions: Conditions) -> Tensor:
         """(B, D), or (B, L, D) for a time per token; of clips (B, 1, 1, D) or (B, F', 1, D). A sequence (B, N, D)
         where the conditioning makes one."""
-        if t.ndim == 2 and self.in_context:
+        if t.ndim == 2 and (self.in_context or self.config.registers):
+            what, instead = ("registers", "registers` 0")
+            if self.in_context:
+                what, instead = "a text's tokens", "text` cross_attention"
             raise InputError(
-                "a time per token or frame leaves a text's tokens without one; give one time per image or "
-                "`backbone.text` cross_attention"
+                f"a time per token or frame leaves {what} without one; give one time per image or `backbone.{instead}"
             )
         tubelet = self.config.tubelet
         if t.ndim == 2 and tubelet:
@@ -108,7 +116,7 @@ class DiT(Plain):
         if self.config.tubelet and x.ndim == 4:
             x = x[:, :, None]
         grid, width = self.patches.grid(*x.shape[2:]), self.config.width
-        tokens = self.patches(x)
+        tokens = self.patches(x if self.stem is None else self.stem(x))
         if self.config.positions == "rotary":
             # As with positions added: under autocast, too, blocks' outputs are summed in float32.
             return tokens.float()
@@ -157,8 +165,10 @@ class DiT(Plain):
         Further tokens stand behind a clip's once where all attend to all, and in every frame where frames attend
         each to itself.
         """
-        words = conditions.words if self.in_context else None
+        words, size = conditions.words if self.in_context else None, self.patches.grid(*conditions.size)
         further = [c] if self.conditioning.passes else []
+        if self.registers is not None:
+            further.append(self.registers.expand(len(h), -1, -1))
         if words is not None:
             further.append(words.tokens.to(h.dtype))
         if further and h.ndim == 4 and self.config.attention == "joint":
@@ -173,7 +183,7 @@ class DiT(Plain):
             mask = torch.cat([others, words.mask], dim=1)
             if h.ndim == 4:
                 mask = mask.repeat_interleave(h.shape[1], dim=0)  # of the frames' sequences
-        first, *rest = self._rotary(self.patches.grid(*conditions.size), h.device)
+        first, *rest = self._rotary(size, h.device)
         if first is not None:
             first = unturned(first, h.shape[-2] - own)
         known = Tokens(
@@ -183,10 +193,16 @@ class DiT(Plain):
             frames=h.shape[1] if h.ndim == 4 else 1,
             per_token=c.ndim == 3 and not self.conditioning.sequence,
         )
-        among = [Arrangement(mask, first), *(Arrangement(rotary=table) for table in rest)]
+        grid = (own // math.prod(size[-2:]), *size[-2:]) if self.config.mlp == "depthwise" else ()
+        masks = [mask, *(None for _ in rest)]
         return h, [
-            known._replace(among=a, over=over) for a, over in zip(among, self.config.over, strict=True)
+            known._replace(among=Arrangement(mask, table, grid=grid, first=self._first()), over=over)
+            for mask, table, over in zip(masks, (first, *rest), self.config.over, strict=True)
         ]
+
+    def _first(self) -> FirstValues | None:
+        """Where the first block of a kind leaves its values in a forward pass."""
+        return FirstValues() if self.config.value_residual else None
 
     def head(self, h: Tensor, c: Tensor, size: torch.Size) -> Tensor:
         return self._pixels(self.final(h, c), size)
@@ -201,15 +217,12 @@ class DiT(Plain):
     ) -> list[Tensor]:
         """What `forward` gives for each of N states (C, *size), of their own sizes, at times t (N,): (C', *size).
 
-        All their tokens are one sequence; cond has a row per state. InputError for a network whose tokens would meet
-        others': factorised, conditioned by tokens, or with a text's tokens.
+        All their tokens are one sequence; cond has a row per state. InputError for a network whose tokens would meet others'
+        or need a grid: factorised, conditioned by tokens, with a text's tokens or registers, or with convolutions in its blocks.
         """
         config = self.config
-        if config.attention != "joint" or self.conditioning.sequence or config.text != "none":
-            raise InputError(
-                f"a network with attention {config.attention}, conditioning {config.conditioning} and text {config.text} "
-                "takes no packed rows; it needs joint, adaln_zero or adaln, and none (`backbone.text_pooled` is possible)"
-            )
+        if why := config.cannot("packed rows"):
+            raise InputError(why)
         if t.shape != (len(states),):
             raise InputError(
                 f"t of shape {tuple(t.shape)} for {len(states)} packed states: give one time each"
@@ -224,7 +237,8 @@ class DiT(Plain):
             known = {size: self._rotary(self.patches.grid(*size), t.device)[0] for size in set(sizes)}
             tables = [table[:, None] for size in sizes if (table := known[size]) is not None]
             rotary = torch.cat(tables, dim=2)  # (2, 1, L, d/2)
-        among = Arrangement(None, rotary, owners(lengths, t.device), runs(lengths, t.device))
+        owner, apart = owners(lengths, t.device), runs(lengths, t.device)
+        among = Arrangement(None, rotary, owner, apart, first=self._first())
         c = self._combined(t, self.conditions(cond or {}, ()), sizes)  # (N, D)
         h = self._through(h, [Tokens(c, among, own=h.shape[1], lengths=lengths)], around or alone)
         counts = [tokens.shape[0] * tokens.shape[1] for tokens in embedded]

@@ -20,12 +20,13 @@ from ditkit.errors import InputError
 from ditkit.kernels.maps import on_planes
 from ditkit.lazy import loaded
 from ditkit.nn.around import Around, Tokens, alone
-from ditkit.nn.blocks import Mlp, Modulation, modulated_norm
+from ditkit.nn.blocks import Modulation, modulated_norm
 from ditkit.nn.convolutions import Shuffle, Unshuffle, embedding_conv, xavier_conv, zero_conv
 from ditkit.nn.depthwise_mlp import DepthwiseMlp, ReparameterisedMlp
 from ditkit.nn.downsampled import GridBlock
 from ditkit.nn.embeddings import LabelEmbedding, SideBySide, TimeEmbedding
 from ditkit.nn.linear import dense
+from ditkit.nn.mlps import Mlp
 from ditkit.nn.registries import ATTENTIONS
 from ditkit.nn.rotary import check_rotary
 from ditkit.nn.sizes import check_halvings

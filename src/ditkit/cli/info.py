@@ -164,6 +164,9 @@ def _recipe(command: RecipeCommand) -> Iterator[str]:
         yield f"  text        {recipe.text.id}, {recipe.text.length} tokens of {recipe.text.dim} channels"
     batches = f"batches of {train.batch}" if train.tokens is None else f"batches of {train.tokens:,} tokens"
     yield f"  training    {train.images:,} {'clips' if length else 'images'} in {batches}"
+    if isinstance(recipe.backbone, DiTConfig) and recipe.backbone.ingredients:
+        chosen = (f"{name} {value}" for name, value in recipe.backbone.ingredients.items())
+        yield f"  blocks      {', '.join(chosen).replace('_', '-')}"
     found, sampled = recipe_cost(recipe), recipe_cost(recipe, fused=True)
     downsampled = isinstance(recipe.backbone, UDiTConfig) and recipe.backbone.attention != "full"
     full = recipe.replace(backbone={"attention": "full"}) if downsampled else None

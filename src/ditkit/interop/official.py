@@ -268,6 +268,8 @@ def official_kind(recipe: Recipe) -> Kind:
         raise InputError(
             f"{recipe.name}: the released networks are of images, with added positions and without a size embedding"
         )
+    for field, value in config.ingredients.items():
+        raise InputError(f"{recipe.name}: no block of the released networks has backbone.{field} {value}")
     if not recipe.data.classes:
         raise InputError(f"{recipe.name}: the released networks have classes, this one has none")
     clock = (config.time_scale, config.time_shift)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ditkit.errors import InputError
-from ditkit.nn.attention import ANY, Arrangement, Over
+from ditkit.nn.attention import ANY, Arrangement, FirstValues, Over
 from ditkit.nn.packing import runs
 from ditkit.nn.text import Words
 
@@ -47,7 +47,7 @@ class Tokens(NamedTuple):
         several images. InputError where a network needs all."""
         if not self.own:
             raise InputError("this network needs all its tokens: only a DiT can leave some out")
-        mask, rotary, rows, apart = self.among
+        mask, rotary, rows, apart, _, first = self.among
         c = self.c
         if self.per_token:
             c = taken(c, index)
@@ -57,7 +57,10 @@ class Tokens(NamedTuple):
             rotary = _turned(rotary, places)
         if rows is not None:
             rows, apart = rows.gather(1, index), runs(lengths, index.device)
-        return self._replace(c=c, among=Arrangement(mask, rotary, rows, apart), lengths=lengths)
+        if first is not None:
+            first = FirstValues(taken(first.there(), index))
+        among = Arrangement(mask, rotary, rows, apart, first=first)  # a grid is of all tokens
+        return self._replace(c=c, among=among, lengths=lengths)
 
     def _sequences(self, index: Tensor, mask: Tensor | None, rotary: Tensor | None) -> Tensor:
         """(B', L''): which tokens of the sequences that attend to each other `index` is."""

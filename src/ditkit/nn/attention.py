@@ -7,14 +7,33 @@ in different blocks.
 
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
 from ditkit.kernels.attention import Runs, attend
 from ditkit.kernels.rotation import rotate
 from ditkit.nn.linear import dense
+from ditkit.nn.norms import HeadNorm
+from ditkit.nn.parts import PLAIN, Parts
 
 Over = Literal["joint", "space", "time"]
+
+
+class FirstValues:
+    """The values of a network's first block, or its first of each kind, from when it has run: as its tokens, (B, L, width) or of
+    a clip (B, F, S, width)."""
+
+    def __init__(self, values: Tensor | None = None):
+        self.values = values
+
+    def there(self) -> Tensor:
+        """The values. InputError where the block has not run on all tokens."""
+        if self.values is None:
+            raise InputError(
+                "`backbone.value_residual`: the first block has not run on all tokens; leave it and its tokens in, or give False"
+            )
+        return self.values
 
 
 class Arrangement(NamedTuple):
@@ -28,6 +47,10 @@ class Arrangement(NamedTuple):
     """(1, L), of tokens of several images in one sequence (`nn/packing.py`): which row of c conditions each."""
     runs: Runs | None = None
     """Of such tokens: the runs that attend each to itself."""
+    grid: tuple[int, ...] = ()
+    """(frames, rows, columns) that the first tokens of what a block works on (B, L, D), or (B, F, S, D), fill; where it is read."""
+    first: FirstValues | None = None
+    """What the first block keeps for later ones, where they mix it into their own values."""
 
 
 ANY = Arrangement()
@@ -44,34 +67,59 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention: (B, L, width) -> (B, L, width), all tokens to all; of a clip (B, F, S, width) ->
     (B, F, S, width), all to all, within each frame or along time at each place, as `over` says.
 
-    One projection gives queries, keys and values, in that order, each head-major.
+    One projection gives queries, keys and values, in that order, each head-major. `parts` says whether queries and keys are
+    normed, before they are turned, and whether the values are mixed with the first block's: λ1 v + λ2 v_first, both learned
+    and 1/2 at first (Zhou et al., "Value Residual Learning", 2024).
     """
 
-    def __init__(self, width: int, heads: int, over: Over = "joint"):
+    def __init__(self, width: int, heads: int, over: Over = "joint", parts: Parts = PLAIN):
         super().__init__()
         check_heads(width, heads)
-        self.heads, self.over = heads, over
+        self.heads, self.over, self.values = heads, over, parts.values
         self.qkv = dense(width, 3 * width)
         self.proj = dense(width, width)
+        self.q_norm = HeadNorm(width // heads) if parts.qk_norm else None
+        self.k_norm = HeadNorm(width // heads) if parts.qk_norm else None
+        self.mix = nn.Parameter(torch.full((2,), 0.5)) if parts.values == "mixed" else None
 
     def forward(self, x: Tensor, at: Arrangement = ANY) -> Tensor:
-        """`at` is of the sequences that attend: in a clip all tokens, those of a frame, or those of a place."""
-        if x.ndim == 3:
-            return self.sequences(x, at)
-        if self.over == "joint":
-            return self.sequences(x.flatten(1, 2), at).view(x.shape)
-        if self.over == "space":
-            return self.sequences(x.flatten(0, 1), at).view(x.shape)
-        along = x.transpose(1, 2)  # (B, S, F, D)
-        return self.sequences(along.flatten(0, 1), at).view(along.shape).transpose(1, 2)
-
-    def sequences(self, x: Tensor, at: Arrangement) -> Tensor:
-        """(B, L, width) -> (B, L, width). Angles are float32, under autocast too."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, L, H, d)
+        """`at` is of the sequences that attend: in a clip all tokens, those of a frame, or those of a place. Norms and angles
+        are float32, under autocast too."""
+        q, k, v = self.qkv(self._sequences(x)).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, L, H, d)
+        v = self._mixed(v, x.shape, at.first)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         if at.rotary is not None:
-            q, k = rotate(q, at.rotary).to(v.dtype), rotate(k, at.rotary).to(v.dtype)
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        return self.proj(attend(q, k, v, mask=at.mask, runs=at.runs).transpose(1, 2).flatten(2))
+            q, k = rotate(q, at.rotary), rotate(k, at.rotary)
+        q, k, v = (part.to(v.dtype).transpose(1, 2) for part in (q, k, v))
+        out = self.proj(attend(q, k, v, mask=at.mask, runs=at.runs).transpose(1, 2).flatten(2))
+        return self._back(out, x.shape)
+
+    def _mixed(self, v: Tensor, shape: torch.Size, first: FirstValues | None) -> Tensor:
+        """The values (B, L, H, d) that attention has, of tokens of that shape."""
+        if self.values == "first" and first is not None:
+            first.values = self._back(v.flatten(2), shape)
+        if self.mix is None or first is None:
+            return v
+        return self.mix[0] * v + self.mix[1] * self._sequences(first.there()).unflatten(-1, (self.heads, -1))
+
+    def _sequences(self, x: Tensor) -> Tensor:
+        """Tokens as the sequences that attend each to itself, (B', L', width)."""
+        if x.ndim == 3:
+            return x
+        return (
+            x.flatten(1, 2)
+            if self.over == "joint"
+            else (x.transpose(1, 2) if self.over == "time" else x).flatten(0, 1)
+        )
+
+    def _back(self, x: Tensor, shape: torch.Size) -> Tensor:
+        """Sequences as tokens of that shape."""
+        if len(shape) == 3:
+            return x
+        if self.over == "time":
+            return x.view(shape[0], shape[2], shape[1], shape[3]).transpose(1, 2)
+        return x.view(shape)
 
 
 class CrossAttention(nn.Module):

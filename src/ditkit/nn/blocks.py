@@ -3,7 +3,7 @@
 A block maps tokens, (B, L, D) or of a clip (B, F, S, D), and their condition c, made of time and label, to tokens; an
 `Arrangement` says which tokens attend to which, and where they are. A `Conditioning` chooses the block, how c is made,
 the last layer that goes with it, and whether c passes through the blocks as further tokens; each has a line in
-`ditkit.nn.registries.CONDITIONINGS`.
+`ditkit.nn.registries.CONDITIONINGS`. What else a block is made of, its norms and MLP among it, `Parts` says.
 
 The paper's counts leave open whether the norms of the two that are not adaptive have parameters, and
 whether cross-attention has a norm of its own. Here no norm has parameters, so that the four differ by their
@@ -15,26 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
-from ditkit.kernels.pointwise import take_rows, tanh_gelu
+from ditkit.kernels.pointwise import take_rows
 from ditkit.nn.attention import ANY, Arrangement, CrossAttention, Over, SelfAttention
-from ditkit.nn.linear import dense, zero_dense
-
-NORM_EPS = 1e-6
-
-
-class TanhGelu(nn.Module):
-    """GELU in its tanh form."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return tanh_gelu(x)
-
-
-class Mlp(nn.Sequential):
-    """Linear, GELU (tanh form), Linear; the hidden layer is `ratio` times as wide."""
-
-    def __init__(self, width: int, ratio: float):
-        hidden = int(width * ratio)
-        super().__init__(dense(width, hidden), TanhGelu(), dense(hidden, width))
+from ditkit.nn.linear import zero_dense
+from ditkit.nn.mlps import MLPS
+from ditkit.nn.norms import NORMS, norm
+from ditkit.nn.parts import PLAIN, Norm, Parts
 
 
 class Modulation(nn.Module):
@@ -57,53 +43,54 @@ class Modulation(nn.Module):
         return vectors.chunk(self.n, dim=-1)
 
 
-def norm(x: Tensor) -> Tensor:
-    """Layer norm without parameters of its own."""
-    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
+def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x · (1 + scale) + shift."""
+    return x * (1 + scale) + shift
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """norm(x) · (1 + scale) + shift."""
-    return norm(x) * (1 + scale) + shift
+    return modulated(norm(x), shift, scale)
 
 
 class Block(nn.Module):
     """A ViT's block, pre-norm: self-attention, then the MLP. It reads nothing but its tokens."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, over: Over = "joint"):
+    def __init__(self, width: int, heads: int, mlp_ratio: float, over: Over = "joint", parts: Parts = PLAIN):
         super().__init__()
-        self.attention = SelfAttention(width, heads, over)
-        self.mlp = Mlp(width, mlp_ratio)
+        self.norm = NORMS[parts.norm]
+        self.attention = SelfAttention(width, heads, over, parts)
+        self.mlp = MLPS[parts.mlp](width, mlp_ratio)
 
     def forward(self, x: Tensor, c: Tensor, at: Arrangement = ANY) -> Tensor:
-        x = x + self.attention(norm(x), at)
-        return x + self.mlp(norm(x))
+        x = x + self.attention(self.norm(x), at)
+        return x + self.mlp(self.norm(x), at)
 
 
 class CrossAttentionBlock(Block):
     """Between the two, attention to the condition, a sequence (B, M, D) of any length."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, over: Over = "joint"):
-        super().__init__(width, heads, mlp_ratio, over)
+    def __init__(self, width: int, heads: int, mlp_ratio: float, over: Over = "joint", parts: Parts = PLAIN):
+        super().__init__(width, heads, mlp_ratio, over, parts)
         self.cross = CrossAttention(width, heads)
 
     def forward(self, x: Tensor, c: Tensor, at: Arrangement = ANY) -> Tensor:
-        x = x + self.attention(norm(x), at)
-        x = x + self.cross(norm(x), c)
-        return x + self.mlp(norm(x))
+        x = x + self.attention(self.norm(x), at)
+        x = x + self.cross(self.norm(x), c)
+        return x + self.mlp(self.norm(x), at)
 
 
 class AdaLNBlock(Block):
     """The condition sets shift and scale of both norms; at the start they are plain norms."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, over: Over = "joint"):
-        super().__init__(width, heads, mlp_ratio, over)
+    def __init__(self, width: int, heads: int, mlp_ratio: float, over: Over = "joint", parts: Parts = PLAIN):
+        super().__init__(width, heads, mlp_ratio, over, parts)
         self.modulation = Modulation(width, 4)
 
     def forward(self, x: Tensor, c: Tensor, at: Arrangement = ANY) -> Tensor:
         shift1, scale1, shift2, scale2 = self.modulation(c, at.rows)
-        x = x + self.attention(modulated_norm(x, shift1, scale1), at)
-        return x + self.mlp(modulated_norm(x, shift2, scale2))
+        x = x + self.attention(modulated(self.norm(x), shift1, scale1), at)
+        return x + self.mlp(modulated(self.norm(x), shift2, scale2), at)
 
 
 class AdaLNZeroBlock(Block):
@@ -112,38 +99,40 @@ class AdaLNZeroBlock(Block):
     With zero gates every block starts as the identity (DiT paper, figure 3).
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, over: Over = "joint"):
-        super().__init__(width, heads, mlp_ratio, over)
+    def __init__(self, width: int, heads: int, mlp_ratio: float, over: Over = "joint", parts: Parts = PLAIN):
+        super().__init__(width, heads, mlp_ratio, over, parts)
         self.modulation = Modulation(width, 6)
 
     def forward(self, x: Tensor, c: Tensor, at: Arrangement = ANY) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c, at.rows)
-        x = x + gate1 * self.attention(modulated_norm(x, shift1, scale1), at)
-        return x + gate2 * self.mlp(modulated_norm(x, shift2, scale2))
+        x = x + gate1 * self.attention(modulated(self.norm(x), shift1, scale1), at)
+        return x + gate2 * self.mlp(modulated(self.norm(x), shift2, scale2), at)
 
 
 class Head(nn.Module):
     """The last layer of a network that is not adaptive: norm, then a linear map that starts at 0."""
 
-    def __init__(self, width: int, features: int):
+    def __init__(self, width: int, features: int, norm: Norm = "layer"):
         super().__init__()
+        self.norm = NORMS[norm]
         self.linear = zero_dense(width, features)
 
     def forward(self, x: Tensor, c: Tensor, at: Arrangement = ANY) -> Tensor:
-        return self.linear(norm(x))
+        return self.linear(self.norm(x))
 
 
 class AdaLNHead(nn.Module):
     """The last layer of the adaptive-norm networks: modulated norm, then a linear map that starts at 0."""
 
-    def __init__(self, width: int, features: int):
+    def __init__(self, width: int, features: int, norm: Norm = "layer"):
         super().__init__()
+        self.norm = NORMS[norm]
         self.modulation = Modulation(width, 2)
         self.linear = zero_dense(width, features)
 
     def forward(self, x: Tensor, c: Tensor, at: Arrangement = ANY) -> Tensor:
         shift, scale = self.modulation(c, at.rows)
-        return self.linear(modulated_norm(x, shift, scale))
+        return self.linear(modulated(self.norm(x), shift, scale))
 
 
 def summed(time: Tensor, *others: Tensor) -> Tensor:

@@ -55,6 +55,13 @@ class DepthwiseConv(nn.Conv2d):
         return depthwise(x, self.weight, self.bias)
 
 
+def zero_depthwise(channels: int, kernel: int) -> DepthwiseConv:
+    """One that starts at zero: what it adds is absent until it is learned."""
+    layer = DepthwiseConv(channels, kernel)
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
 class ResidualBlock(nn.Module):
     """Two 3 × 3 convolutions beside a shortcut; the condition scales and shifts what lies between
     (ADM's block: Dhariwal & Nichol, 2021, section 3.1).

@@ -9,11 +9,36 @@ added elsewhere.
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
+from ditkit.nn.convolutions import xavier_conv
 from ditkit.nn.sizes import image_size, patch_sizes
+
+STEM = 32
+"""Channels that a convolutional stem adds to those of a state."""
+
+
+class ConvolutionalStem(nn.Module):
+    """The state and beside it what two 3 × 3 convolutions with SiLU make of it, pixel by pixel: (B, C, H, W) ->
+    (B, C + 32, H, W), the frames of a clip (B, C, F, H, W) one by one (Xiao et al., "Early Convolutions Help Transformers See
+    Better", 2021).
+
+    Differs: of stride 1, since patches follow; and the state itself goes on, too, so that no noise level has to pass SiLU.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first, self.second = xavier_conv(channels, STEM, 3), xavier_conv(STEM, STEM, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = x.transpose(1, 2).flatten(0, 1) if x.ndim == 5 else x
+        h = F.silu(self.second(F.silu(self.first(frames))))
+        if x.ndim == 5:
+            h = h.unflatten(0, (len(x), -1)).transpose(1, 2)
+        return torch.cat([x, h], dim=1)
 
 
 class PatchEmbed(nn.Module):

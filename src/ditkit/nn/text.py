@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from ditkit.errors import InputError
 from ditkit.layout import Cond
 from ditkit.nn.attention import CrossAttention
-from ditkit.nn.blocks import TanhGelu, norm
 from ditkit.nn.linear import dense, zero_dense
+from ditkit.nn.mlps import TanhGelu
+from ditkit.nn.norms import NORMS, norm
+from ditkit.nn.parts import Norm
 
 TOKENS, MASK, POOLED = "text", "text_mask", "text_pooled"
 
@@ -93,13 +95,14 @@ class TextEmbedding(TextReader):
 class TextAttention(nn.Module):
     """Tokens (B, L, D), or of a clip (B, F, S, D), listen to words: x + attention(norm(x), words). Starts as the identity."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, norm: Norm = "layer"):
         super().__init__()
+        self.norm = NORMS[norm]
         self.attention = CrossAttention(width, heads)
         self.attention.proj = zero_dense(width, width)
 
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        return x + self.attention(norm(x), tokens, mask)
+        return x + self.attention(self.norm(x), tokens, mask)
 
 
 def _projection(dim: int, width: int) -> nn.Sequential:

@@ -28,6 +28,7 @@ Ability = Literal[
     "times of parts",
     "packed rows",
     "routing",
+    "terms",
     "learned variance",
 ]
 """What a recipe can ask of a network."""
@@ -55,13 +56,15 @@ class BackboneSection(Section):
         A recipe that asks for it is refused in these words. By default a network takes images only.
         """
         kind = f"backbone.kind {self.kind}"
+        different = f"{kind} has blocks that work on different tokens; take a DiT"
         reasons: dict[Ability, str] = {
             "clips": f"{kind} is a network of images; take a DiT with `backbone.tubelet` 1 or more",
             "text": f"{kind} takes no text; take a DiT or an MDM",
             "levels": f"{kind} works on one resolution; take a Matryoshka",
             "times of parts": f"{kind} has one time per image; take a DiT",
             "packed rows": f"{kind} takes no packed rows; take a DiT",
-            "routing": f"{kind} has blocks that work on different tokens; take a DiT",
+            "routing": different,
+            "terms": different,
         }
         return reasons.get(ability, "")
 
@@ -77,9 +80,14 @@ class BackboneSection(Section):
 
     @property
     def uniform(self) -> bool:
-        """Whether all blocks work on the same tokens, of one width: what leaves tokens out, and what compares blocks, needs
-        that."""
-        return not self.cannot("routing")
+        """Whether all blocks work on the same tokens, of one width: what compares blocks needs that, and what leaves tokens
+        out."""
+        return not self.cannot("terms")
+
+    @property
+    def whole_blocks(self) -> range:
+        """The blocks that must work on all tokens, where some can be left out."""
+        return range(0)
 
     @property
     def takes_text(self) -> bool:

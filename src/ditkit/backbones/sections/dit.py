@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ditkit.backbones.sections.base import WIDEST, Ability, BackboneSection, Count
+from ditkit.backbones.sections.base import MOST, WIDEST, Ability, BackboneSection, Count
 from ditkit.config import OneOf
 from ditkit.lazy import loaded
+from ditkit.nn.parts import MlpKind, Norm, Parts
 from ditkit.nn.positions import Extrapolation
 from ditkit.nn.registries import ADAPTIVE, CONDITIONINGS
 from ditkit.nn.sizes import patch_sizes
@@ -47,6 +48,19 @@ class DiTConfig(BackboneSection):
     """Blocks are conditioned on how many tokens there are along each axis."""
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     """Width of the hidden layer of each MLP, relative to the token."""
+    mlp: MlpKind = "gelu"
+    """The MLP's hidden layer: GELU; gated by SiLU, 2/3 as wide (swiglu); or GELU with 3 × 3 convolutions of each channel on the
+    grid of tokens (depthwise)."""
+    norm: Norm = "layer"
+    """The norm before attention, MLP and the last layer: of mean and variance (layer), or of the mean square (rms)."""
+    qk_norm: bool = False
+    """Queries and keys are normed in each head, with a learned scale per channel."""
+    value_residual: bool = False
+    """Later blocks mix the first block's values into their own, in learned shares."""
+    registers: Annotated[int, Field(ge=0, le=MOST)] = 0
+    """Learned tokens without a place that pass through the blocks with the others and are dropped after them."""
+    stem: Literal["linear", "convolutional"] = "linear"
+    """What patches are made of: pixels (linear), or pixels and two 3 × 3 convolutions of them (convolutional)."""
     conditioning: Annotated[str, OneOf(CONDITIONINGS)] = "adaln_zero"
     """How blocks are conditioned on time and label (`ditkit list conditionings`)."""
     label: bool = True
@@ -111,6 +125,8 @@ class DiTConfig(BackboneSection):
             return "backbone.kind DiT works on one resolution; take a Matryoshka around it"
         if ability == "packed rows":
             return self._not_packed
+        if ability == "routing" and self.mlp == "depthwise":
+            return "backbone.mlp depthwise needs all tokens of a grid; give `backbone.mlp` gelu or swiglu"
         return self._one_time if ability == "times of parts" else ""
 
     @property
@@ -127,6 +143,10 @@ class DiTConfig(BackboneSection):
                 f"backbone.conditioning {self.conditioning} takes no packed rows; give `backbone.conditioning` "
                 "adaln_zero or adaln"
             )
+        if self.registers:
+            return f"backbone.registers {self.registers} takes no packed rows; give `backbone.registers` 0"
+        if self.mlp == "depthwise":
+            return "backbone.mlp depthwise takes no packed rows; give `backbone.mlp` gelu or swiglu"
         return ""
 
     @property
@@ -144,7 +164,28 @@ class DiTConfig(BackboneSection):
                 f"backbone.conditioning {self.conditioning} has one time per clip; give `backbone.conditioning` "
                 "adaln_zero or adaln"
             )
+        if self.registers:
+            return f"backbone.registers {self.registers} has one time per clip; give `backbone.registers` 0"
         return ""
+
+    def parts(self, block: int) -> Parts:
+        """How the block of that number is made."""
+        values: Literal["first", "mixed"] = "first" if block in self.whole_blocks else "mixed"
+        return Parts(self.norm, self.qk_norm, self.mlp, values if self.value_residual else "own")
+
+    @property
+    def whole_blocks(self) -> range:
+        return range(len(self.over) if self.value_residual else 0)
+
+    @property
+    def ingredients(self) -> dict[str, str | int]:
+        """What its blocks are made of otherwise than those of the released networks, by field."""
+        fields = ("mlp", "norm", "qk_norm", "value_residual", "registers", "stem")
+        return {
+            name: value
+            for name in fields
+            if (value := getattr(self, name)) != type(self).model_fields[name].default
+        }
 
     @property
     def over(self) -> tuple[Over, ...]:

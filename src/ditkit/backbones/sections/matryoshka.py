@@ -82,11 +82,13 @@ class MatryoshkaConfig(BackboneSection):
 
     def cannot(self, ability: Ability) -> str:
         kind = f"backbone.kind {self.kind}"
+        different = f"{kind} has blocks that work on different tokens; take a DiT"
         reasons: dict[Ability, str] = {
             "levels": "",
             "times of parts": f"{kind} has times of its levels; take a network of one resolution",
             "packed rows": f"{kind} takes no packed rows; take a network of one resolution",
-            "routing": f"{kind} has blocks that work on different tokens; take a DiT",
+            "routing": different,
+            "terms": different,
             "learned variance": f"{kind} predicts no variance; take a network of one resolution",
         }
         if ability == "images" and self.frame_ratios[0] > 1:
