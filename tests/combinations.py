@@ -280,7 +280,8 @@ def transports() -> dict[tuple[Any, ...], list[Row]]:
             key: tuple[Any, ...] = (recipe,)
         else:
             t = recipe.transport
-            key = (t.knots, t.variance, t.cascade, t.known_frames, t.interval("ode")[1], t.method)
+            plain = (LOSSES[t.loss].space or t.predict) == "velocity" and t.weighting is None
+            key = (t.knots, t.variance, t.cascade, t.known_frames, t.interval("ode")[1], t.method, plain)
         found.setdefault(key, []).append(row)
     return found
 
