@@ -104,7 +104,7 @@ def _in_runs(q: Tensor, k: Tensor, v: Tensor, scale: float | None, runs: Tensor)
 
 def _run_by_run(q: Tensor, k: Tensor, v: Tensor, scale: float, starts: Tensor) -> Tensor:
     """Of one sequence (1, H, L, d); runs of equal length that follow each other at once."""
-    return _joined(attend(*own, scale=scale) for own in _alike(starts, q, k, v))
+    return _joined(attend(own[0], own[1], own[2], scale) for own in _alike(starts, q, k, v))
 
 
 def _alike(starts: Tensor, *parts: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -30,10 +30,11 @@ def trained(net: nn.Module, *others: nn.Module) -> Parameters:
 
 def _matrices(block: nn.Module) -> list[nn.Parameter]:
     """The weights of a block's linear layers that are trained, without those that read only the condition."""
-    return [
-        layer.weight
+    layers = [
+        layer
         for name, layer in block.named_modules()
-        if isinstance(layer, nn.Linear)
-        and layer.weight.requires_grad
-        and MADE_OF_THE_CONDITION not in name.split(".")
+        if isinstance(layer, nn.Linear) and MADE_OF_THE_CONDITION not in name.split(".")
+    ]
+    return [
+        p for layer in layers for name, p in layer.named_parameters() if name == "weight" and p.requires_grad
     ]
