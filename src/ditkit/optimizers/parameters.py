@@ -31,9 +31,10 @@ def trained(net: nn.Module, *others: nn.Module) -> Parameters:
 def _matrices(block: nn.Module) -> list[nn.Parameter]:
     """The weights of a block's linear layers that are trained, without those that read only the condition."""
     return [
-        layer.weight
+        weight
         for name, layer in block.named_modules()
         if isinstance(layer, nn.Linear)
-        and layer.weight.requires_grad
+        and isinstance(weight := layer.weight, nn.Parameter)
+        and weight.requires_grad
         and MADE_OF_THE_CONDITION not in name.split(".")
     ]
