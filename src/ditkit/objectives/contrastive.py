@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Contrastive(Term):
-    """The predicted velocity is led away from another image's: minus their mean squared distance (equation 7).
+    """The predicted velocity is led away from another image's: minus their mean squared distance.
 
     The other image is the second of a pair, with its own noise, at the time of the first; one without a partner counts nothing.
     """

@@ -15,7 +15,7 @@ GROUP = 32
 
 
 class Dispersive(Term):
-    """Images' tokens after a block are spread: log of the mean of exp(-D / temperature) over pairs of a group (equation 6)."""
+    """Images' tokens after a block are spread: log of the mean of exp(-D / temperature) over pairs of a group."""
 
     group: ClassVar[int] = GROUP
 

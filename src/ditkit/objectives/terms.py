@@ -62,9 +62,9 @@ class Seen:
     @property
     def prediction(self) -> Tensor:
         """What the network predicts at t, (B, *S): its output without a learned variance."""
-        output = self.output
-        assert output is not None  # training has it
-        return self.transport.evaluate(lambda *_: output, self.x0, self.t, self.cond)[0]
+        out = self.output
+        assert out is not None  # training has it
+        return self.transport.evaluate(lambda *_: out, self.x0, self.t, self.cond)[0]
 
     def cond_at(self, t: Tensor) -> Cond:
         """The conditions of a network that is evaluated at times t, (B,) or (B, K): with the numbers that it reads there."""

@@ -30,11 +30,11 @@ def trained(net: nn.Module, *others: nn.Module) -> Parameters:
 
 def _matrices(block: nn.Module) -> list[nn.Parameter]:
     """The weights of a block's linear layers that are trained, without those that read only the condition."""
-    layers = [
-        layer
-        for name, layer in block.named_modules()
-        if isinstance(layer, nn.Linear) and MADE_OF_THE_CONDITION not in name.split(".")
-    ]
     return [
-        p for layer in layers for name, p in layer.named_parameters() if name == "weight" and p.requires_grad
+        weight
+        for name, layer in block.named_modules()
+        if isinstance(layer, nn.Linear)
+        and isinstance(weight := layer.weight, nn.Parameter)
+        and weight.requires_grad
+        and MADE_OF_THE_CONDITION not in name.split(".")
     ]

@@ -25,7 +25,7 @@ def none(c: Coeffs) -> Tensor:
 
 
 def min_snr(c: Coeffs, *, gamma: Annotated[float, Field(gt=0)] = 5.0) -> Tensor:
-    """The data's error by its signal-to-noise ratio, at most gamma (Hang et al., 2023, section 3.4).
+    """The data's error by its signal-to-noise ratio, at most gamma (Hang et al., 2023).
 
     With SNR = alpha² / sigma² the data's squared error counts min(SNR, gamma), the noise's min(SNR, gamma) / SNR and that of v
     min(SNR, gamma) / (SNR + 1).
@@ -34,7 +34,7 @@ def min_snr(c: Coeffs, *, gamma: Annotated[float, Field(gt=0)] = 5.0) -> Tensor:
 
 
 def sigmoid(c: Coeffs, *, bias: float = 2.0) -> Tensor:
-    """The likelihood's bound, less near the data: sigmoid(bias - log SNR) of it (Kingma & Gao, 2023, section 4).
+    """The likelihood's bound, less near the data: sigmoid(bias - log SNR) of it (Kingma & Gao, 2023).
 
     The noise's squared error counts sigmoid(bias - l) · (-dl/dt) / 2 with l = log SNR. A lower bias trains noisier times, as larger
     images need (Hoogeboom et al., 2024).
