@@ -218,6 +218,7 @@ def _train(
         mesh=mesh,
         processes=processes,
     )
+    until_end.callback(shared.close)
     if not begins:
         state.load(out / CHECKPOINTS)
         _say_how_far(out, state.images, config.images)

@@ -133,6 +133,16 @@ class Parallel:
         self.processes.sum(means.values())
         return means
 
+    def close(self) -> None:
+        """Leave the other processes, before their group is left.
+
+        What DDP has of the group must not be the last that is freed: it would wait for a thread of gloo's, holding the
+        interpreter's lock, and where another process was killed that thread still has a tensor to free, which needs the lock.
+        """
+        if isinstance(self._run, DistributedDataParallel):
+            del self._run.reducer, self._run.logger
+        self._run = None
+
     def explain(self) -> str:
         """What was not finite in the last step, in words. All processes call it."""
         assert self._last is not None
