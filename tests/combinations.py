@@ -69,7 +69,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "DiT with convolutions and registers": DIT | {"mlp": "depthwise", "registers": 2},
     "DiT of clips of other parts": CLIPS
     | PARTS
-    | {"mlp": "depthwise", "registers": 2, "attention": "factorised", "positions": "rotary", "text": "cross_attention"},
+    | {
+        "mlp": "depthwise",
+        "registers": 2,
+        "attention": "factorised",
+        "positions": "rotary",
+        "text": "cross_attention",
+    },
     "UNet": {"kind": "UNet", "width": 16, "multipliers": (1, 2), "depth": 1},
     "MDM": MDM,
     "Matryoshka of DiT": {"kind": "Matryoshka", "inner": DIT, "levels": (LEVEL,)},
