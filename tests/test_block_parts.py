@@ -347,7 +347,7 @@ def test_multiply_adds_and_parameters(fields):
         (
             {"value_residual": True},
             {"train": {"routing": "tread:first=0,last=1"}},
-            "tokens out of block 0, whose values",
+            "tokens out of block 0, whose values .*; let it begin at block 1 or later",
         ),
         (
             {"mlp": "depthwise"},

@@ -237,11 +237,12 @@ def _blocks(recipe: Recipe) -> Iterator[str]:
     except InputError as error:
         yield str(error)
         return
-    for k in recipe.backbone.whole_blocks:
+    whole = recipe.backbone.whole_blocks
+    for k in whole:
         if _leaves_out(routing, k):
             yield (
                 f"train.routing {recipe.train.routing} leaves tokens out of block {k}, whose values backbone.value_residual mixes "
-                "into later ones; route later blocks (`first`), or give `backbone.value_residual` False"
+                f"into later ones; let it begin at block {whole.stop} or later, or give `backbone.value_residual` False"
             )
 
 
