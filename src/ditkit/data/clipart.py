@@ -181,17 +181,17 @@ def find(root: Path, size: int, channels: Literal[1, 3], background: str, cache:
         )
         if rule != base:
             images = pixels_of(kept(files, rule, folder), chosen)
-    left_out = [f"{paths[number]} ({reason})" for number, reason in compared.reasons.items()]
+    broken = [paths[number] for number in compared.reasons]
     log.info(
         f"{root}: {len(chosen):,} pictures, {out.sum():,} of them held out; left out are {len(usable) - len(chosen):,} that show "
-        f"nothing or are copies, and {len(left_out):,} that cannot be decoded{': ' if left_out else ''}{', '.join(left_out[:3])}"
+        f"nothing or are copies, and {len(broken):,} that are damaged or too large{': ' if broken else ''}{', '.join(broken[:3])}"
     )
     return Found(
         torch.from_numpy(images),
         tuple(paths[number] for number in chosen),
         out,
         tuple(f"{compared.digests[number].tobytes().hex()} {paths[number]}" for number in chosen),
-        tuple(paths[number] for number in compared.reasons),
+        tuple(broken),
     )
 
 

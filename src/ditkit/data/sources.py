@@ -1,6 +1,6 @@
 """What a source of images or clips is, and the settings all sources share.
 
-Images in memory are memory.py's, compressed ones encoded.py's, clips clips.py's. Where the images come from lives in arrays.py, emoji.py, folder.py, hub.py and
+Images in memory are memory.py's, compressed ones encoded.py's, clips clips.py's. Where the images come from lives in arrays.py, emoji.py, clipart.py, folder.py, hub.py and
 shards.py; how one is made square or cut to its own size in transforms.py; order, augmentation and batches in loader.py.
 """
 

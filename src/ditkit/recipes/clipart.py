@@ -93,5 +93,5 @@ def clipart_matryoshka() -> Recipe:
         name="clipart-matryoshka",
         backbone=MatryoshkaConfig(inner=inner, levels=(high, middle)),
         transport={"level_shift": 2.0},
-        train={"images": 100_000, "stages": (200_000, 50_000)},
+        train={"images": 60_000, "stages": (120_000, 40_000)},
     )
