@@ -1,13 +1,13 @@
 """Clip art with captions: the pictures of the Open Clip Art Library 0.18 in Debian's openclipart-png, in the public domain.
 
-About 6,800 drawings, icons, flags and signs in the folders of 22 subjects, which are the classes; their captions are the words of
+About 5,500 drawings, icons, flags and signs in the folders of 22 subjects, which are the classes; their captions are the words of
 their names (clipart_names.py). A picture is laid on a background, whole, without its transparent margins (`transforms.padded`).
-Left out are links, which name a picture a second time, pictures that show nothing on white, and all but the first of those that
-are equal at 64 pixels.
+Left out are links, which name a picture a second time, star polygons of more than POINTS points (1,300 grey rings at 64 pixels,
+a fifth of all pictures), pictures that show nothing on white, and all but the first of those that are equal at 64 pixels.
 
-Held out for the test part is about a tenth, so that no near copy of a held-out picture is trained on. Pictures are of one family
+Held out for the test part is about a ninth, so that no near copy of a held-out picture is trained on. Pictures are of one family
 when their titles are equal but for numbers and the words of VARIANTS, or when they look alike: the grey values of 16 × 16 squares
-of both have a correlation above ALIKE. A family of more than LARGEST pictures (star polygons, flags of one design, playing cards)
+of both have a correlation above ALIKE. A family of more than LARGEST pictures (flags of one design, playing cards, folders)
 is trained on; of the others a hash of the first path decides. All is decided at 64 pixels on white, so that parts are the same at
 every size and on every background.
 """
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from ditkit.data.clipart_names import caption, title
+from ditkit.data.clipart_names import STAR, caption, title
 from ditkit.data.decoding import Rule
 from ditkit.data.folder import Files
 from ditkit.data.listing import File, by_class, ending, levels
@@ -49,11 +49,12 @@ VARIANTS = frozenset(
     "ornamental shaded outline left right up down top bottom open closed new old small big large half whole one two three and "
     "of the a".split()
 )
+POINTS = 20
 SIDE = 64  # pixels at which copies are found
 SQUARES = 16  # a side, in which pictures are compared
 ALIKE = 0.95
 LARGEST = 20
-HELD_OUT = 0.15  # of the families that are not large: a tenth of all pictures
+HELD_OUT = 0.15  # of the families that are not large: a ninth of all pictures
 FLAT = 16  # levels of 255 that a picture which shows something exceeds
 MAX_PIXELS = 200_000_000
 
@@ -72,7 +73,7 @@ class Found(NamedTuple):
 
 
 def files_of(root: Path) -> Files:
-    """The PNG files of the subjects' folders, without links. InputError, naming Debian's package, where there are none."""
+    """The PNG files of the subjects' folders, without links and most stars. InputError, naming Debian's package, where there are none."""
     remedy = f"apt-get install openclipart-png, or `data.root` DIR with folders such as {SUBJECTS[0]}"
     if not root.is_dir():
         raise InputError(f"{root} is not a folder of clip art; {remedy}")
@@ -82,7 +83,9 @@ def files_of(root: Path) -> Files:
             if level.inside.partition("/")[0] in SUBJECTS:
                 for file in level.files:
                     path = level.path(file.name)
-                    if ending(file.name) == ".png" and not (root / path).is_symlink():
+                    star = STAR.match(file.name)
+                    wanted = ending(file.name) == ".png" and (star is None or int(star[1]) <= POINTS)
+                    if wanted and not (root / path).is_symlink():
                         yield path, [file]
 
     found = list(pictures())
@@ -202,9 +205,9 @@ def pixels_of(prepared: Prepared, numbers: Sequence[int]) -> np.ndarray:
 
 
 class Clipart(DataSection):
-    """About 6,800 captioned pieces of clip art of 22 subjects, in the public domain (Debian: openclipart-png).
+    """About 5,500 captioned pieces of clip art of 22 subjects, in the public domain (Debian: openclipart-png).
 
-    A tenth is held out: whole families of pictures that look alike or are called alike, none of them large.
+    A ninth is held out: whole families of pictures that look alike or are called alike, none of them large.
     """
 
     captioned: ClassVar[bool | None] = True

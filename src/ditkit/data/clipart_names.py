@@ -61,6 +61,8 @@ AUTHORS = """
     zazou
 """.split()
 
+STAR = re.compile(r"star_(\d+)pt(\d+)step")
+
 _KNOWN = frozenset(AUTHORS)
 
 
@@ -74,7 +76,7 @@ def caption(path: str) -> str:
 def title(path: str) -> str:
     """What the file's name says is shown; "" where no words are left."""
     name = path.rpartition("/")[2].removesuffix(".png")
-    if match := re.fullmatch(r"star_(\d+)pt(\d+)step", name):
+    if match := STAR.fullmatch(name):
         return f"star with {int(match[1])} points step {int(match[2])}"
     match = re.fullmatch(r"([a-z]+)_(c|d|h|s|jk)_([a-z]|\d+)", name)
     if match is None or not path.startswith(CARDS):
