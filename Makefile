@@ -87,6 +87,8 @@ assets: $(VENV)/package
 		$(BIN)/ditkit classifier fashion-mnist --data.size $$side --replace \
 			--out src/ditkit/assets/classifiers/fashion-mnist-$$side.safetensors || exit 1; \
 	done
+	$(BIN)/ditkit classifier clipart --replace --out src/ditkit/assets/classifiers/clipart.safetensors
+	$(BIN)/ditkit classifier clipart --data.size 32 --replace --out src/ditkit/assets/classifiers/clipart-32.safetensors
 	$(BIN)/ditkit train digits --out runs/digits
 	$(BIN)/ditkit train digits $(AS_DIT) --out runs/digits-dit
 	$(BIN)/ditkit train fashion-sit $(TINY) --out runs/fashion

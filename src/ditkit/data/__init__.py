@@ -12,6 +12,7 @@ from ditkit.config import KindOf
 from ditkit.data.arrays import Digits, FashionMNIST
 from ditkit.data.batch import Batch, Share
 from ditkit.data.buckets import Bucket, Plan, plan_for, shard
+from ditkit.data.clipart import Clipart
 from ditkit.data.clips import Clips
 from ditkit.data.emoji import EmojiData
 from ditkit.data.encoded import Encoded, EncodedSection
@@ -50,6 +51,7 @@ DATA: dict[str, DataSection] = {
     "digits": Digits(),
     "fashion-mnist": FashionMNIST(),
     "emoji": EmojiData(),
+    "clipart": Clipart(),
     "folder": Folder(),
     "hub": Hub(),
     "webdataset": Webdataset(),
@@ -67,6 +69,7 @@ __all__ = [
     "Arrays",
     "Batch",
     "Bucket",
+    "Clipart",
     "Clips",
     "DataConfig",
     "DataSection",

@@ -17,7 +17,7 @@ from zlib import crc32
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ditkit.data.transforms import pixels_of, scale_native, square, upright_size
+from ditkit.data.transforms import padded, pixels_of, scale_native, square, upright_size
 from ditkit.errors import is_defect
 from ditkit.files import first_line
 
@@ -53,6 +53,9 @@ class Rule(NamedTuple):
     channels: Literal[1, 3]
     max_pixels: int
     draft: bool  # whether square images are made of JPEGs decoded at a fraction of their size
+    background: str = (
+        ""  # the colour on which square images are laid whole; "": they are cut, and transparency is white
+    )
 
 
 class Facts(NamedTuple):
@@ -81,6 +84,8 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
 def make_pixels(image: Image.Image, rule: Rule) -> np.ndarray:
     """The pixels that are kept of an image just opened, uint8 (C, h, w): the square, or the native image before it is
     cut."""
+    if rule.background:
+        return pixels_of(padded(image, rule.size, rule.channels, rule.background))
     if rule.aspect == "square":
         if rule.draft:
             image.draft(image.mode, (2 * rule.size, 2 * rule.size))  # of JPEGs; at least twice what is needed

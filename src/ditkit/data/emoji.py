@@ -20,13 +20,12 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-from PIL import Image, ImageColor, ImageDraw, ImageFont, features
-from pydantic import AfterValidator
+from PIL import Image, ImageDraw, ImageFont, features
 
 from ditkit.data.memory import Arrays
-from ditkit.data.sources import Channels, DataSection, Size, Split
+from ditkit.data.sources import Channels, Colour, DataSection, Size, Split
 from ditkit.data.transforms import prepare
 from ditkit.errors import InputError
 from ditkit.lazy import torch
@@ -172,11 +171,6 @@ def render(
     return torch.stack(images), tuple(drawn), tuple(absent)
 
 
-def _known_colour(name: str) -> str:
-    ImageColor.getrgb(name)  # ValueError
-    return name
-
-
 class EmojiData(DataSection):
     """About 3,700 captioned emoji in nine groups, drawn from an installed font; held out: combinations.
 
@@ -194,7 +188,7 @@ class EmojiData(DataSection):
     """A colour-emoji font. Debian: fonts-noto-color-emoji."""
     table: Path = TABLE
     """Unicode's emoji-test.txt. Debian: unicode-data."""
-    background: Annotated[str, AfterValidator(_known_colour)] = "white"
+    background: Colour = "white"
     """Colour behind the glyphs: a name or #rrggbb."""
 
     def open(self, split: Split = "train") -> Arrays:

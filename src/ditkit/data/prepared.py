@@ -140,7 +140,7 @@ def kept(store: Store, rule: Rule, root: Path, *, pixels: bool = True, decode: b
         "pillow": PIL.__version__,
         "store": store.fingerprint(),
         "count": len(store),
-        "rule": rule._asdict(),
+        "rule": {name: value for name, value in rule._asdict().items() if value != ""},
         "holds": "pixels" if pixels else "facts" if decode else "digests",
     }
     folder = root / sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,6 +1,6 @@
 """What a source of images or clips is, and the settings all sources share.
 
-Images in memory are memory.py's, compressed ones encoded.py's, clips clips.py's. Where the images come from lives in arrays.py, emoji.py, folder.py, hub.py and
+Images in memory are memory.py's, compressed ones encoded.py's, clips clips.py's. Where the images come from lives in arrays.py, emoji.py, clipart.py, folder.py, hub.py and
 shards.py; how one is made square or cut to its own size in transforms.py; order, augmentation and batches in loader.py.
 """
 
@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import Field, model_validator
+from PIL import ImageColor
+from pydantic import AfterValidator, Field, model_validator
 
 from ditkit.config import Section
 from ditkit.errors import InputError
@@ -36,6 +37,15 @@ Size = Annotated[
         description="Side of the square images, in pixels; of native ones the root of their area.",
     ),
 ]
+
+
+def _known_colour(name: str) -> str:
+    ImageColor.getrgb(name)  # ValueError
+    return name
+
+
+Colour = Annotated[str, AfterValidator(_known_colour)]
+"""A colour by its name or as #rrggbb."""
 Channels = Annotated[Literal[1, 3], Field(description="1 for grey images, 3 for colour.")]
 Result = TypeVar("Result")
 AT_ONCE = 100

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
+FAINT = 8  # alpha of 255 up to which a pixel is margin
 EXTREME = 8  # times as long as wide: beyond it an image is cut before it is scaled
 
 
@@ -170,6 +171,25 @@ def prepare(image: Image.Image, size: int, channels: int) -> Tensor:
 def square(image: Image.Image, size: int, channels: int) -> Image.Image:
     """Any Pillow image upright, opaque, 8-bit and cut to size × size."""
     return _cropped_as(image, channels, lambda whole: center_crop(whole, size))
+
+
+def padded(image: Image.Image, size: int, channels: int, background: str) -> Image.Image:
+    """Any Pillow image, whole, in the middle of a square of the background, `size` pixels a side.
+
+    Transparency shows the background, and transparent margins are cut off first. Scaled as by `center_crop`, up or down.
+    """
+    if image.mode not in _TRANSPARENT and "transparency" not in image.info:
+        image = flatten(image)
+    image = _converted(image, "RGBA")
+    image = image.crop(image.getchannel("A").point(lambda alpha: 255 * (alpha > FAINT)).getbbox())
+    opaque = Image.new("RGB", image.size, background)
+    opaque.paste(image, mask=image)
+    scale = size / max(image.size)
+    width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    opaque = _halved(opaque, width, height).resize((width, height), Image.Resampling.BICUBIC)
+    whole = Image.new("RGB", (size, size), background)
+    whole.paste(opaque, ((size - width) // 2, (size - height) // 2))
+    return _converted(whole, "L" if channels == 1 else "RGB")
 
 
 def _cropped_as(image: Image.Image, channels: int, crop: Callable[[Image.Image], Image.Image]) -> Image.Image:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from ditkit.errors import InputError
 from ditkit.recipe import Recipe
 from ditkit.recipes.anysize import anysize_fashion, imagenet_anysize
+from ditkit.recipes.clipart import clipart, clipart_latent, clipart_matryoshka, clipart_t2i
 from ditkit.recipes.digits import digits
 from ditkit.recipes.emoji import emoji_matryoshka, emoji_t2i
 from ditkit.recipes.fashion import fashion_dit, fashion_sit
@@ -24,6 +25,10 @@ from ditkit.recipes.video import moving_digits, video_webvid_256
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "anysize-fashion": anysize_fashion,
+    "clipart": clipart,
+    "clipart-latent": clipart_latent,
+    "clipart-matryoshka": clipart_matryoshka,
+    "clipart-t2i": clipart_t2i,
     "digits": digits,
     "emoji-matryoshka": emoji_matryoshka,
     "emoji-t2i": emoji_t2i,
