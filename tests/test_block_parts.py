@@ -427,6 +427,25 @@ def test_the_compiler_gets_two_graphs_for_any_number_of_blocks(monkeypatch):
         torch._dynamo.reset()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", TOGETHER, ids=("gated", "convolved"))
+def test_compiled_blocks_have_the_same_gradients(fields):
+    """The first block's values leave it as it runs; computed again, too."""
+    torch._dynamo.reset()
+    plain, compiled = made(**fields), made(**fields)
+    compile_blocks(compiled)
+    for around in (None, checkpointing(1)):
+        found = []
+        for net in (plain, compiled):
+            net.zero_grad()
+            out = net(*inputs(net), around=around)
+            out.square().mean().backward()
+            found.append((out, *(p.grad for p in net.parameters())))
+        for expected, value in zip(*found, strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+    torch._dynamo.reset()
+
+
 def test_old_configurations_are_plain():
     config = DiTConfig()
     assert config.ingredients == {}
