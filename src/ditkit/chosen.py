@@ -84,7 +84,7 @@ def split(registry: Mapping[str, Any], choice: str) -> tuple[str, dict[str, Any]
 
 
 def settings_of(function: Callable[..., Any]) -> list[str]:
-    """The settings of a choice, as `name=default`; only the names where its module is not imported yet."""
+    """The settings of a choice, as `name=default`."""
     if isinstance(function, Named):
         return function.keywords
     return [

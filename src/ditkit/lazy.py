@@ -8,6 +8,7 @@ Sections and registries import no torch, which takes seconds. Modules whose func
 
 import ast
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -64,14 +65,14 @@ class Named:
 
     @property
     def keywords(self) -> list[str]:
-        """The names of its keyword-only parameters that have a default."""
+        """Its keyword-only parameters that have a default, as `name=default`; only the name where that is an expression."""
         found: ast.AST | None = _definition(self.place)
         if isinstance(found, ast.ClassDef):
             found = next((node for node in found.body if getattr(node, "name", "") == "__init__"), None)
         if not isinstance(found, ast.FunctionDef):
             return []
         pairs = zip(found.args.kwonlyargs, found.args.kw_defaults, strict=True)
-        return [argument.arg for argument, default in pairs if default is not None]
+        return [f"{argument.arg}{_written(default)}" for argument, default in pairs if default is not None]
 
     def __repr__(self) -> str:
         return f"Named({self.place!r})"
@@ -83,8 +84,22 @@ def loaded(thing: Any) -> Any:
 
 
 def summary(thing: Any) -> str:
-    """The first line of what the docstring of a function, class or module says; "" without one."""
-    return ((thing.__doc__ or "").strip().splitlines() or [""])[0]
+    """What the docstring of a function, class or module says first, to the end of a line that ends a sentence; "" without one."""
+    found: list[str] = []
+    for line in inspect.cleandoc(thing.__doc__ or "").splitlines():
+        if not line:
+            break
+        found.append(line)
+        if line.endswith((".", "?", ":")):
+            break
+    return " ".join(found)
+
+
+def _written(default: ast.expr) -> str:
+    try:
+        return f"={ast.literal_eval(default)}"
+    except ValueError:
+        return ""
 
 
 @cache
