@@ -12,9 +12,11 @@ import pytest
 
 import ditkit
 from ditkit import backbones, codecs, data, evaluation, sampling, text, transports
+from ditkit.chosen import settings_of
 from ditkit.evaluation import FEATURES
 from ditkit.lazy import Named, loaded, summary
 from ditkit.nn.registries import ATTENTIONS, CONDITIONINGS
+from ditkit.objectives import ROUTINGS, TERMS
 from ditkit.recipes import RECIPES
 from ditkit.studies import STUDIES
 
@@ -114,3 +116,11 @@ def test_what_a_package_exports_is_not_hidden_by_a_module():
             for exported in inside & {*getattr(module, "__all__", ())}:
                 importlib.import_module(f"{name}.{exported}")
                 assert not isinstance(getattr(module, exported), types.ModuleType), f"{name}.{exported}"
+
+
+def test_a_list_shows_whole_sentences_and_the_defaults_of_settings():
+    """Also of what is not imported yet."""
+    sra, tread = TERMS["sra"], ROUTINGS["tread"]
+    assert summary(sra).endswith("at a less noisy time: their smooth absolute difference.")
+    assert settings_of(tread) == ["rate=0.5", "first=2", "last=-1"] == settings_of(loaded(tread))
+    assert "group" in settings_of(TERMS["dispersive"])  # whose default is an expression
