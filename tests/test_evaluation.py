@@ -29,6 +29,7 @@ from ditkit.training.classifier import fit_classifier
 BUNDLED = {
     "digits": "aff379f0e005",
     "fashion-mnist": "1e755f4e2a7d",
+    "clipart": "c14f1d281bbe",
 }  # every published number hangs on these files
 
 
@@ -201,7 +202,7 @@ def test_wrong_training_sets_are_input_errors():
         fit_classifier(images, labels, classes=4, epochs=10**7, **test)
 
 
-@pytest.mark.parametrize("name", ["digits", "fashion-mnist"])
+@pytest.mark.parametrize("name", BUNDLED)
 def test_bundled_classifiers_are_what_they_say(name: str):
     classifier = bundled_classifier(name)
     assert classifier is not None
