@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from ditkit.scoring import (
     evaluate,
     files,
     held_out,
+    labels_of,
     measure,
     nearest_images,
     random_labels,
@@ -179,6 +181,17 @@ def test_random_labels_belong_to_seeds():
     assert some[100:].equal(random_labels(range(100, 400), 10))
     counts = some.bincount(minlength=10)
     assert 15 < counts.min() < counts.max() < 70
+
+
+def test_labels_as_often_as_in_the_data(monkeypatch):
+    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
+    data = SimpleNamespace(kind="mine", open=lambda split: SimpleNamespace(labels=labels))
+    assert labels_of(data, 20).bincount().tolist() == [12, 6, 2]
+    assert labels_of(data, 300).bincount().tolist() == [180, 90, 30]
+    assert labels_of(data, 20).equal(labels_of(data, 20))
+    labels = None
+    with pytest.raises(InputError, match="mine: the data has no labels to sample"):
+        labels_of(data, 20)
 
 
 def test_sampled_images_come_with_their_labels_and_protocol(run):

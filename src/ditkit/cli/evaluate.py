@@ -53,7 +53,8 @@ class EvalCommand(SamplingOptions):
     n: Annotated[int, Field(ge=2)] = 2000
     """Images to sample from a run; the papers' FID-50K takes 50000."""
     labels: Balance = "balanced"
-    """Labels to sample: the same number of every class, or drawn at random as the papers do."""
+    """Labels to sample: the same number of every class; drawn at random, as the papers do; or each as often as in the
+    training data, for classes that are not alike."""
     features: tuple[str, ...] = ("classifier",)
     """Networks to measure with: the data's own classifier, inception, efficientnet, ... (`ditkit list features`);
     NAME=FILE takes weights of your own."""

@@ -27,7 +27,7 @@ from ditkit.scoring.sample_folder import IMAGES, NPZ, settings_of
 
 GREY = ("1", "L", "I;16")  # Pillow's modes
 
-Balance = Literal["balanced", "random"]
+Balance = Literal["balanced", "random", "data"]
 Part = Literal["held-out", "training"]
 
 
@@ -88,6 +88,29 @@ def random_labels(seeds: range, classes: int) -> Tensor:
     return torch.tensor([generator(seed, 0, "label").integers(classes) for seed in seeds])
 
 
+def labels_of(data: DataSection, count: int) -> Tensor:
+    """`count` labels of training images, evenly spread and over and over: each class as often as in the data. InputError where
+    there are none."""
+    labels = data.open("train").labels
+    if labels is None:
+        raise InputError(f"{data.kind}: the data has no labels to sample; give `labels` balanced or random")
+    return labels[_evenly(len(labels), count)]
+
+
+def _evenly(there: int, count: int) -> list[int]:
+    """`count` places of those that there are, evenly spread; where it is more than there are, over and over."""
+    places = spread(there, count)
+    return [places[k % len(places)] for k in range(count)]
+
+
+def _chosen_labels(pipeline: Pipeline, seeds: range, how: Balance) -> Tensor:
+    if how == "data":
+        return labels_of(pipeline.recipe.data, len(seeds))
+    if how == "random":
+        return random_labels(seeds, pipeline.classes)
+    return balanced_labels(len(seeds), pipeline.classes)
+
+
 def sampled(
     pipeline: Pipeline,
     count: int,
@@ -111,10 +134,7 @@ def sampled(
     if pipeline.recipe.text:
         cond, origin = captioned(pipeline.recipe.data, count, captions)
     elif pipeline.classes:
-        balanced = labels == "balanced"
-        cond["label"] = (
-            balanced_labels(count, pipeline.classes) if balanced else random_labels(seeds, pipeline.classes)
-        )
+        cond["label"] = _chosen_labels(pipeline, seeds, labels)
     chosen = cond.get("label")
     evaluations = 0
 
@@ -158,8 +178,7 @@ def captioned(data: DataSection, count: int, part: Part = "held-out") -> tuple[d
         source, part = data.open("train"), "training"
     if not source.captions:
         raise InputError(f"{data.kind}: the data has no captions to sample; give `data.caption_column`")
-    places = spread(len(source), count)
-    places = [places[k % len(places)] for k in range(count)]
+    places = _evenly(len(source), count)
     cond: dict[str, Any] = {"text": [source.captions[place] for place in places]}
     if source.labels is not None:
         cond["label"] = source.labels[places]
