@@ -280,6 +280,9 @@ def test_one_step_of_the_sde(path):
     assert len(states) == 1
 
 
+STOCHASTIC = ("ancestral", "euler_maruyama", "sde_heun", "sde_dpmpp_2m")
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_draws_of_noise(sampler):
     """One for each step but the last, or none: a seed's stream is used the same way in every version."""
@@ -292,7 +295,7 @@ def test_draws_of_noise(sampler):
         {},
         noise=lambda x: drawn.append(x.shape) or torch.zeros_like(x),
     )
-    assert drawn == [(3, 2)] * (5 if sampler in ("ancestral", "euler_maruyama", "sde_heun") else 0)
+    assert drawn == [(3, 2)] * (5 if sampler in STOCHASTIC else 0)
 
 
 def test_the_noise_of_a_stochastic_sampler_is_used():
