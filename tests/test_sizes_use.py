@@ -366,7 +366,7 @@ def test_clips_in_latents_of_their_frames(tmp_path):
             {"train": {"packed": True, "micro_batch": 2}},
             "train.packed is for train.tokens, without train.micro_batch",
         ),
-        ({"train": {"score_images": 10}}, "data.aspect native: train.score_images and train.latents"),
+        ({"train": {"score_images": 10}}, "data.aspect native: train.score_images is of images of one size"),
         ({"transport": {"known_frames": 0.5}}, "transport.known_frames is for data of clips"),
         ({"train": {"tokens": 15}}, "`train.tokens` 15 is less than the 16 tokens of one sample of 16x16"),
         (
