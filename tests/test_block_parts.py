@@ -306,7 +306,7 @@ def test_convolutions_begin_as_the_plain_network():
 
 
 def test_packed_rows_are_one_by_one():
-    net = made(**ALONE | {"registers": 0})
+    net = made(**ALONE)
     states = [torch.randn(2, *size) for size in ((8, 6), (4, 4), (2, 8))]
     t, label = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0, 1, 2])
     found = net.packed(states, t, {"label": label})
@@ -353,11 +353,6 @@ def test_multiply_adds_and_parameters(fields):
             {"mlp": "depthwise"},
             {"train": {"packed": True, "tokens": 512}},
             "mlp depthwise takes no packed rows; give",
-        ),
-        (
-            {"registers": 2},
-            {"train": {"packed": True, "tokens": 512}},
-            "registers 2 takes no packed rows; give",
         ),
         ({"registers": -1}, {}, "registers"),
     ],

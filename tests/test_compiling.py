@@ -17,7 +17,7 @@ from ditkit.backbones import DiTConfig, backbone, build, compile_blocks, compile
 from ditkit.backbones.compiling import ENOUGH
 from ditkit.checkpoint import checkpoints
 from ditkit.cli import main
-from ditkit.data import Batch
+from ditkit.data import Batch, Folder
 from ditkit.device import _compiling_fails, no_compiler
 from ditkit.errors import InputError
 from ditkit.pipeline import load
@@ -26,8 +26,10 @@ from ditkit.recipes import RECIPES, recipe
 from ditkit.snapshots import SNAPSHOTS
 from ditkit.studies import STUDIES
 from ditkit.studies.cells import alike
+from ditkit.text import TextConfig
 from ditkit.training import train
 from ditkit.training.draws import with_draws
+from ditkit.training.footprint import planned_reader
 from ditkit.training.step import backward
 
 TINY = backbone("DiT-S/2", width=24, depth=2, heads=2)
@@ -334,21 +336,25 @@ def test_buckets_are_compiled_for_any_size(graphs, positions, precision):
 
 @torch.library.custom_op("ditkit_tests::by_run", mutates_args=())
 def by_run(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, runs: torch.Tensor, longest: int
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, runs: torch.Tensor, keys: torch.Tensor, longest: int
 ) -> torch.Tensor:
     """Stands for flash attention that reads runs; what it gives is not looked at."""
     return q.clone()
 
 
-by_run.register_fake(lambda q, k, v, runs, longest: torch.empty_like(q))
-by_run.register_autograd(lambda context, gradient: (gradient, gradient, gradient, None, None))
+by_run.register_fake(lambda q, k, v, runs, keys, longest: torch.empty_like(q))
+by_run.register_autograd(
+    lambda context, gradient: (gradient, *map(torch.zeros_like, context.saved_tensors), None, None, None),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[1:3]),
+)
 
 
+@pytest.mark.parametrize("text", ["none", "cross_attention", "in_context"])
 @pytest.mark.parametrize("runs", [False, True])
-def test_packed_rows_are_compiled_for_any_mixture(graphs, monkeypatch, runs):
-    """However many images share rows, of whatever length, also where attention reads the runs of a row."""
+def test_packed_rows_are_compiled_for_any_mixture(graphs, monkeypatch, runs, text):
+    """However many images there are, of whatever length, also where attention reads runs: two graphs for each kind of part."""
     if runs:
-        attend = lambda q, k, v, begins, _, longest, __, scale=None: by_run(q, k, v, begins, longest)  # noqa: E731
+        attend = lambda q, k, v, begins, keys, longest, _, scale=None: by_run(q, k, v, begins, keys, longest)  # noqa: E731
         monkeypatch.setattr("ditkit.kernels.attention.varlen_attn", attend)
         monkeypatch.setattr("ditkit.kernels.attention.HALVES", (torch.float32,))
         monkeypatch.setattr("ditkit.kernels.attention.reads_runs", lambda device: True)
@@ -357,6 +363,12 @@ def test_packed_rows_are_compiled_for_any_mixture(graphs, monkeypatch, runs):
         backbone={"width": 16, "depth": 2, "heads": 2, "positions": "rotary"},
         train={"tokens": 64, "packed": True, "precision": "fp32"},
     )
+    if text != "none":
+        chosen = chosen.replace(
+            data=Folder(size=28, channels=1, classes=10, aspect="native", caption_column="txt"),
+            text=TextConfig(length=4, dim=8),
+            backbone={"text": text},
+        )
     net, codec = compiled_net(chosen), chosen.build_codec()
     for mixture in (
         [(4, (8, 8)), (3, (8, 12))],
@@ -371,6 +383,6 @@ def test_packed_rows_are_compiled_for_any_mixture(graphs, monkeypatch, runs):
             for (count, size), first in zip(mixture, firsts, strict=False)
         ]
         index, label = torch.arange(total), torch.zeros(total, dtype=torch.long)
-        batch = with_draws(chosen, codec, Batch(None, label, index, groups=tuple(groups)))
-        backward(chosen, net, codec, batch, CPU)
-    assert len(graphs) == 2
+        batch = Batch(None, label, index, ("",) * total, groups=tuple(groups))
+        backward(chosen, net, codec, with_draws(chosen, codec, batch), CPU, planned_reader(chosen))
+    assert len(graphs) == 2 + 2 * (text == "cross_attention")

@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import CPU, SMALL
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_codecs import saved
@@ -16,7 +17,7 @@ from test_codecs import saved
 from ditkit import files
 from ditkit.cli import main
 from ditkit.codecs import Vae
-from ditkit.data import DATA, Batch, batches
+from ditkit.data import DATA, Batch, Folder, batches
 from ditkit.data.latents import Cache, cache, layouts, open_latents, write_cache
 from ditkit.errors import InputError
 from ditkit.recipe import Recipe
@@ -222,8 +223,6 @@ def test_a_full_disk_is_reported_and_leaves_no_half_file(latent, tmp_path, monke
 
 
 def test_captions_and_images_without_classes(tmp_path, vae):
-    from PIL import Image
-
     for k in range(3):
         Image.new("L", (8, 8), 80 * k).save(tmp_path / f"{k}.png")
         (tmp_path / f"{k}.txt").write_text(f"number {k}")
@@ -239,7 +238,7 @@ def test_captions_and_images_without_classes(tmp_path, vae):
         count=3, shape=(6, 4, 4), flips=False, dtype="float32", shard=2, encoder=codec.encoder_hash,
         codec={"precision": "fp32", "tiling": False}, data=cache.data_facts(data), names=(), captions=True,
     )  # fmt: skip
-    write_cache(tmp_path / "out", source, data, codec.moments, plan)
+    write_cache(tmp_path / "out", source, codec.moments, plan)
     found, _ = open_for(base, codec, tmp_path / "out")
     assert found.captions == ["number 0", "number 1", "number 2"]
     assert found.labels is None
@@ -251,6 +250,119 @@ def test_captions_and_images_without_classes(tmp_path, vae):
         InputError, match=r"captions\.json is missing or damaged .*`ditkit encode` command again"
     ):
         open_latents(tmp_path / "out")
+
+
+# --- images of their own sizes ---------------------------------------------------------------------
+
+SIZES = [(8, 12), (12, 8), (8, 8), (4, 8), (8, 12), (12, 8), (8, 12)]  # H, W
+
+
+@pytest.fixture(scope="module")
+def native(latent, tmp_path_factory):
+    """Images of four sizes in two classes; their latents of half the side, in patches of 2."""
+    folder, draw = tmp_path_factory.mktemp("native"), np.random.default_rng(0)
+    for k, (height, width) in enumerate(SIZES):
+        where = folder / "ab"[k % 2]
+        where.mkdir(exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (height, width), dtype=np.uint8)).save(where / f"{k}.png")
+    data = Folder(
+        path=folder, size=12, channels=1, classes=2, aspect="native", flip=True, held_out=0.0, order="natural"
+    )
+    tokens = {"tokens": 12, "images": 28, "log_images": 7, "checkpoint_images": 28, "preview_images": 28}
+    return latent.replace(data=data, train=tokens)
+
+
+def encode_native(chosen, out, *more):
+    data = [
+        "--data",
+        str(chosen.data.path),
+        "--data.aspect",
+        "native",
+        "--data.size",
+        "12",
+        "--data.channels",
+        "1",
+    ]
+    others = [
+        "--data.flip",
+        "--data.held-out",
+        "0",
+        "--train.tokens",
+        "12",
+        "--shard",
+        "3",
+        "--out",
+        str(out),
+    ]
+    codec = ["--codec", "vae", "--codec.id", chosen.codec.id]
+    assert main(["encode", "digits", *codec, *data, *others, *more]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def native_cache(native, tmp_path_factory):
+    return encode_native(native, tmp_path_factory.mktemp("latents") / "native")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_training_from_latents_of_native_sizes_is_training_on_the_images(
+    native, native_cache, tmp_path, packed
+):
+    """In buckets and packed, with a size left out: the same batches, flips and draws."""
+    chosen = native.replace(train={"packed": packed}, data={"without": ("4x8",)})
+    online = train(chosen, tmp_path / "online", device=CPU, progress=False)
+    cached = train(from_cache(chosen, native_cache), tmp_path / "cached", device=CPU, progress=False)
+    losses = [
+        [row["loss"] for row in read_log(tmp_path / name / "log.jsonl")] for name in ("online", "cached")
+    ]
+    assert len(losses[0]) > 2
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    # As a whole: where a gradient is 0 but for rounding, AdamW takes a step either way.
+    theirs, ours = (
+        torch.cat([value.flatten() for value in load_file(run / "ema.safetensors").values()])
+        for run in (cached, online)
+    )
+    assert (theirs - ours).norm() < 1e-4 * ours.norm()
+
+
+def test_latents_of_native_sizes_are_each_images_own(native, native_cache):
+    codec, source = native.build_codec(), native.data.open()
+    found, _ = open_for(native, codec, native_cache)
+    sizes = source.sizes(native.multiple)
+    assert found.sizes() == [(height // 2, width // 2) for height, width in sizes]
+    assert torch.equal(found.labels, source.labels)
+    for place, size in enumerate(sizes):
+        image = source.read([place], size=size)
+        for mirrored, way in ((False, image), (True, image.flip(-1))):
+            torch.testing.assert_close(
+                found.moments([place], [mirrored]), codec.moments(way), rtol=0, atol=1e-5
+            )
+    assert found.read([], [], (4, 6)).shape == (0, 6, 4, 6)
+    index = found.index
+    assert (index.shape, index.multiple) == ((6, 6, 6), 4)
+    latents = [codec.moments(source.read([k], size=size)) for k, size in enumerate(sizes)]
+    mirrored = [codec.moments(source.read([k], size=size).flip(-1)) for k, size in enumerate(sizes)]
+    means = torch.cat([part[0, :3].flatten(1) for part in latents + mirrored], dim=1)
+    assert index.mean == pytest.approx(means.mean(1).tolist(), abs=1e-5)
+
+
+def test_a_shard_of_native_sizes_that_was_lost_is_made_again(native, native_cache, tmp_path, capsys):
+    out = shutil.copytree(native_cache, tmp_path / "out")
+    (out / "latents-00001.safetensors").unlink()
+    capsys.readouterr()
+    encode_native(native, out)
+    assert "3 of 7 images encoded" in capsys.readouterr().out
+    assert contents(out) == contents(native_cache)
+
+
+def test_latents_of_other_sizes_are_refused(native, native_cache):
+    message = refusal(native.replace(backbone={"patch": 1}), native_cache)
+    assert (
+        "has latents of images of multiples of 4 pixels, the recipe's are of images of multiples of 2"
+        in message
+    )
+    square = native.replace(data={"aspect": "square"}, train={"tokens": None})
+    assert "the recipe's are of square images; give its `data.aspect`" in refusal(square, native_cache)
 
 
 # --- what is refused -------------------------------------------------------------------------------
@@ -419,7 +531,7 @@ def test_encode_needs_a_place_and_latents(latent, tmp_path, capsys):
     assert "--out DIR" in capsys.readouterr().err
     clips = ["--data", "moving-digits", "--backbone.tubelet", "1", "--out", str(tmp_path / "out")]
     assert main(["encode", "digits", "--codec", "vae", "--codec.id", latent.codec.id, *clips]) == 2
-    assert "encode: data moving-digits is of clips; take images of one size" in capsys.readouterr().err
+    assert "encode: data moving-digits is of clips; take images" in capsys.readouterr().err
     (tmp_path / "notes.txt").write_text("mine")
     assert main([*flags(latent), "--out", str(tmp_path)]) == 2
     assert "is not empty and holds no latents" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from ditkit.pipeline import Pipeline, load
 from ditkit.recipes import recipe
 from ditkit.rollout import WINDOW, roll_out
 from ditkit.scoring.samples import frame_by_frame
+from ditkit.text import Text, TextConfig
 from ditkit.training import train
 from ditkit.training.draws import draws_of
 from ditkit.training.initial import load_initial
@@ -82,9 +83,28 @@ def folder(tmp_path_factory):
     return where
 
 
-def native(folder, **sections):
+@pytest.fixture(scope="module")
+def captioned(folder, tmp_path_factory):
+    """The same with captions."""
+    where = shutil.copytree(folder, tmp_path_factory.mktemp("captioned") / "pictures")
+    for path in where.glob("*.png"):
+        path.with_suffix(".txt").write_text("a" * (1 + int(path.stem)), encoding="utf-8")
+    return where
+
+
+def read(captions):
+    """Embeddings of one to three words."""
+    lengths = torch.tensor([len(caption) for caption in captions])
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randn(20, 3, 8, generator=draw)[lengths]
+    return Text(tokens, torch.arange(3) <= (lengths % 3)[:, None], tokens.mean(1))
+
+
+def native(folder, caption_column=None, **sections):
     return recipe("anysize-fashion").replace(
-        data=Folder(path=folder, size=16, channels=1, aspect="native", classes=0),
+        data=Folder(
+            path=folder, size=16, channels=1, aspect="native", classes=0, caption_column=caption_column
+        ),
         backbone=sections.pop("backbone", TINY),
         train={**FEW, "images": 40, "tokens": 16, "micro_batch": None, **sections.pop("train", {})},
         **sections,
@@ -199,17 +219,36 @@ def gradients(net):
     ],
 )
 def test_a_packed_step_is_the_step_of_its_images_one_by_one(folder, transport):
-    chosen = native(folder, train={"packed": True}, transport=transport)
+    assert_one_by_one(native(folder, train={"packed": True}, transport=transport))
+
+
+@pytest.mark.parametrize("text", ["cross_attention", "in_context"])
+@pytest.mark.parametrize("null", ["learned", "empty"])
+def test_so_is_one_of_captioned_images(captioned, text, null):
+    """Some of whose texts are dropped."""
+    chosen = native(
+        captioned,
+        "txt",
+        train={"packed": True, "label_dropout": 0.5},
+        backbone=TINY.model_copy(update={"text": text, "text_pooled": True}),
+        text=TextConfig(length=3, dim=8, null=null),
+    )
+    assert_one_by_one(chosen, read)
+
+
+def assert_one_by_one(chosen, read=None):
     net = randomised(chosen).backbone.requires_grad_(True)
     (batch,) = batch_of(chosen, 8, packed=True)
     assert len(batch.groups) > 2
     assert torch.cat([group.index for group in batch.groups]).equal(batch.index)
-    terms = backward(chosen, net, chosen.build_codec(), batch, CPU)
+    terms = backward(chosen, net, chosen.build_codec(), batch, CPU, read)
     packed = gradients(net)
     losses = []
-    for single in (single for group in batch.groups for single in group.split(1)):
-        whole = replace(single, share=None)  # not a share of its group
-        losses.append(backward(chosen, net, chosen.build_codec(), whole, CPU)["loss"])
+    singles = (single for group in batch.groups for single in group.split(1))
+    for k, single in enumerate(singles):
+        caption = batch.caption and batch.caption[k : k + 1]
+        whole = replace(single, share=None, caption=caption)  # not a share of its group
+        losses.append(backward(chosen, net, chosen.build_codec(), whole, CPU, read)["loss"])
     alone = gradients(net)
     torch.testing.assert_close(terms["loss"], torch.stack(losses).mean())
     for name, grad in packed.items():
@@ -327,7 +366,7 @@ def test_clips_in_latents_of_their_frames(tmp_path):
             {"train": {"packed": True, "micro_batch": 2}},
             "train.packed is for train.tokens, without train.micro_batch",
         ),
-        ({"train": {"score_images": 10}}, "data.aspect native: train.score_images and train.latents"),
+        ({"train": {"score_images": 10}}, "data.aspect native: train.score_images is of images of one size"),
         ({"transport": {"known_frames": 0.5}}, "transport.known_frames is for data of clips"),
         ({"train": {"tokens": 15}}, "`train.tokens` 15 is less than the 16 tokens of one sample of 16x16"),
         (

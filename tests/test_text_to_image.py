@@ -76,6 +76,22 @@ def test_a_run_embeds_its_captions_once_and_needs_no_encoder_to_go_on(recipe, ru
     assert load(run, CPU).record["images"] == 120
 
 
+def test_images_of_their_own_sizes_are_trained_packed(recipe, tmp_path):
+    """Each with its caption; the model samples any size."""
+    (pictures := tmp_path / "pictures").mkdir()
+    for k, (height, width) in enumerate([(8, 12), (8, 8), (12, 8), (8, 12)]):
+        Image.new("RGB", (width, height), (60 * k, 0, 0)).save(pictures / f"{k}.png")
+        (pictures / f"{k}.txt").write_text(f"a red picture number {k}", encoding="utf-8")
+    data = Folder(
+        path=pictures, size=12, channels=3, classes=0, aspect="native", caption_column="txt", held_out=0.0
+    )
+    few = {"images": 16, "tokens": 24, "packed": True, "micro_batch": None, "validate_images": 4}
+    chosen = recipe.replace(data=data, train=few, backbone={"positions": "rotary"})
+    train(chosen, tmp_path / "run", device=CPU, progress=False)
+    found = load(tmp_path / "run", CPU).generate({"text": ["a red picture"]}, seeds=[0], size=(8, 12))
+    assert found.shape == (1, 3, 8, 12)
+
+
 def test_prompts_decide_images_one_by_one(run):
     pipe = load(run, CPU)
     with torch.no_grad():  # hardly trained: make it listen

@@ -99,18 +99,23 @@ def test_tokens_left_out_are_as_if_masked(name, per_token):
     assert not torch.allclose(found, net(x, t, cond), rtol=1e-2, atol=1e-3)
 
 
-def test_routing_follows_packed_rows():
-    """Packed images are routed as each is by itself."""
-    net = made("DiT-S/2", positions="rotary")
+@pytest.mark.parametrize(
+    "fields", [{}, {"text": "cross_attention"}, {"text": "in_context", "registers": 2}], ids=str
+)
+def test_routing_follows_packed_rows(fields):
+    """Packed images are routed as each is by itself; their texts and registers stay."""
+    net = made("DiT-S/2", positions="rotary", text_dim=8 * ("text" in fields), **fields)
     sizes = [(8, 8), (8, 4), (4, 4), (8, 4)]
     states = [torch.randn(3, *size) for size in sizes]
-    t, cond, draws = torch.rand(4), {"label": torch.tensor([0, 1, 2, 0])}, torch.rand(4, 16)
+    t, draws = torch.rand(4), torch.rand(4, 16)
+    cond = {"label": torch.tensor([0, 1, 2, 0]), "text": torch.randn(4, 3, 8)}
+    cond["text_mask"] = torch.arange(3) < torch.tensor([[2], [3], [1], [2]])
     found = net.packed(states, t, cond, around=tread(draws, 4, rate=0.5, first=1, last=2))
     for k, state in enumerate(states):
         alone = net(
             state[None],
             t[k : k + 1],
-            {"label": cond["label"][k : k + 1]},
+            {key: value[k : k + 1] for key, value in cond.items()},
             around=tread(draws[k : k + 1], 4, rate=0.5, first=1, last=2),
         )
         torch.testing.assert_close(found[k], alone[0], rtol=1e-4, atol=1e-5)

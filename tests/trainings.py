@@ -3,9 +3,10 @@
 import torch
 
 from ditkit.backbones import BACKBONES, DiTConfig, MatryoshkaConfig, MDMConfig, OuterLevel
-from ditkit.data import Batch
+from ditkit.data import Batch, Folder
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe
+from ditkit.text import TextConfig
 from ditkit.training.draws import with_draws
 from ditkit.transports import Transport
 
@@ -28,6 +29,16 @@ def pyramid(**transport) -> Recipe:
 
 def words(**backbone) -> Recipe:
     return small("emoji-t2i", data={"size": 16}, text={"length": 4}, backbone=backbone)
+
+
+def packed_words(**backbone) -> Recipe:
+    return small(
+        "anysize-fashion",
+        data=Folder(size=28, channels=1, classes=10, aspect="native", caption_column="txt"),
+        text=TextConfig(length=4, dim=8),
+        backbone={"depth": 6} | backbone,
+        train={"packed": True, "routing": "tread:first=1,last=3"},
+    )
 
 
 CLIPS = {"frames": 4, "size": 8}
@@ -67,6 +78,8 @@ TRAININGS = {
         train={"packed": True, "routing": "tread:first=1,last=3"},
         data={"classes": 10},
     ),
+    "packed, text": packed_words(text="cross_attention"),
+    "packed, text in context": packed_words(text="in_context", registers=2),
     "U-DiT": recipe("digits").replace(
         backbone=BACKBONES["U-DiT"].model_copy(update={"width": 16, "heads": 2, "depth": (1, 1, 1, 1, 1)}),
         train={"precision": "fp32"},
@@ -96,7 +109,7 @@ def batch_of(chosen: Recipe, device: torch.device) -> Batch:
     if chosen.train.packed:
         sizes = [(8, 8), (12, 8)]
         groups = [Batch(images(2, size), None, index[2 * k : 2 * k + 2]) for k, size in enumerate(sizes)]
-        batch = Batch(None, label, index, groups=tuple(groups))
+        batch = Batch(None, label, index, captions, groups=tuple(groups))
     else:
         batch = Batch(images(4, chosen.data.shape), label, index, captions)
     return with_draws(chosen, chosen.build_codec(device), batch)

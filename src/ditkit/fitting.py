@@ -166,8 +166,8 @@ def _method(recipe: Recipe) -> Iterator[str]:
 def _data(recipe: Recipe) -> Iterator[str]:
     """What the data and the states that the codec makes of them must be."""
     data, train, kind = recipe.data, recipe.train, recipe.data.kind
-    if data.aspect == "native" and (train.score_images or train.latents):
-        yield "data.aspect native: train.score_images and train.latents are of images of one size; leave them out"
+    if data.aspect == "native" and train.score_images:
+        yield "data.aspect native: train.score_images is of images of one size; leave it out"
     if recipe.transport.known_frames and not data.of_clips:
         yield f"transport.known_frames is for data of clips, not {kind}; leave it out"
     if recipe.text and data.captioned is False:

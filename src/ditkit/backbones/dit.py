@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditkit.backbones.base import BodyShape, Conditions, Plain
@@ -26,7 +27,7 @@ from ditkit.nn.patches import STEM, ConvolutionalStem, PatchEmbed, unpatchify
 from ditkit.nn.positions import Axis, axis
 from ditkit.nn.registries import CONDITIONINGS
 from ditkit.nn.rotary import rotary_positions, unturned
-from ditkit.nn.text import TextAttention, TextEmbedding
+from ditkit.nn.text import TextAttention, TextEmbedding, Words
 
 
 class DiT(Plain):
@@ -157,7 +158,7 @@ class DiT(Plain):
 
     def _block(self, k: int, h: Tensor, at: Tokens) -> Tensor:
         h = self.blocks[k](h, at.c, at.among)
-        return self.listeners[k](h, *at.words) if at.words is not None else h
+        return self.listeners[k](h, at.words, at.among.runs) if at.words is not None else h
 
     def _tokens(self, h: Tensor, c: Tensor, conditions: Conditions) -> tuple[Tensor, list[Tokens]]:
         """The tokens with any that pass through the blocks with them, and what the blocks know of them, in turn.
@@ -167,10 +168,7 @@ class DiT(Plain):
         """
         words, size = conditions.words if self.in_context else None, self.patches.grid(*conditions.size)
         further = [c] if self.conditioning.passes else []
-        if self.registers is not None:
-            further.append(self.registers.expand(len(h), -1, -1))
-        if words is not None:
-            further.append(words.tokens.to(h.dtype))
+        further += self._behind(len(h), words, h.dtype)
         if further and h.ndim == 4 and self.config.attention == "joint":
             h = h.flatten(1, 2)[:, None]  # (B, 1, F'·S, D)
         own = h.shape[-2]
@@ -200,6 +198,11 @@ class DiT(Plain):
             for mask, table, over in zip(masks, (first, *rest), self.config.over, strict=True)
         ]
 
+    def _behind(self, count: int, words: Words | None, dtype: torch.dtype) -> list[Tensor]:
+        """Registers and words that pass through the blocks behind the tokens of each of `count` states, (count, R, D) each."""
+        registers = [] if self.registers is None else [self.registers.expand(count, -1, -1)]
+        return registers if words is None else [*registers, words.tokens.to(dtype)]
+
     def _first(self) -> FirstValues | None:
         """Where the first block of a kind leaves its values in a forward pass."""
         return FirstValues() if self.config.value_residual else None
@@ -217,8 +220,9 @@ class DiT(Plain):
     ) -> list[Tensor]:
         """What `forward` gives for each of N states (C, *size), of their own sizes, at times t (N,): (C', *size).
 
-        All their tokens are one sequence; cond has a row per state. InputError for a network whose tokens would meet others'
-        or need a grid: factorised, conditioned by tokens, with a text's tokens or registers, or with convolutions in its blocks.
+        All their tokens are one sequence, registers and a text's words behind those of the state that they belong to; cond has
+        a row per state. InputError for a network whose tokens would meet others' or need a grid: factorised, conditioned by
+        tokens, or with convolutions in its blocks.
         """
         config = self.config
         if why := config.cannot("packed rows"):
@@ -228,26 +232,53 @@ class DiT(Plain):
                 f"t of shape {tuple(t.shape)} for {len(states)} packed states: give one time each"
             )
         stacked, sizes = stacks(states), [state.shape[1:] for state in states]
-        embedded = [self.embed(stack).flatten(1, -2) for stack in stacked]  # (n, L_i, D) each
+        conditions = self.conditions(cond or {}, ())
+        words = conditions.words.packed() if self.listeners and conditions.words is not None else None
+        own = [self.embed(stack).flatten(1, -2) for stack in stacked]  # (n, L_i, D) each
+        embedded, mask = self._extended(own, conditions.words if self.in_context else None)
+        further = embedded[0].shape[1] - own[0].shape[1]
         # No views: the compiler would make one form of a block for views and one for others.
         h = torch.cat([tokens.flatten(0, 1)[None] for tokens in embedded], dim=1)  # (1, L, D)
         lengths = [tokens.shape[1] for tokens in embedded for _ in tokens]
         rotary = None
         if config.positions == "rotary":
-            known = {size: self._rotary(self.patches.grid(*size), t.device)[0] for size in set(sizes)}
-            tables = [table[:, None] for size in sizes if (table := known[size]) is not None]
-            rotary = torch.cat(tables, dim=2)  # (2, 1, L, d/2)
+            known = {
+                size: unturned(table, further)[:, None]
+                for size in set(sizes)
+                if (table := self._rotary(self.patches.grid(*size), t.device)[0]) is not None
+            }
+            rotary = torch.cat([known[size] for size in sizes], dim=2)  # (2, 1, L, d/2)
         owner, apart = owners(lengths, t.device), runs(lengths, t.device)
-        among = Arrangement(None, rotary, owner, apart, first=self._first())
-        c = self._combined(t, self.conditions(cond or {}, ()), sizes)  # (N, D)
-        h = self._through(h, [Tokens(c, among, own=h.shape[1], lengths=lengths)], around or alone)
+        among = Arrangement(mask, rotary, owner, apart, first=self._first())
+        c = self._combined(t, conditions, sizes)  # (N, D)
+        at = Tokens(c, among, words=words, own=h.shape[1], lengths=lengths, further=further)
+        h = self._through(h, [at], around or alone)
         counts = [tokens.shape[0] * tokens.shape[1] for tokens in embedded]
         outs = self.final(h, c, among)[0].split(counts)
         return [
             state
-            for out, stack in zip(outs, stacked, strict=True)
-            for state in self._pixels(out.unflatten(0, (len(stack), -1)), stack.shape[2:])
+            for out, stack, tokens in zip(outs, stacked, own, strict=True)
+            for state in self._pixels(
+                out.unflatten(0, (len(stack), -1))[:, : tokens.shape[1]], stack.shape[2:]
+            )
         ]
+
+    def _extended(
+        self, embedded: Sequence[Tensor], words: Words | None
+    ) -> tuple[Sequence[Tensor], Tensor | None]:
+        """Tokens (n, L_i, D) of every n images with those that pass through the blocks behind them, (n, L_i + R, D); and which
+        of all of them are attended to, bool (1, L)."""
+        counts = [len(tokens) for tokens in embedded]
+        if behind := self._behind(sum(counts), words, embedded[0].dtype):
+            others = torch.cat(behind, dim=1).split(counts)
+            embedded = [torch.cat(several, dim=1) for several in zip(embedded, others, strict=True)]
+        if words is None or words.mask is None:
+            return embedded, None
+        masks = [
+            F.pad(there, (tokens.shape[1] - there.shape[1], 0), value=True).flatten()[None]
+            for tokens, there in zip(embedded, words.mask.split(counts), strict=True)
+        ]
+        return embedded, torch.cat(masks, dim=1)
 
     def from_map(self, m: Tensor) -> Tensor:
         return m.flatten(3).permute(0, 2, 3, 1) if self.config.tubelet else m.flatten(2).mT

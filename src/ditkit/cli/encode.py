@@ -23,7 +23,7 @@ from ditkit.processes import joined
 from ditkit.recipes import RECIPES
 from ditkit.training.captions import TEXT, embed_captions
 from ditkit.training.data import recorded, settled
-from ditkit.training.latents import codec_facts
+from ditkit.training.latents import codec_facts, multiple_of
 
 USAGE = f"""usage: ditkit encode RECIPE --out DIR [--section.field value ...]
 
@@ -35,6 +35,8 @@ mirrored images too where the recipe flips: {", ".join(RECIPES)}.
 
 Training from the cache equals training on the images: the same order, flips and draws from the posteriors.
 Captions are kept, and embedded once where the recipe has a text encoder.
+With --data.aspect native every image keeps its size, cut to multiples that depend on --backbone.patch: give the same patch
+to both commands.
 The same command again goes on where it was stopped. A 256-pixel image takes 32 kB, twice that with flips.
 The flags are those of `ditkit train`; --data, --codec and their fields are what matters."""
 
@@ -63,7 +65,8 @@ def run(argv: list[str]) -> None:
     if out is None:
         raise InputError("encode: --out DIR names the folder of the cache")
     check_writable(out)
-    command.data.check_images("encode")
+    if command.data.of_clips:
+        raise InputError(f"encode: data {command.data.kind} is of clips; take images")
     data = settled(command.data, out / "recipe.json", latents=out)
     device = pick_device(command.device)
     codec = command.codec.build(data.channels, device)
@@ -77,6 +80,7 @@ def run(argv: list[str]) -> None:
     plan = Index(
         count=len(source),
         shape=(2 * channels, height, width),
+        multiple=multiple_of(command.recipe),
         flips=data.flip,
         dtype=command.dtype,
         shard=command.shard,
@@ -88,7 +92,7 @@ def run(argv: list[str]) -> None:
     )
     start = time.perf_counter()
     with joined(device) as processes, owned(out) if processes.first else nullcontext():
-        encoded = write_cache(out, source, data, codec.moments, plan)
+        encoded = write_cache(out, source, codec.moments, plan)
         seconds = time.perf_counter() - start
         if not processes.first:
             return

@@ -46,16 +46,17 @@ class Plan:
         budget: int,
         without: Collection[str] = (),
         packed: bool = False,
+        pixels: int = 1,
     ):
         """For samples of these sizes, which are `tokens(size)` tokens each, and at most `budget` tokens a batch; `packed`:
         of samples of all sizes.
 
-        `without` names sizes ("28x12") whose samples are left out. InputError when one sample is over the
-        budget, `without` names a size that no sample has, or it leaves nothing.
+        `without` names sizes in pixels ("28x12") whose samples are left out; a side of 1 is so many `pixels`. InputError when
+        one sample is over the budget, `without` names a size that no sample has, or it leaves nothing.
         """
-        self.sizes, self.budget, self.packed = sizes, budget, packed
+        self.sizes, self.budget, self.packed, self._pixels = sizes, budget, packed, pixels
         places = places_by_size(sizes)
-        names = {written(size): size for size in places}
+        names = {self._written(size): size for size in places}
         for name in without:
             if name not in names:
                 raise InputError(
@@ -76,7 +77,7 @@ class Plan:
         if largest.tokens > budget:
             raise InputError(
                 f"`train.tokens` {budget} is less than the {largest.tokens} tokens of one sample of "
-                f"{written(largest.size)}; give {largest.tokens} or more, or a smaller `data.size`"
+                f"{self._written(largest.size)}; give {largest.tokens} or more, or a smaller `data.size`"
             )
 
     def __len__(self) -> int:
@@ -130,13 +131,17 @@ class Plan:
                     yield part
             epoch += 1
 
+    def _written(self, size: Size) -> str:
+        """In pixels."""
+        return written(tuple(side * self._pixels for side in size))
+
     def describe(self) -> str:
         """A table of the buckets, and how much of the budget their batches fill."""
         rows = [("size", "images", "batch", "tokens a batch")]
         for bucket in self.buckets:
             most = min(bucket.batch, bucket.images)
             rows.append(
-                (written(bucket.size), f"{bucket.images:,}", f"{most:,}", f"{most * bucket.tokens:,}")
+                (self._written(bucket.size), f"{bucket.images:,}", f"{most:,}", f"{most * bucket.tokens:,}")
             )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
@@ -148,7 +153,9 @@ class Plan:
             f"{tokens / (batches * self.budget):.1%} of {self.budget:,} tokens on average"
         )
         if self.left_out:
-            named = ", ".join(f"{written(size)} ({count:,} images)" for size, count in self.left_out.items())
+            named = ", ".join(
+                f"{self._written(size)} ({count:,} images)" for size, count in self.left_out.items()
+            )
             lines.append(f"left out of training: {named}")
         return "\n".join(lines)
 
@@ -165,7 +172,7 @@ def plan_for(
 
     InputError: see `Source.sizes`, `Plan`.
     """
-    return Plan(source.sizes(multiple), tokens, budget, config.without, packed)
+    return Plan(source.sizes(multiple), tokens, budget, config.without, packed, source.pixels)
 
 
 def places_by_size(sizes: Sequence[Size]) -> dict[Size, list[int]]:

@@ -101,6 +101,8 @@ class Source(ABC):
     """Where they are of files, the hash of each one's bytes and its name."""
     decodes: bool = False
     """Whether reading means decoding, so that processes which read ahead pay."""
+    pixels: int = 1
+    """Along a side of what is one in `sizes`; more where these are of latents."""
     gives: Literal["images", "moments"] = "images"
     """What is read, as `Batch` names it."""
 

@@ -1,6 +1,6 @@
 """Attention."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, cast
@@ -47,11 +47,13 @@ def attend(
     scale: float | None = None,
     mask: Tensor | None = None,
     runs: Runs | None = None,
+    keys: Runs | None = None,
 ) -> Tensor:
     """softmax(scale · q kᵀ) v over q (B, H, L, d) and k, v (B, H, M, d); 1 / sqrt(d) where none is given.
 
     With `mask`, bool (B, M) or (B, L, M) with a true in every row, only over the M where it is true. With `runs`, of one
-    sequence (B = 1, L = M), every run of tokens attends to itself only.
+    sequence (B = 1), every run of tokens attends to itself only, or to the run with its number among `keys`, those of the
+    other sequence; a mask is (1, M) then, with a true in every run.
 
     Torch's fused kernel, but for training on a CPU: its backward there takes 1.5 to 4 times as long as
     the products written out (`ditkit bench`).
@@ -63,11 +65,12 @@ def attend(
     if runs is not None and not _reads_runs(q):
         # Compiled, as one operator, or every mixture of lengths would be compiled anew.
         by_run = in_runs if torch.compiler.is_compiling() else _run_by_run
-        return by_run(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale, runs.starts)
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        return by_run(q, k, v, scale, runs.starts, (keys or runs).starts, mask)
     if k.dtype != torch.float32:
         k = k - k.mean(-2, keepdim=True)
     if runs is not None:
-        return _in_runs(q, k, v, scale, runs.there)
+        return _in_runs(q, k, v, scale, runs.there, (keys or runs).there, mask)
     allowed = mask
     if mask is not None:
         allowed = mask[:, None, None] if mask.ndim == 2 else mask[:, None]  # for every head (and query)
@@ -94,25 +97,57 @@ def _reads_runs(q: Tensor) -> bool:
     return q.dtype in HALVES and q.shape[-1] % 8 == 0 and q.shape[-1] <= WIDEST_HEAD and reads_runs(q.device)
 
 
-def _in_runs(q: Tensor, k: Tensor, v: Tensor, scale: float | None, runs: Tensor) -> Tensor:
-    length = q.shape[2]
+def _in_runs(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, runs: Tensor, keys: Tensor, mask: Tensor | None
+) -> Tensor:
     q, k, v = (part[0].transpose(0, 1) for part in (q, k, v))  # (L, H, d)
-    # The whole sequence as the longest run costs nothing, and its length is at hand.
-    out = cast(Tensor, varlen_attn(q, k, v, runs, runs, length, length, scale=scale))
+    if mask is not None:
+        k, v, keys = _unmasked(k, v, keys, mask[0])
+    # The whole sequence as the longest run costs nothing, and its length is known.
+    out = cast(Tensor, varlen_attn(q, k, v, runs, keys, q.shape[0], k.shape[0], scale=scale))
     return out.transpose(0, 1)[None]
 
 
-def _run_by_run(q: Tensor, k: Tensor, v: Tensor, scale: float, starts: Tensor) -> Tensor:
+def _unmasked(k: Tensor, v: Tensor, starts: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values (M, H, d) where the mask (M,) is true, run after run, and where their runs begin. The others stand behind
+    them and belong to no run, so that the host need not wait to learn how many there are."""
+    order = (~mask).to(torch.uint8).argsort(stable=True)
+    unread = ~mask.index_select(0, order)[:, None, None]
+    # The kernel leaves their gradients as memory was; a fill passes none on.
+    k, v = (part.index_select(0, order).masked_fill(unread, 0) for part in (k, v))
+    before = F.pad(mask.cumsum(0, dtype=torch.int32), (1, 0))
+    return k, v, before.index_select(0, starts)
+
+
+def _run_by_run(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, runs: Tensor, keys: Tensor, mask: Tensor | None
+) -> Tensor:
     """Of one sequence (1, H, L, d); runs of equal length that follow each other at once."""
-    return _joined(attend(own[0], own[1], own[2], scale) for own in _alike(starts, q, k, v))
+    return _joined(
+        attend(query, key, value, scale, there)
+        for query, key, value, there in _alike((q,), (k, v), runs, keys, mask)
+    )
 
 
-def _alike(starts: Tensor, *parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors (1, H, L, d) as those of n runs of L' tokens each: (n, H, L', d)."""
-    lengths = [(length, sum(1 for _ in some)) for length, some in groupby(starts.diff().tolist())]
-    counts = [length * count for length, count in lengths]
-    for (length, _), *own in zip(lengths, *(part[0].split(counts, dim=1) for part in parts), strict=True):
-        yield tuple(part.unflatten(1, (-1, length)).transpose(0, 1) for part in own)
+def _alike(
+    queries: Sequence[Tensor], others: Sequence[Tensor], runs: Tensor, keys: Tensor, mask: Tensor | None
+) -> Iterator[tuple[Any, ...]]:
+    """Tensors (1, H, L, d) of queries and (1, H, M, d) of keys as those of n runs of L' and M' tokens each: (n, H, L', d) and
+    (n, H, M', d); and their mask (n, M')."""
+    pairs = groupby(zip(runs.diff().tolist(), keys.diff().tolist(), strict=True))
+    counts = [(len([*some]), *lengths) for lengths, some in pairs]
+    ours, theirs = [(n, own) for n, own, _ in counts], [(n, other) for n, _, other in counts]
+    masks: Iterable[Tensor | None] = [None] * len(counts)
+    if mask is not None:
+        masks = [part[:, 0, :, 0] for part in _split(mask[:, None, :, None], theirs)]
+    several = [_split(part, ours) for part in queries] + [_split(part, theirs) for part in others]
+    return zip(*several, masks, strict=True)
+
+
+def _split(part: Tensor, counts: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """A tensor (1, H, L, d) as the runs of each (n, L'): (n, H, L', d)."""
+    some = part[0].split([n * length for n, length in counts], dim=1)
+    return [own.unflatten(1, count).transpose(0, 1) for own, count in zip(some, counts, strict=True)]
 
 
 def _joined(parts: Iterable[Tensor]) -> Tensor:
@@ -121,21 +156,26 @@ def _joined(parts: Iterable[Tensor]) -> Tensor:
 
 
 @torch.library.custom_op("ditkit::attend_in_runs", mutates_args=())
-def in_runs(q: Tensor, k: Tensor, v: Tensor, scale: float, starts: Tensor) -> Tensor:
+def in_runs(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, runs: Tensor, keys: Tensor, mask: Tensor | None
+) -> Tensor:
     """`_run_by_run` for the compiler."""
-    return _run_by_run(q, k, v, scale, starts)
+    return _run_by_run(q, k, v, scale, runs, keys, mask)
 
 
 @torch.library.custom_op("ditkit::attend_in_runs_backward", mutates_args=())
 def _in_runs_backward(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, starts: Tensor
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, runs: Tensor, keys: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """With P = softmax(S), S = scale q kᵀ, of each run: dv = Pᵀ g, dS = P ∘ (dP - rowsum(P ∘ dP)), dP = g vᵀ."""
     found = []
-    for dout, query, key, value in _alike(starts, g, q, k, v):
+    for dout, query, key, value, there in _alike((g, q), (k, v), runs, keys, mask):
         if key.dtype != torch.float32:
             key = key - key.mean(-2, keepdim=True)
-        p = _softmax(scale * query @ key.mT)
+        logits = scale * query @ key.mT
+        if there is not None:
+            logits = logits.masked_fill(~there[:, None, None], -torch.inf)
+        p = _softmax(logits)
         dp = dout @ value.mT
         ds = (scale * p * (dp - (p * dp).sum(-1, keepdim=True))).to(key.dtype)
         found.append((ds @ key, ds.mT @ query, p.to(key.dtype).mT @ dout))
@@ -148,18 +188,18 @@ def _like(q: Tensor) -> Tensor:
 
 
 def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    q, k, v, ctx.scale, starts = inputs
-    ctx.save_for_backward(q, k, v, starts)
+    q, k, v, ctx.scale, *others = inputs
+    ctx.save_for_backward(q, k, v, *others)
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, starts = ctx.saved_tensors
-    return *_in_runs_backward(gradient, q, k, v, ctx.scale, starts), None, None
+    q, k, v, *others = ctx.saved_tensors
+    return *_in_runs_backward(gradient, q, k, v, ctx.scale, *others), None, None, None, None
 
 
-in_runs.register_fake(lambda q, k, v, scale, starts: _like(q))
+in_runs.register_fake(lambda q, k, v, scale, runs, keys, mask: _like(q))
 in_runs.register_autograd(_backward, setup_context=_keep)
-_in_runs_backward.register_fake(lambda g, q, k, v, scale, starts: (_like(q), _like(k), _like(v)))
+_in_runs_backward.register_fake(lambda g, q, k, v, scale, runs, keys, mask: (_like(q), _like(k), _like(v)))
 
 
 def _softmax(logits: Tensor) -> Tensor:

@@ -41,6 +41,8 @@ class Tokens(NamedTuple):
     """Whether `c` has a row for each of the L tokens."""
     lengths: Sequence[int] = ()
     """Of several images in one sequence (`nn/packing.py`): how many tokens each has."""
+    further: int = 0
+    """So many of these, the last ones of each image, are not the state's and cannot be left out."""
 
     def take(self, index: Tensor, lengths: Sequence[int] = ()) -> "Tokens":
         """The same of some tokens only, int64 (B, L'), the same ones in every frame of a clip; `lengths`: how many of each of

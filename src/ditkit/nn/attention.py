@@ -125,7 +125,8 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention of tokens to another sequence, of any length M (Vaswani et al., 2017, 3.2.3).
 
-    (B, L, width) and (B, M, width) -> (B, L, width); a clip's tokens (B, F, S, width) likewise.
+    (B, L, width) and (B, M, width) -> (B, L, width); a clip's tokens (B, F, S, width) likewise. Tokens of several images in one
+    sequence (1, L, width) attend to another, (1, M, width), run by run.
     """
 
     def __init__(self, width: int, heads: int):
@@ -136,8 +137,18 @@ class CrossAttention(nn.Module):
         self.kv = dense(width, 2 * width)
         self.proj = dense(width, width)
 
-    def forward(self, x: Tensor, sequence: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`mask`, bool (B, M): the parts of the sequence that are attended to."""
+    def forward(
+        self,
+        x: Tensor,
+        sequence: Tensor,
+        mask: Tensor | None = None,
+        runs: Runs | None = None,
+        keys: Runs | None = None,
+    ) -> Tensor:
+        """`mask`, bool (B, M): the parts of the sequence that are attended to. Each of the `runs` of tokens attends to the run of
+        the sequence with its number, of those in `keys`."""
         q = self.q(x.flatten(1, -2)).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, L, d)
         k, v = self.kv(sequence).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, M, d)
-        return self.proj(attend(q, k, v, mask=mask).transpose(1, 2).flatten(2)).view(x.shape)
+        return self.proj(attend(q, k, v, mask=mask, runs=runs, keys=keys).transpose(1, 2).flatten(2)).view(
+            x.shape
+        )

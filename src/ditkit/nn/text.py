@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ditkit.errors import InputError
+from ditkit.kernels.attention import Runs
 from ditkit.layout import Cond
 from ditkit.nn.attention import CrossAttention
 from ditkit.nn.linear import dense, zero_dense
 from ditkit.nn.mlps import TanhGelu
 from ditkit.nn.norms import NORMS, norm
+from ditkit.nn.packing import runs
 from ditkit.nn.parts import Norm
 
 TOKENS, MASK, POOLED = "text", "text_mask", "text_pooled"
@@ -26,6 +28,13 @@ class Words(NamedTuple):
 
     tokens: Tensor  # (B, M, width)
     mask: Tensor | None  # bool (B, M), whether there is one; none: everywhere
+    runs: Runs | None = None  # of several texts in one sequence: where each begins
+
+    def packed(self) -> "Words":
+        """Those of all B texts, one text after another: (1, B · M, width)."""
+        texts, length = self.tokens.shape[:2]
+        mask = None if self.mask is None else self.mask.flatten()[None]
+        return Words(self.tokens.flatten(0, 1)[None], mask, runs([length] * texts, self.tokens.device))
 
 
 class TextReader(nn.Module):
@@ -93,7 +102,10 @@ class TextEmbedding(TextReader):
 
 
 class TextAttention(nn.Module):
-    """Tokens (B, L, D), or of a clip (B, F, S, D), listen to words: x + attention(norm(x), words). Starts as the identity."""
+    """Tokens (B, L, D), or of a clip (B, F, S, D), attend to words: x + attention(norm(x), words). Starts as the identity.
+
+    With `runs` of the tokens of several images in one sequence, each image attends to its own text.
+    """
 
     def __init__(self, width: int, heads: int, norm: Norm = "layer"):
         super().__init__()
@@ -101,8 +113,8 @@ class TextAttention(nn.Module):
         self.attention = CrossAttention(width, heads)
         self.attention.proj = zero_dense(width, width)
 
-    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        return x + self.attention(self.norm(x), tokens, mask)
+    def forward(self, x: Tensor, words: Words, runs: Runs | None = None) -> Tensor:
+        return x + self.attention(self.norm(x), words.tokens, words.mask, runs, words.runs)
 
 
 def _projection(dim: int, width: int) -> nn.Sequential:

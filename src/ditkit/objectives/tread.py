@@ -55,10 +55,14 @@ def kept(
 ) -> tuple[Tensor, Sequence[int]]:
     """Which of `count` tokens stay, in their order: int64 (B, L'); and of several images in one sequence how many of each."""
     if at.lengths:
-        own = [_smallest(row[:n], rate) for row, n in zip(draws, at.lengths, strict=True)]
+        counts = [length - at.further for length in at.lengths]
+        others = torch.arange(at.further)
+        some = [
+            torch.cat([_smallest(row[:n], rate), n + others]) for row, n in zip(draws, counts, strict=True)
+        ]
         starts = accumulate(at.lengths, initial=0)
-        places = torch.cat([some + start for some, start in zip(own, starts, strict=False)])
-        return places[None], [len(some) for some in own]
+        places = torch.cat([own + start for own, start in zip(some, starts, strict=False)])
+        return places[None], [len(own) for own in some]
     assert isinstance(draws, Tensor)
     own_tokens = _smallest(draws[:, : at.own], rate)
     others = torch.arange(at.own, count).expand(len(draws), -1)

@@ -26,6 +26,11 @@ def codec_facts(config: VaeConfig) -> dict[str, object]:
     return config.model_dump(mode="json", include={"precision", "tiling"})
 
 
+def multiple_of(recipe: Recipe) -> int | None:
+    """Of images that keep their own sizes the pixels of which both sides are multiples; None of square ones."""
+    return recipe.multiple if recipe.data.aspect == "native" else None
+
+
 def open_for(recipe: Recipe, codec: Codec, folder: Path) -> tuple[Latents, Codec]:
     """The latents in `folder`, if they are those of the recipe's images and codec, and the codec of their batches.
 
@@ -45,6 +50,13 @@ def open_for(recipe: Recipe, codec: Codec, folder: Path) -> tuple[Latents, Codec
         raise InputError(
             f"{where} has latents of {_size(found.shape)}, the recipe's are {_size(expected)} (`data.size` "
             f"{recipe.data.size} at 1/{codec.downsampling}); give its `data.size` and `codec`, or encode again"
+        )
+    found.pixels = codec.downsampling
+    made, wanted = (None if found.index is None else found.index.multiple), multiple_of(recipe)
+    if made != wanted:
+        raise InputError(
+            f"{where} has latents of {_cut(made)}, the recipe's are of {_cut(wanted)}; give its `data.aspect` and "
+            "`backbone.patch`, or encode again into another folder"
         )
     if recipe.data.flip and not found.flips:
         raise InputError(
@@ -105,6 +117,10 @@ def check_images(found: Latents, recipe: Recipe, where: str) -> None:
             f"{where} was made of other images than {recipe.data.kind} has now; put them back, or encode them into another "
             "folder"
         )
+
+
+def _cut(multiple: int | None) -> str:
+    return "square images" if multiple is None else f"images of multiples of {multiple} pixels"
 
 
 def _size(shape: tuple[int, ...]) -> str:

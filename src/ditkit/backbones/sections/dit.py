@@ -136,15 +136,11 @@ class DiTConfig(BackboneSection):
             return (
                 f"backbone.attention {self.attention} takes no packed rows; give `backbone.attention` joint"
             )
-        if self.text != "none":
-            return f"backbone.text {self.text} takes no packed rows; give `backbone.text` none and `backbone.text_pooled`"
         if self._in_sequence:
             return (
                 f"backbone.conditioning {self.conditioning} takes no packed rows; give `backbone.conditioning` "
                 "adaln_zero or adaln"
             )
-        if self.registers:
-            return f"backbone.registers {self.registers} takes no packed rows; give `backbone.registers` 0"
         if self.mlp == "depthwise":
             return "backbone.mlp depthwise takes no packed rows; give `backbone.mlp` gelu or swiglu"
         return ""

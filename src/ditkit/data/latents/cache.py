@@ -5,6 +5,9 @@
                                the recipe flips, labels (n,) where there are classes
     captions.json              where there are captions
 
+Of images of their own sizes a shard has moments_HxW (n, 2 channels, H, W) for each size of latents, the images of a size in
+their order, and sizes (n, 2) of all, which say whose they are.
+
 A shard is written beside its place and renamed into it, so what is there is whole and an encoding that was
 killed goes on with the next one. Until the last, index.json is called unfinished.json. Nothing in the files
 depends on when or in how many sittings they were made. Each shard has a checksum of its tensors, by which what was
@@ -13,12 +16,14 @@ damaged later is found when encoding goes on, and when training first reads it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
 from ditkit.config import Section, read_section
+from ditkit.data.buckets import Size, places_by_size, written
 from ditkit.data.latents.source import Latents, ShardFiles, shapes
 from ditkit.data.sources import DataSection, upgraded
 from ditkit.errors import InputError
@@ -30,9 +35,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX, PLAN, CAPTIONS = "index.json", "unfinished.json", "captions.json"
+LABELS, SIZES = "labels", "sizes"  # tensors of a shard beside the moments
 # Of a shard's metadata; one key, as safetensors writes several in any order.
 FACTS, CHECKSUM = "means", "sha256"
-# Fields of a data section that do not decide what is encoded: latents are of squares, of which none are left out.
+# Fields of a data section that do not decide what is encoded: none are left out, and `multiple` says whether they are square.
 NOT_PIXELS = {"flip", "check", "classes", "aspect", "without", "names", "changed", "cache", "content"}
 
 Dtype = Literal["float32", "float16"]
@@ -45,7 +51,9 @@ class Index(Section):
     count: int
     """Images."""
     shape: tuple[int, int, int]
-    """(2 channels, height, width) of the moments of an image."""
+    """(2 channels, height, width) of the moments of an image, or of a square where images keep their own sizes."""
+    multiple: int | None = None
+    """Of images of their own sizes the pixels of which both sides are multiples; None: all are square."""
     flips: bool
     """Whether the mirrored images are there, too."""
     dtype: Dtype
@@ -76,7 +84,23 @@ class Index(Section):
 
     @property
     def tensors(self) -> tuple[str, ...]:
+        """The names of the tensors of moments."""
         return ("moments", "moments_flip") if self.flips else ("moments",)
+
+    def of_size(self, tensor: str, size: Size) -> str:
+        """The name of one of these for latents of that size."""
+        return tensor if self.multiple is None else f"{tensor}_{written(size)}"
+
+    def shapes(self, count: int, sizes: Sequence[Size]) -> dict[str, tuple[int, ...]]:
+        """Those of the tensors of a shard of so many images, whose latents have these sizes, by name."""
+        own = {self.shape[1:]: range(count)} if self.multiple is None else places_by_size(sizes)
+        found: dict[str, tuple[int, ...]] = {
+            self.of_size(name, size): (len(places), self.shape[0], *size)
+            for size, places in own.items()
+            for name in self.tensors
+        }
+        found |= {} if self.multiple is None else {SIZES: (count, 2)}
+        return found | ({LABELS: (count,)} if self.names else {})
 
 
 def data_facts(data: DataSection) -> dict[str, Any]:
@@ -93,14 +117,18 @@ def known_facts(index: Index, data: DataSection) -> dict[str, Any]:
 
 
 def is_whole(file: Path, plan: Index, count: int) -> bool:
-    """Whether a shard is there and holds these many images, as planned, by its header."""
-    expected: dict[str, tuple[int, ...]] = {name: (count, *plan.shape) for name in plan.tensors}
-    if plan.names:
-        expected["labels"] = (count,)
+    """Whether a shard is there and holds these many images, as planned, by its header and the sizes it says."""
     try:
-        return shapes(file) == expected
+        return shapes(file) == plan.shapes(count, _sizes(file, plan))
     except InputError:
         return False
+
+
+def _sizes(file: Path, plan: Index) -> list[Size]:
+    """The sizes of the latents of a shard, where they differ. InputError when it cannot be read."""
+    if plan.multiple is None:
+        return []
+    return [tuple(size) for size in ShardFiles().rows(file, SIZES).tolist()]
 
 
 def is_sound(file: Path, plan: Index, count: int) -> bool:
@@ -153,7 +181,16 @@ class Cache(Latents):
                 )
         self.labels = None
         if self.names:
-            self.labels = torch.cat([ShardFiles().rows(path, "labels") for path in self._paths])
+            self.labels = torch.cat([ShardFiles().rows(path, LABELS) for path in self._paths])
+        self._sizes: list[Size] = []
+        self._rows: list[int] = []  # of the tensor of its size in its shard
+        for path in self._paths:
+            sizes = _sizes(path, self.index)
+            rows = {
+                place: row for places in places_by_size(sizes).values() for row, place in enumerate(places)
+            }
+            self._sizes += sizes
+            self._rows += [rows[place] for place in range(len(sizes))]
         if self.index.captions:
             self.captions = _read_captions(folder / CAPTIONS)
         self._files = ShardFiles()
@@ -161,6 +198,9 @@ class Cache(Latents):
 
     def __len__(self) -> int:
         return self.index.count
+
+    def sizes(self, multiple: int = 1) -> Sequence[Size]:
+        return self._sizes or super().sizes(multiple)
 
     def file(self, place: int) -> Path:
         return self._paths[place // self.index.shard]
@@ -176,4 +216,7 @@ class Cache(Latents):
                     "it makes it again"
                 )
             self._checked.add(shard)
-        return self._files.rows(self._paths[shard], self.index.tensors[mirrored], slice(row, row + 1))[0]
+        name = self.index.tensors[mirrored]
+        if self._sizes:
+            name, row = self.index.of_size(name, self._sizes[place]), self._rows[place]
+        return self._files.rows(self._paths[shard], name, slice(row, row + 1))[0]

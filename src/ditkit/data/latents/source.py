@@ -85,19 +85,23 @@ class Latents(Source):
     def unmirrored(
         self, places: Sequence[int], draws: Sequence[Draw] | None = None, size: tuple[int, ...] | None = None
     ) -> Tensor:
-        return self.moments(places, [False] * len(places))
+        return self.moments(places, [False] * len(places), size)
 
     def read(
         self, places: Sequence[int], draws: Sequence[Draw] | None = None, size: tuple[int, ...] | None = None
     ) -> Tensor:
         mirrored = [False] * len(places) if draws is None else [draw.mirrored for draw in draws]
-        return self.moments(places, mirrored)
+        return self.moments(places, mirrored, size)
 
-    def moments(self, places: Sequence[int], mirrored: Sequence[bool]) -> Tensor:
-        """Mean and logvar of these images, or of them mirrored: float32 (B, 2 channels, height, width). NotFinite, naming
-        the file, where they are no finite numbers."""
+    def moments(
+        self, places: Sequence[int], mirrored: Sequence[bool], size: tuple[int, ...] | None = None
+    ) -> Tensor:
+        """Mean and logvar of these images, or of them mirrored, all of one size: float32 (B, 2 channels, height, width).
+        NotFinite, naming the file, where they are no finite numbers."""
         rows = [self.row(place, flip) for place, flip in zip(places, mirrored, strict=True)]
-        moments = torch.stack(rows).float() if rows else torch.empty((0, *self.shape))
+        moments = (
+            torch.stack(rows).float() if rows else torch.empty((0, self.shape[0], *(size or self.shape[1:])))
+        )
         if not moments.isfinite().all():
             finite = moments.flatten(1).isfinite().all(1).tolist()
             place = places[finite.index(False)]

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
 from ditkit.config import read_section
-from ditkit.data.latents.cache import CAPTIONS, CHECKSUM, FACTS, INDEX, PLAN, Index, is_sound
+from ditkit.data.buckets import Size, places_by_size
+from ditkit.data.latents.cache import (
+    CAPTIONS,
+    CHECKSUM,
+    FACTS,
+    INDEX,
+    LABELS,
+    PLAN,
+    SIZES,
+    Index,
+    is_sound,
+)
 from ditkit.data.latents.source import channel_means
-from ditkit.data.sources import DataSection, Source, upgraded
+from ditkit.data.sources import Source, upgraded
 from ditkit.errors import InputError, NotFinite
 from ditkit.files import save_tensors, tensors_hash
 from ditkit.lazy import torch
@@ -27,7 +40,6 @@ if TYPE_CHECKING:
 def write_cache(
     out: Path,
     source: Source,
-    data: DataSection,
     moments: Callable[[Tensor], Tensor],
     plan: Index,
     batch: int = 64,
@@ -35,8 +47,9 @@ def write_cache(
     """Encode the images of `source` into the folder `out`, or go on doing so, or make again what is damaged; how
     many were encoded now. Several processes share the files, and the first one writes the index.
 
-    `moments` maps uint8 (B, C, H, W) to (B, 2 channels, height, width). InputError when the folder holds the
-    cache of another plan or something else, or cannot be written; NotFinite where the encoder's numbers are not.
+    `moments` maps uint8 (B, C, H, W) to (B, 2 channels, height, width); images of several sizes are encoded size by size.
+    InputError when the folder holds the cache of another plan or something else, or cannot be written; NotFinite where the
+    encoder's numbers are not.
     """
     from ditkit.processes import here  # imports torch
 
@@ -44,10 +57,11 @@ def write_cache(
     with processes.in_turn():
         _claim(out, plan)
     encoded, files = 0, plan.files[processes.rank :: processes.world]
+    sizes = None if plan.multiple is None else source.sizes(plan.multiple)
     with progress_bar(sum(len(places) for _, places in files), "encoding", "img") as bar:
         for name, places in files:
             if not is_sound(out / name, plan, len(places)):
-                _save(out / name, _shard(source, data, moments, plan, places, batch, bar.update))
+                _save(out / name, _shard(source, moments, plan, places, sizes, batch, bar.update))
                 encoded += len(places)
             else:
                 bar.update(len(places))
@@ -94,18 +108,45 @@ def _claim(out: Path, plan: Index) -> None:
 
 def _shard(
     source: Source,
-    data: DataSection,
     moments: Callable[[Tensor], Tensor],
     plan: Index,
     places: range,
+    sizes: Sequence[Size] | None,
     batch: int,
     done: Callable[[int], object],
 ) -> dict[str, Tensor]:
-    """The tensors of one shard, by name; `done` is called after every batch."""
+    """The tensors of one shard, by name, of images of these sizes in pixels, or of one; `done` is called after every batch."""
+    tensors: dict[str, Tensor] = {}
+    latent: dict[Size | None, Size] = {}
+    own: dict[Size | None, Sequence[int]] = {None: places}
+    if sizes is not None:
+        by_size = places_by_size(sizes[places.start : places.stop])
+        own = {size: [places[k] for k in some] for size, some in by_size.items()}
+    for size, some in own.items():
+        for name, rows in _encoded(source, moments, plan, some, size, batch, done).items():
+            latent[size] = tuple(rows.shape[2:])
+            tensors[plan.of_size(name, latent[size])] = rows
+    if sizes is not None:
+        tensors[SIZES] = torch.tensor([latent[sizes[place]] for place in places], dtype=torch.int32)
+    if source.labels is not None:
+        tensors[LABELS] = source.labels[list(places)]
+    return tensors
+
+
+def _encoded(
+    source: Source,
+    moments: Callable[[Tensor], Tensor],
+    plan: Index,
+    places: Sequence[int],
+    size: Size | None,
+    batch: int,
+    done: Callable[[int], object],
+) -> dict[str, Tensor]:
+    """The moments of images of one size, and of them mirrored, by the names of `Index.tensors`."""
     dtype = getattr(torch, plan.dtype)
     parts: dict[str, list[Tensor]] = {name: [] for name in plan.tensors}
     picks = [places[start : start + batch] for start in range(0, len(places), batch)]
-    for images in _ahead(source.read, picks):
+    for images in _ahead(partial(source.read, size=size), picks):
         for name, some in zip(plan.tensors, (images, images.flip(-1)), strict=False):
             parts[name].append(moments(some).to("cpu", dtype))
         done(len(images))
@@ -116,12 +157,10 @@ def _shard(
                 f"the autoencoder {plan.codec['id']} makes numbers of image {places[lost[0]]} that are not finite in "
                 f"{plan.dtype}; check it, or give `codec.precision` fp32 and `dtype` float32"
             )
-    if source.labels is not None:
-        tensors["labels"] = source.labels[list(places)]
     return tensors
 
 
-def _ahead(read: Callable[[range], Tensor], parts: Sequence[range]) -> Iterator[Tensor]:
+def _ahead(read: Callable[[Sequence[int]], Tensor], parts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
     """Each part, read while the one before it is worked on."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(read, parts[0])
@@ -133,13 +172,20 @@ def _ahead(read: Callable[[range], Tensor], parts: Sequence[range]) -> Iterator[
 
 def _save(file: Path, tensors: dict[str, Tensor]) -> None:
     """Write a shard, with its channels' means of the latents and of their squares and its checksum, and put it in its
-    place."""
-    rows = torch.cat([rows for name, rows in tensors.items() if name != "labels"])
-    mean, square = channel_means(rows)
+    place. Images of several sizes count by their places."""
+    alike: dict[Size, list[Tensor]] = {}
+    for name, rows in tensors.items():
+        if name not in (LABELS, SIZES):
+            alike.setdefault(tuple(rows.shape[2:]), []).append(rows)
+    counts = [
+        sum(map(len, several)) * (math.prod(size) if SIZES in tensors else 1)
+        for size, several in alike.items()
+    ]
+    mean, square = _weighted(counts, [channel_means(torch.cat(several)) for several in alike.values()])
     facts = {
         "mean": mean.tolist(),
         "square": square.tolist(),
-        "rows": len(rows),
+        "rows": sum(counts),
         CHECKSUM: tensors_hash(tensors),
     }
     try:
@@ -157,8 +203,13 @@ def _statistics(files: Sequence[Path]) -> tuple[tuple[float, ...], tuple[float, 
         with safe_open(file, "pt") as reader:
             means = parse_json(reader.metadata()[FACTS])
         rows.append(means["rows"])
-        values.append([means["mean"], means["square"]])
-    weights = torch.tensor(rows, dtype=torch.float64) / sum(rows)
-    mean, square = torch.einsum("f,fqc->qc", weights, torch.tensor(values, dtype=torch.float64))
+        values.append([torch.tensor(means[name], dtype=torch.float64) for name in ("mean", "square")])
+    mean, square = _weighted(rows, values)
     std = (square - mean.square()).clamp(min=0).sqrt()
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _weighted(counts: Sequence[int], values: Sequence[Sequence[Tensor]]) -> Tensor:
+    """The mean, (2, channels), of two values of each channel, each counted so often."""
+    weights = torch.tensor(counts, dtype=torch.float64) / sum(counts)
+    return torch.einsum("f,fqc->qc", weights, torch.stack([torch.stack([*both]) for both in values]))
