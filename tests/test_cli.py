@@ -172,12 +172,14 @@ def test_every_flag_of_train_sets_its_field():
         "transport.level_weights": "1 2", "transport.cascade": "0.1", "train.level_share": "0.5",
         "train.stages": "16", "train.freeze_inner": None, "data.aspect": "native", "data.without": "8x8",
         "backbone.tubelet": "1", "backbone.attention": "factorised", "backbone.positions": "rotary",
-        "backbone.grid": "2 2", "backbone.sparse": "0.75", "sample.guidance_path": "dense", "backbone.extrapolation": "ntk", "backbone.size_embedding": None,
+        "backbone.grid": "2 2", "backbone.extrapolation": "ntk", "backbone.size_embedding": None,
         "transport.known_frames": "0.5", "transport.size_shift": "64", "train.packed": None, "train.tokens": "64",
         "data.names": "a b", "data.content": "0f", "data.changed": "accept",
         "train.averages": "half_life:images=500", "train.on_divergence": "rewind", "train.parallel": "ddp", "train.optimizer": "adafactor", "train.freeze": "label.*", "train.unfreeze": "label.*", "train.lora_on": "mlp",
         "train.track": "tensorboard mlflow", "train.routing": "tread", "train.terms": "sra",
         "sample.cache": "taylor_seer", "sample.precision": "bf16", "transport.method": [*METHODS][-1],
+        "backbone.sparse": "0.75", "sample.guidance_path": "dense", "backbone.mlp": "swiglu", "backbone.norm": "rms",
+        "backbone.stem": "convolutional", "backbone.qk_norm": None, "backbone.value_residual": None,
     }  # fmt: skip
     fixed = {
         "data.kind",
