@@ -77,6 +77,15 @@ KINDS: dict[str, dict[str, Any]] = {
         "positions": "rotary",
         "text": "cross_attention",
     },
+    "DiT with sparse blocks": DIT | {"depth": 5, "sparse": 0.75, "registers": 1, "value_residual": True},
+    "DiT of clips with sparse blocks": CLIPS
+    | {
+        "depth": 6,
+        "sparse": 0.5,
+        "attention": "factorised",
+        "positions": "rotary",
+        "text": "cross_attention",
+    },
     "UNet": {"kind": "UNet", "width": 16, "multipliers": (1, 2), "depth": 1},
     "MDM": MDM,
     "Matryoshka of DiT": {"kind": "Matryoshka", "inner": DIT, "levels": (LEVEL,)},
@@ -170,6 +179,7 @@ def axes() -> dict[str, dict[str, Value]]:
             "off": {},
             "on": {"sample": {"guidance": 1.5, "interval": (0.1, 0.9)}},
             "of one channel": {"sample": {"guidance": 1.5, "guidance_channels": 1}},
+            "from dense blocks": {"sample": {"guidance": 1.5, "guidance_path": "dense"}},
         },
         "choices": {
             "none": {},

@@ -178,6 +178,8 @@ def test_every_flag_of_train_sets_its_field():
         "train.averages": "half_life:images=500", "train.on_divergence": "rewind", "train.parallel": "ddp", "train.optimizer": "adafactor", "train.freeze": "label.*", "train.unfreeze": "label.*", "train.lora_on": "mlp",
         "train.track": "tensorboard mlflow", "train.routing": "tread", "train.terms": "sra",
         "sample.cache": "taylor_seer", "sample.precision": "bf16", "transport.method": [*METHODS][-1],
+        "backbone.sparse": "0.75", "sample.guidance_path": "dense", "backbone.mlp": "swiglu", "backbone.norm": "rms",
+        "backbone.stem": "convolutional", "backbone.qk_norm": None, "backbone.value_residual": None,
     }  # fmt: skip
     fixed = {
         "data.kind",
@@ -191,6 +193,8 @@ def test_every_flag_of_train_sets_its_field():
         "data.without": ["--train.tokens", "64", "--data.aspect", "native"],
         "backbone.attention": ["--backbone.tubelet", "1"],
         "backbone.extrapolation": ["--backbone.grid", "2", "2"],
+        "backbone.sparse": ["--backbone.depth", "5"],
+        "sample.guidance_path": ["--backbone.depth", "5", "--backbone.sparse", "0.75"],
         "train.packed": ["--train.tokens", "64"],
         "backbone.text": ["--text", "minilm", "--data", "emoji"],
         "backbone.text_pooled": ["--text", "minilm", "--data", "emoji"],

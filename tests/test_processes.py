@@ -56,6 +56,9 @@ def recipes(colours=Path("colours")):
         "term": digits.replace(train={"terms": ("sra",)}),
         "compared": digits.replace(train={"terms": ("contrastive", "dispersive:group=4"), "micro_batch": 4}),
         "parts": digits.replace(backbone=PARTS, train={"micro_batch": 2, "checkpoint_blocks": 2}),
+        "sparse": digits.replace(
+            backbone={"depth": 5, "sparse": 0.75}, train={"micro_batch": 2, "checkpoint_blocks": 2}
+        ),
         "averages": digits.replace(
             train={
                 "averages": ("half_life:images=50", "power:width=0.05", "power:width=0.1"),

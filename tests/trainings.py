@@ -51,6 +51,8 @@ TRAININGS = {
     "size embedding": small(backbone={"size_embedding": True}),
     "other parts": small(backbone=PARTS | {"mlp": "swiglu", "registers": 2, "positions": "rotary"}),
     "clips, other parts": small("moving-digits", data=CLIPS, backbone=PARTS | {"mlp": "depthwise"}),
+    "sparse": small(backbone={"depth": 5, "sparse": 0.75}),
+    "clips, sparse": small("moving-digits", data=CLIPS, backbone={"depth": 6, "sparse": 0.5}),
     "in context": small(backbone={"conditioning": "in_context", "positions": "rotary"}),
     "cross-attention": small(backbone={"conditioning": "cross_attention"}),
     "text": words(),

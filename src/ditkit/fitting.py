@@ -65,6 +65,11 @@ NEEDS = (
         lambda r: "transport.variance learned" * (r.transport.variance == "learned"),
         "use variance fixed",
     ),
+    Need(
+        "sparse blocks",
+        lambda r: f"sample.guidance_path {r.sample.guidance_path}" * (r.sample.guidance_path == "dense"),
+        "give sample.guidance_path whole",
+    ),
     Need("packed rows", lambda r: "train.packed" * r.train.packed, "leave train.packed out"),
     Need("terms", lambda r: _comparing_blocks(r), "leave it out"),
     Need(

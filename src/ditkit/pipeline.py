@@ -158,13 +158,15 @@ class Pipeline:
         return make_plan(self, cond, seeds, request, weak, lower)
 
     def tokens(self, request: SamplingRequest | None = None, **values: Any) -> int:
-        """That the network works on to sample an image, all evaluations together, guided ones twice. A solver that
-        chooses its own steps is taken to need a hundred. InputError as of `generate`."""
+        """That the network works on to sample an image, all evaluations together, guided ones twice, or as many as dense blocks
+        make of it. A solver that chooses its own steps is taken to need a hundred. InputError as of `generate`."""
         request = requested(request, values)
         solver, layout = self.recipe.sample.override(request), state_layout(self, request)
         evaluations = solver.nfe(solver.times(self.transport, layout), self.transport) or 100
         guided = any(scale != 1 for scale in solver.level_guidance or (solver.guidance,))
-        return evaluations * (1 + guided) * self.recipe.backbone.tokens(layout.shape[1:])
+        backbone = self.recipe.backbone
+        further = guided * (backbone.dense_share if solver.guidance_path == "dense" else 1)
+        return round(evaluations * (1 + further) * backbone.tokens(layout.shape[1:]))
 
     def compile(self, choice: Compile = "on", images: int = 0, tokens: int = 1) -> bool:
         """Compile the network's blocks: the first image waits for it, many images are faster. With auto only where that works and

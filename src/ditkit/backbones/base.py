@@ -5,8 +5,8 @@ means is the transport's affair.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,10 @@ class Backbone(nn.Module):
     @abstractmethod
     def check_size(self, *size: int) -> None:
         """InputError, naming the remedy, when the network cannot take a state of that size, (H, W) or (F, H, W)."""
+
+    def in_training(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
+        """What `forward` is called with besides in training; `drawn` is what the streams of its section gave, (B, ...) by name."""
+        return {}
 
     def fused(self) -> "Backbone":
         """What to sample with: the same function, where possible of fewer products; itself otherwise.

@@ -6,15 +6,16 @@ Given a tubelet it works on clips: attention over space and time jointly, or fac
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditkit.backbones.base import BodyShape, Conditions, Plain
-from ditkit.backbones.sections.dit import DiTConfig
+from ditkit.backbones.sections.dit import DENSE, DiTConfig
 from ditkit.device import kept_on, numbers
 from ditkit.errors import InputError
 from ditkit.layout import Cond
@@ -27,6 +28,7 @@ from ditkit.nn.patches import STEM, ConvolutionalStem, PatchEmbed, unpatchify
 from ditkit.nn.positions import Axis, axis
 from ditkit.nn.registries import CONDITIONINGS
 from ditkit.nn.rotary import rotary_positions, unturned
+from ditkit.nn.sparse import NOTHING, PATH_DROP, LeftOut, SparsePath
 from ditkit.nn.text import TextAttention, TextEmbedding, Words
 
 
@@ -65,6 +67,7 @@ class DiT(Plain):
         self.registers = nn.Parameter(torch.empty(config.registers, width)) if config.registers else None
         if self.registers is not None:
             nn.init.normal_(self.registers, std=0.02)
+        self.sparse = None if config.sparse is None else SparsePath(width, config.sparse)
         self.final = self.conditioning.head(width, math.prod(config.patch_sizes) * out_channels, config.norm)
         if text_dim:
             self.text = TextEmbedding(text_dim, width, tokens=listens, pooled=config.text_pooled)
@@ -77,6 +80,25 @@ class DiT(Plain):
     @property
     def repeated(self) -> list[nn.Module]:
         return [*self.blocks, *self.listeners]
+
+    def in_training(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
+        if self.sparse is None:
+            return {}
+        return {"left": LeftOut(drawn.get("sparse_tokens"), drawn["sparse_path"] < PATH_DROP)}
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Cond | None = None,
+        *,
+        around: Around | None = None,
+        left: LeftOut = NOTHING,
+    ) -> Tensor:
+        """`left` is what sparse blocks leave out, in a network that has some."""
+        conditions = self.conditions(cond or {}, x.shape[2:])
+        c = self.condition(t, conditions)
+        return self.head(self.body(self.embed(x), c, conditions, around or alone, left), c, x.shape[2:])
 
     def condition(self, t: Tensor, conditions: Conditions) -> Tensor:
         """(B, D), or (B, L, D) for a time per token; of clips (B, 1, 1, D) or (B, F', 1, D). A sequence (B, N, D)
@@ -144,15 +166,26 @@ class DiT(Plain):
             parts = [self._axes(grid, (dim / len(grid),) * len(grid))]
         return [kept_on(device, rotary_positions(axes, dim)) for axes in parts]
 
-    def body(self, h: Tensor, c: Tensor, conditions: Conditions, around: Around = alone) -> Tensor:
+    def body(
+        self, h: Tensor, c: Tensor, conditions: Conditions, around: Around = alone, left: LeftOut = NOTHING
+    ) -> Tensor:
         shape = h.shape
         h, turns = self._tokens(h, c, conditions)
-        h = self._through(h, turns, around)
+        if self.sparse is None:
+            h = self._through(h, turns, around)
+        else:
+            depth, grid = len(self.blocks), self.patches.grid(*conditions.size)[-2:]
+            middle = partial(self._through, around=around, blocks=range(DENSE, depth - DENSE))
+            h = self._through(h, turns, around, range(DENSE))
+            h = self.sparse(h, turns, grid, left, middle)
+            h = self._through(h, turns, around, range(depth - DENSE, depth))
         return h[..., : turns[0].own, :].reshape(shape)
 
-    def _through(self, h: Tensor, turns: Sequence[Tokens], around: Around) -> Tensor:
-        """All blocks, `around` each; they take turns at what is known of the tokens."""
-        for k in range(len(self.blocks)):
+    def _through(
+        self, h: Tensor, turns: Sequence[Tokens], around: Around, blocks: range | None = None
+    ) -> Tensor:
+        """All blocks, or those of these numbers, `around` each; they take turns at what is known of the tokens."""
+        for k in blocks or range(len(self.blocks)):
             h = around(k, partial(self._block, k), h, turns[k % len(turns)])
         return h
 

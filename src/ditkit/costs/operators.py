@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
+from ditkit.backbones.base import Backbone
+from ditkit.backbones.sections.base import BackboneSection
 from ditkit.device import Precision, autocast
 from ditkit.nn.around import Around, Run, Tokens, checkpointing
 
@@ -109,6 +111,15 @@ class Inputs(NamedTuple):
             cond["text_pooled"] = torch.empty(batch, dim, device=device)
         return torch.empty(batch, *self.state, device=device), torch.empty(batch, device=device), cond
 
+    def in_training(self, net: nn.Module, batch: int) -> dict[str, Any]:
+        """What the network is called with besides in training."""
+        config = getattr(net, "config", None)
+        if not isinstance(net, Backbone) or not isinstance(config, BackboneSection):
+            return {}
+        shapes: dict[Any, tuple[int, ...]] = {"tokens": (config.tokens(self.state[1:]),), "state": self.state}
+        drawn = {s.name: torch.empty(batch, *shapes.get(s.shape, s.shape)) for s in config.streams}
+        return net.in_training(drawn)
+
 
 def activations(
     net: nn.Module, inputs: Inputs, batch: int, precision: Precision, checkpoint_blocks: int = 0
@@ -180,10 +191,9 @@ def _forward(
     precision: Precision,
     around: Around | None = None,
 ) -> Tensor:
+    named = inputs.in_training(net, batch) | ({"around": around} if around else {})
     with autocast(CPU, precision):
-        return functional_call(
-            net, tensors, inputs.make(net, batch, CPU), {"around": around} if around else None
-        )
+        return functional_call(net, tensors, inputs.make(net, batch, CPU), named)
 
 
 def _size(kind: Any, args: Any, kwargs: Any, out: Any) -> int:

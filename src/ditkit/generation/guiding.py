@@ -1,13 +1,16 @@
 """The guidance of a request, and what can be wrong with it."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ditkit.conditions import in_place_of_unknown, unknown
 from ditkit.errors import InputError
 from ditkit.generation.sizes import size_name
 from ditkit.layout import Cond, Layout
+from ditkit.nn.sparse import PATH
 from ditkit.sampling import autoguidance, cfg, threshold
 from ditkit.sampling.config import SamplingConfig, SamplingRequest
+from ditkit.sampling.guidance import without_condition
 from ditkit.transports import Denoiser
 
 if TYPE_CHECKING:
@@ -23,9 +26,9 @@ def guided(
     layout: Layout,
 ) -> Denoiser:
     """The denoiser with the guidance of the request."""
-    recipe, scales = pipeline.recipe, solver.level_guidance
+    recipe, scales, dense = pipeline.recipe, solver.level_guidance, solver.guidance_path == "dense"
     conditional = pipeline.classes or recipe.text
-    if not conditional and request.guidance not in (None, 1) and not weak:
+    if not conditional and request.guidance not in (None, 1) and not weak and not dense:
         raise InputError(
             f"`guidance` {request.guidance}: this model was trained without classes and cannot be guided"
         )
@@ -39,6 +42,12 @@ def guided(
             f"`level_guidance` has {len(scales)} scales for {len(recipe.backbone.ratios)} levels; give one for "
             "each, without `weak`"
         )
+    if dense and (why := recipe.backbone.cannot("sparse blocks")):
+        raise InputError(f"`guidance_path` dense, but {why}, or give `guidance_path` whole")
+    if dense and weak:
+        raise InputError(
+            "`guidance_path` dense and `weak` both say what guidance leads away from; leave one out"
+        )
     if weak:
         if solver.guidance_channels:
             raise InputError(
@@ -47,13 +56,17 @@ def guided(
         _check_weak(pipeline, weak)
         worse = weak.transport.denoiser(weak.network_in(solver.precision), layout, solver.around)
         return autoguidance(denoise, worse, solver.guidance, solver.interval)
-    if not conditional:
+    if not conditional and not dense:
         return denoise
     instead = in_place_of_unknown(recipe.text, pipeline.read, request.negative)
 
     def null(cond: Cond) -> Cond:
         return unknown(pipeline.backbone, cond, instead)
 
+    if dense:
+        network = partial(pipeline.network_in(solver.precision), left=PATH)
+        worse = pipeline.transport.denoiser(network, layout, solver.around)
+        return autoguidance(denoise, without_condition(worse, null), solver.guidance, solver.interval)
     return cfg(denoise, null, scales or solver.guidance, solver.interval, solver.guidance_channels)
 
 

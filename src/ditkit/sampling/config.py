@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
@@ -105,6 +105,9 @@ class SolverSettings(SolverChoices):
     """Guide only so many of the first channels: 3 samples as the released DiT and SiT code; all by default."""
     level_guidance: tuple[Annotated[float, Field(ge=0)], ...] | None = None
     """A guidance scale for each level of a pyramid of resolutions, highest first, instead of one for all."""
+    guidance_path: Literal["whole", "dense"] | None = None
+    """What guidance leads away from, without the condition: the whole network, or its dense blocks alone, which cost less
+    (`backbone.sparse`)."""
     cache: CacheName | None = None
     """Spare blocks of the network at some evaluations (`ditkit list caches`), such as NAME:interval=3."""
     precision: Precision | None = None
@@ -129,6 +132,7 @@ class SamplingConfig(SolverSettings, GuidanceSettings):
     steps: Steps = 10
     interval: Interval = (0.0, 1.0)
     cache: CacheName = "none"
+    guidance_path: Literal["whole", "dense"] = "whole"
     precision: Precision = "fp32"
     guidance: Annotated[float, Field(ge=0)] = 1.0
 
@@ -150,6 +154,15 @@ class SamplingConfig(SolverSettings, GuidanceSettings):
                 f"`cache` {self.cache}: sampler {self.sampler} chooses its times by the network's answers; leave the cache out "
                 "or take another sampler"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _dense_blocks_guide_all(self) -> SamplingConfig:
+        for field in ("guidance_channels", "level_guidance"):
+            if self.guidance_path == "dense" and getattr(self, field):
+                raise ValueError(
+                    f"`{field}` {getattr(self, field)} is not for `guidance_path` dense, which guides all alike; leave one out"
+                )
         return self
 
     def override(self, request: SolverSettings | GuidanceSettings) -> SamplingConfig:

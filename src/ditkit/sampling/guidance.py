@@ -73,6 +73,15 @@ def autoguidance(
     return replace(denoise, predict=guided)
 
 
+def without_condition(denoise: Denoiser, null: Callable[[Cond], Cond]) -> Denoiser:
+    """The denoiser that sees no condition, whatever it is given."""
+
+    def predict(x_t: Tensor, t: Tensor, cond: Cond, at: At) -> Prediction:
+        return denoise(x_t, t, null(cond), at)
+
+    return replace(denoise, predict=predict)
+
+
 def classifier_guidance(
     denoise: Denoiser,
     log_prob: Callable[[Tensor, Tensor, Cond], Tensor],

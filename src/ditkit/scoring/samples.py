@@ -202,6 +202,7 @@ def sampling_facts(pipeline: Pipeline, request: SamplingRequest) -> dict[str, An
         "interval": chosen.interval,
         "guidance_channels": chosen.guidance_channels,
         **({"level_guidance": chosen.level_guidance} if chosen.level_guidance else {}),
+        **({"guidance_path": chosen.guidance_path} if chosen.guidance_path != "whole" else {}),
         **({"threshold": chosen.threshold} if chosen.threshold else {}),
         "weak": _origin(request.weak),
         **({"lower": _origin(request.lower), "lower_noise": request.lower_noise} if request.lower else {}),

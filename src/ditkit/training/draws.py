@@ -23,6 +23,7 @@ def draws_of(recipe: Recipe, codec: Codec, sizes: Iterable[tuple[int, ...]]) -> 
         DROP,
         *((POSTERIOR,) if codec.random else ()),
         *streams_of(recipe),
+        *recipe.backbone.streams,
     )
     shapes = {size: codec.layout(*size).shape for size in sizes}
     return Draws(

@@ -234,6 +234,8 @@ def _whole(
     if transport.has_known_parts:
         t, learned = transport.known_parts(t, drawn["known"], layout)
     shared, weights = mixed(net, config.level_share, part.shared, always)
+    if further := net.in_training(drawn):
+        shared = partial(cast(Any, shared), **further)
     if learned is not None:
         weights = learned if weights is None else weights * learned
     return Task(shared, x0, sent(drawn["noise"], device), t, drawn["drop"], layout, weights, drawn)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from ditkit.config import Section
+from ditkit.randomness import Stream
 
 if TYPE_CHECKING:
     from ditkit.backbones.base import Backbone
@@ -30,6 +31,7 @@ Ability = Literal[
     "routing",
     "terms",
     "learned variance",
+    "sparse blocks",
 ]
 """What a recipe can ask of a network."""
 
@@ -63,6 +65,7 @@ class BackboneSection(Section):
             "levels": f"{kind} works on one resolution; take a Matryoshka",
             "times of parts": f"{kind} has one time per image; take a DiT",
             "packed rows": f"{kind} takes no packed rows; take a DiT",
+            "sparse blocks": f"{kind} has no sparse blocks; take a DiT with `backbone.sparse` 0.75",
             "routing": different,
             "terms": different,
         }
@@ -88,6 +91,16 @@ class BackboneSection(Section):
     def whole_blocks(self) -> range:
         """The blocks that must work on all tokens, where some can be left out."""
         return range(0)
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """What training draws for each image for the network (`Backbone.in_training`)."""
+        return ()
+
+    @property
+    def dense_share(self) -> float:
+        """The share of its blocks that are run where the sparse ones are left out."""
+        return 1.0
 
     @property
     def takes_text(self) -> bool:

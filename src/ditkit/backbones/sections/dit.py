@@ -15,10 +15,18 @@ from ditkit.nn.parts import MlpKind, Norm, Parts
 from ditkit.nn.positions import Extrapolation
 from ditkit.nn.registries import ADAPTIVE, CONDITIONINGS
 from ditkit.nn.sizes import patch_sizes
+from ditkit.randomness import Stream
 
 if TYPE_CHECKING:
     from ditkit.backbones.dit import DiT
     from ditkit.nn.attention import Over
+
+DENSE = 2
+"""Blocks at each end that work on all tokens, where those between them are sparse (`nn/sparse.py`)."""
+SPARSE = (
+    Stream("sparse_path", "sparse", "uniform", ()),
+    Stream("sparse_tokens", "sparse", "uniform", "tokens", after=1),
+)
 
 
 class DiTConfig(BackboneSection):
@@ -61,6 +69,9 @@ class DiTConfig(BackboneSection):
     """Learned tokens without a place that pass through the blocks with the others and are dropped after them."""
     stem: Literal["linear", "convolutional"] = "linear"
     """What patches are made of: pixels (linear), or pixels and two 3 × 3 convolutions of them (convolutional)."""
+    sparse: Annotated[float, Field(ge=0, le=0.75, multiple_of=0.25)] | None = None
+    """The share of the tokens that training leaves out of all blocks but two at each end; 0: none, to end a training with. By
+    default there is no such path."""
     conditioning: Annotated[str, OneOf(CONDITIONINGS)] = "adaln_zero"
     """How blocks are conditioned on time and label (`ditkit list conditionings`)."""
     label: bool = True
@@ -75,6 +86,22 @@ class DiTConfig(BackboneSection):
     """See `time_scale`."""
     time_period: Annotated[float, Field(gt=1)] = 10_000.0
     """The time's frequencies are time_period^(-i/128); the released DiT's and SiT's."""
+
+    @model_validator(mode="after")
+    def _has_sparse_blocks(self) -> DiTConfig:
+        if self.sparse is None:
+            return self
+        if self.depth <= 2 * DENSE:
+            raise ValueError(
+                f"sparse {self.sparse} is of the blocks between {DENSE} at each end: depth {self.depth} has none; give "
+                f"`backbone.depth` {2 * DENSE + 1} or more, or leave `backbone.sparse` out"
+            )
+        if self.mlp == "depthwise":
+            raise ValueError(
+                f"mlp depthwise needs all tokens of a grid, sparse {self.sparse} leaves some out; give `backbone.mlp` gelu or "
+                "swiglu, or leave `backbone.sparse` out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> DiTConfig:
@@ -125,6 +152,10 @@ class DiTConfig(BackboneSection):
             return "backbone.kind DiT works on one resolution; take a Matryoshka around it"
         if ability == "packed rows":
             return self._not_packed
+        if ability == "sparse blocks" and self.sparse is None:
+            return "backbone.sparse none has no sparse blocks; give `backbone.sparse` 0.75"
+        if ability in ("routing", "terms") and self.sparse is not None:
+            return f"backbone.sparse {self.sparse} has blocks that work on other tokens; leave `backbone.sparse` out"
         if ability == "routing" and self.mlp == "depthwise":
             return "backbone.mlp depthwise needs all tokens of a grid; give `backbone.mlp` gelu or swiglu"
         return self._one_time if ability == "times of parts" else ""
@@ -132,6 +163,8 @@ class DiTConfig(BackboneSection):
     @property
     def _not_packed(self) -> str:
         """Why rows cannot hold the tokens of several images."""
+        if self.sparse is not None:
+            return f"backbone.sparse {self.sparse} takes no packed rows; leave `backbone.sparse` out"
         if self.attention != "joint":
             return (
                 f"backbone.attention {self.attention} takes no packed rows; give `backbone.attention` joint"
@@ -174,9 +207,17 @@ class DiTConfig(BackboneSection):
         return range(len(self.over) if self.value_residual else 0)
 
     @property
-    def ingredients(self) -> dict[str, str | int]:
+    def streams(self) -> tuple[Stream, ...]:
+        return () if self.sparse is None else SPARSE[: 2 if self.sparse else 1]
+
+    @property
+    def dense_share(self) -> float:
+        return 1.0 if self.sparse is None else 2 * DENSE / self.depth
+
+    @property
+    def ingredients(self) -> dict[str, str | float]:
         """What its blocks are made of otherwise than those of the released networks, by field."""
-        fields = ("mlp", "norm", "qk_norm", "value_residual", "registers", "stem")
+        fields = ("mlp", "norm", "qk_norm", "value_residual", "registers", "stem", "sparse")
         return {
             name: value
             for name in fields

@@ -90,6 +90,7 @@ class MatryoshkaConfig(BackboneSection):
             "routing": different,
             "terms": different,
             "learned variance": f"{kind} predicts no variance; take a network of one resolution",
+            "sparse blocks": f"{kind} has no sparse blocks; take a DiT with `backbone.sparse` 0.75",
         }
         if ability == "images" and self.frame_ratios[0] > 1:
             return (
@@ -105,6 +106,10 @@ class MatryoshkaConfig(BackboneSection):
         if tubelet not in ((), (1,)):
             raise ValueError(
                 f"levels go around tubelets of one frame, not {tubelet[0]}: give `backbone.inner.tubelet` 1"
+            )
+        if self.inner.streams:
+            raise ValueError(
+                "levels go around networks that leave no tokens out: leave `backbone.inner.sparse` out"
             )
         if self.frame_ratios[0] > 1 and not tubelet:
             raise ValueError(
