@@ -20,6 +20,7 @@ from ditkit.pipeline import Pipeline, load
 from ditkit.randomness import Draws
 from ditkit.recipes import recipe
 from ditkit.scoring.samples import sampling_facts
+from ditkit.scoring.tables import away
 from ditkit.training.footprint import Training
 from ditkit.training.loop import train
 
@@ -280,8 +281,9 @@ def test_path_drop_guidance_runs_sparse_blocks_once():
 def test_the_record_says_what_guidance_led_away_from():
     pipe = pipeline()
     request = pipe.plan({"label": [3]}, seeds=[0], guidance=2.0, guidance_path="dense").request
-    assert sampling_facts(pipe, request)["guidance_path"] == "dense"
-    assert "guidance_path" not in sampling_facts(pipe, request.but(guidance_path="whole"))
+    facts, plain = (sampling_facts(pipe, r) for r in (request, request.but(guidance_path="whole")))
+    assert (facts["guidance_path"], away(facts)) == ("dense", " away from its dense blocks")
+    assert ("guidance_path" in plain, away(plain)) == (False, "")
 
 
 def test_a_network_without_classes_can_be_guided_by_its_dense_blocks():

@@ -35,6 +35,7 @@ from ditkit.scoring.sample_folder import (
     claim_samples,
     other_samples,
 )
+from ditkit.scoring.tables import away
 
 MOST_IMAGES, MOST_CLIPS = 1000, 100  # in grid.png, and in sheet.png
 
@@ -180,7 +181,7 @@ def _report(command: SampleCommand, pipeline: Pipeline, folder: SampleFolder, ma
     what = f"{folder.made} {'clips' if clips else 'images'}{frames}"
     there = "" if made else " (all there already)"
     print(
-        f"{what}{there}, {facts['sampler']}, {facts['nfe']} evaluation{'s' * (facts['nfe'] != 1)}, guidance {guidance}"
+        f"{what}{there}, {facts['sampler']}, {facts['nfe']} evaluation{'s' * (facts['nfe'] != 1)}, guidance {guidance}{away(facts)}"
     )
     files = [folder.sheet, folder.single and str(Path(folder.single(0)).parent), NPZ if folder.npz else None]
     print("\n".join(str(out / name) for name in files if name))

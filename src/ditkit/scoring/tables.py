@@ -2,9 +2,10 @@
 
 import logging
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -82,6 +83,11 @@ def _cell(value: float | None, form: str, factor: float) -> str:
     return "" if value is None else f"{value * factor:{form}}"
 
 
+def away(facts: Mapping[str, Any]) -> str:
+    """What guidance leads away from, where that is not the whole network, in words that follow its strength."""
+    return " away from its dense blocks" if facts.get("guidance_path") == "dense" else ""
+
+
 def card_line(report: Report) -> str:
     """The result in one line with its protocol, for a model card or a paper's footnote."""
     facts = report.protocol
@@ -91,7 +97,7 @@ def card_line(report: Report) -> str:
         last = facts["first_seed"] + report.images - 1
         made = (
             f"{report.images:,} samples (seeds {facts['first_seed']} to {last}, labels {facts['labels']}), "
-            f"{facts['sampler']}, {facts['nfe']} NFE, guidance {facts['guidance']:g}, EMA, {facts['precision']}"
+            f"{facts['sampler']}, {facts['nfe']} NFE, guidance {facts['guidance']:g}{away(facts)}, EMA, {facts['precision']}"
         )
     versions = f"ditkit {facts.get('ditkit')}" + (f" {facts['commit']}" if "commit" in facts else "")
     return f"{'; '.join(parts)}; {made}; {versions}, torch {facts.get('torch')}"

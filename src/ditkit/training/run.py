@@ -45,7 +45,7 @@ MAY_CHANGE = {
         "latents",
         "texts",
     },
-    "sample": {"sampler", "steps", "guidance", "interval"},
+    "sample": {"sampler", "steps", "guidance", "guidance_path", "interval"},
 }
 
 
