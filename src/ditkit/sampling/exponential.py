@@ -38,9 +38,9 @@ def unipc(step: Step, x: Tensor, past: Past | None = None) -> tuple[Tensor, Past
 
     Zhao et al. (2023), with the polynomials' exact integrals.
     """
-    ratios, answers = (log_ratio(step, step.t),), (step.ask(x).x0,)
+    before = ((), ()) if past is None else (past.ratios, past.answers)
+    ratios, answers = (log_ratio(step, step.t), *before[0]), (step.ask(x).x0, *before[1])
     if past is not None:
-        ratios, answers = (*ratios, *past.ratios), (*answers, *past.answers)
         x = _moved(step, past.t, step.t, past.x, ratios, answers)
     ratios, answers = ratios[:ORDER], answers[:ORDER]
     return _moved(step, step.t, step.s, x, ratios, answers), Past(step.t, x, ratios, answers)

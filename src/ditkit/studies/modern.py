@@ -62,6 +62,7 @@ def _transport(**fields: Any) -> dict[str, Any]:
 INGREDIENTS = {
     "muon": Ingredient("Muon for the blocks' matrices, half the rate", _train(optimizer="muon", lr=RATE / 2)),
     "tread": Ingredient("TREAD, half of the tokens", _train(routing="tread:first=1,last=4")),
+    "sprint": Ingredient("SPRINT, three quarters of the tokens in two of six blocks", _backbone(sparse=0.75)),
     "rotary": Ingredient("rotary positions", _backbone(positions="rotary")),
     "qk-norm": Ingredient("normed queries and keys", _backbone(qk_norm=True)),
     "value-residual": Ingredient("value residual", _backbone(value_residual=True)),
@@ -80,6 +81,7 @@ INGREDIENTS = {
     "contrastive": Ingredient("contrastive flow term", _train(terms=("contrastive",))),
     "layer-sync": Ingredient("LayerSync", _train(terms=("layer_sync",))),
     "sra": Ingredient("self-alignment (SRA)", _train(terms=("sra",))),
+    "repa": Ingredient("REPA, EfficientNet's features", _train(terms=("repa",))),
     "dispersive": Ingredient("dispersive term", _train(terms=("dispersive",))),
     "wsd": Ingredient("constant rate, then a fall", _train(schedule="wsd")),
     "half-batch": Ingredient("batches of 32", _train(batch=32)),
