@@ -9,6 +9,7 @@ import subprocess
 import sys
 import weakref
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from ditkit.errors import InputError
 from ditkit.evaluation import Statistics, load_statistics, save_images, save_statistics
 from ditkit.evaluation.frechet import Moments
 from ditkit.evaluation.inception_score import ScoreSums
-from ditkit.files import owned, save_torch
+from ditkit.files import load_npy, owned, save_torch
 from ditkit.records import write_whole, written_whole
 from ditkit.scoring.sample_folder import SampleFolder
 from ditkit.scoring.samples import files
@@ -453,3 +454,18 @@ def test_one_image_of_a_huge_size_is_left_out_and_named(tmp_path, capsys, caplog
         assert status == 0, err
         assert "left out 1 of" in caplog.text
         assert "huge.png (60000 x 60000 pixels" in caplog.text
+
+
+def test_arrays_are_read_by_several_threads(tmp_path):
+    """Whose headers numpy parses as Python, which Python 3.11 fails at in two threads at once."""
+    for k in range(50):
+        np.save(tmp_path / f"{k}.npy", np.full(3, k))
+    files = [tmp_path / f"{k}.npy" for k in range(50)] * 20
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = [array[0] for array in pool.map(load_npy, files)]
+    finally:
+        sys.setswitchinterval(before)
+    assert found == [*range(50)] * 20

@@ -331,7 +331,7 @@ def test_what_ddp_has_of_the_group_is_freed_before_the_group(tmp_path):
     processes[0].send_signal(signal.SIGTERM)
     found = ended(processes)
     assert [status for status, _, _ in found] == [143, 143]
-    assert all("with a part of the group 0" in out for _, out, _ in found), found
+    assert "with a part of the group 0" in found[0][1], found  # the others print nothing
 
 
 def test_samples_and_scores_are_those_of_one(tmp_path):

@@ -14,8 +14,10 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from threading import Lock
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
+import numpy as np
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
@@ -36,6 +38,18 @@ DAMAGED_ARRAYS = (
 """What numpy raises as it reads an .npy or .npz file that is damaged, or says that it is larger than the memory."""
 
 log = logging.getLogger(__name__)
+
+_parsing = Lock()
+
+
+def load_npy(file: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """`np.load` of an .npy file without anything pickled, also where several threads read. Raises DAMAGED_ARRAYS.
+
+    One at a time: numpy parses a header as Python, which in Python 3.11 fails now and then in two threads at once
+    (SystemError; CPython's issue 106905).
+    """
+    with _parsing:
+        return np.load(file, mmap_mode=mmap_mode, allow_pickle=False)
 
 
 def file_hash(*paths: str | Path) -> str:

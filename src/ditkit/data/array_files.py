@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from ditkit.data.listing import natural
 from ditkit.errors import InputError, is_defect
-from ditkit.files import DAMAGED_ARRAYS, first_line
+from ditkit.files import DAMAGED_ARRAYS, first_line, load_npy
 
 WHOLE = ""  # the name of the one array of an .npy file
 
@@ -114,7 +114,7 @@ def _list_npy(path: Path) -> Iterator[StoredArray]:
 
 
 def _open_npy(array: StoredArray) -> Rows:
-    return np.load(array.path, mmap_mode="r", allow_pickle=False).__getitem__
+    return load_npy(array.path, "r").__getitem__
 
 
 def _list_npz(path: Path) -> Iterator[StoredArray]:

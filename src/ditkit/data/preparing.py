@@ -22,7 +22,7 @@ import numpy as np
 from ditkit.data.decoding import DIGEST, Facts, Rule, examine
 from ditkit.device import cores
 from ditkit.errors import InputError
-from ditkit.files import DAMAGED_ARRAYS
+from ditkit.files import DAMAGED_ARRAYS, load_npy
 from ditkit.progress import progress_bar
 from ditkit.records import parse_json, write_whole, written_whole
 from ditkit.signals import leave_to_parent, starting_workers
@@ -179,7 +179,7 @@ def mapped(file: Path) -> np.ndarray:
     """The bytes of a file of pixels, mapped into memory; InputError when it is missing or damaged."""
     try:
         empty = file.stat().st_size <= 128  # only a header, which cannot be mapped
-        return np.load(file, mmap_mode=None if empty else "r", allow_pickle=False)
+        return load_npy(file, None if empty else "r")
     except DAMAGED_ARRAYS as error:
         raise InputError(
             f"{file} is missing or damaged ({error}); delete the folder {file.parent}, it is made again"

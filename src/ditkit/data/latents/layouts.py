@@ -19,12 +19,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ditkit.data.latents.source import LOGVAR, Latents, ShardFiles, shapes
 from ditkit.data.sources import each, numbered_classes
 from ditkit.errors import InputError
-from ditkit.files import DAMAGED_ARRAYS, first_line
+from ditkit.files import DAMAGED_ARRAYS, first_line, load_npy
 from ditkit.lazy import torch
 from ditkit.records import parse_json
 
@@ -37,7 +35,7 @@ FAST_DIT_SCALE = 0.18215  # what its extraction multiplies samples by
 def read_npy(file: Path) -> Tensor:
     """The numbers of one .npy file, never anything pickled; InputError when it is missing or damaged."""
     try:
-        array = np.load(file, allow_pickle=False)
+        array = load_npy(file)
     except DAMAGED_ARRAYS as error:
         raise InputError(
             f"{file} is missing or no .npy file of numbers ({first_line(error)}); extract it again"
