@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditkit.backbones.base import BodyShape, Conditions, Plain
@@ -23,7 +22,7 @@ from ditkit.lazy import loaded
 from ditkit.nn.around import Around, Tokens, alone
 from ditkit.nn.attention import Arrangement, FirstValues
 from ditkit.nn.embeddings import LabelEmbedding, SizeEmbedding, TimeEmbedding, sincos_table
-from ditkit.nn.packing import owners, runs, stacks
+from ditkit.nn.packing import extended, owners, runs, stacks
 from ditkit.nn.patches import STEM, ConvolutionalStem, PatchEmbed, unpatchify
 from ditkit.nn.positions import Axis, axis
 from ditkit.nn.registries import CONDITIONINGS
@@ -268,8 +267,10 @@ class DiT(Plain):
         conditions = self.conditions(cond or {}, ())
         words = conditions.words.packed() if self.listeners and conditions.words is not None else None
         own = [self.embed(stack).flatten(1, -2) for stack in stacked]  # (n, L_i, D) each
-        embedded, mask = self._extended(own, conditions.words if self.in_context else None)
-        further = embedded[0].shape[1] - own[0].shape[1]
+        inside = conditions.words if self.in_context else None
+        behind = self._behind(len(states), inside, own[0].dtype)
+        embedded, mask = extended(own, behind, None if inside is None else inside.mask)
+        further = sum(tokens.shape[1] for tokens in behind)
         # No views: the compiler would make one form of a block for views and one for others.
         h = torch.cat([tokens.flatten(0, 1)[None] for tokens in embedded], dim=1)  # (1, L, D)
         lengths = [tokens.shape[1] for tokens in embedded for _ in tokens]
@@ -295,23 +296,6 @@ class DiT(Plain):
                 out.unflatten(0, (len(stack), -1))[:, : tokens.shape[1]], stack.shape[2:]
             )
         ]
-
-    def _extended(
-        self, embedded: Sequence[Tensor], words: Words | None
-    ) -> tuple[Sequence[Tensor], Tensor | None]:
-        """Tokens (n, L_i, D) of every n images with those that pass through the blocks behind them, (n, L_i + R, D); and which
-        of all of them are attended to, bool (1, L)."""
-        counts = [len(tokens) for tokens in embedded]
-        if behind := self._behind(sum(counts), words, embedded[0].dtype):
-            others = torch.cat(behind, dim=1).split(counts)
-            embedded = [torch.cat(several, dim=1) for several in zip(embedded, others, strict=True)]
-        if words is None or words.mask is None:
-            return embedded, None
-        masks = [
-            F.pad(there, (tokens.shape[1] - there.shape[1], 0), value=True).flatten()[None]
-            for tokens, there in zip(embedded, words.mask.split(counts), strict=True)
-        ]
-        return embedded, torch.cat(masks, dim=1)
 
     def from_map(self, m: Tensor) -> Tensor:
         return m.flatten(3).permute(0, 2, 3, 1) if self.config.tubelet else m.flatten(2).mT
