@@ -36,9 +36,8 @@ from ditkit.cli.measured import MeasuredCommand, machine, threads, write
 from ditkit.cli.parsing import parse
 from ditkit.config import SomeOf
 from ditkit.device import Precision, uses_bf16
-from ditkit.progress import progress_bar
 from ditkit.scoring import software
-from ditkit.timing import Contender, measure
+from ditkit.timing import Contender
 
 OTHERS = {  # a flag of their own, taken away
     "--cost": bench_cost,
@@ -108,8 +107,7 @@ def _measured(command: BenchCommand) -> dict:
     backbone = TINY if command.small else DIT_SIZES["DiT-S/2"]
     precision: Precision = "bf16" if uses_bf16(CPU, command.precision) else "fp32"
     with running_suite(backbone, command.batch, precision, command.compile, command.peers) as suite:
-        with progress_bar((command.rounds + 2) * len(suite.contenders), "bench", "call") as bar:
-            measure(suite.contenders, command.rounds, bar.update)
+        command.measure(suite.contenders, "bench")
         steps = [entry for entry in suite.entries if entry.contender.task == STEP]
         parts = {entry.form.name: entry.process.shares() for entry in steps if entry.form.ours}
         memory = {entry.form.name: entry.process.memory() for entry in steps}

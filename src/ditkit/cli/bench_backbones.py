@@ -13,9 +13,8 @@ from ditkit.cli.parsing import parse
 from ditkit.costs import Published, cost, published
 from ditkit.device import Precision
 from ditkit.errors import InputError
-from ditkit.progress import progress_bar
 from ditkit.scoring import software
-from ditkit.timing import Contender, measure, shares
+from ditkit.timing import Contender, shares
 
 EVALUATION, STEP = "evaluation", "training step"
 
@@ -55,8 +54,7 @@ def run(argv: list[str]) -> None:
         where: dict[str, dict[str, float]] = {}
         for task in (EVALUATION, STEP) if command.train else (EVALUATION,):
             contenders = list(_contenders(command, task))  # of one task at a time, for memory
-            with progress_bar((command.rounds + 2) * len(contenders), task, "call") as bar:
-                measure(contenders, command.rounds, bar.update)
+            command.measure(contenders, task)
             rows += [_row(contender, contenders[-1]) for contender in contenders]
             where |= {f"{task}, {contender.name}": shares(contender.run) for contender in contenders}
             del contenders

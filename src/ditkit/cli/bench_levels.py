@@ -25,7 +25,7 @@ from ditkit.recipe import Recipe
 from ditkit.recipes import recipe as named_recipe
 from ditkit.scoring import software
 from ditkit.text import Text
-from ditkit.timing import Contender, measure
+from ditkit.timing import Contender
 
 EVALUATION, STEP = "evaluation", "training step"
 MB = 1e6
@@ -57,8 +57,7 @@ def run(argv: list[str]) -> None:
                 Contender(task, name, _called(build, recipe, command.compile))
                 for name, recipe in networks.items()
             ]
-            with progress_bar((command.rounds + 2) * len(contenders), task, "call") as bar:
-                measure(contenders, command.rounds, bar.update)
+            command.measure(contenders, task)
             for contender in contenders:
                 rows[contender.name] |= _times(task, contender, contenders[0])
         where = machine()

@@ -18,11 +18,10 @@ from ditkit.cli.parsing import parse
 from ditkit.data import Batch, Plan, plan_for
 from ditkit.data.buckets import written
 from ditkit.errors import InputError
-from ditkit.progress import progress_bar
 from ditkit.recipe import Recipe
 from ditkit.recipes import recipe as named_recipe
 from ditkit.scoring import software
-from ditkit.timing import Contender, measure
+from ditkit.timing import Contender
 
 LARGEST, PACKED = "largest size", "packed rows"
 
@@ -57,8 +56,7 @@ def run(argv: list[str]) -> None:
             Contender("step", name, training_step(recipe, net, codec, batch))
             for name, batch in batches.items()
         ]
-        with progress_bar((command.rounds + 2) * len(contenders), "steps", "call") as bar:
-            measure(contenders, command.rounds, bar.update)
+        command.measure(contenders)
         where = machine()
     record = {
         "machine": where,

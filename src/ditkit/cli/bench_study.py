@@ -10,10 +10,9 @@ from ditkit.cli.parsing import parse
 from ditkit.errors import InputError
 from ditkit.lazy import loaded
 from ditkit.processes import joined
-from ditkit.progress import progress_bar
 from ditkit.scoring import software
 from ditkit.studies import STUDIES
-from ditkit.timing import Contender, measure
+from ditkit.timing import Contender
 
 
 class StudyBenchCommand(MeasuredCommand):
@@ -43,8 +42,7 @@ def run(argv: list[str]) -> None:
             for name, recipe in recipes.items()
         }
         contenders = [Contender("step", name, worker.step) for name, worker in workers.items()]
-        with progress_bar((command.rounds + 2) * len(contenders), "steps", "call") as bar:
-            measure(contenders, command.rounds, bar.update)
+        command.measure(contenders)
         where = machine()
     record = {
         "machine": where,

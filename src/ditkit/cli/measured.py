@@ -14,7 +14,9 @@ from ditkit.cli.options import check_new
 from ditkit.config import Section
 from ditkit.device import check_compiler
 from ditkit.errors import InputError
+from ditkit.progress import progress_bar
 from ditkit.records import write_json
+from ditkit.timing import Contender, measure
 
 
 class MeasuredCommand(Section):
@@ -38,6 +40,11 @@ class MeasuredCommand(Section):
                 CPU, "--no-compile", tried=False
             )  # or the first call would no longer start the compiler
         check_record(self.out, self.replace)
+
+    def measure(self, contenders: list[Contender], what: str = "steps") -> None:
+        """Time each in turn, as often as asked, with a bar."""
+        with progress_bar((self.rounds + 2) * len(contenders), what, "call") as bar:
+            measure(contenders, self.rounds, bar.update)
 
 
 def check_record(file: Path | None, replace: bool) -> None:
