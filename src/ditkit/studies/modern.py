@@ -7,8 +7,7 @@ every ingredient is added to ours by itself. A difference below twice the spread
 FD is of 5,000 samples unguided and at guidance 1.5, AB2 with 10 steps; of the paper's recipe AB2 with 20, and 50 ancestral steps. By the
 clock an ingredient costs what a step costs, which `ditkit bench --study modern` measures on a quiet machine, in turn.
 
-Command: ditkit study modern. Cost: eight minutes a cell of one CPU core with AMX, 30 without; about 40 cells. What came out:
-docs/results.md.
+Command: ditkit study modern. Cost: not measured yet; about 40 cells of minutes to half an hour each. It has not been run.
 """
 
 import json
